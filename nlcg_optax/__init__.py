@@ -1,0 +1,41 @@
+"""Nonlinear conjugate gradients for JAX, as Optax gradient transformations.
+
+Three ideas hold the package together. A conjugacy rule is a pure function of a few
+scalar inner products. A preconditioner is any Optax transformation, nested in the
+direction. The step size is whatever follows in the chain. Nothing owns ``jit``, the
+loss or the loop.
+"""
+
+from nlcg_optax import conjugacy as conjugacy
+from nlcg_optax.conjugacy import RULES as RULES
+from nlcg_optax.conjugacy import ConjugacyRule as ConjugacyRule
+from nlcg_optax.conjugacy import constant as constant
+from nlcg_optax.curvature import fill_masked as fill_masked
+from nlcg_optax.curvature import hessian_vector_product as hessian_vector_product
+from nlcg_optax.direction import NlcgDiagnostics as NlcgDiagnostics
+from nlcg_optax.direction import ScaleByNlcgState as ScaleByNlcgState
+from nlcg_optax.direction import scale_by_nlcg as scale_by_nlcg
+from nlcg_optax.extra_args import only_extra_args as only_extra_args
+from nlcg_optax.inner_products import InnerProducts as InnerProducts
+from nlcg_optax.layerwise import scale_by_layerwise_ratio as scale_by_layerwise_ratio
+from nlcg_optax.monitoring import diagnostics as diagnostics
+from nlcg_optax.optimizers import nlcg as nlcg
+from nlcg_optax.paper import paper_nlcg as paper_nlcg
+from nlcg_optax.paper import paper_schedule as paper_schedule
+from nlcg_optax.preconditioners import (
+    DiagonalSecantDiagnostics as DiagonalSecantDiagnostics,
+)
+from nlcg_optax.preconditioners import (
+    ScaleByDiagonalSecantState as ScaleByDiagonalSecantState,
+)
+from nlcg_optax.preconditioners import (
+    scale_by_diagonal_secant as scale_by_diagonal_secant,
+)
+from nlcg_optax.step_size import LossRatioDiagnostics as LossRatioDiagnostics
+from nlcg_optax.step_size import ScaleByLossRatioState as ScaleByLossRatioState
+from nlcg_optax.step_size import feed_step_multiplier as feed_step_multiplier
+from nlcg_optax.step_size import scale_by_loss_ratio as scale_by_loss_ratio
+from nlcg_optax.virtual_batch import VirtualBatchState as VirtualBatchState
+from nlcg_optax.virtual_batch import virtual_batch as virtual_batch
+
+__version__ = "0.1.0"

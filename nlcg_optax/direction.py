@@ -1,0 +1,412 @@
+"""The NLCG search direction as an Optax transformation."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlcg_optax import validation
+from nlcg_optax.conjugacy import ConjugacyRule, get_rule, products_used
+from nlcg_optax.inner_products import (
+    InnerProducts,
+    PyTree,
+    Scope,
+    accumulator_dtype,
+    compute_dtype,
+    difference,
+    settle,
+    vdots,
+)
+
+POWELL_ORTHOGONALITY = 0.2  # Powell, 1977: restart once |g_prevᵀP g| >= .2 gᵀP g
+RESTARTS = (None, "powell")
+
+
+class NlcgDiagnostics(NamedTuple):
+    """What the last call of `scale_by_nlcg`'s update did, as scalars.
+
+    Attributes:
+      beta: the β that was used, zero at a restart; the mean over leaves in the scope
+        ``"per_leaf"``.
+      cosine: cosine of the angle between ``-g`` and ``d``.
+      grad_norm: Euclidean norm of the gradient that came in.
+      direction_norm: Euclidean norm of ``d``.
+      restarted: whether β was set to zero (in any leaf), the first step included.
+      skipped: whether the step was skipped because something was not finite; the
+        other fields are then those of the last step that was taken.
+      num_restarts: restarts so far, the first step included.
+      num_skips: skipped steps so far.
+    """
+
+    beta: jax.Array
+    cosine: jax.Array
+    grad_norm: jax.Array
+    direction_norm: jax.Array
+    restarted: jax.Array
+    skipped: jax.Array
+    num_restarts: jax.Array
+    num_skips: jax.Array
+
+
+class ScaleByNlcgState(NamedTuple):
+    """State of `scale_by_nlcg`.
+
+    A tree that the rule does not need is the empty tuple. The scalars are vectors
+    with an entry a leaf in the scope ``"per_leaf"``.
+
+    Attributes:
+      count: number of steps taken (skipped ones do not count).
+      direction: the previous search direction d.
+      grad_prev: the previous gradient.
+      precond_grad_prev: the previous ``z = P g``.
+      g_prev_z_prev: previous ``gᵀz``.
+      d_g_prev: slope ``dᵀg`` at which ``direction`` set out.
+      d_d: ``dᵀd`` of ``direction``.
+      d_pinv_d: ``dᵀP⁻¹d`` of ``direction``.
+      beta_average: exponential average of the clipped β.
+      preconditioner_state: state of the nested preconditioner.
+      diagnostics: what the last update did.
+    """
+
+    count: jax.Array
+    direction: PyTree
+    grad_prev: PyTree
+    precond_grad_prev: PyTree
+    g_prev_z_prev: jax.Array
+    d_g_prev: jax.Array
+    d_d: jax.Array
+    d_pinv_d: jax.Array
+    beta_average: jax.Array
+    preconditioner_state: PyTree
+    diagnostics: NlcgDiagnostics
+
+
+def scale_by_nlcg(
+    rule: str | float | jax.Array | ConjugacyRule = "pr+",
+    *,
+    preconditioner: optax.GradientTransformation | None = None,
+    beta_min: float | jax.Array = 0.0,
+    beta_max: float | jax.Array = 1.0,
+    beta_smoothing: float | jax.Array = 0.0,
+    restart: Literal["powell"] | None = None,
+    restart_period: int | jax.Array | None = None,
+    ensure_descent: bool = True,
+    scope: Scope = "global",
+    state_dtype: Any = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Turns gradients into preconditioned nonlinear conjugate gradient directions.
+
+    With the gradient :math:`g_t`, the nested preconditioner P and the conjugacy rule,
+
+    .. math::
+        z_t = P_t g_t, \qquad
+        \beta_t = \mathrm{clip}(\mathrm{rule}, \beta_{min}, \beta_{max}), \qquad
+        d_t = -z_t + \beta_t d_{t-1},
+
+    and the update that comes out is :math:`-d_t`, the sign that
+    ``optax.scale_by_learning_rate`` turns into a step along :math:`d_t`. The step
+    size is whatever follows in the chain: a learning rate, a controller or (after
+    ``optax.scale(-1.)``) a line search. Source: arXiv 1812.02886, section "Direction".
+
+    The direction restarts (:math:`\beta_t = 0`) at the first step, where a test asks
+    for it, where β is not finite, and where :math:`d_t` would not be a descent
+    direction beyond rounding. A step with a non-finite gradient or preconditioned
+    gradient (or one whose squared norm overflows the accumulator, which in float32
+    means a norm above 1.8e19) leaves the state as it was and gives a zero update.
+
+    Args:
+      rule: name of a conjugacy rule (see `nlcg_optax.conjugacy`), a number for a
+        constant β, or a callable from `InnerProducts` to a scalar.
+      preconditioner: an Optax transformation :math:`g \mapsto P g`. It receives the
+        extra arguments of ``update`` and, as ``previous_direction``, the tree
+        :math:`d_{t-1}` (zeros at first). None for the identity. Where
+        :math:`g^\top P g` is not positive the step falls back to P = I.
+      beta_min: lower bound of β, which may be ``-inf``.
+      beta_max: upper bound of β, which may be ``inf``. The paper clips to [0, 1].
+      beta_smoothing: decay in [0, 1) of an exponential average of the clipped β,
+        started at zero; the average is used in place of β. Zero switches it off.
+      restart: ``"powell"`` restarts when :math:`|g_{t-1}^\top P g_t| \ge .2\,
+        g_t^\top P g_t` (Powell, 1977); None makes no such test.
+      restart_period: restart every so many steps; None for never.
+      ensure_descent: whether to restart at directions that do not descend, and to
+        fall back to P = I where :math:`g^\top P g \le 0`. The paper's program does
+        neither.
+      scope: ``"global"`` takes inner products over all parameters together, as the
+        paper does; ``"per_leaf"`` gives each leaf its own β.
+      state_dtype: dtype in which the directions and gradients are kept, such as
+        ``jnp.bfloat16``; by default that of the parameters. Complex parameters
+        keep theirs.
+      axis_name: mapped axes over which *parameters* are split by hand (``pmap``,
+        ``shard_map``). Leave it None in data parallelism and under plain ``jit``.
+
+    Returns:
+      A transformation with state `ScaleByNlcgState`. The memory is one copy of the
+      parameters, one more if the rule or Powell's test needs the previous gradient,
+      and one more where the rule needs the previous z of a preconditioner.
+
+    Raises:
+      ValueError: if an argument is out of its range, or (in ``update``) the tree of
+        updates does not match the state.
+      TypeError: if the rule or the preconditioner is of a wrong kind, or (in ``init``
+        and ``update``) a leaf is not floating point.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> tx = optax.chain(scale_by_nlcg("pr+"), optax.scale_by_learning_rate(0.1))
+      >>> params = jnp.array([3., -2.])
+      >>> state = tx.init(params)
+      >>> loss = lambda x: 0.5 * jnp.sum(jnp.array([1., 4.]) * x**2)
+      >>> for _ in range(30):
+      ...     updates, state = tx.update(jax.grad(loss)(params), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> bool(loss(params) < 1e-2)
+      True
+    """
+    conjugacy_rule = get_rule(rule)
+    used = products_used(conjugacy_rule)
+    if preconditioner is not None:
+        validation.check_transformation("preconditioner", preconditioner)
+        preconditioner = optax.with_extra_args_support(preconditioner)
+    validation.check_range("beta_min", "beta_max", beta_min, beta_max)
+    validation.check_decay("beta_smoothing", beta_smoothing)
+    validation.check_choice("restart", restart, RESTARTS)
+    validation.check_scope(scope)
+    if restart_period is not None:
+        validation.check_positive_int("restart_period", restart_period)
+    if state_dtype is not None:
+        validation.check_float_dtype("state_dtype", state_dtype)
+
+    preconditioned = preconditioner is not None
+    keep_grad = bool(used & {"y_z", "y_p_y"}) or restart == "powell"
+    keep_grad = keep_grad or ("g_z_prev" in used and not preconditioned)
+    keep_precond_grad = preconditioned and bool(used & {"g_z_prev", "y_p_y"})
+
+    def kept_like(tree: PyTree) -> PyTree:
+        # Distinct zero buffers for every field: donation must not meet one twice.
+        return jax.tree.map(
+            lambda x: jnp.zeros_like(x, dtype=_stored_dtype(x, state_dtype)), tree
+        )
+
+    def init_fn(params: PyTree) -> ScaleByNlcgState:
+        acc = accumulator_dtype(params)
+        shape = [len(jax.tree.leaves(params))] if scope == "per_leaf" else []
+        return ScaleByNlcgState(
+            count=jnp.zeros([], jnp.int32),
+            direction=kept_like(params),
+            grad_prev=kept_like(params) if keep_grad else (),
+            precond_grad_prev=kept_like(params) if keep_precond_grad else (),
+            g_prev_z_prev=jnp.zeros(shape, acc),
+            d_g_prev=jnp.zeros(shape, acc),
+            d_d=jnp.zeros(shape, acc),
+            d_pinv_d=jnp.zeros(shape, acc),
+            beta_average=jnp.zeros(shape, acc),
+            preconditioner_state=preconditioner.init(params) if preconditioned else (),
+            diagnostics=NlcgDiagnostics(
+                beta=jnp.zeros([], acc),
+                cosine=jnp.zeros([], acc),
+                grad_norm=jnp.zeros([], acc),
+                direction_norm=jnp.zeros([], acc),
+                restarted=jnp.zeros([], jnp.bool_),
+                skipped=jnp.zeros([], jnp.bool_),
+                num_restarts=jnp.zeros([], jnp.int32),
+                num_skips=jnp.zeros([], jnp.int32),
+            ),
+        )
+
+    def update_fn(
+        updates: PyTree,
+        state: ScaleByNlcgState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ScaleByNlcgState]:
+        validation.check_same_structure("updates", updates, state.direction)
+        g, d = updates, state.direction
+        acc = state.d_d.dtype
+        z, preconditioner_state = g, ()
+        if preconditioned:
+            z, preconditioner_state = preconditioner.update(
+                g,
+                state.preconditioner_state,
+                params,
+                **{**extra_args, "previous_direction": d},
+            )
+
+        # One reduction over everything that the rule, the guards and the
+        # diagnostics need.
+        pairs: dict[str, tuple[PyTree, PyTree]] = {"g_g": (g, g), "d_g": (d, g)}
+        if preconditioned:
+            pairs |= {"g_z": (g, z), "z_z": (z, z), "d_z": (d, z)}
+        if keep_grad:
+            y = difference(g, state.grad_prev)
+            pairs |= {"y_z": (y, z), "d_y": (d, y)}
+            if "y_p_y" in used and not preconditioned:
+                pairs["y_p_y"] = (y, y)
+            if "g_z_prev" in used and not preconditioned:
+                pairs["g_z_prev"] = (g, state.grad_prev)
+        if keep_precond_grad:
+            if "y_p_y" in used:
+                pairs["y_p_y"] = (y, difference(z, state.precond_grad_prev))
+            if "g_z_prev" in used:
+                pairs["g_z_prev"] = (g, state.precond_grad_prev)
+        products = dict(
+            zip(
+                pairs,
+                vdots(
+                    list(pairs.values()), scope=scope, axis_name=axis_name, dtype=acc
+                ),
+                strict=True,
+            )
+        )
+        g_g, d_g = products["g_g"], products["d_g"]
+        g_z = products.get("g_z", g_g)
+        z_z, d_z = products.get("z_z", g_g), products.get("d_z", d_g)
+
+        finite = jnp.all(jnp.isfinite(g_g) & jnp.isfinite(g_z) & jnp.isfinite(z_z))
+        if preconditioned and ensure_descent:
+            ascends = ~(g_z > 0)
+            z = _select_by_leaf(ascends, g, z)
+            g_z, z_z = jnp.where(ascends, g_g, g_z), jnp.where(ascends, g_g, z_z)
+            d_z = jnp.where(ascends, d_g, d_z)
+        else:
+            ascends = jnp.zeros_like(g_z, dtype=bool)
+
+        rule_products = InnerProducts(
+            g_z=g_z,
+            y_z=products.get("y_z", jnp.zeros_like(g_z)),
+            d_g=d_g,
+            d_y=products.get("d_y", d_g - state.d_g_prev),
+            d_g_prev=state.d_g_prev,
+            g_prev_z_prev=state.g_prev_z_prev,
+            g_z_prev=products.get("g_z_prev", jnp.zeros_like(g_z)),
+            y_p_y=jnp.maximum(products.get("y_p_y", jnp.zeros_like(g_z)), 0),
+            d_pinv_d=state.d_pinv_d,
+        )
+        apply_rule = jax.vmap(conjugacy_rule) if scope == "per_leaf" else conjugacy_rule
+        beta = apply_rule(rule_products).astype(acc)
+
+        restarted = (state.count == 0) | ascends | ~jnp.isfinite(beta)
+        beta = jnp.where(restarted, 0, beta)
+        beta = jnp.clip(beta, _scalar(beta_min, acc), _scalar(beta_max, acc))
+        smoothing = _scalar(beta_smoothing, acc)
+        # Where the rule has nothing to say the average must not learn from beta_min.
+        beta_average = smoothing * state.beta_average + (1 - smoothing) * jnp.where(
+            restarted, 0, beta
+        )
+        if restart == "powell":
+            g_prev_z = g_z - rule_products.y_z
+            restarted |= jnp.abs(g_prev_z) >= POWELL_ORTHOGONALITY * g_z
+        if restart_period is not None:
+            restarted |= state.count % jnp.asarray(restart_period, jnp.int32) == 0
+
+        def slope_and_norm(b: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return -g_z + b * d_g, z_z + b * (b * state.d_d - 2 * d_z)
+
+        slope, d_d = slope_and_norm(beta_average)
+        restarted |= ~jnp.isfinite(d_d)
+        if ensure_descent:
+            margin = _rounding_unit(g, acc) * jnp.sqrt(g_g) * jnp.sqrt(d_d)
+            restarted |= ~(slope < -margin)
+        beta = jnp.where(restarted, 0, beta_average)
+        slope, d_d = slope_and_norm(beta)
+        # Rounding may not break Cauchy-Schwarz: |dᵀg|² <= dᵀd gᵀg, and likewise in P.
+        d_d = jnp.maximum(d_d, slope * _safe_divide(slope, g_g))
+        d_pinv_d = g_z + beta * (beta * state.d_pinv_d - 2 * d_g)
+        d_pinv_d = jnp.maximum(d_pinv_d, slope * _safe_divide(slope, g_z))
+
+        beta, finite = settle(beta, finite)
+
+        def next_direction(z_: jax.Array, d_: jax.Array, b: jax.Array) -> jax.Array:
+            dtype = compute_dtype(z_.dtype)
+            z_, d_, b = z_.astype(dtype), d_.astype(dtype), b.astype(dtype)
+            return jnp.where(finite, b * d_ - z_, d_)
+
+        # The update is read off the new direction, not computed a second time: XLA
+        # can then write the new direction over the old one without a copy.
+        direction = _tree_map_by_leaf(next_direction, beta, z, d)
+        new_updates = jax.tree.map(
+            lambda u, g_: jnp.where(finite, -u, 0).astype(g_.dtype), direction, g
+        )
+
+        def keep(new: PyTree, old: PyTree) -> PyTree:
+            return jax.tree.map(
+                lambda n, o: jnp.where(finite, n.astype(o.dtype), o), new, old
+            )
+
+        grad_norm = jnp.sqrt(jnp.sum(g_g))
+        direction_norm = jnp.sqrt(jnp.sum(d_d))
+        cosine = _safe_divide(-jnp.sum(slope), grad_norm * direction_norm)
+        any_restart = jnp.any(restarted)
+        taken = finite.astype(jnp.int32)
+        new_state = ScaleByNlcgState(
+            count=jnp.where(finite, optax.safe_increment(state.count), state.count),
+            direction=optax.tree.cast_like(direction, d),
+            grad_prev=keep(g, state.grad_prev) if keep_grad else (),
+            precond_grad_prev=(
+                keep(z, state.precond_grad_prev) if keep_precond_grad else ()
+            ),
+            g_prev_z_prev=keep(g_z, state.g_prev_z_prev),
+            d_g_prev=keep(slope, state.d_g_prev),
+            d_d=keep(d_d, state.d_d),
+            d_pinv_d=keep(d_pinv_d, state.d_pinv_d),
+            beta_average=keep(beta_average, state.beta_average),
+            preconditioner_state=jax.tree.map(
+                lambda n, o: jnp.where(finite, n, o),
+                preconditioner_state,
+                state.preconditioner_state,
+            ),
+            diagnostics=NlcgDiagnostics(
+                beta=keep(jnp.mean(beta), state.diagnostics.beta),
+                cosine=keep(jnp.clip(cosine, -1, 1), state.diagnostics.cosine),
+                grad_norm=keep(grad_norm, state.diagnostics.grad_norm),
+                direction_norm=keep(direction_norm, state.diagnostics.direction_norm),
+                restarted=keep(any_restart, state.diagnostics.restarted),
+                skipped=~finite,
+                num_restarts=state.diagnostics.num_restarts + any_restart * taken,
+                num_skips=state.diagnostics.num_skips + (1 - taken),
+            ),
+        )
+        return new_updates, new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _stored_dtype(leaf: jax.Array, state_dtype: Any) -> jnp.dtype:
+    if state_dtype is None or jnp.iscomplexobj(leaf):
+        return leaf.dtype
+    return jnp.dtype(state_dtype)
+
+
+def _scalar(value: Any, dtype: jnp.dtype) -> jax.Array:
+    return jnp.asarray(value).astype(dtype)
+
+
+def _safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    return jnp.where(
+        denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1), 0
+    )
+
+
+def _rounding_unit(tree: PyTree, acc: jnp.dtype) -> float:
+    # A descent is certain only beyond the rounding of the update to its dtype and of
+    # the sums; 64 units of the accumulator cover blocked sums of 1e8 terms.
+    units = [float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(tree)]
+    return max([64 * float(jnp.finfo(acc).eps), *units])
+
+
+def _tree_map_by_leaf(fn: Any, scalars: jax.Array, *trees: PyTree) -> PyTree:
+    """Maps ``fn(*leaves, scalar)`` over trees, with a scalar of its own a leaf."""
+    leaves = [jax.tree.leaves(tree) for tree in trees]
+    treedef = jax.tree.structure(trees[0])
+    count = len(leaves[0])
+    each = [scalars[i] for i in range(count)] if scalars.ndim else [scalars] * count
+    return jax.tree.unflatten(
+        treedef, [fn(*args) for args in zip(*leaves, each, strict=True)]
+    )
+
+
+def _select_by_leaf(condition: jax.Array, x: PyTree, y: PyTree) -> PyTree:
+    return _tree_map_by_leaf(
+        lambda a, b, c: jnp.where(c, a.astype(b.dtype), b), condition, x, y
+    )

@@ -1,0 +1,216 @@
+"""Inner products over parameter trees: the only place that reduces over parameters.
+
+Every reduction is ``sum(x * y)`` leaf by leaf, in float32 or wider, and never a
+concatenation: on a sharded mesh only scalars travel.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+PyTree: TypeAlias = Any
+Scope: TypeAlias = Literal["global", "per_leaf"]
+
+SCOPES = ("global", "per_leaf")
+
+
+class InnerProducts(NamedTuple):
+    """The scalars that a conjugacy rule may read.
+
+    Notation: ``g`` is the gradient, ``z = P g`` the preconditioned gradient, ``d``
+    the *previous* search direction (a descent direction), ``y = g - g_prev`` the
+    change of the gradient. The field ``a_b`` holds the real inner product ``aᵀb``.
+    Every field is a real scalar, float32 or wider (float64 if a parameter is).
+
+    Attributes:
+      g_z: ``gᵀz = gᵀP g``.
+      y_z: ``yᵀz = (g - g_prev)ᵀP g``.
+      d_g: ``dᵀg``, zero after an exact line search.
+      d_y: ``dᵀy``, the curvature along the previous direction times the step.
+      d_g_prev: ``dᵀg_prev``, the slope at which ``d`` set out; negative.
+      g_prev_z_prev: ``g_prevᵀz_prev``, the previous step's ``gᵀP g``.
+      g_z_prev: ``gᵀz_prev`` with the *stored* ``z_prev``.
+      y_p_y: ``yᵀP y``, as ``yᵀ(z - z_prev)``; never negative.
+      d_pinv_d: ``dᵀP⁻¹d`` (``dᵀd`` without a preconditioner), from the recurrence
+        ``dᵀP⁻¹d <- gᵀz - 2βdᵀg + β²dᵀP⁻¹d``, which needs no solve with P.
+    """
+
+    g_z: jax.Array
+    y_z: jax.Array
+    d_g: jax.Array
+    d_y: jax.Array
+    d_g_prev: jax.Array
+    g_prev_z_prev: jax.Array
+    g_z_prev: jax.Array
+    y_p_y: jax.Array
+    d_pinv_d: jax.Array
+
+
+def accumulator_dtype(tree: PyTree) -> jnp.dtype:
+    """Returns the real dtype in which inner products over ``tree`` accumulate.
+
+    float32, or float64 as soon as one leaf is float64 or complex128.
+
+    Args:
+      tree: a tree of real or complex floating-point arrays.
+
+    Returns:
+      A real floating-point dtype.
+
+    Raises:
+      TypeError: if a leaf is not a real or complex floating-point array; the message
+        names the leaf.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> accumulator_dtype({"w": jnp.zeros(3, jnp.bfloat16)})
+      dtype('float32')
+    """
+    dtype = jnp.dtype(jnp.float32)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        leaf_dtype = jnp.asarray(leaf).dtype if jnp.isscalar(leaf) else leaf.dtype
+        if not jnp.issubdtype(leaf_dtype, jnp.inexact):
+            name = jax.tree_util.keystr(path) or "the array itself"
+            raise TypeError(
+                f"leaf {name} has dtype {leaf_dtype}; allowed are real and complex "
+                "floating-point dtypes. Keep other leaves out with optax.masked."
+            )
+        dtype = jnp.promote_types(dtype, jnp.finfo(leaf_dtype).dtype)
+    return dtype
+
+
+def vdots(
+    pairs: Sequence[tuple[PyTree, PyTree]],
+    *,
+    scope: Scope = "global",
+    axis_name: str | tuple[str, ...] | None = None,
+    dtype: Any = None,
+) -> list[jax.Array]:
+    r"""Computes several real inner products of trees at once.
+
+    .. math:: \langle x, y\rangle = \sum_i \mathrm{Re}(\bar x_i y_i)
+
+    Args:
+      pairs: pairs ``(x, y)`` of trees of one structure and equal shapes. ``None`` and
+        ``optax.MaskedNode`` leaves are left out of the sum.
+      scope: ``"global"`` for one scalar a pair, over all leaves together;
+        ``"per_leaf"`` for a vector of one entry a leaf, in ``jax.tree.leaves`` order.
+      axis_name: mapped axes over which the parameters are split by hand (``pmap``,
+        ``shard_map``); the products are summed over them in a single ``psum``. Leave
+        it None where every device holds all parameters, and under plain ``jit``.
+      dtype: real dtype of the accumulation; by default that of `accumulator_dtype`.
+
+    Returns:
+      One array a pair, of shape ``()`` or ``(number of leaves,)``.
+
+    Raises:
+      TypeError: if a leaf is not a real or complex floating-point array.
+      ValueError: if the two trees of a pair differ in structure or a shape.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> x = {"w": jnp.array([1., 2.]), "b": jnp.array([3.])}
+      >>> vdots([(x, x)])
+      [Array(14., dtype=float32)]
+      >>> vdots([(x, x)], scope="per_leaf")  # leaves in order: b, w
+      [Array([9., 5.], dtype=float32)]
+    """
+    products = []
+    for x, y in pairs:
+        acc = accumulator_dtype((x, y)) if dtype is None else jnp.dtype(dtype)
+        by_leaf = jax.tree.leaves(
+            jax.tree.map(lambda a, b, acc=acc: _leaf_vdot(a, b, acc), x, y)
+        )
+        if scope == "per_leaf":
+            products.append(jnp.stack(by_leaf) if by_leaf else jnp.zeros([0], acc))
+        else:
+            products.append(sum(by_leaf, start=jnp.zeros([], acc)))
+    if axis_name is not None:
+        products = jax.lax.psum(products, axis_name)
+    return products
+
+
+def _leaf_vdot(x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    if jnp.shape(x) != jnp.shape(y):
+        raise ValueError(
+            f"the two sides of an inner product differ in shape: {jnp.shape(x)} and "
+            f"{jnp.shape(y)}"
+        )
+    if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
+        real, imag = (
+            jnp.real(x).astype(dtype) * jnp.real(y).astype(dtype),
+            jnp.imag(x).astype(dtype) * jnp.imag(y).astype(dtype),
+        )
+        return jnp.sum(real + imag, dtype=dtype)
+    return jnp.sum(jnp.asarray(x, dtype) * jnp.asarray(y, dtype), dtype=dtype)
+
+
+def difference(x: PyTree, y: PyTree) -> PyTree:
+    """Computes ``x - y`` leaf by leaf in at least float32, for use in `vdots`.
+
+    Subtracting before the sum keeps the digits that the difference of two nearly
+    equal sums would lose. Under ``jit`` it fuses into the reduction: no tree is made.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> difference(jnp.array(2., jnp.bfloat16), jnp.array(1., jnp.float32))
+      Array(1., dtype=float32)
+    """
+    return jax.tree.map(
+        lambda a, b: (
+            a.astype(compute_dtype(a.dtype, b.dtype))
+            - b.astype(compute_dtype(a.dtype, b.dtype))
+        ),
+        x,
+        y,
+    )
+
+
+def compute_dtype(*dtypes: Any) -> jnp.dtype:
+    """Returns the dtype of elementwise work: the promotion of all with float32.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> compute_dtype(jnp.bfloat16), compute_dtype(jnp.complex64)
+      (dtype('float32'), dtype('complex64'))
+    """
+    dtype = jnp.dtype(jnp.float32)
+    for other in dtypes:
+        dtype = jnp.promote_types(dtype, other)
+    return dtype
+
+
+def settle(scalars: jax.Array, flag: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Makes XLA finish ``scalars`` and ``flag`` before the work that uses them.
+
+    The identity. Without it the compiler fuses the whole scalar computation into the
+    loop of every leaf, and copies state that it could overwrite.
+
+    Args:
+      scalars: a real array of shape ``()`` or ``(number of leaves,)``.
+      flag: a boolean scalar.
+
+    Returns:
+      Both, unchanged.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> settle(jnp.float32(2.), jnp.array(True))
+      (Array(2., dtype=float32), Array(True, dtype=bool))
+    """
+    return jax.lax.platform_dependent(
+        scalars,
+        flag,
+        cpu=_settle_by_sort,
+        default=lambda *both: tuple(jax.lax.optimization_barrier(both)),
+    )
+
+
+def _settle_by_sort(scalars: jax.Array, flag: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # XLA's CPU pipeline drops optimization barriers before it fuses. The result of a
+    # sort is never fused, and sorting two equal numbers changes nothing.
+    both = jnp.append(jnp.ravel(scalars), flag.astype(scalars.dtype))
+    both = jax.lax.sort(jnp.stack([both, both]), dimension=0)[0]
+    return both[:-1].reshape(scalars.shape), both[-1].astype(jnp.bool_)

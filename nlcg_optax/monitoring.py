@@ -1,0 +1,41 @@
+"""Diagnostics of an optimiser state as a flat dictionary of scalars."""
+
+import jax
+import optax
+
+from nlcg_optax.inner_products import PyTree
+
+
+def diagnostics(opt_state: PyTree) -> dict[str, jax.Array]:
+    """Collects the diagnostics of every transformation of this package in a state.
+
+    The state may be nested in any way: ``optax.chain``, ``masked``, ``partition``,
+    ``MultiSteps``, ``inject_hyperparams``. It works inside ``jit`` too.
+
+    Args:
+      opt_state: an Optax state.
+
+    Returns:
+      Scalars by name, such as ``beta``, ``cosine``, ``grad_norm``, ``restarted`` and
+      ``step_multiplier``. A name that occurs in several places of the state carries
+      the path of its place in front.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from nlcg_optax import scale_by_nlcg
+      >>> tx = optax.chain(scale_by_nlcg("fr"), optax.scale_by_learning_rate(0.1))
+      >>> params = jnp.array([3., 4.])
+      >>> _, state = tx.update(params, tx.init(params))
+      >>> float(diagnostics(state)["grad_norm"]), float(diagnostics(state)["cosine"])
+      (5.0, 1.0)
+    """
+    found = [
+        (jax.tree_util.keystr(path[:-1]), value._asdict())
+        for path, value in optax.tree.get_all_with_path(opt_state, "diagnostics")
+    ]
+    names = [name for _, scalars in found for name in scalars]
+    return {
+        name if names.count(name) == 1 else f"{place}.{name}": value
+        for place, scalars in found
+        for name, value in scalars.items()
+    }

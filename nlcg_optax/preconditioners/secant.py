@@ -1,0 +1,293 @@
+"""Diagonal BFGS: a diagonal curvature estimate kept up to date by secant pairs."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlcg_optax import validation
+from nlcg_optax.curvature import hessian_vector_product
+from nlcg_optax.extra_args import bind_extra_args
+from nlcg_optax.inner_products import (
+    PyTree,
+    accumulator_dtype,
+    compute_dtype,
+    difference,
+    settle,
+    vdots,
+)
+
+SECANTS = ("difference", "hvp")
+MIN_CURVATURE_COSINE = 1e-6  # below it dᵀHd is rounding, not curvature
+
+
+class DiagonalSecantDiagnostics(NamedTuple):
+    """What `scale_by_diagonal_secant` did, as scalars.
+
+    Attributes:
+      curvature: ``yᵀp`` of the last secant pair that was looked at.
+      num_secants: pairs taken into h so far.
+      num_secant_skips: pairs looked at and refused so far.
+    """
+
+    curvature: jax.Array
+    num_secants: jax.Array
+    num_secant_skips: jax.Array
+
+
+class ScaleByDiagonalSecantState(NamedTuple):
+    """State of `scale_by_diagonal_secant`.
+
+    Attributes:
+      count: number of updates.
+      diagonal: the curvature estimate h, like the parameters.
+      grad_prev: previous gradient, or the empty tuple if not needed.
+      params_prev: previous parameters, or the empty tuple if not needed.
+      diagnostics: counters.
+    """
+
+    count: jax.Array
+    diagonal: PyTree
+    grad_prev: PyTree
+    params_prev: PyTree
+    diagnostics: DiagonalSecantDiagnostics
+
+
+def scale_by_diagonal_secant(
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    *,
+    secant: Literal["difference", "hvp"] = "difference",
+    refresh_period: int = 1,
+    reset_period: int | None = None,
+    spectral_scaling: bool = False,
+    eps: float = 1e-8,
+    damping: float = 1e-8,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Divides the gradient by a diagonal BFGS estimate of the curvature.
+
+    With a secant pair :math:`(p, y)`, :math:`y \approx H p`, and elementwise squares,
+
+    .. math::
+        h \leftarrow \left| h - \frac{(h p)^2 + \epsilon}{p^\top h p + \epsilon}
+            + \frac{y^2 + \epsilon}{y^\top p + \epsilon} \right|, \qquad
+        P g = \frac{g}{h + \mathrm{damping}},
+
+    with :math:`h = 1` at first and :math:`P = I` until the first secant pair can be
+    formed. The inner products run over all parameters. Source: arXiv 1812.02886.
+
+    - ``secant="difference"``, the paper's: :math:`y = g_t - g_{t-1}`, of two
+      different mini-batches, and :math:`p = \eta_t b\, d_{t-1}` with the learning
+      rate :math:`\eta_t`, the multiplier b of the step controller and the previous
+      direction. The pair is refused when :math:`y^\top p < \epsilon` or
+      :math:`p^\top h p < \epsilon`. With ``learning_rate=None``, p is the difference
+      of the parameters, whatever step followed, at the cost of a copy of them.
+    - ``secant="hvp"``: :math:`p = d_{t-1}` and :math:`y = H p` by a Hessian-vector
+      product on the *same* batch, with :math:`\epsilon = 0`. It does not depend on
+      the length of p. The pair is refused unless
+      :math:`d^\top H d > 10^{-6} \|d\| \|H d\|`.
+
+    Args:
+      learning_rate: a number or schedule, the same as that of the step; only for
+        ``secant="difference"``.
+      secant: where y comes from.
+      refresh_period: look at a pair every so many steps. The product with the Hessian
+        is then paid only at those steps.
+      reset_period: set h to one every so many steps; the paper's program has 100,
+        switched off. None for never.
+      spectral_scaling: replace the last term by
+        :math:`(y^2 + \epsilon) / (y^\top y + \epsilon)`.
+      eps: the :math:`\epsilon` above, for ``secant="difference"``.
+      damping: added to h before the division.
+      axis_name: see `scale_by_nlcg`.
+
+    Returns:
+      A transformation; nest it as ``preconditioner`` of `scale_by_nlcg`. Its
+      ``update`` takes the extra arguments ``previous_direction`` (from
+      `scale_by_nlcg`), ``step_multiplier`` (optional, from `feed_step_multiplier`),
+      and ``value_fn`` for ``secant="hvp"``. A gradient that is not finite leaves h
+      alone.
+
+    Raises:
+      ValueError: if an argument is out of its range or, in ``update``, missing.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> loss = lambda x: 0.5 * jnp.sum(jnp.array([1., 100.]) * x**2)
+      >>> tx = scale_by_diagonal_secant(secant="hvp")
+      >>> params, direction = jnp.array([1., 1.]), jnp.array([0., -1.])
+      >>> state = tx.init(params)
+      >>> grad = jax.grad(loss)(params)
+      >>> for _ in range(2):
+      ...     z, state = tx.update(grad, state, params, value_fn=loss,
+      ...                          previous_direction=direction)
+      >>> z  # the second curvature is known exactly now
+      Array([1., 1.], dtype=float32)
+    """
+    validation.check_choice("secant", secant, SECANTS)
+    validation.check_positive_int("refresh_period", refresh_period)
+    if reset_period is not None:
+        validation.check_positive_int("reset_period", reset_period)
+    validation.check_positive("eps", eps)
+    validation.check_non_negative("damping", damping)
+    if learning_rate is not None and secant == "hvp":
+        raise ValueError(
+            f"learning_rate={learning_rate!r} is of no use with secant='hvp', which "
+            "does not depend on the length of the step; leave it None"
+        )
+    from_params = secant == "difference" and learning_rate is None
+    from_grads = secant == "difference"
+
+    def init_fn(params: PyTree) -> ScaleByDiagonalSecantState:
+        acc = accumulator_dtype(params)
+        return ScaleByDiagonalSecantState(
+            count=jnp.zeros([], jnp.int32),
+            diagonal=jax.tree.map(
+                lambda p: jnp.ones_like(p, dtype=jnp.finfo(p.dtype).dtype), params
+            ),
+            grad_prev=optax.tree.zeros_like(params) if from_grads else (),
+            params_prev=optax.tree.zeros_like(params) if from_params else (),
+            diagnostics=DiagonalSecantDiagnostics(
+                curvature=jnp.zeros([], acc),
+                num_secants=jnp.zeros([], jnp.int32),
+                num_secant_skips=jnp.zeros([], jnp.int32),
+            ),
+        )
+
+    def step_taken(
+        state: ScaleByDiagonalSecantState, params: PyTree, extra_args: dict[str, Any]
+    ) -> PyTree:
+        if from_params:
+            validation.check_extra(
+                "scale_by_diagonal_secant", "params", params, "learning_rate is None"
+            )
+            return difference(params, state.params_prev)
+        direction = extra_args.get("previous_direction")
+        validation.check_extra(
+            "scale_by_diagonal_secant",
+            "previous_direction",
+            direction,
+            "scale_by_nlcg passes it to its preconditioner",
+        )
+        if secant == "hvp":
+            return direction
+        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = rate * extra_args.get("step_multiplier", 1.0)
+        return jax.tree.map(
+            lambda d: (
+                jnp.asarray(rate).astype(compute_dtype(d.dtype))
+                * d.astype(compute_dtype(d.dtype))
+            ),
+            direction,
+        )
+
+    def update_fn(
+        updates: PyTree,
+        state: ScaleByDiagonalSecantState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ScaleByDiagonalSecantState]:
+        g, h = updates, state.diagonal
+        validation.check_same_structure("updates", g, h)
+        acc = state.diagnostics.curvature.dtype
+        p = step_taken(state, params, extra_args)
+        due = (state.count > 0) & (state.count % refresh_period == 0)
+        if reset_period is not None:
+            reset = (state.count > 0) & (state.count % reset_period == 0)
+            h = jax.tree.map(lambda x: jnp.where(reset, jnp.ones_like(x), x), h)
+            due &= ~reset
+
+        if from_grads:
+            y = difference(g, state.grad_prev)
+        else:
+            value_fn = extra_args.get("value_fn")
+            validation.check_extra(
+                "scale_by_diagonal_secant",
+                "value_fn",
+                value_fn,
+                "secant='hvp' differentiates it",
+            )
+            validation.check_extra(
+                "scale_by_diagonal_secant",
+                "params",
+                params,
+                "secant='hvp' differentiates there",
+            )
+            value_fn = bind_extra_args(value_fn, extra_args)
+            y = jax.lax.cond(
+                due,
+                lambda: hessian_vector_product(value_fn, params, p),
+                lambda: optax.tree.zeros_like(params),
+            )
+
+        hp = jax.tree.map(lambda a, b: a.astype(compute_dtype(b.dtype)) * b, h, p)
+        ys, php, yy, pp = vdots(
+            [(y, p), (hp, p), (y, y), (p, p)], axis_name=axis_name, dtype=acc
+        )
+        offset = jnp.asarray(eps, acc) if from_grads else jnp.zeros([], acc)
+        if from_grads:
+            good = (ys >= offset) & (php >= offset)
+        else:
+            good = (ys > MIN_CURVATURE_COSINE * jnp.sqrt(pp) * jnp.sqrt(yy)) & (php > 0)
+        finite = jnp.isfinite(ys)
+        good &= due & finite & jnp.isfinite(php) & jnp.isfinite(yy)
+
+        last = yy if spectral_scaling else ys
+        scalars = jnp.stack(
+            [
+                1 / jnp.where(good, php + offset, 1),
+                1 / jnp.where(good, last + offset, 1),
+                offset,
+            ]
+        )
+        (old, new, offset), good = settle(scalars, good)
+
+        def refreshed(h_: jax.Array, p_: jax.Array, y_: jax.Array) -> jax.Array:
+            dtype = compute_dtype(h_.dtype)
+            wide, o, n, e = (x.astype(dtype) for x in (h_, old, new, offset))
+            p2, y2 = (_abs_squared(x).astype(dtype) for x in (p_, y_))
+            value = jnp.abs(wide - (wide**2 * p2 + e) * o + (y2 + e) * n)
+            return jnp.where(good & jnp.isfinite(value), value, wide).astype(h_.dtype)
+
+        h = jax.tree.map(refreshed, h, p, y)
+        first = state.count == 0
+        preconditioned = jax.tree.map(
+            lambda g_, h_: jnp.where(
+                first,
+                g_.astype(compute_dtype(g_.dtype)),
+                g_.astype(compute_dtype(g_.dtype))
+                / (
+                    h_.astype(compute_dtype(h_.dtype))
+                    + jnp.asarray(damping, compute_dtype(h_.dtype))
+                ).astype(compute_dtype(g_.dtype)),
+            ).astype(g_.dtype),
+            g,
+            h,
+        )
+
+        def remember(value: PyTree, old_value: PyTree) -> PyTree:
+            return jax.tree.map(
+                lambda v, o: jnp.where(finite, v.astype(o.dtype), o), value, old_value
+            )
+
+        return preconditioned, ScaleByDiagonalSecantState(
+            count=optax.safe_increment(state.count),
+            diagonal=h,
+            grad_prev=remember(g, state.grad_prev) if from_grads else (),
+            params_prev=remember(params, state.params_prev) if from_params else (),
+            diagnostics=DiagonalSecantDiagnostics(
+                curvature=jnp.where(due & finite, ys, state.diagnostics.curvature),
+                num_secants=state.diagnostics.num_secants + good.astype(jnp.int32),
+                num_secant_skips=state.diagnostics.num_secant_skips
+                + (due & ~good).astype(jnp.int32),
+            ),
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _abs_squared(x: jax.Array) -> jax.Array:
+    if jnp.iscomplexobj(x):
+        return jnp.real(x) ** 2 + jnp.imag(x) ** 2
+    return x.astype(compute_dtype(x.dtype)) ** 2

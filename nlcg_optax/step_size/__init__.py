@@ -1,0 +1,12 @@
+"""Step sizes: ordinary Optax transformations that follow the direction in a chain."""
+
+from nlcg_optax.step_size.loss_ratio import (
+    LossRatioDiagnostics as LossRatioDiagnostics,
+)
+from nlcg_optax.step_size.loss_ratio import (
+    ScaleByLossRatioState as ScaleByLossRatioState,
+)
+from nlcg_optax.step_size.loss_ratio import (
+    feed_step_multiplier as feed_step_multiplier,
+)
+from nlcg_optax.step_size.loss_ratio import scale_by_loss_ratio as scale_by_loss_ratio

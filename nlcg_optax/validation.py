@@ -1,0 +1,141 @@
+"""Checks of arguments, made before any work.
+
+Each message names the argument, what was given and what is allowed. Values that are
+JAX arrays are let through: under ``optax.inject_hyperparams`` they are traced.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlcg_optax.inner_products import SCOPES, PyTree
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array)
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Raises ValueError unless ``value`` is one of ``allowed``."""
+    if not any(value is a or (isinstance(a, str) and value == a) for a in allowed):
+        raise ValueError(f"{name}={value!r} is unknown; allowed are {list(allowed)}")
+
+
+def check_scope(scope: Any) -> None:
+    """Raises ValueError unless ``scope`` is a scope of inner products."""
+    check_choice("scope", scope, SCOPES)
+
+
+def check_range(low_name: str, high_name: str, low: Any, high: Any) -> None:
+    """Raises ValueError unless ``low <= high`` and neither is NaN."""
+    if not (_is_array(low) or _is_array(high)) and not low <= high:
+        raise ValueError(
+            f"{low_name}={low!r} and {high_name}={high!r}: {low_name} must not be "
+            f"above {high_name}, and neither may be NaN"
+        )
+
+
+def check_decay(name: str, value: Any) -> None:
+    """Raises ValueError unless ``0 <= value < 1``."""
+    if not _is_array(value) and not 0 <= value < 1:
+        raise ValueError(f"{name}={value!r} is not in [0, 1)")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is finite and above zero."""
+    if not _is_array(value) and not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name}={value!r} must be finite and greater than 0")
+
+
+def check_non_negative(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is finite and not below zero."""
+    if not _is_array(value) and not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{name}={value!r} must be finite and not below 0")
+
+
+def check_positive_int(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is an integer of at least one."""
+    if _is_array(value):
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+
+
+def check_float_dtype(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` names a real floating-point dtype."""
+    try:
+        is_float = jnp.issubdtype(jnp.dtype(value), jnp.floating)
+    except TypeError:
+        is_float = False
+    if not is_float:
+        raise ValueError(
+            f"{name}={value!r} must be a real floating-point dtype such as "
+            "jnp.bfloat16 or jnp.float32"
+        )
+
+
+def check_transformation(name: str, value: Any) -> None:
+    """Raises TypeError unless ``value`` is an Optax transformation."""
+    if not isinstance(value, optax.GradientTransformation):
+        raise TypeError(
+            f"{name}={value!r} is a {type(value).__name__}; allowed is an "
+            "optax.GradientTransformation, such as optax.scale_by_rms()"
+        )
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raises TypeError unless ``value`` can be called."""
+    if not callable(value):
+        raise TypeError(f"{name}={value!r} must be callable")
+
+
+def check_same_structure(name: str, tree: PyTree, reference: PyTree) -> None:
+    """Raises ValueError unless both trees agree in structure and in all shapes.
+
+    ``reference`` comes from the parameters that ``init`` saw.
+    """
+    given, expected = jax.tree.structure(tree), jax.tree.structure(reference)
+    if given != expected:
+        raise ValueError(
+            f"{name} has the tree structure {given}, but the state was initialised "
+            f"for {expected}"
+        )
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(tree),
+        jax.tree.leaves(reference),
+        strict=True,
+    )
+    for (path, leaf), other in pairs:
+        if jnp.shape(leaf) != jnp.shape(other):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, but "
+                f"the state was initialised for {jnp.shape(other)}"
+            )
+
+
+def check_extra(transformation: str, name: str, value: Any, why: str) -> None:
+    """Raises ValueError if an argument that ``update`` needs was not passed."""
+    if value is None:
+        raise ValueError(
+            f"{transformation}.update needs the argument `{name}` ({why}), but got "
+            f"None; call update(grads, state, params, {name}=...)"
+            if name != "params"
+            else f"{transformation}.update needs `params` ({why}), but got None; call "
+            "update(grads, state, params)"
+        )
+
+
+def check_scalar_loss(transformation: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a real scalar."""
+    if jnp.shape(value) != () or not jnp.isrealobj(value):
+        raise ValueError(
+            f"{transformation}.update needs a real scalar `value`, but got shape "
+            f"{jnp.shape(value)} and dtype {jnp.result_type(value)}"
+        )
+
+
+Schedule = Callable[[Any], Any]
