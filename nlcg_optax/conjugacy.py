@@ -10,7 +10,7 @@ would turn the method into steepest descent near the optimum.
 
 import functools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -279,7 +279,7 @@ def products_used(rule: ConjugacyRule) -> frozenset[str]:
       ['g_prev_z_prev', 'g_z']
     """
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    arguments = InnerProducts(*[scalar] * len(InnerProducts._fields))
+    arguments: Any = InnerProducts._make([scalar] * len(InnerProducts._fields))
     try:
         closed, out = jax.make_jaxpr(rule, return_shape=True)(arguments)
     except Exception as error:
@@ -287,8 +287,8 @@ def products_used(rule: ConjugacyRule) -> frozenset[str]:
             f"rule={rule!r} cannot be traced: it must be a pure function from "
             "InnerProducts to a scalar, without Python control flow on values"
         ) from error
-    shape, dtype = getattr(out, "shape", None), getattr(out, "dtype", None)
-    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+    is_array = hasattr(out, "shape") and hasattr(out, "dtype")
+    if not is_array or out.shape != () or not jnp.issubdtype(out.dtype, jnp.floating):
         raise TypeError(
             f"rule={rule!r} returns {out}; it must return a real floating-point scalar"
         )

@@ -16,6 +16,7 @@ from nlcg_optax.inner_products import (
     compute_dtype,
     difference,
     settle,
+    times,
     vdots,
 )
 
@@ -69,7 +70,7 @@ class ScaleByNlcgState(NamedTuple):
       diagnostics: what the last update did.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
     direction: PyTree
     grad_prev: PyTree
     precond_grad_prev: PyTree
@@ -168,7 +169,6 @@ def scale_by_nlcg(
     used = products_used(conjugacy_rule)
     if preconditioner is not None:
         validation.check_transformation("preconditioner", preconditioner)
-        preconditioner = optax.with_extra_args_support(preconditioner)
     validation.check_range("beta_min", "beta_max", beta_min, beta_max)
     validation.check_decay("beta_smoothing", beta_smoothing)
     validation.check_choice("restart", restart, RESTARTS)
@@ -179,6 +179,7 @@ def scale_by_nlcg(
         validation.check_float_dtype("state_dtype", state_dtype)
 
     preconditioned = preconditioner is not None
+    inner = optax.with_extra_args_support(preconditioner or optax.identity())
     keep_grad = bool(used & {"y_z", "y_p_y"}) or restart == "powell"
     keep_grad = keep_grad or ("g_z_prev" in used and not preconditioned)
     keep_precond_grad = preconditioned and bool(used & {"g_z_prev", "y_p_y"})
@@ -202,7 +203,7 @@ def scale_by_nlcg(
             d_d=jnp.zeros(shape, acc),
             d_pinv_d=jnp.zeros(shape, acc),
             beta_average=jnp.zeros(shape, acc),
-            preconditioner_state=preconditioner.init(params) if preconditioned else (),
+            preconditioner_state=inner.init(params),
             diagnostics=NlcgDiagnostics(
                 beta=jnp.zeros([], acc),
                 cosine=jnp.zeros([], acc),
@@ -224,14 +225,12 @@ def scale_by_nlcg(
         validation.check_same_structure("updates", updates, state.direction)
         g, d = updates, state.direction
         acc = state.d_d.dtype
-        z, preconditioner_state = g, ()
-        if preconditioned:
-            z, preconditioner_state = preconditioner.update(
-                g,
-                state.preconditioner_state,
-                params,
-                **{**extra_args, "previous_direction": d},
-            )
+        z, preconditioner_state = inner.update(
+            g,
+            state.preconditioner_state,
+            params,
+            **{**extra_args, "previous_direction": d},
+        )
 
         # One reduction over everything that the rule, the guards and the
         # diagnostics need.
@@ -318,9 +317,9 @@ def scale_by_nlcg(
         beta, finite = settle(beta, finite)
 
         def next_direction(z_: jax.Array, d_: jax.Array, b: jax.Array) -> jax.Array:
-            dtype = compute_dtype(z_.dtype)
-            z_, d_, b = z_.astype(dtype), d_.astype(dtype), b.astype(dtype)
-            return jnp.where(finite, b * d_ - z_, d_)
+            z_ = z_.astype(compute_dtype(z_.dtype))
+            d_ = d_.astype(z_.dtype)
+            return jnp.where(finite, times(b, d_) - z_, d_)
 
         # The update is read off the new direction, not computed a second time: XLA
         # can then write the new direction over the old one without a copy.

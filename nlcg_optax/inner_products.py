@@ -182,6 +182,18 @@ def compute_dtype(*dtypes: Any) -> jnp.dtype:
     return dtype
 
 
+def times(scale: jax.Array, x: jax.Array) -> jax.Array:
+    """Computes ``scale * x`` in at least float32, without implicit promotion.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> times(jnp.float32(3.), jnp.array([1., 2.], jnp.bfloat16))
+      Array([3., 6.], dtype=float32)
+    """
+    dtype = compute_dtype(x.dtype)
+    return scale.astype(dtype) * x.astype(dtype)
+
+
 def settle(scalars: jax.Array, flag: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Makes XLA finish ``scalars`` and ``flag`` before the work that uses them.
 

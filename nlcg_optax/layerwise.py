@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.inner_products import PyTree, compute_dtype, vdots
+from nlcg_optax.inner_products import PyTree, times, vdots
 
 
 def scale_by_layerwise_ratio(
@@ -61,7 +61,7 @@ def scale_by_layerwise_ratio(
     def update_fn(
         updates: PyTree, state: optax.EmptyState, params: PyTree | None = None
     ) -> tuple[PyTree, optax.EmptyState]:
-        validation.check_extra(
+        validation.require(
             "scale_by_layerwise_ratio", "params", params, "their norms are used"
         )
         w_w, g_g = vdots(
@@ -76,10 +76,7 @@ def scale_by_layerwise_ratio(
         ratio = trust / (g_norm + jnp.asarray(eps, w_norm.dtype) + decay * trust)
         ratio = jnp.where(w_norm > 0, ratio, 1)
         leaves, treedef = jax.tree.flatten(updates)
-        scaled = [
-            (ratio[i].astype(compute_dtype(g.dtype)) * g).astype(g.dtype)
-            for i, g in enumerate(leaves)
-        ]
+        scaled = [times(ratio[i], g).astype(g.dtype) for i, g in enumerate(leaves)]
         return jax.tree.unflatten(treedef, scaled), state
 
     tx = optax.GradientTransformation(_init_empty, update_fn)

@@ -5,7 +5,7 @@ JAX arrays are let through: under ``optax.inject_hyperparams`` they are traced.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -98,7 +98,8 @@ def check_same_structure(name: str, tree: PyTree, reference: PyTree) -> None:
 
     ``reference`` comes from the parameters that ``init`` saw.
     """
-    given, expected = jax.tree.structure(tree), jax.tree.structure(reference)
+    given: Any = jax.tree.structure(tree)
+    expected: Any = jax.tree.structure(reference)
     if given != expected:
         raise ValueError(
             f"{name} has the tree structure {given}, but the state was initialised "
@@ -117,25 +118,21 @@ def check_same_structure(name: str, tree: PyTree, reference: PyTree) -> None:
             )
 
 
-def check_extra(transformation: str, name: str, value: Any, why: str) -> None:
-    """Raises ValueError if an argument that ``update`` needs was not passed."""
+def require(transformation: str, name: str, value: Any, why: str) -> Any:
+    """Returns an argument of ``update``, or raises ValueError if it was not passed."""
     if value is None:
+        call = "" if name == "params" else f", {name}=..."
         raise ValueError(
-            f"{transformation}.update needs the argument `{name}` ({why}), but got "
-            f"None; call update(grads, state, params, {name}=...)"
-            if name != "params"
-            else f"{transformation}.update needs `params` ({why}), but got None; call "
-            "update(grads, state, params)"
+            f"{transformation}: update needs `{name}` ({why}), but got None; call "
+            f"update(grads, state, params{call})"
         )
+    return value
 
 
 def check_scalar_loss(transformation: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is a real scalar."""
     if jnp.shape(value) != () or not jnp.isrealobj(value):
         raise ValueError(
-            f"{transformation}.update needs a real scalar `value`, but got shape "
+            f"{transformation}: update needs a real scalar `value`, but got shape "
             f"{jnp.shape(value)} and dtype {jnp.result_type(value)}"
         )
-
-
-Schedule = Callable[[Any], Any]

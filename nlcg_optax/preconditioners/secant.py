@@ -1,5 +1,6 @@
 """Diagonal BFGS: a diagonal curvature estimate kept up to date by secant pairs."""
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from nlcg_optax.inner_products import (
     compute_dtype,
     difference,
     settle,
+    times,
     vdots,
 )
 
@@ -47,7 +49,7 @@ class ScaleByDiagonalSecantState(NamedTuple):
       diagnostics: counters.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
     diagonal: PyTree
     grad_prev: PyTree
     params_prev: PyTree
@@ -155,32 +157,24 @@ def scale_by_diagonal_secant(
             ),
         )
 
+    require = functools.partial(validation.require, "scale_by_diagonal_secant")
+
     def step_taken(
         state: ScaleByDiagonalSecantState, params: PyTree, extra_args: dict[str, Any]
     ) -> PyTree:
         if from_params:
-            validation.check_extra(
-                "scale_by_diagonal_secant", "params", params, "learning_rate is None"
-            )
+            require("params", params, "learning_rate is None")
             return difference(params, state.params_prev)
-        direction = extra_args.get("previous_direction")
-        validation.check_extra(
-            "scale_by_diagonal_secant",
+        direction = require(
             "previous_direction",
-            direction,
+            extra_args.get("previous_direction"),
             "scale_by_nlcg passes it to its preconditioner",
         )
         if secant == "hvp":
             return direction
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         rate = rate * extra_args.get("step_multiplier", 1.0)
-        return jax.tree.map(
-            lambda d: (
-                jnp.asarray(rate).astype(compute_dtype(d.dtype))
-                * d.astype(compute_dtype(d.dtype))
-            ),
-            direction,
-        )
+        return jax.tree.map(lambda d: times(jnp.asarray(rate), d), direction)
 
     def update_fn(
         updates: PyTree,
@@ -201,27 +195,22 @@ def scale_by_diagonal_secant(
         if from_grads:
             y = difference(g, state.grad_prev)
         else:
-            value_fn = extra_args.get("value_fn")
-            validation.check_extra(
-                "scale_by_diagonal_secant",
-                "value_fn",
-                value_fn,
-                "secant='hvp' differentiates it",
+            require("params", params, "secant='hvp' differentiates there")
+            value_fn = bind_extra_args(
+                require(
+                    "value_fn",
+                    extra_args.get("value_fn"),
+                    "secant='hvp' differentiates it",
+                ),
+                extra_args,
             )
-            validation.check_extra(
-                "scale_by_diagonal_secant",
-                "params",
-                params,
-                "secant='hvp' differentiates there",
-            )
-            value_fn = bind_extra_args(value_fn, extra_args)
             y = jax.lax.cond(
                 due,
                 lambda: hessian_vector_product(value_fn, params, p),
                 lambda: optax.tree.zeros_like(params),
             )
 
-        hp = jax.tree.map(lambda a, b: a.astype(compute_dtype(b.dtype)) * b, h, p)
+        hp = jax.tree.map(times, h, p)
         ys, php, yy, pp = vdots(
             [(y, p), (hp, p), (y, y), (p, p)], axis_name=axis_name, dtype=acc
         )
@@ -252,26 +241,19 @@ def scale_by_diagonal_secant(
 
         h = jax.tree.map(refreshed, h, p, y)
         first = state.count == 0
-        preconditioned = jax.tree.map(
-            lambda g_, h_: jnp.where(
-                first,
-                g_.astype(compute_dtype(g_.dtype)),
-                g_.astype(compute_dtype(g_.dtype))
-                / (
-                    h_.astype(compute_dtype(h_.dtype))
-                    + jnp.asarray(damping, compute_dtype(h_.dtype))
-                ).astype(compute_dtype(g_.dtype)),
-            ).astype(g_.dtype),
-            g,
-            h,
-        )
+
+        def divided(g_: jax.Array, h_: jax.Array) -> jax.Array:
+            wide = g_.astype(compute_dtype(g_.dtype))
+            scale = h_.astype(compute_dtype(h_.dtype))
+            scale = (scale + jnp.asarray(damping, scale.dtype)).astype(wide.dtype)
+            return jnp.where(first, wide, wide / scale).astype(g_.dtype)
 
         def remember(value: PyTree, old_value: PyTree) -> PyTree:
             return jax.tree.map(
                 lambda v, o: jnp.where(finite, v.astype(o.dtype), o), value, old_value
             )
 
-        return preconditioned, ScaleByDiagonalSecantState(
+        return jax.tree.map(divided, g, h), ScaleByDiagonalSecantState(
             count=optax.safe_increment(state.count),
             diagonal=h,
             grad_prev=remember(g, state.grad_prev) if from_grads else (),

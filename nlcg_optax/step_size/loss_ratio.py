@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.inner_products import PyTree, accumulator_dtype, compute_dtype
+from nlcg_optax.inner_products import PyTree, accumulator_dtype, compute_dtype, times
 
 MODES = ("step", "online")
 
@@ -58,7 +58,7 @@ class ScaleByLossRatioState(NamedTuple):
       diagnostics: what the last update did.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
     step_multiplier: jax.Array
     loss_average: jax.Array
     loss_reference: jax.Array
@@ -147,7 +147,7 @@ def scale_by_loss_ratio(
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByLossRatioState]:
         del params, extra_args
-        validation.check_extra(
+        validation.require(
             "scale_by_loss_ratio", "value", value, "the loss of this batch"
         )
         validation.check_scalar_loss("scale_by_loss_ratio", value)
@@ -177,17 +177,20 @@ def scale_by_loss_ratio(
 
         if undo:
             new_updates = jax.tree.map(
-                lambda u, last: _combine((1 - undone) * new_b, u, undone * b, last),
+                lambda u, last: (
+                    times((1 - undone) * new_b, u)
+                    - times(undone * b, last).astype(compute_dtype(u.dtype))
+                ),
                 updates,
                 state.previous_updates,
             )
         else:
-            new_updates = jax.tree.map(lambda u: _scaled(new_b, u), updates)
+            new_updates = jax.tree.map(lambda u: times(new_b, u), updates)
 
         def keep(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(finite, new.astype(old.dtype), old)
 
-        return new_updates, ScaleByLossRatioState(
+        return optax.tree.cast_like(new_updates, updates), ScaleByLossRatioState(
             count=jnp.where(finite, optax.safe_increment(state.count), state.count),
             step_multiplier=new_b,
             loss_average=keep(average, state.loss_average),
@@ -229,19 +232,6 @@ def _look_up(ratio: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Arr
 
 def _finite_or_zero(update: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(update), update, 0).astype(like.dtype)
-
-
-def _scaled(factor: jax.Array, update: jax.Array) -> jax.Array:
-    dtype = compute_dtype(update.dtype)
-    return (factor.astype(dtype) * update.astype(dtype)).astype(update.dtype)
-
-
-def _combine(
-    factor: jax.Array, update: jax.Array, back: jax.Array, last: jax.Array
-) -> jax.Array:
-    dtype = compute_dtype(update.dtype)
-    forward = factor.astype(dtype) * update.astype(dtype)
-    return (forward - back.astype(dtype) * last.astype(dtype)).astype(update.dtype)
 
 
 def feed_step_multiplier(
