@@ -4,6 +4,7 @@ Every reduction is ``sum(x * y)`` leaf by leaf, in float32 or wider, and never a
 concatenation: on a sharded mesh only scalars travel.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -117,18 +118,20 @@ def vdots(
       >>> vdots([(x, x)], scope="per_leaf")  # leaves in order: b, w
       [Array([9., 5.], dtype=float32)]
     """
+    if dtype is None:
+        dtypes = [accumulator_dtype(tree) for pair in pairs for tree in pair]
+        dtype = functools.reduce(jnp.promote_types, dtypes)
     products = []
     for x, y in pairs:
-        acc = accumulator_dtype((x, y)) if dtype is None else jnp.dtype(dtype)
         by_leaf = jax.tree.leaves(
-            jax.tree.map(lambda a, b, acc=acc: _leaf_vdot(a, b, acc), x, y)
+            jax.tree.map(lambda a, b: _leaf_vdot(a, b, dtype), x, y)
         )
         if scope == "per_leaf":
-            products.append(jnp.stack(by_leaf) if by_leaf else jnp.zeros([0], acc))
+            products.append(jnp.stack(by_leaf) if by_leaf else jnp.zeros([0], dtype))
         else:
-            products.append(sum(by_leaf, start=jnp.zeros([], acc)))
+            products.append(sum(by_leaf, start=jnp.zeros([], dtype)))
     if axis_name is not None:
-        products = jax.lax.psum(products, axis_name)
+        products = list(jax.lax.psum(jnp.stack(products), axis_name))
     return products
 
 
