@@ -139,7 +139,7 @@ def paper_schedule(
 
     def schedule(count: jax.Array | int) -> jax.Array:
         step = jnp.asarray(count, dtype=jnp.result_type(float))
-        left = jnp.clip(1 - step / max(warmup_steps, 1e-9), 0, 1)
+        left = jnp.clip(1 - step / warmup_steps, 0, 1) if warmup_steps else 0.0
         warm = max_value - (max_value - init_value) * jnp.sqrt(left)
         return warm * decay(count)
 

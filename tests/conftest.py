@@ -1,4 +1,4 @@
-"""Settings of all tests: eight virtual CPU devices, and float64 where it is asked for."""
+"""Settings of all tests: eight virtual CPU devices; float64 where asked for."""
 
 import os
 

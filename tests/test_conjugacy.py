@@ -161,7 +161,7 @@ def test_names_numbers_and_callables():
     assert get_rule(0.25)(p) == 0.25
     assert get_rule(jnp.float32(0.5))(p) == 0.5
     assert constant(0.125)(p) == 0.125
-    custom = lambda p: p.g_z  # noqa: E731
+    custom = lambda p: p.g_z
     assert get_rule(custom) is custom
     with pytest.raises(ValueError, match="rule='polak' is unknown; allowed are"):
         get_rule("polak")

@@ -1,0 +1,126 @@
+"""`nlcg` and the paper's preset: composition, schedule, bad input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nlcg_optax import nlcg, paper_nlcg, paper_schedule, scale_by_loss_ratio
+from nlcg_optax import scale_by_nlcg as direction
+
+
+def rosenbrock(x):
+    return jnp.sum((1 - x[:-1]) ** 2 + 100 * (x[1:] - x[:-1] ** 2) ** 2)
+
+
+def assert_same_steps(tx, chain):
+    params = jnp.array([0.5, -1.0, 2.0])
+    states = [tx.init(params), chain.init(params)]
+    for t in range(4):
+        g = jnp.cos(params + t)
+        updates, states[0] = tx.update(g, states[0], params, value=1.0 + t)
+        expected, states[1] = chain.update(g, states[1], params, value=1.0 + t)
+        np.testing.assert_array_equal(updates, expected)
+
+
+def test_is_the_chain_it_claims_to_be():
+    mask = lambda p: jax.tree.map(lambda x: x.ndim > 0, p)
+    schedule = optax.linear_schedule(0.1, 0.0, 10)
+    assert_same_steps(
+        nlcg(
+            schedule,
+            "hs",
+            preconditioner=optax.scale_by_rms(),
+            beta_smoothing=0.5,
+            weight_decay=0.01,
+            weight_decay_mask=mask,
+            step_control=scale_by_loss_ratio("online"),
+        ),
+        optax.chain(
+            direction("hs", preconditioner=optax.scale_by_rms(), beta_smoothing=0.5),
+            scale_by_loss_ratio("online"),
+            optax.add_decayed_weights(0.01, mask),
+            optax.scale_by_learning_rate(schedule),
+        ),
+    )
+
+
+@pytest.mark.parametrize("rule", ["fr", "pr+", "hs+", "dy", "hz", "dk", "hs-dy"])
+def test_line_search_form_minimises_rosenbrock(x64, rule):
+    solver = nlcg(rule=rule, beta_min=-jnp.inf, restart="powell")
+    value_and_grad = optax.value_and_grad_from_state(rosenbrock)
+
+    def step(_, carry):
+        params, state = carry
+        value, grad = value_and_grad(params, state=state)
+        updates, state = solver.update(
+            grad, state, params, value=value, grad=grad, value_fn=rosenbrock
+        )
+        return optax.apply_updates(params, updates), state
+
+    params = jnp.array([-1.2, 1.0])
+    solve = jax.jit(lambda c: jax.lax.fori_loop(0, 100, step, c))
+    params, _ = solve((params, solver.init(params)))
+    np.testing.assert_allclose(params, 1.0, atol=1e-5)
+
+
+def test_schedule_of_the_paper():
+    # Batch 2048 of 50,000 images, 200 epochs: max .8, 4882 steps in the paper's table.
+    steps_per_epoch = 50_000 / 2048
+    schedule = paper_schedule(0.8, steps_per_epoch, init_value=0.1)
+    warmup = 25 * steps_per_epoch
+    counts = np.arange(round(200 * steps_per_epoch))
+    left = np.clip(1 - counts / warmup, 0, 1)
+    expected = 0.8 - (0.8 - 0.1) * np.sqrt(left)
+    for epoch in (102, 153):
+        expected[counts >= round(epoch * steps_per_epoch)] *= 0.1
+    actual = jax.vmap(schedule)(jnp.asarray(counts))
+    # sqrt(1 - t/T) near t = T amplifies float32 rounding to sqrt(2^-24).
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=0.7 * 2.0**-12)
+    assert len(counts) == 4883
+    np.testing.assert_allclose(schedule(0), 0.1, rtol=1e-6)
+
+
+def test_schedule_without_warmup():
+    schedule = paper_schedule(0.4, 10, warmup_epochs=0, decay_epochs=(128,))
+    assert schedule(0) == np.float32(0.4)
+    np.testing.assert_allclose(schedule(1280), 0.04, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: nlcg(0.1, "nope"), ValueError, "rule='nope' is unknown"),
+        (lambda: nlcg(0.1, linesearch=3), TypeError, "linesearch=3 is a int"),
+        (lambda: nlcg(0.1, step_control="step"), TypeError, "step_control='step' is a"),
+        (lambda: nlcg(weight_decay=0.1), ValueError, "weight_decay=0.1 cannot go with"),
+        (lambda: nlcg(0.1, weight_decay=-1.0), ValueError, "weight_decay=-1.0 must be"),
+        (
+            lambda: paper_nlcg(0.1, "hs"),
+            ValueError,
+            "rule='hs' is unknown; allowed are",
+        ),
+        (
+            lambda: paper_nlcg(0.1, step_control="wolfe"),
+            ValueError,
+            "step_control='wolfe' is unknown",
+        ),
+        (lambda: paper_schedule(0.0, 5), ValueError, "max_value=0.0 must be finite"),
+        (
+            lambda: paper_schedule(0.1, 5, decay_epochs=(9, 3)),
+            ValueError,
+            r"decay_epochs=\(9, 3\) must be positive and in increasing order",
+        ),
+    ],
+)
+def test_bad_arguments(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_missing_loss_is_named():
+    tx = paper_nlcg(0.1)
+    params = jnp.ones(2)
+    with pytest.raises(ValueError, match="update needs `value`"):
+        tx.update(params, tx.init(params), params)
