@@ -265,7 +265,6 @@ def scale_by_nlcg(
         finite = jnp.all(jnp.isfinite(g_g) & jnp.isfinite(g_z) & jnp.isfinite(z_z))
         if preconditioned and ensure_descent:
             ascends = ~(g_z > 0)
-            z = _select_by_leaf(ascends, g, z)
             g_z, z_z = jnp.where(ascends, g_g, g_z), jnp.where(ascends, g_g, z_z)
             d_z = jnp.where(ascends, d_g, d_z)
         else:
@@ -314,7 +313,11 @@ def scale_by_nlcg(
         d_pinv_d = g_z + beta * (beta * state.d_pinv_d - 2 * d_g)
         d_pinv_d = jnp.maximum(d_pinv_d, slope * _safe_divide(slope, g_z))
 
-        beta, finite = settle(beta, finite)
+        beta, finite, ascends = settle(beta, finite, ascends)
+        if preconditioned and ensure_descent:
+            z = _tree_map_by_leaf(
+                lambda z_, g_, c: jnp.where(c, g_.astype(z_.dtype), z_), ascends, z, g
+            )
 
         def next_direction(z_: jax.Array, d_: jax.Array, b: jax.Array) -> jax.Array:
             z_ = z_.astype(compute_dtype(z_.dtype))
@@ -402,10 +405,4 @@ def _tree_map_by_leaf(fn: Any, scalars: jax.Array, *trees: PyTree) -> PyTree:
     each = [scalars[i] for i in range(count)] if scalars.ndim else [scalars] * count
     return jax.tree.unflatten(
         treedef, [fn(*args) for args in zip(*leaves, each, strict=True)]
-    )
-
-
-def _select_by_leaf(condition: jax.Array, x: PyTree, y: PyTree) -> PyTree:
-    return _tree_map_by_leaf(
-        lambda a, b, c: jnp.where(c, a.astype(b.dtype), b), condition, x, y
     )

@@ -5,6 +5,7 @@ concatenation: on a sharded mesh only scalars travel.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -197,18 +198,17 @@ def times(scale: jax.Array, x: jax.Array) -> jax.Array:
     return scale.astype(dtype) * x.astype(dtype)
 
 
-def settle(scalars: jax.Array, flag: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Makes XLA finish ``scalars`` and ``flag`` before the work that uses them.
+def settle(*scalars: jax.Array) -> tuple[jax.Array, ...]:
+    """Makes XLA finish a few scalars before the elementwise work that uses them.
 
     The identity. Without it the compiler fuses the whole scalar computation into the
     loop of every leaf, and copies state that it could overwrite.
 
     Args:
-      scalars: a real array of shape ``()`` or ``(number of leaves,)``.
-      flag: a boolean scalar.
+      *scalars: real or boolean scalars, or vectors of an entry a leaf.
 
     Returns:
-      Both, unchanged.
+      The same.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -216,16 +216,23 @@ def settle(scalars: jax.Array, flag: jax.Array) -> tuple[jax.Array, jax.Array]:
       (Array(2., dtype=float32), Array(True, dtype=bool))
     """
     return jax.lax.platform_dependent(
-        scalars,
-        flag,
+        *scalars,
         cpu=_settle_by_sort,
-        default=lambda *both: tuple(jax.lax.optimization_barrier(both)),
+        default=lambda *values: tuple(jax.lax.optimization_barrier(values)),
     )
 
 
-def _settle_by_sort(scalars: jax.Array, flag: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _settle_by_sort(*scalars: jax.Array) -> tuple[jax.Array, ...]:
     # XLA's CPU pipeline drops optimization barriers before it fuses. The result of a
     # sort is never fused, and sorting two equal numbers changes nothing.
-    both = jnp.append(jnp.ravel(scalars), flag.astype(scalars.dtype))
-    both = jax.lax.sort(jnp.stack([both, both]), dimension=0)[0]
-    return both[:-1].reshape(scalars.shape), both[-1].astype(jnp.bool_)
+    dtype = functools.reduce(
+        jnp.promote_types, [x.dtype for x in scalars], jnp.dtype(jnp.float32)
+    )
+    parts = [jnp.ravel(x).astype(dtype) for x in scalars]
+    flat = jnp.concatenate(parts)
+    flat = jax.lax.sort(jnp.stack([flat, flat]), dimension=0)[0]
+    ends = itertools.accumulate(part.size for part in parts)
+    return tuple(
+        flat[end - x.size : end].reshape(x.shape).astype(x.dtype)
+        for x, end in zip(scalars, ends, strict=True)
+    )

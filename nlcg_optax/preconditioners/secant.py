@@ -211,26 +211,27 @@ def scale_by_diagonal_secant(
             )
 
         hp = jax.tree.map(times, h, p)
-        ys, php, yy, pp = vdots(
-            [(y, p), (hp, p), (y, y), (p, p)], axis_name=axis_name, dtype=acc
-        )
+        pairs = [(y, p), (hp, p)]
+        if from_grads:
+            pairs += [(y, y)] if spectral_scaling else []
+        else:
+            pairs += [(y, y), (p, p)]
+        ys, php, *more = vdots(pairs, axis_name=axis_name, dtype=acc)
         offset = jnp.asarray(eps, acc) if from_grads else jnp.zeros([], acc)
         if from_grads:
             good = (ys >= offset) & (php >= offset)
         else:
-            good = (ys > MIN_CURVATURE_COSINE * jnp.sqrt(pp) * jnp.sqrt(yy)) & (php > 0)
+            y_norm, p_norm = (jnp.sqrt(square) for square in more)
+            good = (ys > MIN_CURVATURE_COSINE * p_norm * y_norm) & (php > 0)
+        last = more[0] if spectral_scaling else ys
         finite = jnp.isfinite(ys)
-        good &= due & finite & jnp.isfinite(php) & jnp.isfinite(yy)
-
-        last = yy if spectral_scaling else ys
-        scalars = jnp.stack(
-            [
-                1 / jnp.where(good, php + offset, 1),
-                1 / jnp.where(good, last + offset, 1),
-                offset,
-            ]
+        good &= due & finite & jnp.isfinite(php) & jnp.isfinite(last)
+        old, new, good, finite = settle(
+            1 / jnp.where(good, php + offset, 1),
+            1 / jnp.where(good, last + offset, 1),
+            good,
+            finite,
         )
-        (old, new, offset), good = settle(scalars, good)
 
         def refreshed(h_: jax.Array, p_: jax.Array, y_: jax.Array) -> jax.Array:
             dtype = compute_dtype(h_.dtype)
