@@ -161,20 +161,22 @@ def scale_by_diagonal_secant(
 
     def step_taken(
         state: ScaleByDiagonalSecantState, params: PyTree, extra_args: dict[str, Any]
-    ) -> PyTree:
+    ) -> tuple[PyTree, jax.Array]:
+        """A direction and the length in which p is that many times the direction."""
+        one = jnp.ones([], state.diagnostics.curvature.dtype)
         if from_params:
             require("params", params, "learning_rate is None")
-            return difference(params, state.params_prev)
+            return difference(params, state.params_prev), one
         direction = require(
             "previous_direction",
             extra_args.get("previous_direction"),
             "scale_by_nlcg passes it to its preconditioner",
         )
         if secant == "hvp":
-            return direction
+            return direction, one
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         rate = rate * extra_args.get("step_multiplier", 1.0)
-        return jax.tree.map(lambda d: times(jnp.asarray(rate), d), direction)
+        return direction, jnp.asarray(rate).astype(one.dtype)
 
     def update_fn(
         updates: PyTree,
@@ -185,7 +187,7 @@ def scale_by_diagonal_secant(
         g, h = updates, state.diagonal
         validation.check_same_structure("updates", g, h)
         acc = state.diagnostics.curvature.dtype
-        p = step_taken(state, params, extra_args)
+        d, length = step_taken(state, params, extra_args)
         due = (state.count > 0) & (state.count % refresh_period == 0)
         if reset_period is not None:
             reset = (state.count > 0) & (state.count % reset_period == 0)
@@ -206,41 +208,46 @@ def scale_by_diagonal_secant(
             )
             y = jax.lax.cond(
                 due,
-                lambda: hessian_vector_product(value_fn, params, p),
+                lambda: hessian_vector_product(value_fn, params, d),
                 lambda: optax.tree.zeros_like(params),
             )
 
-        hp = jax.tree.map(times, h, p)
-        pairs = [(y, p), (hp, p)]
+        pairs = [(y, d), (jax.tree.map(times, h, d), d)]
         if from_grads:
             pairs += [(y, y)] if spectral_scaling else []
         else:
-            pairs += [(y, y), (p, p)]
+            pairs += [(y, y), (d, d)]
         ys, php, *more = vdots(pairs, axis_name=axis_name, dtype=acc)
+        ys, php = length * ys, length * length * php
         offset = jnp.asarray(eps, acc) if from_grads else jnp.zeros([], acc)
         if from_grads:
             good = (ys >= offset) & (php >= offset)
         else:
-            y_norm, p_norm = (jnp.sqrt(square) for square in more)
-            good = (ys > MIN_CURVATURE_COSINE * p_norm * y_norm) & (php > 0)
+            y_norm, d_norm = (jnp.sqrt(square) for square in more)
+            good = (ys > MIN_CURVATURE_COSINE * d_norm * y_norm) & (php > 0)
         last = more[0] if spectral_scaling else ys
         finite = jnp.isfinite(ys)
         good &= due & finite & jnp.isfinite(php) & jnp.isfinite(last)
-        old, new, good, finite = settle(
+        square, old, new, good, finite = settle(
+            length * length,
             1 / jnp.where(good, php + offset, 1),
             1 / jnp.where(good, last + offset, 1),
             good,
             finite,
         )
+        if from_grads:
+            # -y, so that XLA does not keep y in memory between its two uses.
+            y = difference(state.grad_prev, g)
 
-        def refreshed(h_: jax.Array, p_: jax.Array, y_: jax.Array) -> jax.Array:
+        def refreshed(h_: jax.Array, d_: jax.Array, y_: jax.Array) -> jax.Array:
             dtype = compute_dtype(h_.dtype)
-            wide, o, n, e = (x.astype(dtype) for x in (h_, old, new, offset))
-            p2, y2 = (_abs_squared(x).astype(dtype) for x in (p_, y_))
-            value = jnp.abs(wide - (wide**2 * p2 + e) * o + (y2 + e) * n)
+            scalars = (square, old, new, offset)
+            wide, s, o, n, e = (x.astype(dtype) for x in (h_, *scalars))
+            p2, y2 = (_abs_squared(x).astype(dtype) for x in (d_, y_))
+            value = jnp.abs(wide - (wide**2 * s * p2 + e) * o + (y2 + e) * n)
             return jnp.where(good & jnp.isfinite(value), value, wide).astype(h_.dtype)
 
-        h = jax.tree.map(refreshed, h, p, y)
+        h = jax.tree.map(refreshed, h, d, y)
         first = state.count == 0
 
         def divided(g_: jax.Array, h_: jax.Array) -> jax.Array:

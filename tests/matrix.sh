@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Runs the fast suite on every Python that is found, and on the oldest declared versions.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+first=${PYTHON:-python3}
+oldest='jax==0.7.0 jaxlib==0.7.0 optax==0.2.6 flax==0.11.0 chex==0.1.90 orbax-checkpoint==0.11.20'
+summary=()
+failed=0
+
+suite() { # name interpreter [requirement ...]
+  local name=$1 python=$2 venv=.venv-$1
+  shift 2
+  echo "== $name"
+  if "$python" -m venv "$venv" &&
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+      --editable '.[experiments,test]' "$@" &&
+    "$venv/bin/python" -m pytest -q -n "${WORKERS:-2}" -m 'not slow'; then
+    summary+=("$name: passed")
+  else
+    summary+=("$name: FAILED")
+    failed=1
+  fi
+}
+
+# Interpreters on the path and, where pyenv is installed, all that it holds.
+find_python() {
+  command -v "python$1" 2>/dev/null && return
+  for root in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$1".*; do
+    [ -x "$root/bin/python" ] && echo "$root/bin/python" && return
+  done
+}
+
+suite oldest "$first" $oldest
+for version in 3.11 3.12 3.13 3.14; do
+  python=$(find_python "$version")
+  if [ -n "$python" ]; then
+    suite "python$version" "$python"
+  else
+    summary+=("python$version: not found")
+  fi
+done
+
+printf '%s\n' '' 'Matrix:' "${summary[@]}"
+exit "$failed"
