@@ -232,8 +232,8 @@ def scale_by_nlcg(
             **{**extra_args, "previous_direction": d},
         )
 
-        # One reduction over everything that the rule, the guards and the
-        # diagnostics need.
+        # Everything that the rule, the guards and the diagnostics need, in one
+        # reduction.
         pairs: dict[str, tuple[PyTree, PyTree]] = {"g_g": (g, g), "d_g": (d, g)}
         if preconditioned:
             pairs |= {"g_z": (g, z), "z_z": (z, z), "d_z": (d, z)}
@@ -262,6 +262,7 @@ def scale_by_nlcg(
         g_z = products.get("g_z", g_g)
         z_z, d_z = products.get("z_z", g_g), products.get("d_z", d_g)
 
+        # What can go wrong before the rule is asked.
         finite = jnp.all(jnp.isfinite(g_g) & jnp.isfinite(g_z) & jnp.isfinite(z_z))
         if preconditioned and ensure_descent:
             ascends = ~(g_z > 0)
@@ -270,6 +271,7 @@ def scale_by_nlcg(
         else:
             ascends = jnp.zeros_like(g_z, dtype=bool)
 
+        # Beta, and whether to restart.
         rule_products = InnerProducts(
             g_z=g_z,
             y_z=products.get("y_z", jnp.zeros_like(g_z)),
@@ -313,6 +315,7 @@ def scale_by_nlcg(
         d_pinv_d = g_z + beta * (beta * state.d_pinv_d - 2 * d_g)
         d_pinv_d = jnp.maximum(d_pinv_d, slope * _safe_divide(slope, g_z))
 
+        # The direction. From here on all work is elementwise.
         beta, finite, ascends = settle(beta, finite, ascends)
         if preconditioned and ensure_descent:
             z = _tree_map_by_leaf(

@@ -1,0 +1,94 @@
+"""Records grouped into cells: runs that differ in nothing but the seed."""
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Iterable
+
+from experiments.config import RunConfig
+from experiments.records import RunRecord
+
+RULE_LABELS = {"fr": "FR", "pr": "PR", "pr+": "PR+", "hs": "HS"}
+BASELINE_LABELS = {
+    "sgd": "SGD",
+    "heavy_ball": "Heavy ball",
+    "nesterov": "Nesterov",
+    "adam": "Adam",
+}
+OPTION_LABELS = {"beta_smoothing": "β smoothing", "beta_max": "β ≤"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The runs of one configuration.
+
+    Attributes:
+      records: that reached their end or were stopped, a seed each.
+    """
+
+    records: tuple[RunRecord, ...]
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration of the first seed."""
+        return self.records[0].config
+
+    @property
+    def label(self) -> str:
+        """A readable name of the optimiser."""
+        return optimizer_label(self.config)
+
+    @property
+    def family(self) -> str:
+        """The name of the optimiser without its preconditioner."""
+        return self.config.optimizer.removesuffix("_rms").removesuffix("_secant")
+
+    def values(self, name: str) -> list[float]:
+        """A figure of the summary for every seed, NaN where a run has none."""
+        found = [
+            None if record.summary is None else record.summary[name]
+            for record in self.records
+        ]
+        return [math.nan if value is None else float(value) for value in found]
+
+    def median(self, name: str) -> float:
+        """The median over seeds, which is infinite if half of them diverged."""
+        finite = [v if math.isfinite(v) else math.inf for v in self.values(name)]
+        return statistics.median(finite)
+
+
+def group(records: Iterable[RunRecord]) -> list[Cell]:
+    """Groups records into cells, in the order in which they come."""
+    cells: dict[str, list[RunRecord]] = {}
+    for record in records:
+        settings = dataclasses.asdict(dataclasses.replace(record.config, seed=0))
+        cells.setdefault(json.dumps(settings, sort_keys=True), []).append(record)
+    return [Cell(tuple(found)) for found in cells.values()]
+
+
+def by_batch_size(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Splits cells by batch size, the smallest first and the full batch last."""
+    ordered = sorted(cells, key=lambda cell: cell.config.batch_size or math.inf)
+    groups: dict[str, list[Cell]] = {}
+    for cell in ordered:
+        size = cell.config.batch_size
+        name = "full batch" if size is None else f"batch size {size}"
+        groups.setdefault(name, []).append(cell)
+    return groups
+
+
+def optimizer_label(config: RunConfig) -> str:
+    """A readable name, such as ``NLCG PR+ · rms``, with the options that were set."""
+    label = BASELINE_LABELS.get(config.optimizer)
+    if label is None:
+        stem, _, rest = config.optimizer.partition("nlcg_")
+        rule, _, preconditioner = rest.partition("_")
+        label = f"{'Paper NLCG' if stem else 'NLCG'} {RULE_LABELS[rule]}"
+        if preconditioner:
+            label += f" · {preconditioner}"
+    options = [
+        f"{OPTION_LABELS.get(name, name)} {value:g}"
+        for name, value in config.optimizer_options.items()
+    ]
+    return ", ".join([label, *options])

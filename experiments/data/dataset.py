@@ -1,0 +1,33 @@
+"""What a data set is to the rest of the package."""
+
+from typing import NamedTuple
+
+import jax
+
+
+class Split(NamedTuple):
+    """Part of a data set, on the device.
+
+    Attributes:
+      images: ``[examples, height, width, channels]``, standardised.
+      labels: ``[examples]``, int32.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+
+
+class Dataset(NamedTuple):
+    """A data set in three splits: to train, to choose, to report once.
+
+    Attributes:
+      num_classes: number of different labels.
+      train: the examples that are trained on.
+      validation: the examples that hyperparameters are chosen on.
+      test: the examples of the final figure.
+    """
+
+    num_classes: int
+    train: Split
+    validation: Split
+    test: Split

@@ -1,0 +1,28 @@
+"""A small convolutional network with batch normalisation."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Cnn(nn.Module):
+    """Normalised convolutions, of stride 2 after the first, and a mean over space.
+
+    Attributes:
+      num_classes: width of the output.
+      features: channels of each convolution.
+    """
+
+    num_classes: int
+    features: tuple[int, ...] = (16, 32)
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Returns logits; with ``train`` the statistics of the batch normalise."""
+        x = images
+        for layer, features in enumerate(self.features):
+            strides = (1, 1) if layer == 0 else (2, 2)
+            x = nn.Conv(features, (3, 3), strides=strides, use_bias=False)(x)
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+            x = nn.relu(x)
+        return nn.Dense(self.num_classes)(jnp.mean(x, axis=(1, 2)))

@@ -1,0 +1,190 @@
+"""The record of a run: one JSON object a line, written while the run goes on.
+
+The first line is the header (configuration, versions, device, commit), then come
+trials of the search that chose the learning rate, steps and evaluations, and last the
+summary, or the reason why the run was stopped. A number that is not finite is null.
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+
+from experiments.config import RunConfig
+
+PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "nlcg-optax")
+KINDS = ("header", "trial", "step", "evaluation", "summary", "stopped")
+
+Line = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """A record that was read back.
+
+    Attributes:
+      config: the configuration.
+      header: the whole first line.
+      trials: of the search for the learning rate.
+      steps: metrics of each step.
+      evaluations: on whole splits.
+      summary: of a run that reached its end, else None.
+      stopped: why the run was stopped, or None.
+    """
+
+    config: RunConfig
+    header: Line
+    trials: list[Line]
+    steps: list[Line]
+    evaluations: list[Line]
+    summary: Line | None
+    stopped: str | None
+
+    def series(self, name: str) -> list[float]:
+        """A metric of the steps; NaN where it was not finite."""
+        return [math.nan if s[name] is None else s[name] for s in self.steps]
+
+
+class RecordWriter:
+    """Writes a record; a context manager.
+
+    Args:
+      path: of the file; its folder is made.
+      config: of the run, for the header.
+      overwrite: whether a record that exists is replaced.
+
+    Raises:
+      FileExistsError: if the record exists and ``overwrite`` is False.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, *, overwrite: bool = False):
+        if path.exists() and not overwrite:
+            raise FileExistsError(
+                f"the record {str(path)!r} exists; name another, or delete it"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", encoding="utf-8")
+        self.write("header", header(config))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def write(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Adds a line."""
+        line = {"kind": kind, **{name: _plain(value) for name, value in values.items()}}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+
+def header(config: RunConfig) -> Line:
+    """What must be known to repeat a run."""
+    device = jax.devices()[0]
+    return {
+        "config": dataclasses.asdict(config),
+        "seed": config.seed,
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+        },
+        "commit": _commit(),
+    }
+
+
+def read_record(path: Path) -> RunRecord:
+    """Reads a record.
+
+    Raises:
+      ValueError: if the file is no record; the message names file and line.
+    """
+    lines: dict[str, list[Line]] = {kind: [] for kind in KINDS}
+    with path.open(encoding="utf-8") as file:
+        for number, text in enumerate(file, start=1):
+            try:
+                line = json.loads(text)
+                lines[line.pop("kind")].append(line)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{path}:{number} is not a line of a record: a JSON object with "
+                    f"a kind out of {list(KINDS)} is needed"
+                ) from error
+    if len(lines["header"]) != 1:
+        raise ValueError(f"{path} has {len(lines['header'])} headers; 1 is needed")
+    first = lines["header"][0]
+    return RunRecord(
+        config=RunConfig(**first["config"]),
+        header=first,
+        trials=lines["trial"],
+        steps=lines["step"],
+        evaluations=lines["evaluation"],
+        summary=lines["summary"][-1] if lines["summary"] else None,
+        stopped=lines["stopped"][-1]["reason"] if lines["stopped"] else None,
+    )
+
+
+def read_records(folder: Path) -> list[RunRecord]:
+    """Reads all records of a folder, by name.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    paths = sorted(folder.glob("*.jsonl"))
+    if not paths:
+        raise FileNotFoundError(f"there is no record (*.jsonl) in {str(folder)!r}")
+    return [read_record(path) for path in paths]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None  # run from a checkout that is not installed
+    return found
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit of this checkout, with ``-dirty`` behind it if files differ."""
+    command = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    try:
+        answer = subprocess.run(
+            command,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,87 @@
+"""``python -m experiments.run``: one run, from the command line to its record.
+
+For example ``python -m experiments.run --config.optimizer adam
+--config.learning-rate 0.01 --record runs/adam.jsonl``.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich.console
+import rich.progress
+import tyro
+
+from experiments import data
+from experiments.config import RunConfig
+from experiments.recorded_run import record_run
+from experiments.records import Line
+from experiments.training import (
+    DivergedError,
+    Report,
+    compile_program,
+    make_program,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunArguments:
+    """Trains one network and leaves a record.
+
+    Attributes:
+      config: of the run.
+      record: the JSON-lines file to write; it must not exist.
+    """
+
+    config: RunConfig = dataclasses.field(default_factory=RunConfig)
+    record: Path = Path("runs/run.jsonl")
+
+
+def run(arguments: RunArguments, console: rich.console.Console) -> Line:
+    """Trains with a progress bar and prints the summary, which is returned."""
+    config = arguments.config
+    dataset = data.load(config.dataset)
+    program = make_program(config, dataset)
+    with console.status("compiling"):
+        compiled = compile_program(program, dataset)
+    with rich.progress.Progress(
+        "{task.description}",
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+    ) as progress:
+        task = progress.add_task("epochs", total=config.epochs)
+
+        def on_report(report: Report, evaluation: Line) -> None:
+            del report
+            progress.update(
+                task,
+                advance=config.epochs_per_report,
+                description=f"loss {evaluation['train_loss']:.4f}, validation "
+                f"accuracy {evaluation['validation_accuracy']:.1%}",
+            )
+
+        summary = record_run(
+            arguments.record, compiled, config, dataset, on_report=on_report
+        )
+    console.print(
+        f"training loss {summary['train_loss']:.4f}, test accuracy "
+        f"{summary['test_accuracy']:.1%}, {summary['gradient_equivalents']:.0f} "
+        f"gradient-equivalents, {summary['seconds']:.1f} s; record in "
+        f"{arguments.record}"
+    )
+    return summary
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; wrong input and divergence end it with a message."""
+    try:
+        run(tyro.cli(RunArguments, args=arguments), rich.console.Console())
+    except (ValueError, FileExistsError, DivergedError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

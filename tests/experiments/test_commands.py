@@ -1,0 +1,78 @@
+"""The commands, through ``main`` as a user calls them."""
+
+import json
+
+import pytest
+
+from experiments import bench, demo, run
+from experiments.records import read_record, read_records
+
+
+def test_run_leaves_a_record(tmp_path, capsys):
+    path = tmp_path / "run.jsonl"
+    arguments = [
+        "--config.optimizer=nesterov",
+        "--config.learning-rate=0.1",
+        "--config.optimizer-options",
+        "momentum",
+        "0.8",
+        "--config.epochs=2",
+        f"--record={path}",
+    ]
+    run.main(arguments)
+    record = read_record(path)
+    assert record.config.optimizer_options == {"momentum": 0.8}
+    assert record.summary["step"] == 8
+    assert "test accuracy" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="error: the record .* exists"):
+        run.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.optimizer=lion", "error: optimizer='lion' is unknown"),
+        ("--config.learning-rate=1e30", "error: the loss became"),
+    ],
+)
+def test_run_ends_with_a_message(argument, message, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        run.main([argument, f"--record={tmp_path / 'run.jsonl'}"])
+
+
+def test_small_demo_reports_what_it_recorded(tmp_path, capsys):
+    demo.main(["--small", "--out", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "The demo took" in shown
+    records = read_records(tmp_path / "records")
+    assert len(records) == len(demo.SMALL.methods) * len(demo.SMALL.final_seeds)
+    trials = {len(record.trials) for record in records}
+    assert len(trials) == 1, "every method has the same number of trials"
+    for record in records:
+        chosen = min(record.trials, key=lambda trial: trial["validation_loss"])
+        assert record.config.learning_rate == chosen["learning_rate"]
+        assert len(record.steps) == demo.SMALL.steps
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| NLCG FR · rms |" in report.replace("**", "")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_bench_measures_every_peer(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    bench.main(["--small", "--rounds=1", f"--json={path}"])
+    assert "3 leaves" in capsys.readouterr().out
+    result = json.loads(path.read_text(encoding="utf-8"))
+    by_peer = {m["peer"]: m for m in result["measurements"]}
+    assert list(by_peer) == list(bench.PEERS)
+    assert by_peer["adam"]["step_ratio"] == by_peer["adam"]["update_ratio"] == 1
+    # Copies of the parameters, beside a few scalars.
+    copies = {"adam": 2, "nlcg FR": 1, "nlcg PR+": 2, "nlcg FR, bf16 state": 0.5}
+    for peer, count in copies.items():
+        assert by_peer[peer]["state_per_params"] == pytest.approx(count, abs=0.02)
+    assert result["leaves"] == 3
+    assert result["parameters"] == 7 * 7 * 3 * 64 + 2 * 64
+
+
+def test_bench_refuses_no_rounds():
+    with pytest.raises(SystemExit):
+        bench.main(["--rounds=0"])

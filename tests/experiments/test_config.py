@@ -1,0 +1,63 @@
+import pytest
+
+from experiments import data, models, optimizers, schedules
+from experiments.config import RunConfig
+from experiments.training import make_program
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0.0}, r"learning_rate=0\.0 must be finite and greater"),
+        ({"learning_rate": float("nan")}, r"learning_rate=nan must be finite"),
+        ({"l2": -1.0}, r"l2=-1\.0 must be finite and not below 0"),
+        ({"batch_size": 0}, "batch_size=0 must be an integer of at least 1"),
+        ({"epochs": 0}, "epochs=0 must be an integer of at least 1"),
+        ({"epochs": True}, "epochs=True must be an integer of at least 1"),
+        ({"epochs": 5, "epochs_per_report": 2}, "epochs_per_report=2 must divide"),
+        ({"seed": -1}, "seed=-1 must be an integer from 0 to 2147483647"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: data.load("mnits"), r"dataset='mnits' is unknown; .*\['digits'\]"),
+        (lambda: models.build("resnet", 10), r"model='resnet' .*\['cnn', 'mlp'\]"),
+        (lambda: optimizers.build("lion", 0.1), "optimizer='lion' is unknown; allowed"),
+        (lambda: schedules.build("step", 0.1, 9), "schedule='step' is unknown"),
+    ],
+)
+def test_unknown_names_are_refused_with_what_there_is(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_options_of_another_optimizer_are_refused():
+    with pytest.raises(ValueError, match=r"momentum=0\.9, which 'adam' does not take"):
+        optimizers.build("adam", 0.1, {"momentum": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 1025}, "batch_size=1025 exceeds .* allowed are 1 to 1024"),
+        ({"model": "resnet"}, "model='resnet' is unknown"),
+        ({"optimizer": "lion"}, "optimizer='lion' is unknown"),
+        ({"schedule": "step"}, "schedule='step' is unknown"),
+        (
+            {
+                "optimizer": "nlcg_fr_secant",
+                "optimizer_options": {"refresh_period": 0},
+            },
+            "refresh_period=0 must be an integer of at least 1",
+        ),
+    ],
+)
+def test_a_program_is_refused_before_any_work(settings, message, digits):
+    with pytest.raises(ValueError, match=message):
+        make_program(RunConfig(**settings), digits)

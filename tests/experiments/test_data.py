@@ -1,0 +1,37 @@
+import jax.numpy as jnp
+import numpy as np
+import sklearn.datasets
+
+from experiments import data
+
+
+def test_digits_are_split_without_loss_or_overlap(digits):
+    splits = (digits.train, digits.validation, digits.test)
+    assert [len(split.labels) for split in splits] == [1024, 384, 389]
+    raw, _ = sklearn.datasets.load_digits(return_X_y=True)
+    together = np.concatenate([split.images.reshape(-1, 64) for split in splits])
+    # Standardising is affine, so the sorted rows of both differ by that map alone.
+    scale = together.std() / raw.std()
+    expected = (raw - raw.mean()) * scale + together.mean()
+    np.testing.assert_allclose(
+        np.sort(together.sum(1)), np.sort(expected.sum(1)), atol=2e-3
+    )
+
+
+def test_digits_are_standardised_by_the_training_images(digits):
+    np.testing.assert_allclose(digits.train.images.mean(), 0, atol=1e-6)
+    np.testing.assert_allclose(digits.train.images.std(), 1, atol=1e-5)
+    assert digits.train.images.shape == (1024, 8, 8, 1)
+    assert digits.train.images.dtype == jnp.float32
+    assert digits.train.labels.dtype == jnp.int32
+
+
+def test_digits_are_stratified(digits):
+    for split in (digits.train, digits.validation, digits.test):
+        shares = np.bincount(split.labels) / len(split.labels)
+        np.testing.assert_allclose(shares, 0.1, atol=0.01)
+
+
+def test_the_split_is_fixed(digits):
+    again = data.load("digits")
+    np.testing.assert_array_equal(again.test.images, digits.test.images)

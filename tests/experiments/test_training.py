@@ -1,0 +1,164 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import models
+from experiments.config import RunConfig
+from experiments.training import (
+    DivergedError,
+    check_finite,
+    compile_program,
+    make_program,
+    run_epochs,
+)
+
+
+def train(config, dataset, seed=0):
+    program = make_program(config, dataset)
+    compiled = compile_program(program, dataset)
+    state = program.init(seed, config.learning_rate)
+    return program, list(run_epochs(compiled, config, dataset, state))
+
+
+def quick(**settings):
+    settings = {"batch_size": 16, "epochs": 20, **settings}
+    return RunConfig(**{"epochs_per_report": settings["epochs"], **settings})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "adam", "learning_rate": 0.01},
+        {"optimizer": "nlcg_fr_rms", "learning_rate": 0.003},
+        {"optimizer": "paper_nlcg_fr", "learning_rate": 0.3, "batch_size": None},
+    ],
+    ids=lambda settings: settings["optimizer"],
+)
+def test_a_few_digits_are_learned_by_heart(settings, few_digits):
+    config = quick(**settings)
+    program, reports = train(config, few_digits)
+    before = program.evaluate(program.init(0, 1.0), few_digits.train)
+    after = program.evaluate(reports[-1].state, few_digits.train)
+    assert before.loss > 2.0
+    assert after.loss < 0.8
+    assert after.accuracy > 0.9
+    steps = config.epochs * program.steps_per_epoch
+    assert reports[-1].state.step == steps
+    assert {len(column) for column in reports[-1].metrics.values()} == {steps}
+
+
+def test_vmapped_and_sequential_grids_give_the_same_runs(few_digits):
+    config = quick(optimizer="nlcg_pr+_rms", epochs=3)
+    program = make_program(config, few_digits)
+    rates = (0.001, 0.004)
+    states = [program.init(0, rate) for rate in rates]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    _, together = jax.jit(jax.vmap(program.train, in_axes=(0, None)))(
+        stacked, few_digits.train
+    )
+    compiled = compile_program(program, few_digits)
+    for row, rate in enumerate(rates):
+        state = program.init(0, rate)
+        (alone,) = run_epochs(compiled, config, few_digits, state)
+        np.testing.assert_allclose(
+            together["loss"][row], alone.metrics["loss"], rtol=2e-4
+        )
+        np.testing.assert_allclose(alone.metrics["learning_rate"], rate, rtol=1e-6)
+
+
+def test_sgd_takes_the_steps_of_a_plain_loop(few_digits):
+    config = quick(
+        optimizer="sgd",
+        learning_rate=0.1,
+        batch_size=None,
+        epochs=4,
+        epochs_per_report=2,
+        l2=0.01,
+    )
+    program, reports = train(config, few_digits)
+    assert len(reports) == 2
+    model = models.build("mlp", 10)
+
+    def loss_fn(params):
+        logits = model.apply({"params": params}, few_digits.train.images, train=True)
+        loss = optax.losses.softmax_cross_entropy_with_integer_labels(
+            logits, few_digits.train.labels
+        )
+        return loss.mean() + 0.005 * optax.tree.norm(params, squared=True)
+
+    params, losses = program.init(0, 0.1).params, []
+    for _ in range(4):
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        losses.append(loss)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+    recorded = np.concatenate([report.metrics["loss"] for report in reports])
+    np.testing.assert_allclose(recorded, losses, rtol=1e-5)
+    for mine, plain in zip(
+        jax.tree.leaves(reports[-1].state.params), jax.tree.leaves(params), strict=True
+    ):
+        np.testing.assert_allclose(mine, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_an_epoch_meets_every_example_once_in_a_new_order(few_digits):
+    # At a rate that changes nothing, the mean of the batches' losses is that of all
+    # examples only if none is left out or met twice.
+    config = quick(optimizer="sgd", learning_rate=1e-30, batch_size=8, epochs=2)
+    program, (report,) = train(config, few_digits)
+    first, second = report.metrics["loss"].reshape(2, program.steps_per_epoch)
+    whole = program.evaluate(report.state, few_digits.train).loss
+    np.testing.assert_allclose([first.mean(), second.mean()], whole, rtol=1e-5)
+    assert not np.allclose(np.sort(first), np.sort(second), rtol=1e-3)
+
+
+def test_a_batch_is_split_over_the_devices(few_digits):
+    devices = jax.device_count()
+    program = make_program(quick(), few_digits)
+    state = program.init(0, 0.1)
+    assert all(
+        leaf.sharding.is_fully_replicated and len(leaf.devices()) == devices
+        for leaf in jax.tree.leaves(state)
+    )
+    with pytest.raises(
+        ValueError, match=f"batch_size=12 gives .* allowed are multiples of {devices}"
+    ):
+        make_program(quick(batch_size=12), few_digits)
+
+
+def test_batch_statistics_are_carried_through_a_curvature_method(few_digits):
+    config = quick(
+        model="cnn", optimizer="nlcg_pr+_secant", learning_rate=0.2, epochs=15
+    )
+    program, (report,) = train(config, few_digits)
+    before = program.init(0, 1.0).batch_stats
+    changed = jax.tree.map(
+        lambda a, b: bool(jnp.any(a != b)), before, report.state.batch_stats
+    )
+    assert all(jax.tree.leaves(changed))
+    assert program.evaluate(report.state, few_digits.train).loss < 0.8
+    assert {"beta", "cosine", "grad_norm", "num_secants"} <= set(report.metrics)
+    assert report.metrics["num_secants"][-1] > 0
+
+
+def test_l2_leaves_batch_normalisation_alone(few_digits):
+    config = quick(model="cnn", optimizer="sgd", batch_size=None, epochs=1)
+    losses = {}
+    for l2 in (0.0, 2.0):
+        _, (report,) = train(dataclasses.replace(config, l2=l2), few_digits)
+        losses[l2] = report.metrics["loss"][0]
+    params = make_program(config, few_digits).init(0, 1.0).params
+    kernels = [params["Conv_0"], params["Conv_1"], params["Dense_0"]]
+    expected = optax.tree.norm(kernels, squared=True)
+    assert losses[2.0] - losses[0.0] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_is_reported_with_its_step(few_digits):
+    config = quick(optimizer="sgd", learning_rate=1e30, epochs=1)
+    _, (report,) = train(config, few_digits)
+    with pytest.raises(
+        DivergedError, match=r"the loss became (nan|inf) at step [1-3] with .*'sgd'"
+    ):
+        check_finite(report, config)
