@@ -1,8 +1,8 @@
 """Learning-rate schedules by name, as functions of the peak and the length of a run."""
 
 from collections.abc import Callable
-from typing import Any
 
+import jax
 import optax
 
 from experiments.registry import look_up
@@ -13,7 +13,7 @@ from nlcg_optax import paper_schedule
 PAPER_WARMUP = 25 / 200
 PAPER_DECAYS = (102 / 200, 153 / 200)
 
-Peak = Any  # a number, or a scalar that is traced
+Peak = float | jax.Array
 
 
 def _constant(peak: Peak, steps: int) -> optax.Schedule:

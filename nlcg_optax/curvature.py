@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.inner_products import PyTree
+from nlcg_optax.dtypes import PyTree
 
 
 def hessian_vector_product(

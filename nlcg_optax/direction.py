@@ -8,17 +8,15 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.conjugacy import ConjugacyRule, get_rule, products_used
-from nlcg_optax.inner_products import (
-    InnerProducts,
+from nlcg_optax.dtypes import (
     PyTree,
-    Scope,
     accumulator_dtype,
     compute_dtype,
     difference,
-    settle,
+    strong_types,
     times,
-    vdots,
 )
+from nlcg_optax.inner_products import InnerProducts, Scope, settle, vdots
 
 POWELL_ORTHOGONALITY = 0.2  # Powell, 1977: restart once |g_prevᵀP g| >= .2 gᵀP g
 RESTARTS = (None, "powell")
@@ -137,8 +135,9 @@ def scale_by_nlcg(
       scope: ``"global"`` takes inner products over all parameters together, as the
         paper does; ``"per_leaf"`` gives each leaf its own β.
       state_dtype: dtype in which the directions and gradients are kept, such as
-        ``jnp.bfloat16``; by default that of the parameters. Complex parameters
-        keep theirs.
+        ``"bfloat16"`` (a name, not ``jnp.bfloat16``, under
+        ``optax.inject_hyperparams``, which takes callables for schedules); by default
+        that of the parameters. Complex parameters keep theirs.
       axis_name: mapped axes over which *parameters* are split by hand (``pmap``,
         ``shard_map``). Leave it None in data parallelism and under plain ``jit``.
 
@@ -192,6 +191,7 @@ def scale_by_nlcg(
 
     def init_fn(params: PyTree) -> ScaleByNlcgState:
         acc = accumulator_dtype(params)
+        params = strong_types(params)
         shape = [len(jax.tree.leaves(params))] if scope == "per_leaf" else []
         return ScaleByNlcgState(
             count=jnp.zeros([], jnp.int32),
@@ -368,7 +368,8 @@ def scale_by_nlcg(
                 direction_norm=keep(direction_norm, state.diagnostics.direction_norm),
                 restarted=keep(any_restart, state.diagnostics.restarted),
                 skipped=~finite,
-                num_restarts=state.diagnostics.num_restarts + any_restart * taken,
+                num_restarts=state.diagnostics.num_restarts
+                + any_restart.astype(jnp.int32) * taken,
                 num_skips=state.diagnostics.num_skips + (1 - taken),
             ),
         )

@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.inner_products import PyTree
+from nlcg_optax.dtypes import PyTree, strong_types
 
 
 def bind_extra_args(
@@ -83,3 +83,52 @@ def only_extra_args(
         return tx.update(updates, state, params, **passed)
 
     return optax.GradientTransformationExtraArgs(tx.init, update_fn)
+
+
+LINESEARCH_EXTRA_ARGS = ("value", "grad", "value_fn")
+
+
+def for_linesearch(
+    linesearch: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Makes one of Optax's line searches a good neighbour in a chain.
+
+    Extra arguments that ``value_fn`` accepts are bound to it, and of all others the
+    search sees only ``value``, ``grad`` and ``value_fn``, so that it does not raise on
+    what is meant for somebody else. The scalars of its state lose their weak types, so
+    that a jitted step compiles once.
+
+    Args:
+      linesearch: a line search.
+
+    Returns:
+      The line search, with its own state.
+
+    Raises:
+      TypeError: if ``linesearch`` is no transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> tx = for_linesearch(optax.scale_by_backtracking_linesearch(10))
+      >>> x, loss = jnp.ones(2), lambda x, scale: jnp.sum(scale * x**2)
+      >>> updates, _ = tx.update(-x, tx.init(x), x, value=loss(x, 1.), grad=2 * x,
+      ...                        value_fn=loss, scale=1., epoch=3)
+      >>> updates
+      Array([-1., -1.], dtype=float32)
+    """
+    validation.check_transformation("linesearch", linesearch)
+    inner = only_extra_args(linesearch, LINESEARCH_EXTRA_ARGS)
+
+    def init_fn(params: PyTree) -> PyTree:
+        return strong_types(inner.init(params))
+
+    def update_fn(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, PyTree]:
+        if extra_args.get("value_fn") is not None:
+            bound = bind_extra_args(extra_args["value_fn"], extra_args)
+            extra_args = {**extra_args, "value_fn": bound}
+        updates, state = inner.update(updates, state, params, **extra_args)
+        return updates, strong_types(state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

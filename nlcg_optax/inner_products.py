@@ -4,7 +4,6 @@ Every reduction is ``sum(x * y)`` leaf by leaf, in float32 or wider, and never a
 concatenation: on a sharded mesh only scalars travel.
 """
 
-import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -12,7 +11,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-PyTree: TypeAlias = Any
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, promote
+
 Scope: TypeAlias = Literal["global", "per_leaf"]
 
 SCOPES = ("global", "per_leaf")
@@ -48,39 +48,6 @@ class InnerProducts(NamedTuple):
     g_z_prev: jax.Array
     y_p_y: jax.Array
     d_pinv_d: jax.Array
-
-
-def accumulator_dtype(tree: PyTree) -> jnp.dtype:
-    """Returns the real dtype in which inner products over ``tree`` accumulate.
-
-    float32, or float64 as soon as one leaf is float64 or complex128.
-
-    Args:
-      tree: a tree of real or complex floating-point arrays.
-
-    Returns:
-      A real floating-point dtype.
-
-    Raises:
-      TypeError: if a leaf is not a real or complex floating-point array; the message
-        names the leaf.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> accumulator_dtype({"w": jnp.zeros(3, jnp.bfloat16)})
-      dtype('float32')
-    """
-    dtype = jnp.dtype(jnp.float32)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        leaf_dtype = jnp.asarray(leaf).dtype if jnp.isscalar(leaf) else leaf.dtype
-        if not jnp.issubdtype(leaf_dtype, jnp.inexact):
-            name = jax.tree_util.keystr(path) or "the array itself"
-            raise TypeError(
-                f"leaf {name} has dtype {leaf_dtype}; allowed are real and complex "
-                "floating-point dtypes. Keep other leaves out with optax.masked."
-            )
-        dtype = jnp.promote_types(dtype, jnp.finfo(leaf_dtype).dtype)
-    return dtype
 
 
 def vdots(
@@ -121,7 +88,7 @@ def vdots(
     """
     if dtype is None:
         dtypes = [accumulator_dtype(tree) for pair in pairs for tree in pair]
-        dtype = functools.reduce(jnp.promote_types, dtypes)
+        dtype = promote(*dtypes)
     products = []
     for x, y in pairs:
         by_leaf = jax.tree.leaves(
@@ -151,53 +118,6 @@ def _leaf_vdot(x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return jnp.sum(jnp.asarray(x, dtype) * jnp.asarray(y, dtype), dtype=dtype)
 
 
-def difference(x: PyTree, y: PyTree) -> PyTree:
-    """Computes ``x - y`` leaf by leaf in at least float32, for use in `vdots`.
-
-    Subtracting before the sum keeps the digits that the difference of two nearly
-    equal sums would lose. Under ``jit`` it fuses into the reduction: no tree is made.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> difference(jnp.array(2., jnp.bfloat16), jnp.array(1., jnp.float32))
-      Array(1., dtype=float32)
-    """
-    return jax.tree.map(
-        lambda a, b: (
-            a.astype(compute_dtype(a.dtype, b.dtype))
-            - b.astype(compute_dtype(a.dtype, b.dtype))
-        ),
-        x,
-        y,
-    )
-
-
-def compute_dtype(*dtypes: Any) -> jnp.dtype:
-    """Returns the dtype of elementwise work: the promotion of all with float32.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> compute_dtype(jnp.bfloat16), compute_dtype(jnp.complex64)
-      (dtype('float32'), dtype('complex64'))
-    """
-    dtype = jnp.dtype(jnp.float32)
-    for other in dtypes:
-        dtype = jnp.promote_types(dtype, other)
-    return dtype
-
-
-def times(scale: jax.Array, x: jax.Array) -> jax.Array:
-    """Computes ``scale * x`` in at least float32, without implicit promotion.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> times(jnp.float32(3.), jnp.array([1., 2.], jnp.bfloat16))
-      Array([3., 6.], dtype=float32)
-    """
-    dtype = compute_dtype(x.dtype)
-    return scale.astype(dtype) * x.astype(dtype)
-
-
 def settle(*scalars: jax.Array) -> tuple[jax.Array, ...]:
     """Makes XLA finish a few scalars before the elementwise work that uses them.
 
@@ -225,9 +145,7 @@ def settle(*scalars: jax.Array) -> tuple[jax.Array, ...]:
 def _settle_by_sort(*scalars: jax.Array) -> tuple[jax.Array, ...]:
     # XLA's CPU pipeline drops optimization barriers before it fuses. The result of a
     # sort is never fused, and sorting two equal numbers changes nothing.
-    dtype = functools.reduce(
-        jnp.promote_types, [x.dtype for x in scalars], jnp.dtype(jnp.float32)
-    )
+    dtype = promote(jnp.float32, *(x.dtype for x in scalars))
     parts = [jnp.ravel(x).astype(dtype) for x in scalars]
     flat = jnp.concatenate(parts)
     flat = jax.lax.sort(jnp.stack([flat, flat]), dimension=0)[0]

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.inner_products import PyTree, times, vdots
+from nlcg_optax.dtypes import PyTree, times
+from nlcg_optax.inner_products import vdots
 
 
 def scale_by_layerwise_ratio(

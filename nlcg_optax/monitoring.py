@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from nlcg_optax.inner_products import PyTree
+from nlcg_optax.dtypes import PyTree
 
 
 def diagnostics(opt_state: PyTree) -> dict[str, jax.Array]:

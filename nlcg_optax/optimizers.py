@@ -10,7 +10,9 @@ import optax
 from nlcg_optax import validation
 from nlcg_optax.conjugacy import ConjugacyRule
 from nlcg_optax.direction import scale_by_nlcg
-from nlcg_optax.inner_products import PyTree, Scope
+from nlcg_optax.dtypes import PyTree
+from nlcg_optax.extra_args import for_linesearch
+from nlcg_optax.inner_products import Scope
 
 
 def nlcg(
@@ -24,7 +26,7 @@ def nlcg(
     restart: Literal["powell"] | None = None,
     restart_period: int | None = None,
     scope: Scope = "global",
-    weight_decay: float | jax.Array = 0.0,
+    weight_decay: float | jax.Array | None = None,
     weight_decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     step_control: optax.GradientTransformation | None = None,
     linesearch: optax.GradientTransformation | None = None,
@@ -57,12 +59,13 @@ def nlcg(
       restart: ``"powell"`` or None.
       restart_period: restart every so many steps; None for never.
       scope: ``"global"`` or ``"per_leaf"``.
-      weight_decay: the factor :math:`\lambda`; not together with a line search, whose
-        ``value_fn`` should hold the penalty instead.
+      weight_decay: the factor :math:`\lambda`, or None for none; not together with a
+        line search, whose ``value_fn`` should hold the penalty instead.
       weight_decay_mask: tree of booleans, or a function of the parameters, that tells
         which leaves decay.
       step_control: a transformation such as `scale_by_loss_ratio`.
-      linesearch: a line search such as ``optax.scale_by_backtracking_linesearch``.
+      linesearch: a line search such as ``optax.scale_by_backtracking_linesearch``;
+        it sees ``value``, ``grad`` and ``value_fn`` only, see `for_linesearch`.
       state_dtype: dtype of the state, such as ``jnp.bfloat16``.
       axis_name: mapped axes over which parameters are split by hand.
 
@@ -92,13 +95,13 @@ def nlcg(
     for name, part in (("step_control", step_control), ("linesearch", linesearch)):
         if part is not None:
             validation.check_transformation(name, part)
-    validation.check_non_negative("weight_decay", weight_decay)
-    decays = not (isinstance(weight_decay, int | float) and weight_decay == 0)
+    if weight_decay is not None:
+        validation.check_non_negative("weight_decay", weight_decay)
     if learning_rate is None and linesearch is None:
         linesearch = optax.scale_by_zoom_linesearch(
             max_linesearch_steps=30, curv_rtol=0.1, initial_guess_strategy="one"
         )
-    if decays and linesearch is not None:
+    if weight_decay is not None and linesearch is not None:
         raise ValueError(
             f"weight_decay={weight_decay!r} cannot go with a line search, which would "
             "not see it; add the penalty to value_fn"
@@ -121,12 +124,12 @@ def nlcg(
     ]
     if step_control is not None:
         parts.append(step_control)
-    if decays:
+    if weight_decay is not None:
         parts.append(optax.add_decayed_weights(weight_decay, weight_decay_mask))
     if learning_rate is None:
         parts.append(optax.scale(-1.0))
     else:
         parts.append(optax.scale_by_learning_rate(learning_rate))
     if linesearch is not None:
-        parts.append(linesearch)
+        parts.append(for_linesearch(linesearch))
     return optax.chain(*parts)

@@ -85,7 +85,7 @@ def paper_nlcg(
 
 
 def paper_schedule(
-    max_value: float,
+    max_value: float | jax.Array,
     steps_per_epoch: float,
     *,
     init_value: float = 0.0,

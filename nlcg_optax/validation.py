@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nlcg_optax.inner_products import SCOPES, PyTree
+from nlcg_optax.dtypes import PyTree
+from nlcg_optax.inner_products import SCOPES
 
 
 def _is_array(value: Any) -> bool:

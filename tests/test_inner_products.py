@@ -6,13 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax.inner_products import (
-    accumulator_dtype,
-    compute_dtype,
-    difference,
-    settle,
-    vdots,
-)
+from nlcg_optax.dtypes import accumulator_dtype, compute_dtype, difference
+from nlcg_optax.inner_products import settle, vdots
 
 
 def random_tree(seed, dtype=np.float32):

@@ -9,16 +9,16 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.curvature import hessian_vector_product
-from nlcg_optax.extra_args import bind_extra_args
-from nlcg_optax.inner_products import (
+from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
     compute_dtype,
     difference,
-    settle,
     times,
-    vdots,
+    zeros_like,
 )
+from nlcg_optax.extra_args import bind_extra_args
+from nlcg_optax.inner_products import settle, vdots
 
 SECANTS = ("difference", "hvp")
 MIN_CURVATURE_COSINE = 1e-6  # below it dᵀHd is rounding, not curvature
@@ -148,8 +148,8 @@ def scale_by_diagonal_secant(
             diagonal=jax.tree.map(
                 lambda p: jnp.ones_like(p, dtype=jnp.finfo(p.dtype).dtype), params
             ),
-            grad_prev=optax.tree.zeros_like(params) if from_grads else (),
-            params_prev=optax.tree.zeros_like(params) if from_params else (),
+            grad_prev=zeros_like(params) if from_grads else (),
+            params_prev=zeros_like(params) if from_params else (),
             diagnostics=DiagonalSecantDiagnostics(
                 curvature=jnp.zeros([], acc),
                 num_secants=jnp.zeros([], jnp.int32),
@@ -209,7 +209,7 @@ def scale_by_diagonal_secant(
             y = jax.lax.cond(
                 due,
                 lambda: hessian_vector_product(value_fn, params, d),
-                lambda: optax.tree.zeros_like(params),
+                lambda: zeros_like(params),
             )
 
         pairs = [(y, d), (jax.tree.map(times, h, d), d)]

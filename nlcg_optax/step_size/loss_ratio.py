@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.inner_products import PyTree, accumulator_dtype, compute_dtype, times
+from nlcg_optax.dtypes import (
+    PyTree,
+    accumulator_dtype,
+    compute_dtype,
+    times,
+    zeros_like,
+)
 
 MODES = ("step", "online")
 
@@ -129,7 +135,7 @@ def scale_by_loss_ratio(
             step_multiplier=jnp.ones([], acc),
             loss_average=jnp.zeros([], acc),
             loss_reference=jnp.zeros([], acc),
-            previous_updates=optax.tree.zeros_like(params) if undo else (),
+            previous_updates=zeros_like(params) if undo else (),
             diagnostics=LossRatioDiagnostics(
                 step_multiplier=jnp.ones([], acc),
                 loss_ratio=jnp.ones([], acc),

@@ -102,7 +102,7 @@ def test_non_finite_loss_leaves_the_state(bad):
     updates, after = tx.update(u, state, value=bad)
     np.testing.assert_array_equal(updates, state.step_multiplier * u)
     assert after.diagnostics.num_value_skips == 1
-    keep = dict(diagnostics=None, previous_updates=None)
+    keep = {"diagnostics": None, "previous_updates": None}
     chex.assert_trees_all_equal(after._replace(**keep), state._replace(**keep))
 
 

@@ -1,0 +1,127 @@
+"""In which dtypes things are computed and kept.
+
+Inner products accumulate in float32 or wider, elementwise work is done in float32 or
+wider, and states hold neither weak types (a second compilation) nor implicit
+promotions (an error under ``jax.numpy_dtype_promotion("strict")``).
+"""
+
+import functools
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+PyTree: TypeAlias = Any
+
+
+def promote(*dtypes: Any) -> jnp.dtype:
+    """Returns the standard promotion of dtypes, in the strict mode of JAX as well.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> promote(jnp.bfloat16, jnp.float16)
+      dtype('float32')
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.dtype(functools.reduce(jnp.promote_types, dtypes))
+
+
+def accumulator_dtype(tree: PyTree) -> jnp.dtype:
+    """Returns the real dtype in which inner products over ``tree`` accumulate.
+
+    float32, or float64 as soon as one leaf is float64 or complex128.
+
+    Args:
+      tree: a tree of real or complex floating-point arrays.
+
+    Returns:
+      A real floating-point dtype.
+
+    Raises:
+      TypeError: if a leaf is not a real or complex floating-point array; the message
+        names the leaf.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> accumulator_dtype({"w": jnp.zeros(3, jnp.bfloat16)})
+      dtype('float32')
+    """
+    dtype = jnp.dtype(jnp.float32)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        leaf_dtype = jnp.asarray(leaf).dtype if jnp.isscalar(leaf) else leaf.dtype
+        if not jnp.issubdtype(leaf_dtype, jnp.inexact):
+            name = jax.tree_util.keystr(path) or "the array itself"
+            raise TypeError(
+                f"leaf {name} has dtype {leaf_dtype}; allowed are real and complex "
+                "floating-point dtypes. Keep other leaves out with optax.masked."
+            )
+        dtype = promote(dtype, jnp.finfo(leaf_dtype).dtype)
+    return dtype
+
+
+def compute_dtype(*dtypes: Any) -> jnp.dtype:
+    """Returns the dtype of elementwise work: the promotion of all with float32.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> compute_dtype(jnp.bfloat16), compute_dtype(jnp.complex64)
+      (dtype('float32'), dtype('complex64'))
+    """
+    return promote(jnp.float32, *dtypes)
+
+
+def difference(x: PyTree, y: PyTree) -> PyTree:
+    """Computes ``x - y`` leaf by leaf in at least float32, for use in `vdots`.
+
+    Subtracting before the sum keeps the digits that the difference of two nearly
+    equal sums would lose. Under ``jit`` it fuses into the reduction: no tree is made.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> difference(jnp.array(2., jnp.bfloat16), jnp.array(1., jnp.float32))
+      Array(1., dtype=float32)
+    """
+    return jax.tree.map(
+        lambda a, b: (
+            a.astype(compute_dtype(a.dtype, b.dtype))
+            - b.astype(compute_dtype(a.dtype, b.dtype))
+        ),
+        x,
+        y,
+    )
+
+
+def times(scale: jax.Array, x: jax.Array) -> jax.Array:
+    """Computes ``scale * x`` in at least float32, without implicit promotion.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> times(jnp.float32(3.), jnp.array([1., 2.], jnp.bfloat16))
+      Array([3., 6.], dtype=float32)
+    """
+    dtype = compute_dtype(x.dtype)
+    return scale.astype(dtype) * x.astype(dtype)
+
+
+def strong_types(tree: PyTree) -> PyTree:
+    """Returns the tree with every array's dtype made explicit, no longer weak.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> jnp.asarray(1.).weak_type, strong_types(jnp.asarray(1.)).weak_type
+      (True, False)
+    """
+    return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), tree)
+
+
+def zeros_like(tree: PyTree) -> PyTree:
+    """Returns new zeros of the same shapes and dtypes, without weak types.
+
+    Every leaf has a buffer of its own, as donation needs.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> zeros_like(jnp.asarray(1.))
+      Array(0., dtype=float32)
+    """
+    return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=x.dtype), tree)

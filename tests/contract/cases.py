@@ -1,0 +1,210 @@
+"""The optimisers under contract: every rule, form and preconditioner, and how to run.
+
+A `Case` holds a factory and its arguments, so that tests can wrap the factory
+(``optax.inject_hyperparams``) or replace an argument (``case.make(state_dtype=...)``).
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlcg_optax import nlcg, paper_nlcg, scale_by_diagonal_secant
+
+RATE = 0.05
+SEARCH_EXTRAS = ("value", "grad", "value_fn")
+
+
+def _orthogonal_factor(matrix: jax.Array) -> jax.Array:
+    # Newton-Schulz towards the polar factor, Muon's preconditioner, in cubic form;
+    # the Frobenius norm bounds the largest singular value, so it converges.
+    narrow = matrix.dtype in (jnp.bfloat16, jnp.float16)
+    wide = matrix.astype(jnp.float32) if narrow else matrix
+    norm = jnp.sqrt(jnp.sum(jnp.abs(wide) ** 2))
+    x = wide / jnp.where(norm > 0, norm, 1).astype(wide.dtype)
+    for _ in range(6):
+        x = 1.5 * x - 0.5 * x @ x.conj().T @ x
+    return (x * norm.astype(x.dtype)).astype(matrix.dtype)
+
+
+def orthogonalise() -> optax.GradientTransformation:
+    """Each matrix by its orthogonal factor at the gradient's norm, a Shampoo limit."""
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(
+            lambda g: _orthogonal_factor(g) if g.ndim == 2 else g, updates
+        )
+    )
+
+
+class Case(NamedTuple):
+    """An optimiser, and which extra arguments its ``update`` needs."""
+
+    name: str
+    factory: Callable[..., optax.GradientTransformationExtraArgs]
+    kwargs: dict[str, Any]
+    extras: tuple[str, ...] = ()
+
+    @property
+    def searches(self) -> bool:
+        """Whether the step size comes from a line search."""
+        return "grad" in self.extras
+
+    def make(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
+        return self.factory(**{**self.kwargs, **overrides})
+
+    def extra_args(
+        self, value: jax.Array, grad: Any, value_fn: Callable[..., Any]
+    ) -> dict[str, Any]:
+        known = {"value": value, "grad": grad, "value_fn": value_fn}
+        return {name: known[name] for name in self.extras}
+
+
+def _stochastic(name: str, extras: tuple[str, ...] = (), **kwargs: Any) -> Case:
+    return Case(name, nlcg, {"learning_rate": RATE, **kwargs}, extras)
+
+
+def _paper(name: str, **kwargs: Any) -> Case:
+    return Case(name, paper_nlcg, {"learning_rate": RATE, **kwargs}, ("value",))
+
+
+def _deterministic(name: str, **kwargs: Any) -> Case:
+    return Case(name, nlcg, kwargs, SEARCH_EXTRAS)
+
+
+UNBOUNDED = {"beta_min": -float("inf"), "beta_max": float("inf")}
+
+STOCHASTIC = [
+    _stochastic("fr", rule="fr"),
+    _stochastic("pr+", rule="pr+"),
+    _stochastic("hz", rule="hz", **UNBOUNDED),
+    _stochastic("constant", rule=0.9),
+    _stochastic("per_leaf", rule="pr+", scope="per_leaf"),
+    _stochastic("smoothed", rule="fr", beta_smoothing=0.5),
+    _stochastic("restarted", rule="hs", restart="powell", restart_period=7),
+    _stochastic("rms", rule="fr", preconditioner=optax.scale_by_rms()),
+    _stochastic(
+        "factored",
+        rule="pr+",
+        preconditioner=optax.scale_by_factored_rms(min_dim_size_to_factor=2),
+    ),
+    _stochastic("orthogonal", rule="hz", preconditioner=orthogonalise(), **UNBOUNDED),
+    _stochastic(
+        "secant_rate", rule="fr", preconditioner=scale_by_diagonal_secant(RATE)
+    ),
+    _stochastic("secant_params", preconditioner=scale_by_diagonal_secant()),
+    _stochastic(
+        "secant_hvp",
+        ("value_fn",),
+        preconditioner=scale_by_diagonal_secant(secant="hvp", refresh_period=2),
+    ),
+    _paper("paper_fr_step", rule="fr", step_control="step"),
+    _paper("paper_pr_online", rule="pr", step_control="online"),
+    _paper("paper_layerwise", rule="fr", step_control="step", layerwise_eta=0.05),
+]
+
+DETERMINISTIC = [
+    _deterministic("zoom"),
+    _deterministic(
+        "zoom_secant", preconditioner=scale_by_diagonal_secant(secant="hvp")
+    ),
+    _deterministic(
+        "backtracking",
+        linesearch=optax.scale_by_backtracking_linesearch(20, store_grad=True),
+    ),
+    _deterministic(
+        "backtracking_rms",
+        preconditioner=optax.scale_by_rms(),
+        linesearch=optax.scale_by_backtracking_linesearch(20, store_grad=True),
+    ),
+]
+
+CASES = STOCHASTIC + DETERMINISTIC
+BY_NAME = {case.name: case for case in CASES}
+
+# One for each form and preconditioner, where a test is dear.
+KEY_CASES = [
+    BY_NAME[name]
+    for name in (
+        "pr+",
+        "rms",
+        "factored",
+        "orthogonal",
+        "secant_rate",
+        "secant_params",
+        "secant_hvp",
+        "paper_fr_step",
+        "paper_pr_online",
+        "zoom",
+        "zoom_secant",
+        "backtracking_rms",
+    )
+]
+
+
+def ids(case: Case) -> str:
+    """The name of a case, for ``pytest.mark.parametrize(..., ids=ids)``."""
+    return case.name
+
+
+def make_step(
+    case: Case, tx: optax.GradientTransformationExtraArgs, value_fn: Callable[..., Any]
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """One step of training, ``(params, state) -> (params, state)``, not yet jitted."""
+
+    def step(params: Any, state: Any) -> tuple[Any, Any]:
+        value, grad = jax.value_and_grad(value_fn)(params)
+        grad = jax.tree.map(jnp.conj, grad)  # steepest ascent of complex parameters
+        extra_args = case.extra_args(value, grad, value_fn)
+        updates, state = tx.update(grad, state, params, **extra_args)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def small_params(dtype: Any = jnp.float32) -> dict[str, jax.Array]:
+    """A matrix and a vector, not all zero anywhere, far from the optimum."""
+    w = jnp.array([[1.0, -2.0], [0.5, 3.0], [-1.5, 0.25]])
+    return {"b": jnp.array([0.5, -1.0]).astype(dtype), "w": w.astype(dtype)}
+
+
+def small_loss(params: dict[str, jax.Array]) -> jax.Array:
+    """A smooth nonlinear loss with curvatures from 0.2 to 12, zero at the optimum."""
+    scale = jnp.array([[1.0, 4.0], [0.2, 1.0], [3.0, 0.5]])
+    w, b = params["w"], params["b"]
+    kept = jnp.abs(w - 0.5).astype(scale.dtype) ** 2
+    bend = jnp.abs(b + w[0]).astype(scale.dtype) ** 2
+    return 0.5 * jnp.sum(scale * kept) + jnp.sum(jnp.log1p(bend)) + jnp.sum(bend)
+
+
+@functools.cache
+def compiled_step(
+    name: str,
+) -> tuple[optax.GradientTransformationExtraArgs, Callable[[Any, Any], Any]]:
+    """The optimiser of a case and its jitted step on `small_loss`, compiled once."""
+    case = BY_NAME[name]
+    tx = case.make()
+    return tx, jax.jit(make_step(case, tx, small_loss))
+
+
+@contextlib.contextmanager
+def count_compilations() -> Iterator[list[str]]:
+    """Collects the messages of all compilations inside the context."""
+    messages: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("Compiling"):
+                messages.append(record.getMessage())
+
+    handler, logger = Handler(), logging.getLogger("jax")
+    logger.addHandler(handler)
+    try:
+        with jax.log_compiles():
+            yield messages
+    finally:
+        logger.removeHandler(handler)

@@ -1,0 +1,25 @@
+"""Keeps the default suite short: the other cases of the contract are marked slow."""
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+# One case for each form (stochastic, with and without the loss, line searches) and
+# kind of preconditioner. `make test-slow`, and CI, run all.
+FAST = {
+    *("pr+", "rms", "orthogonal", "secant_rate", "secant_hvp"),
+    *("paper_fr_step", "zoom", "backtracking_rms"),
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE not in item.path.parents or not hasattr(item, "callspec"):
+            continue
+        parameters = item.callspec.params
+        case = parameters.get("case")
+        name = case.name if case is not None else parameters.get("name")
+        if name is not None and name not in FAST:
+            item.add_marker(pytest.mark.slow)

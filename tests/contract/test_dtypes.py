@@ -1,0 +1,269 @@
+"""Proves that every parameter dtype is kept, accumulated well, and means the same."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nlcg_optax import diagnostics, hessian_vector_product, nlcg
+from tests.contract.cases import (
+    BY_NAME,
+    CASES,
+    KEY_CASES,
+    RATE,
+    UNBOUNDED,
+    ids,
+    make_step,
+    small_loss,
+    small_params,
+)
+
+each_key_case = pytest.mark.parametrize("case", KEY_CASES, ids=ids)
+
+
+def _check_types(case, dtype):
+    """No compilation: `eval_shape` shows every dtype that would come out."""
+    tx = case.make()
+    params = small_params(dtype)
+    step = make_step(case, tx, small_loss)
+    state = tx.init(params)
+    new_params, new_state = jax.eval_shape(step, params, state)
+    chex.assert_trees_all_equal_dtypes(new_params, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+    chex.assert_trees_all_equal_dtypes(optax.tree.get(state, "direction"), params)
+    wide = jnp.dtype(dtype) in (jnp.dtype(jnp.float64), jnp.dtype(jnp.complex128))
+    assert diagnostics(state)["beta"].dtype == (jnp.float64 if wide else jnp.float32)
+
+    def update(params, state):
+        value, grad = jax.value_and_grad(small_loss)(params)
+        return tx.update(
+            grad, state, params, **case.extra_args(value, grad, small_loss)
+        )
+
+    updates, _ = jax.eval_shape(update, params, state)
+    chex.assert_trees_all_equal_dtypes(updates, params)
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_bfloat16_is_kept(case):
+    _check_types(case, jnp.bfloat16)
+
+
+@each_key_case
+@pytest.mark.parametrize("dtype", ["float16", "complex64"])
+def test_narrow_dtypes_are_kept(case, dtype):
+    _check_types(case, dtype)
+
+
+# Under x64; float32 parameters in a float64 world: nothing of theirs may widen.
+@each_key_case
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+def test_dtypes_are_kept_under_x64(case, dtype, x64):
+    _check_types(case, dtype)
+
+
+# Optax's own second moments and searches promote implicitly.
+STRICT = [c for c in CASES if not c.searches and c.name not in ("rms", "factored")]
+
+
+@pytest.mark.parametrize("case", STRICT, ids=ids)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "complex64"])
+def test_strict_promotion(case, dtype, strict_promotion):
+    _strict(case, dtype)
+
+
+@pytest.mark.parametrize("case", STRICT, ids=ids)
+def test_strict_promotion_of_float64(case, x64, strict_promotion):
+    _strict(case, jnp.float64)
+
+
+def _strict(case, dtype):
+    # Strict promotion is checked where operations are traced. The loss is made of
+    # Python scalars and one dtype, so every violation is the optimiser's.
+    tx = case.make()
+    params = small_params(dtype)
+
+    def loss(p):
+        squares = [jnp.sum(jnp.real(x * x.conj())) for x in jax.tree.leaves(p)]
+        return sum(squares[1:], start=squares[0])
+
+    def update(params, state):
+        value, grad = jax.value_and_grad(loss)(params)
+        return tx.update(grad, state, params, **case.extra_args(value, grad, loss))
+
+    updates, _ = jax.eval_shape(update, params, tx.init(params))
+    chex.assert_trees_all_equal_dtypes(updates, params)
+
+
+# Three steps in a dtype against the same in float64. The bound is the unit roundoff
+# times the entries' size (3) times a few tens of operations. In the narrow dtypes the
+# gradient itself is rounded at every step and secant pairs are differences of those,
+# so preconditioners from differences are left out there.
+TOLERANCES = {"float32": 1e-5, "bfloat16": 0.1, "float16": 0.0125}
+NARROW_CASES = ["fr", "pr+", "rms", "per_leaf", "secant_hvp"]
+
+
+def _loss(params):
+    # Evaluated in the dtype of the parameters throughout.
+    return jnp.sum(params["w"] ** 2) + 2 * jnp.sum(params["b"] ** 4) / 4
+
+
+def _three_steps(case, dtype):
+    tx, params = case.make(), small_params(dtype)
+    step = make_step(case, tx, _loss)
+
+    @jax.jit
+    def run(params, state):
+        carry = (params, state)
+        return jax.lax.scan(lambda c, _: (step(*c), None), carry, length=3)[0]
+
+    return run(params, tx.init(params))
+
+
+@pytest.mark.parametrize("name", NARROW_CASES)
+def test_dtypes_agree_with_float64(name, x64):
+    case = BY_NAME[name]
+    exact = _three_steps(case, jnp.float64)[0]
+    for dtype, tolerance in TOLERANCES.items():
+        rounded = _three_steps(case, jnp.dtype(dtype))[0]
+        wide = jax.tree.map(lambda x: x.astype(jnp.float64), rounded)
+        chex.assert_trees_all_close(wide, exact, atol=tolerance)
+
+
+def test_half_precision_inner_products_neither_overflow_nor_stagnate():
+    # The square of 300 overflows float16, and a sum of 4096 ones stagnates at 256 in
+    # bfloat16.
+    tx = nlcg(RATE)
+    for dtype, size, number in ((jnp.float16, 4, 300.0), (jnp.bfloat16, 4096, 1.0)):
+        params = jnp.full(size, number, dtype)
+        updates, state = tx.update(params, tx.init(params), params)
+        norm = number * np.sqrt(size)
+        np.testing.assert_allclose(diagnostics(state)["grad_norm"], norm, rtol=1e-6)
+        assert updates.dtype == dtype
+        # RATE * number, rounded twice to 8 bits at worst.
+        np.testing.assert_allclose(
+            updates.astype(jnp.float32), -RATE * number, rtol=1e-2
+        )
+
+
+# --- complex parameters and their real twins -----------------------------------------
+
+# Not the secant and the second-moment preconditioners: they give a complex number one
+# real curvature, where the twin has two.
+TWIN_KWARGS = {
+    "fr": {"learning_rate": RATE, "rule": "fr"},
+    "pr+": {"learning_rate": RATE},
+    "hz": {"learning_rate": RATE, "rule": "hz", **UNBOUNDED},
+    "per_leaf": {"learning_rate": RATE, "scope": "per_leaf"},
+    "restarted": {
+        "learning_rate": RATE,
+        "rule": "hs",
+        "restart": "powell",
+        "restart_period": 3,
+    },
+    "zoom": {},
+    "backtracking": {"linesearch": optax.scale_by_backtracking_linesearch(20)},
+}
+
+
+def _complex_start(dtype):
+    return {
+        "a": jnp.asarray([1 + 2j, -0.5 - 1j, 0.3j], dtype),
+        "c": jnp.asarray([[2 - 1j], [0.1 + 0.1j]], dtype),
+    }
+
+
+def _complex_loss(z):
+    # Couples real and imaginary parts, and the two leaves.
+    mixed = jnp.abs(z["a"] ** 2 - z["c"][0, 0]) ** 2
+    return 0.1 * jnp.sum(mixed) + jnp.sum(jnp.abs(z["c"] - (1 - 2j)) ** 2)
+
+
+def _join(twin):
+    return jax.tree.map(lambda x: x[..., 0] + 1j * x[..., 1], twin)
+
+
+def _split(z):
+    return jax.tree.map(lambda x: jnp.stack([jnp.real(x), jnp.imag(x)], -1), z)
+
+
+@pytest.mark.parametrize("name", TWIN_KWARGS)
+@pytest.mark.parametrize("precision", ["complex64", "complex128"])
+def test_complex_problem_is_its_real_twin(name, precision, request):
+    if precision == "complex128":
+        request.getfixturevalue("x64")
+    tx = nlcg(**TWIN_KWARGS[name])
+    case = BY_NAME["zoom" if name in ("zoom", "backtracking") else "pr+"]
+    start = _complex_start(precision)
+    step = jax.jit(make_step(case, tx, _complex_loss))
+    twin_step = jax.jit(make_step(case, tx, lambda t: _complex_loss(_join(t))))
+    one, twin = (start, tx.init(start)), (_split(start), tx.init(_split(start)))
+    for _ in range(4):
+        one, twin = step(*one), twin_step(*twin)
+    # Roundings, carried through four steps.
+    tolerance = 1e-4 if precision == "complex64" else 1e-11
+    chex.assert_trees_all_close(one[0], _join(twin[0]), rtol=tolerance, atol=tolerance)
+    mine, other = diagnostics(one[1]), diagnostics(twin[1])
+    for key in ("beta", "cosine", "grad_norm", "direction_norm"):
+        np.testing.assert_allclose(
+            mine[key], other[key], rtol=10 * tolerance, atol=tolerance
+        )
+    assert _complex_loss(one[0]) < _complex_loss(start)
+
+
+def test_complex_curvature_is_that_of_the_real_twin(x64):
+    start = _complex_start(jnp.complex128)
+    vector = jax.tree.map(lambda z: (0.3 - 1j) * z + 0.2, start)
+    product = hessian_vector_product(_complex_loss, start, vector)
+    twin = hessian_vector_product(
+        lambda t: _complex_loss(_join(t)), _split(start), _split(vector)
+    )
+    chex.assert_trees_all_close(product, _join(twin), rtol=1e-12, atol=1e-12)
+
+
+# --- state_dtype ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["fr", "pr+", "hz"])
+def test_state_dtype_halves_the_state(rule):
+    wide, narrow = nlcg(RATE, rule), nlcg(RATE, rule, state_dtype=jnp.bfloat16)
+    params = jax.tree.map(lambda x: jnp.tile(x, 64), small_params())
+
+    def tree_bytes(tx):
+        state = jax.eval_shape(tx.init, params)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if x.ndim)
+
+    assert tree_bytes(wide) == 2 * tree_bytes(narrow) > 0
+
+
+def test_state_dtype_keeps_the_updates_wide():
+    wide, narrow = nlcg(RATE), nlcg(RATE, state_dtype=jnp.bfloat16)
+    case = BY_NAME["pr+"]
+    params = small_params()
+    one, other = (params, wide.init(params)), (params, narrow.init(params))
+    step, narrow_step = (
+        jax.jit(make_step(case, tx, small_loss)) for tx in (wide, narrow)
+    )
+    one, other = step(*one), narrow_step(*other)
+    # The first step uses no state but -1 * z, which is rounded as it is stored only.
+    chex.assert_trees_all_equal(other[0], one[0])
+    assert optax.tree.get(other[1], "direction")["w"].dtype == jnp.bfloat16
+    for _ in range(3):
+        one, other = step(*one), narrow_step(*other)
+    chex.assert_trees_all_equal_dtypes(other[0], params)
+    # d and g_prev in 8 bits: a relative 4e-3 of each step, of which the longest is
+    # RATE * |d| < 1.
+    chex.assert_trees_all_close(other[0], one[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("case", [c for c in KEY_CASES if c.factory is nlcg], ids=ids)
+def test_state_dtype_is_stable_in_every_form(case):
+    tx = case.make(state_dtype=jnp.bfloat16)
+    params = small_params()
+    state = tx.init(params)
+    out = jax.eval_shape(make_step(case, tx, small_loss), params, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(out, (params, state))
+    direction = optax.tree.get(state, "direction")
+    assert {leaf.dtype for leaf in direction.values()} == {jnp.dtype(jnp.bfloat16)}
