@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.cases import BY_NAME
+
 HERE = Path(__file__).parent
 
 # One case for each form (stochastic, with and without the loss, line searches) and
@@ -21,5 +23,5 @@ def pytest_collection_modifyitems(items):
         parameters = item.callspec.params
         case = parameters.get("case")
         name = case.name if case is not None else parameters.get("name")
-        if name is not None and name not in FAST:
+        if name in BY_NAME and name not in FAST:
             item.add_marker(pytest.mark.slow)
