@@ -154,3 +154,69 @@ def _settle_by_sort(*scalars: jax.Array) -> tuple[jax.Array, ...]:
         flat[end - x.size : end].reshape(x.shape).astype(x.dtype)
         for x, end in zip(scalars, ends, strict=True)
     )
+
+
+def stacked_vdots(
+    stack: PyTree, tree: PyTree, *, axis_name: str | tuple[str, ...] | None = None
+) -> jax.Array:
+    r"""Computes the real inner products of m stacked trees with one tree.
+
+    Args:
+      stack: a tree whose leaves have one more axis than those of ``tree``, in front.
+      tree: a tree of real or complex arrays.
+      axis_name: see `vdots`.
+
+    Returns:
+      A vector of shape ``(m,)`` in the dtype of `accumulator_dtype`; element i is
+      :math:`\langle \mathrm{stack}_i, \mathrm{tree}\rangle`.
+
+    Raises:
+      TypeError: if a leaf is not a real or complex floating-point array.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> stacked_vdots(jnp.array([[1., 0.], [1., 2.]]), jnp.array([3., 4.]))
+      Array([ 3., 11.], dtype=float32)
+    """
+    acc = accumulator_dtype(tree)
+
+    def leaf_products(rows: jax.Array, leaf: jax.Array) -> jax.Array:
+        wide = jnp.promote_types(compute_dtype(rows.dtype, leaf.dtype), acc)
+        axes = tuple(range(leaf.ndim))
+        # No ravel: a flattened leaf would lose its sharding.
+        out = jax.lax.dot_general(
+            jnp.conj(rows),
+            leaf,
+            ((tuple(a + 1 for a in axes), axes), ((), ())),
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=wide,
+            out_sharding=_replicated_if_explicit(),
+        )
+        return jnp.real(out).astype(acc)
+
+    products = jax.tree.leaves(jax.tree.map(leaf_products, stack, tree))
+    total = sum(products[1:], start=products[0])
+    return total if axis_name is None else jax.lax.psum(total, axis_name)
+
+
+def _replicated_if_explicit() -> jax.sharding.PartitionSpec | None:
+    # Under explicit sharding a contraction over a sharded axis must say where its
+    # result lives; elsewhere it must not.
+    types = jax.sharding.get_abstract_mesh().axis_types
+    explicit = jax.sharding.AxisType.Explicit in types
+    return jax.sharding.PartitionSpec() if explicit else None
+
+
+def max_abs(tree: PyTree) -> jax.Array:
+    """Returns the largest absolute value in a tree; not a number if one is.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> max_abs({"w": jnp.array([1., -3.]), "b": jnp.array(2.)})
+      Array(3., dtype=float32)
+    """
+    acc = accumulator_dtype(tree)
+    largest = jnp.zeros([], acc)
+    for leaf in jax.tree.leaves(tree):
+        largest = jnp.maximum(largest, jnp.max(jnp.abs(leaf), initial=0).astype(acc))
+    return largest

@@ -1,0 +1,80 @@
+"""Unconstrained CUTEst problems by name, through the public package `sif2jax`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import jax
+import numpy as np
+import sif2jax
+
+# Large problems at a size that one core can run by the hundred: the attributes that
+# set the dimension. What is not named here keeps the size that `sif2jax` gives it.
+_SIZES: dict[str, dict[str, int]] = (
+    dict.fromkeys(
+        (
+            "ARWHEAD BDQRTIC BOX BROYDN3DLS BROYDN7D COSINE CRAGGLVY CURLY10 CURLY20 "
+            "CURLY30 DIXON3DQ DQDRTIC DQRTIC EDENSCH FLETBV3M FLETCBV2 FLETCBV3 "
+            "FREUROTH GENHUMPS INDEF INDEFM LIARWHD NONCVXU2 NONCVXUN NONDQUAR POWER "
+            "QUARTC SBRYBND SCURLY10 SCURLY20 SCURLY30 SPARSINE SROSENBR"
+        ).split(),
+        {"n": 1000},
+    )
+    | dict.fromkeys(
+        [f"DIXMAAN{k}" for k in "B C D E1 F G H I1 J K L M1 N O P".split()],
+        {"n": 900},
+    )
+    | dict.fromkeys(("ENGVAL1", "TOINTGSS"), {"_n": 1000})
+    | dict.fromkeys(("YATP1LS", "YATP1CLS"), {"N": 30})
+    | dict.fromkeys(("FMINSURF", "FMINSRF2"), {"p": 31})
+    | dict.fromkeys(("EIGENALS", "EIGENBLS"), {"n": 10})
+    | {
+        "CHAINWOO": {"n": 1000, "ns": 499},
+        "CYCLIC3LS": {"n_param": 300},
+        "CYCLOOCFLS": {"p": 300},
+        "DRCAV1LQ": {"M": 15},
+        "DRCAV2LQ": {"M": 15},
+        "EIGENCLS": {"n": 11, "m": 5},
+        "MSQRTALS": {"p": 31},
+        "MSQRTBLS": {"p": 31},
+        "NONMSQRT": {"p": 10},
+        "WOODS": {"ns": 250, "n": 1000},
+    }
+)
+# Larger than 1024 whatever we do, or not finite at the start, or not what they should
+# be: left out.
+_LEFT_OUT: frozenset[str] = frozenset()
+
+
+def names() -> tuple[str, ...]:
+    """The names of all problems that `load` accepts, sorted."""
+    every = {p.name for p in sif2jax.unconstrained_minimisation_problems}
+    return tuple(sorted(every - _LEFT_OUT))
+
+
+def load(name: str) -> tuple[Any, np.ndarray]:
+    """Load one problem.
+
+    Args:
+        name: a name from `names()`.
+
+    Returns:
+        objective: x -> f(x), a scalar; start: shape (n,), float64.
+
+    Raises:
+        ValueError: if there is no such problem.
+    """
+    by_name = {p.name: p for p in sif2jax.unconstrained_minimisation_problems}
+    if name not in by_name:
+        raise ValueError(f"name must be one of names(), got {name!r}")
+    problem = copy.copy(by_name[name])
+    for attribute, size in _SIZES.get(name, {}).items():
+        # The problems are frozen modules that read their dimension from fields.
+        object.__setattr__(problem, attribute, size)
+    start = np.asarray(problem.y0, dtype=np.float64)
+
+    def objective(x: jax.Array) -> jax.Array:
+        return problem.objective(x, problem.args)
+
+    return objective, start

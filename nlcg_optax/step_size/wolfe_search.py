@@ -1,0 +1,327 @@
+"""The Hager-Zhang line search as a state machine on scalars.
+
+`advance` takes the state and what was measured at `state.step`, and gives the state
+that names the next step to measure. It neither evaluates the objective nor loops, so
+that a transformation may loop it around ``value_fn`` and `minimize` may merge it with
+its outer iteration in one loop with one evaluation.
+
+Sources: [HZ05] W. W. Hager, H. Zhang, "A new conjugate gradient method with guaranteed
+descent and an efficient line search", SIAM J. Optim. 16, 2005; [HZ06] the same,
+"Algorithm 851: CG_DESCENT, a conjugate gradient method with guaranteed descent", ACM
+Trans. Math. Softw. 32, 2006.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# What `SearchState.step` is to be measured for.
+PROBE = 0  # a value alone, for the parabola of the quadratic step
+EXPAND = 1  # there is no upper end yet [HZ05, bracket]
+CONTRACT = 2  # the upper end lies too high although it descends [HZ05, step U3]
+SECANT = 3  # first secant step of secant² [HZ05]
+SECANT_AGAIN = 4  # second secant step of secant²
+MIDPOINT = 5  # secant² shrank the bracket too little
+ACCEPTED = 6  # the last step that was measured satisfies the conditions
+FAILED = 7  # it does not, and there is no room or no budget left
+
+
+class WolfeRules(NamedTuple):
+    """Parameters of the line search; Python numbers or scalars.
+
+    Attributes:
+      sufficient_decrease: δ of both Wolfe conditions, in (0, 1/2).
+      curvature: σ of both Wolfe conditions, in [δ, 1).
+      shrinkage: γ; secant² must shrink the bracket by it or the midpoint is taken.
+      expansion: ρ; factor of the step while there is no upper end and the secant
+        points nowhere.
+      max_extrapolation: a step by secant from one side is at most so many times
+        longer than the last.
+      max_quadratic_step: the minimiser of the probe's parabola is taken up to so many
+        times the probe.
+      contraction: θ; where in the bracket to go when its upper end lies too high.
+      non_finite_contraction: the same when its upper end is not finite and its lower
+        end still is the start.
+      max_evaluations: values and gradients a search may measure at most.
+    """
+
+    sufficient_decrease: Any = 0.1
+    curvature: Any = 0.9
+    shrinkage: Any = 0.66
+    expansion: Any = 5.0
+    max_extrapolation: Any = 10.0
+    max_quadratic_step: Any = 1000.0
+    contraction: Any = 0.5
+    non_finite_contraction: Any = 0.1
+    max_evaluations: Any = 50
+
+
+class Point(NamedTuple):
+    """One point of φ(t) = f(x + t d).
+
+    Attributes:
+      step: t.
+      value: φ(t).
+      slope: φ'(t).
+    """
+
+    step: jax.Array
+    value: jax.Array
+    slope: jax.Array
+
+
+class SearchState(NamedTuple):
+    """State of one line search; every field is a scalar.
+
+    Attributes:
+      stage: one of the stages of this module.
+      step: the step to measure next or, at the end, the last one measured.
+      start_value: φ(0).
+      start_slope: φ'(0).
+      tolerance: ε_k, how far above φ(0) an approximate Wolfe point may lie.
+      low: lower end: φ at most φ(0) + ε_k, and descending.
+      high: upper end: ascending or, while contracting, too high or not finite.
+      width: length of the bracket when the last secant² set out.
+      num_evaluations: points measured in this search.
+    """
+
+    stage: jax.Array
+    step: jax.Array
+    start_value: jax.Array
+    start_slope: jax.Array
+    tolerance: jax.Array
+    low: Point
+    high: Point
+    width: jax.Array
+    num_evaluations: jax.Array
+
+
+def start(
+    value: jax.Array,
+    slope: jax.Array,
+    step: jax.Array,
+    tolerance: jax.Array,
+    *,
+    probe: bool | jax.Array = True,
+) -> SearchState:
+    """Sets out on a line search.
+
+    Args:
+      value: φ(0), a real floating-point scalar.
+      slope: φ'(0), negative, of the same dtype.
+      step: the first step to measure, positive.
+      tolerance: ε_k of the approximate Wolfe conditions, not negative.
+      probe: whether to measure the value alone at first and then go to the minimiser
+        of the parabola (quadratic step, [HZ06, I1]).
+
+    Returns:
+      The state whose ``step`` is to be measured.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> s = start(jnp.float32(1.), jnp.float32(-2.), jnp.float32(.5), jnp.float32(0.))
+      >>> s = advance(WolfeRules(), s, jnp.float32(.25), jnp.float32(0.))
+      >>> s.step  # (1 - t)²: the parabola is the function
+      Array(1., dtype=float32)
+      >>> s = advance(WolfeRules(), s, jnp.float32(0.), jnp.float32(0.))
+      >>> bool(s.stage == ACCEPTED)
+      True
+    """
+    dtype = jnp.result_type(value)
+
+    def scalar(x: Any) -> jax.Array:
+        return jnp.asarray(x).astype(dtype)
+
+    origin = Point(jnp.zeros([], dtype), scalar(value), scalar(slope))
+    nowhere = Point(*[jnp.full([], jnp.inf, dtype)] * 3)
+    return SearchState(
+        stage=jnp.where(probe, PROBE, EXPAND).astype(jnp.int32),
+        step=scalar(step),
+        start_value=origin.value,
+        start_slope=origin.slope,
+        tolerance=scalar(tolerance),
+        low=origin,
+        high=nowhere,
+        width=jnp.full([], jnp.inf, dtype),
+        num_evaluations=jnp.zeros([], jnp.int32),
+    )
+
+
+def is_running(state: SearchState) -> jax.Array:
+    """Whether `state.step` is still to be measured."""
+    return state.stage < ACCEPTED
+
+
+def needs_gradient(state: SearchState) -> jax.Array:
+    """Whether the slope at `state.step` is needed and not just the value."""
+    return state.stage != PROBE
+
+
+def satisfies_wolfe(
+    rules: WolfeRules, state: SearchState, point: Point
+) -> jax.Array:
+    """The Wolfe conditions: φ(t) <= φ(0) + δ t φ'(0) and φ'(t) >= σ φ'(0) [HZ05, T1].
+
+    A value or slope that is not a number satisfies nothing.
+    """
+    ceiling = (
+        state.start_value + rules.sufficient_decrease * point.step * state.start_slope
+    )
+    flat_enough = point.slope >= rules.curvature * state.start_slope
+    return (point.value <= ceiling) & flat_enough
+
+
+def satisfies_approximate_wolfe(
+    rules: WolfeRules, state: SearchState, point: Point
+) -> jax.Array:
+    """Approximate Wolfe: (2δ-1) φ'(0) >= φ'(t) >= σ φ'(0), φ(t) <= φ(0) + ε_k [HZ05, T2].
+
+    The first inequality is the sufficient decrease of the parabola through φ(0),
+    φ'(0) and φ'(t): it holds to the last digits where φ(t) - φ(0) is round-off.
+    """
+    upper = (2 * rules.sufficient_decrease - 1) * state.start_slope
+    lower = rules.curvature * state.start_slope
+    level = point.value <= state.start_value + state.tolerance
+    return (point.slope <= upper) & (point.slope >= lower) & level
+
+
+def advance(
+    rules: WolfeRules, state: SearchState, value: jax.Array, slope: jax.Array
+) -> SearchState:
+    """Takes in what was measured at ``state.step`` and decides what comes next.
+
+    Args:
+      rules: parameters.
+      state: a running search.
+      value: φ(state.step), of the dtype of the state.
+      slope: φ'(state.step); not read in the stage PROBE.
+
+    Returns:
+      The state with the next ``step`` and ``stage``. In the stages ACCEPTED and
+      FAILED ``step`` is the one just measured.
+    """
+    count = state.num_evaluations + 1
+    after_probe = _after_probe(rules, state, value)
+    after_point = _after_point(rules, state, Point(state.step, value, slope))
+    new = jax.tree.map(
+        lambda p, q: jnp.where(state.stage == PROBE, p, q), after_probe, after_point
+    )
+    exhausted = (new.stage < ACCEPTED) & (count >= rules.max_evaluations)
+    # A step that cannot be told from the lower end would be measured for nothing.
+    exhausted |= (new.stage < ACCEPTED) & ~(new.step > new.low.step)
+    exhausted |= ~jnp.isfinite(new.step)
+    return new._replace(
+        stage=jnp.where(exhausted, FAILED, new.stage).astype(jnp.int32),
+        step=jnp.where(exhausted, state.step, new.step),
+        num_evaluations=count,
+    )
+
+
+def _after_probe(
+    rules: WolfeRules, state: SearchState, value: jax.Array
+) -> SearchState:
+    """Goes to the minimiser of the parabola through φ(0), φ'(0) and φ(probe)."""
+    probe = state.step
+    longest = rules.max_quadratic_step * probe
+    bend = value - state.start_value - state.start_slope * probe
+    step = jnp.where(
+        bend > 0, -state.start_slope * probe * _ratio(probe, 2 * bend), longest
+    )
+    step = jnp.clip(step, 0.01 * probe, longest)
+    step = jnp.where(
+        jnp.isfinite(value), step, rules.non_finite_contraction * probe
+    )
+    return state._replace(stage=jnp.int32(EXPAND), step=step)
+
+
+def _after_point(rules: WolfeRules, state: SearchState, point: Point) -> SearchState:
+    accepted = satisfies_wolfe(rules, state, point)
+    accepted |= satisfies_approximate_wolfe(rules, state, point)
+    finite = jnp.isfinite(point.value) & jnp.isfinite(point.slope)
+    accepted &= finite
+
+    ascends = finite & (point.slope >= 0)
+    level = point.value <= state.start_value + state.tolerance
+    is_low = finite & ~ascends & level
+    low = _select(is_low, point, state.low)
+    high = _select(is_low, state.high, point)
+    is_proper = ascends | (
+        is_low & (state.stage != EXPAND) & (state.stage != CONTRACT)
+    )
+    width = high.step - low.step
+
+    # secant² and what follows it, once both ends are proper.
+    old_end = _select(is_low, state.low, state.high)
+    again = _secant(old_end, point)
+    to_again = (state.stage == SECANT) & _inside(again, low, high)
+    closing = (state.stage == SECANT) | (state.stage == SECANT_AGAIN)
+    too_wide = closing & (width > rules.shrinkage * state.width)
+    secant = _cubic_or_secant(low, high)
+    to_midpoint = ~to_again & (too_wide | ~_inside(secant, low, high))
+    midpoint = low.step + 0.5 * width
+    proper_step = jnp.where(to_again, again, jnp.where(to_midpoint, midpoint, secant))
+    proper_stage = jnp.where(
+        to_again, SECANT_AGAIN, jnp.where(to_midpoint, MIDPOINT, SECANT)
+    )
+    sets_out = is_proper & ~to_again & ~too_wide
+
+    # Beyond the last step while nothing closes the bracket from above.
+    beyond = _secant(state.low, point)
+    beyond = jnp.where(beyond > point.step, beyond, rules.expansion * point.step)
+    beyond = jnp.clip(
+        beyond, 1.1 * point.step, rules.max_extrapolation * point.step
+    )
+
+    # Towards the lower end when the upper one lies too high or nowhere.
+    # A first step into the void may be wrong by orders of magnitude, a later one not.
+    astray = ~jnp.isfinite(high.value) & (low.step == 0)
+    contraction = jnp.where(astray, rules.non_finite_contraction, rules.contraction)
+    nearer = low.step + contraction * width
+
+    expands = is_low & (state.stage == EXPAND)
+    step = jnp.where(is_proper, proper_step, jnp.where(expands, beyond, nearer))
+    stage = jnp.where(
+        is_proper, proper_stage, jnp.where(expands, EXPAND, CONTRACT)
+    )
+    return state._replace(
+        stage=jnp.where(accepted, ACCEPTED, stage).astype(jnp.int32),
+        step=jnp.where(accepted, point.step, step),
+        low=low,
+        high=high,
+        width=jnp.where(sets_out, width, state.width),
+    )
+
+
+def _select(condition: jax.Array, x: Point, y: Point) -> Point:
+    return Point(*(jnp.where(condition, a, b) for a, b in zip(x, y, strict=True)))
+
+
+def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    is_zero = denominator == 0
+    return jnp.where(is_zero, jnp.inf, numerator / jnp.where(is_zero, 1, denominator))
+
+
+def _inside(step: jax.Array, low: Point, high: Point) -> jax.Array:
+    return (step > low.step) & (step < high.step)
+
+
+def _secant(a: Point, b: Point) -> jax.Array:
+    """The zero of the line through φ'(a) and φ'(b) [HZ05]; infinite if parallel."""
+    return a.step - a.slope * _ratio(b.step - a.step, b.slope - a.slope)
+
+
+def _cubic_or_secant(low: Point, high: Point) -> jax.Array:
+    """The minimiser of the cubic through both ends, the secant where it has none.
+
+    J. Nocedal, S. J. Wright, "Numerical Optimization", 2006, equation (3.59).
+    """
+    width = high.step - low.step
+    mean = low.slope + high.slope - 3 * _ratio(high.value - low.value, width)
+    square = mean * mean - low.slope * high.slope
+    root = jnp.sqrt(jnp.maximum(square, 0))
+    cubic = high.step - width * _ratio(
+        high.slope + root - mean, high.slope - low.slope + 2 * root
+    )
+    usable = (square >= 0) & _inside(cubic, low, high)
+    return jnp.where(usable, cubic, _secant(low, high))
