@@ -1,0 +1,152 @@
+"""Where a line search sets out and how exact it thinks the objective is: scalars."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class ErrorEstimate(NamedTuple):
+    """Running estimate of the size of the objective, for the tolerance ε_k.
+
+    Attributes:
+      weight: Q_k.
+      average: C_k, an average of the |f| of the past.
+      growth: factor of ε_k, above one after failed searches.
+    """
+
+    weight: jax.Array
+    average: jax.Array
+    growth: jax.Array
+
+
+def no_error_estimate(dtype: Any) -> ErrorEstimate:
+    """The estimate before the first value.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> no_error_estimate(jnp.float32).growth
+      Array(1., dtype=float32)
+    """
+    return ErrorEstimate(
+        jnp.zeros([], dtype), jnp.zeros([], dtype), jnp.ones([], dtype)
+    )
+
+
+def observe(
+    estimate: ErrorEstimate, value: jax.Array, *, decay: Any = 0.7
+) -> ErrorEstimate:
+    r"""Takes one value of the objective into the running estimate.
+
+    .. math:: Q \leftarrow 1 + \Delta Q, \qquad C \leftarrow C + (|f| - C) / Q,
+
+    Hager and Zhang, "Algorithm 851: CG_DESCENT", ACM Trans. Math. Softw. 32, 2006,
+    equation (2.6) in its notation Δ for ``decay``.
+
+    Args:
+      estimate: the estimate so far.
+      value: f, a scalar of the dtype of the estimate.
+      decay: Δ in [0, 1].
+
+    Returns:
+      The new estimate.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> observe(no_error_estimate(jnp.float32), jnp.float32(-3.)).average
+      Array(3., dtype=float32)
+    """
+    weight = 1 + decay * estimate.weight
+    average = estimate.average + (jnp.abs(value) - estimate.average) / weight
+    return estimate._replace(weight=weight, average=average)
+
+
+def tolerance(
+    estimate: ErrorEstimate,
+    value: jax.Array,
+    *,
+    relative_error: Any = 1e-6,
+    max_relative_error: Any = 1e-4,
+) -> jax.Array:
+    r"""The ε_k by which an approximate Wolfe point may lie above f_k.
+
+    .. math:: \epsilon_k = \min(g\, \epsilon\, C_k,\; \epsilon_{max} |f_k|)
+
+    with the growth g after failed searches. Without the cap, growth lets the search
+    accept steps uphill and walk away from the minimum.
+
+    Args:
+      estimate: from `observe`.
+      value: f_k.
+      relative_error: ε; ten units of rounding of the dtype at least.
+      max_relative_error: the cap, relative to |f_k|.
+
+    Returns:
+      A scalar of the dtype of the value.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> estimate = observe(no_error_estimate(jnp.float32), jnp.float32(100.))
+      >>> capped = tolerance(estimate, jnp.float32(1e-3), max_relative_error=1e-3)
+      >>> bool(jnp.isclose(capped, 1e-6, rtol=1e-5))
+      True
+    """
+    unit = 10 * jnp.finfo(estimate.average.dtype).eps
+    relative = jnp.maximum(relative_error, unit) * estimate.growth
+    cap = jnp.maximum(max_relative_error, unit) * jnp.abs(value)
+    return jnp.minimum(relative * estimate.average, cap).astype(value.dtype)
+
+
+def after_search(estimate: ErrorEstimate, accepted: jax.Array) -> ErrorEstimate:
+    """Lets ε_k grow tenfold after a failed search and back to its size after a good.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> after_search(no_error_estimate(jnp.float32), jnp.array(False)).growth
+      Array(10., dtype=float32)
+    """
+    growth = jnp.where(accepted, 1, 10 * estimate.growth)
+    # Far beyond any cap, but never to infinity.
+    return estimate._replace(growth=jnp.minimum(growth, 1e12).astype(growth.dtype))
+
+
+def first_step(
+    value: jax.Array,
+    slope: jax.Array,
+    params_max: jax.Array,
+    direction_max: jax.Array,
+    *,
+    fraction: Any = 1.0,
+) -> jax.Array:
+    r"""A step for a direction whose length means nothing.
+
+    .. math:: \psi_0 \frac{\|x\|_\infty}{\|d\|_\infty}, \quad\text{at } x = 0\quad
+        \psi_0 \frac{|f|}{|f'|}, \quad\text{else } 1,
+
+    Hager and Zhang 2006, step I0, where d is the negative gradient.
+
+    Args:
+      value: f.
+      slope: the slope along the direction, negative.
+      params_max: largest absolute parameter.
+      direction_max: largest absolute entry of the direction.
+      fraction: ψ0.
+
+    Returns:
+      A positive step; it may overflow to infinity only where the slope is subnormal.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> first_step(*map(jnp.float32, (8., -4., 0., 2.)), fraction=0.5)
+      Array(1., dtype=float32)
+    """
+
+    def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+        usable = (numerator > 0) & (denominator > 0)
+        out = fraction * numerator / jnp.where(usable, denominator, 1)
+        return jnp.where(usable & jnp.isfinite(out) & (out > 0), out, 0)
+
+    by_params = ratio(params_max.astype(value.dtype), direction_max.astype(value.dtype))
+    by_value = ratio(jnp.abs(value), jnp.abs(slope))
+    step = jnp.where(by_params > 0, by_params, by_value)
+    return jnp.where(step > 0, step, 1).astype(value.dtype)
