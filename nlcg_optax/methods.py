@@ -1,0 +1,122 @@
+"""The methods of `minimize` by name: a direction and the line search that suits it."""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlcg_optax import validation
+from nlcg_optax.conjugacy import RULES, ConjugacyRule
+from nlcg_optax.direction import scale_by_nlcg
+from nlcg_optax.preconditioners.limited_memory import scale_by_limited_memory
+from nlcg_optax.step_size.wolfe_search import WolfeRules
+
+LIMITED_MEMORY = "limited-memory"
+
+
+class Method(NamedTuple):
+    """A direction with its line search.
+
+    Attributes:
+      direction: a transformation whose updates are -d, such as `scale_by_nlcg`.
+      rules: parameters of the line search.
+      initial_step: ``"one"`` if the directions have a natural length, ``"previous"``
+        to start from the step before, scaled by the ratio of the slopes.
+    """
+
+    direction: optax.GradientTransformationExtraArgs
+    rules: WolfeRules = WolfeRules()
+    initial_step: Literal["one", "previous"] = "previous"
+
+
+def names() -> tuple[str, ...]:
+    """The names that `get_method` knows.
+
+    Examples:
+      >>> names()[:4]
+      ('limited-memory', 'cd', 'dk', 'dy')
+    """
+    return (LIMITED_MEMORY, *sorted(RULES))
+
+
+def nlcg_method(
+    rule: str | float | jax.Array | ConjugacyRule = "hs+", **kwargs: Any
+) -> Method:
+    """Two-term NLCG: tight curvature and Powell's restart keep it conjugate.
+
+    Args:
+      rule: see `scale_by_nlcg`.
+      **kwargs: further arguments of `scale_by_nlcg`.
+
+    Returns:
+      A method.
+
+    Examples:
+      >>> nlcg_method("pr+").rules.curvature
+      0.1
+    """
+    defaults = {"beta_min": -jnp.inf, "beta_max": jnp.inf, "restart": "powell"}
+    return Method(
+        scale_by_nlcg(rule, **{**defaults, **kwargs}),
+        WolfeRules(sufficient_decrease=0.01, curvature=0.1),
+        "previous",
+    )
+
+
+def limited_memory_method(memory: int = 30, rule: Any = 0.0, **kwargs: Any) -> Method:
+    """NLCG in the metric of the last secant pairs; with β = 0 it is L-BFGS.
+
+    Args:
+      memory: how many pairs.
+      rule: see `scale_by_nlcg`.
+      **kwargs: further arguments of `scale_by_nlcg`.
+
+    Returns:
+      A method.
+
+    Examples:
+      >>> limited_memory_method(5).initial_step
+      'one'
+    """
+    defaults = {"beta_min": -jnp.inf, "beta_max": jnp.inf}
+    direction = scale_by_nlcg(
+        rule,
+        preconditioner=scale_by_limited_memory(memory),
+        **{**defaults, **kwargs},
+    )
+    return Method(direction, WolfeRules(), "one")
+
+
+@functools.cache
+def _by_name(name: str) -> Method:
+    # Cached: `minimize` compiles once for every method object.
+    return limited_memory_method() if name == LIMITED_MEMORY else nlcg_method(name)
+
+
+def get_method(method: str | Method | optax.GradientTransformation) -> Method:
+    """Returns the method of a name, of a direction, or the method itself.
+
+    Args:
+      method: a name out of `names`, a `Method`, or a transformation whose updates
+        are -d.
+
+    Returns:
+      The method.
+
+    Raises:
+      ValueError: if the name is unknown.
+      TypeError: if it is none of these.
+
+    Examples:
+      >>> get_method("limited-memory").initial_step
+      'one'
+    """
+    if isinstance(method, str):
+        validation.check_choice("method", method, names())
+        return _by_name(method)
+    if isinstance(method, Method):
+        return method
+    validation.check_transformation("method", method)
+    return Method(optax.with_extra_args_support(method))

@@ -1,0 +1,212 @@
+"""Minimisation of a deterministic function: the whole loop, compiled."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlcg_optax import minimize_loop, validation
+from nlcg_optax.implicit import solve_implicitly
+from nlcg_optax.inner_products import PyTree, accumulator_dtype
+from nlcg_optax.methods import Method, get_method
+from nlcg_optax.minimize_loop import Limits, MinimizeState, Progress
+from nlcg_optax.minimize_result import MinimizeResult, Status
+
+TOLERANCES = ("value", "absolute", "relative")
+
+
+def minimize(
+    fun: Callable[..., Any],
+    x0: PyTree,
+    *,
+    args: tuple[Any, ...] = (),
+    has_aux: bool = False,
+    method: str | Method | optax.GradientTransformation = "limited-memory",
+    tol: float | jax.Array = 1e-6,
+    tol_kind: Literal["value", "absolute", "relative"] = "value",
+    max_iterations: int | jax.Array = 10_000,
+    max_evaluations: float | jax.Array = 10_000,
+    patience: int | jax.Array = 1000,
+    state: MinimizeState | None = None,
+    callback: Callable[[Progress], None] | None = None,
+) -> MinimizeResult:
+    r"""Minimises a smooth function of a pytree of arrays.
+
+    A descent direction from ``method``, the Hager-Zhang line search
+    (`scale_by_hager_zhang_linesearch`) along it, merged into one loop that has one
+    gradient in it. It ends when
+
+    .. math:: \max_i |g_i| \le \mathrm{tol} \cdot
+        \{1 + |f|, \; 1, \; \max_i |g_i(x_0)|\}
+
+    for the ``tol_kind`` ``"value"``, ``"absolute"`` and ``"relative"``. It works
+    under ``jit`` and ``vmap``. The solution ``x`` has derivatives with respect to
+    everything that ``fun`` depends on, ``args`` and closed-over arrays, by the
+    implicit function theorem, :math:`\nabla^2 f\, dx = -d\nabla f`, solved by
+    conjugate gradients on Hessian-vector products; they are those of an exact
+    stationary point with a positive definite Hessian. The other results carry none.
+
+    Args:
+      fun: ``fun(x, *args)``, a real scalar, or a pair of it and an auxiliary tree.
+      x0: where to begin: a tree of real or complex floating-point arrays.
+      args: further arguments of ``fun``.
+      has_aux: whether ``fun`` returns that pair.
+      method: a name out of `nlcg_optax.methods.names`, that is ``"limited-memory"``
+        (30 secant pairs as the metric of NLCG) or a conjugacy rule such as
+        ``"hs+"`` or ``"hz"`` for two-term NLCG; a `Method`; or a transformation
+        whose updates are -d.
+      tol: tolerance, positive.
+      tol_kind: what it is relative to.
+      max_iterations: limit on iterations.
+      max_evaluations: limit on the work: a value with its gradient counts one, a
+        value alone a third.
+      patience: iterations without a smaller objective or a halved gradient after
+        which it gives up.
+      state: ``result.state`` of an earlier call with the same ``fun``, ``args``,
+        ``method`` and shapes, to go on where that ended, under new limits; the
+        counters go on, too. ``x0`` then only gives the shapes.
+      callback: called on the host with a `Progress` after each iteration; for
+        display, not for control.
+
+    Returns:
+      A `MinimizeResult`. The best point is kept: ``fun`` is never above f(x0).
+
+    Raises:
+      TypeError: if ``fun`` does not return a real floating-point scalar or ``x0`` has
+        a leaf that is not floating point.
+      ValueError: if an argument is out of its range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> def rosenbrock(x, scale):
+      ...     return jnp.sum((1 - x[:-1])**2 + scale * (x[1:] - x[:-1]**2)**2)
+      >>> result = minimize(rosenbrock, jnp.array([-1.2, 1.]), args=(100.,), tol=1e-4)
+      >>> bool(result.success), result.message
+      (True, 'the gradient is as small as tol asks')
+      >>> bool(jnp.max(jnp.abs(result.x - 1.)) < 1e-2)
+      True
+    """
+    _check(fun, tol, tol_kind, max_iterations, max_evaluations, patience)
+    chosen = get_method(method)
+    x0 = jax.tree.map(jnp.asarray, x0)
+    accumulator_dtype(x0)
+    _check_objective(fun, x0, args, has_aux)
+    limits = Limits(
+        tol=tol,
+        value_weight=float(tol_kind == "value"),
+        constant_weight=float(tol_kind != "relative"),
+        start_weight=float(tol_kind == "relative"),
+        max_iterations=max_iterations,
+        max_evaluations=max_evaluations,
+        patience=patience,
+    )
+    return _minimize(fun, has_aux, chosen, callback, x0, args, limits, state)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _minimize(
+    fun: Callable[..., Any],
+    has_aux: bool,
+    method: Method,
+    callback: Callable[[Progress], None] | None,
+    x0: PyTree,
+    args: tuple[Any, ...],
+    limits: Limits,
+    state: MinimizeState | None,
+) -> MinimizeResult:
+    like = jax.eval_shape(lambda x: x, x0)
+
+    # Inside, a complex array is a pair of real ones: all the algebra is real.
+    def objective(u: PyTree, *args: Any) -> tuple[jax.Array, PyTree]:
+        out = fun(_join(u, like), *args)
+        return out if has_aux else (out, None)
+
+    def run(
+        objective_: Callable[..., Any],
+        u: PyTree,
+        differentiable: tuple[Any, ...],
+        settings: tuple[Limits, MinimizeState | None],
+    ) -> MinimizeState:
+        def bound(v: PyTree) -> tuple[jax.Array, PyTree]:
+            return objective_(v, *differentiable)
+
+        limits_, earlier = settings
+        if earlier is None:
+            begin = minimize_loop.initial_state(bound, method, u)
+        else:
+            begin = minimize_loop.resume(limits_, earlier)
+        return minimize_loop.run(bound, method, limits_, begin, callback)
+
+    u0 = _split(x0)
+    # What `fun` closes over has derivatives, too: it becomes further arguments.
+    hoisted, closed_over = jax.closure_convert(objective, u0, *args)
+    end = solve_implicitly(
+        run, hoisted, u0, (*args, *closed_over), (limits, state)
+    )
+    return MinimizeResult(
+        x=_join(end.best.params, x0),
+        fun=end.best.value,
+        grad=_join(end.best.grad, x0),
+        aux=end.best.aux,
+        status=end.status,
+        success=end.status == Status.CONVERGED,
+        nit=end.nit,
+        nfev=end.nfev,
+        ngev=end.ngev,
+        state=end,
+    )
+
+
+def _split(x: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda a: (jnp.real(a), jnp.imag(a)) if jnp.iscomplexobj(a) else a, x
+    )
+
+
+def _join(u: PyTree, like: PyTree) -> PyTree:
+    def join(a: jax.Array, part: Any) -> jax.Array:
+        is_complex = jnp.issubdtype(a.dtype, jnp.complexfloating)
+        return jax.lax.complex(*part) if is_complex else part
+
+    return jax.tree.map(join, like, u)
+
+
+def _check(
+    fun: Any,
+    tol: Any,
+    tol_kind: Any,
+    max_iterations: Any,
+    max_evaluations: Any,
+    patience: Any,
+) -> None:
+    validation.check_callable("fun", fun)
+    validation.check_positive("tol", tol)
+    validation.check_choice("tol_kind", tol_kind, TOLERANCES)
+    validation.check_positive_int("max_iterations", max_iterations)
+    if not isinstance(max_evaluations, jax.Array) and math.isnan(max_evaluations):
+        raise ValueError("max_evaluations=nan must be a number greater than 0")
+    validation.check_positive("max_evaluations", max_evaluations)
+    validation.check_positive_int("patience", patience)
+
+
+def _check_objective(
+    fun: Callable[..., Any], x0: PyTree, args: tuple[Any, ...], has_aux: bool
+) -> None:
+    out = jax.eval_shape(fun, x0, *args)
+    if has_aux:
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(
+                f"fun returns {out}; with has_aux=True it must return a pair of a "
+                "real scalar and an auxiliary tree"
+            )
+        out = out[0]
+    shape, dtype = getattr(out, "shape", None), getattr(out, "dtype", None)
+    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"fun returns {out}; it must return a real floating-point scalar"
+            + ("" if has_aux else " (or set has_aux=True for a pair)")
+        )
