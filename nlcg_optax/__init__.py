@@ -19,10 +19,26 @@ from nlcg_optax.extra_args import for_linesearch as for_linesearch
 from nlcg_optax.extra_args import only_extra_args as only_extra_args
 from nlcg_optax.inner_products import InnerProducts as InnerProducts
 from nlcg_optax.layerwise import scale_by_layerwise_ratio as scale_by_layerwise_ratio
+from nlcg_optax.methods import Method as Method
+from nlcg_optax.methods import limited_memory_method as limited_memory_method
+from nlcg_optax.methods import nlcg_method as nlcg_method
+from nlcg_optax.minimize import minimize as minimize
+from nlcg_optax.minimize_loop import Progress as Progress
+from nlcg_optax.minimize_result import MinimizeResult as MinimizeResult
+from nlcg_optax.minimize_result import Status as Status
 from nlcg_optax.monitoring import diagnostics as diagnostics
 from nlcg_optax.optimizers import nlcg as nlcg
 from nlcg_optax.paper import paper_nlcg as paper_nlcg
 from nlcg_optax.paper import paper_schedule as paper_schedule
+from nlcg_optax.preconditioners import (
+    LimitedMemoryDiagnostics as LimitedMemoryDiagnostics,
+)
+from nlcg_optax.preconditioners import (
+    ScaleByLimitedMemoryState as ScaleByLimitedMemoryState,
+)
+from nlcg_optax.preconditioners import (
+    scale_by_limited_memory as scale_by_limited_memory,
+)
 from nlcg_optax.preconditioners import (
     DiagonalSecantDiagnostics as DiagonalSecantDiagnostics,
 )
@@ -32,9 +48,16 @@ from nlcg_optax.preconditioners import (
 from nlcg_optax.preconditioners import (
     scale_by_diagonal_secant as scale_by_diagonal_secant,
 )
+from nlcg_optax.step_size import HagerZhangDiagnostics as HagerZhangDiagnostics
 from nlcg_optax.step_size import LossRatioDiagnostics as LossRatioDiagnostics
 from nlcg_optax.step_size import ScaleByLossRatioState as ScaleByLossRatioState
+from nlcg_optax.step_size import (
+    ScaleByHagerZhangLinesearchState as ScaleByHagerZhangLinesearchState,
+)
 from nlcg_optax.step_size import feed_step_multiplier as feed_step_multiplier
+from nlcg_optax.step_size import (
+    scale_by_hager_zhang_linesearch as scale_by_hager_zhang_linesearch,
+)
 from nlcg_optax.step_size import scale_by_loss_ratio as scale_by_loss_ratio
 from nlcg_optax.virtual_batch import VirtualBatchState as VirtualBatchState
 from nlcg_optax.virtual_batch import virtual_batch as virtual_batch

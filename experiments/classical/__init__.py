@@ -1,0 +1,1 @@
+"""Benchmark on classical smooth problems: `python -m experiments.classical --help`."""

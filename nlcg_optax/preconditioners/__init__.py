@@ -9,3 +9,12 @@ from nlcg_optax.preconditioners.secant import (
 from nlcg_optax.preconditioners.secant import (
     scale_by_diagonal_secant as scale_by_diagonal_secant,
 )
+from nlcg_optax.preconditioners.limited_memory import (
+    LimitedMemoryDiagnostics as LimitedMemoryDiagnostics,
+)
+from nlcg_optax.preconditioners.limited_memory import (
+    ScaleByLimitedMemoryState as ScaleByLimitedMemoryState,
+)
+from nlcg_optax.preconditioners.limited_memory import (
+    scale_by_limited_memory as scale_by_limited_memory,
+)

@@ -10,3 +10,12 @@ from nlcg_optax.step_size.loss_ratio import (
     feed_step_multiplier as feed_step_multiplier,
 )
 from nlcg_optax.step_size.loss_ratio import scale_by_loss_ratio as scale_by_loss_ratio
+from nlcg_optax.step_size.hager_zhang import (
+    HagerZhangDiagnostics as HagerZhangDiagnostics,
+)
+from nlcg_optax.step_size.hager_zhang import (
+    ScaleByHagerZhangLinesearchState as ScaleByHagerZhangLinesearchState,
+)
+from nlcg_optax.step_size.hager_zhang import (
+    scale_by_hager_zhang_linesearch as scale_by_hager_zhang_linesearch,
+)

@@ -1,0 +1,215 @@
+"""Our methods and their peers, each through its own interface, by name.
+
+Every solver takes the counter and the start, stops at max|g| <= tol (1 + |f|) as far as
+its interface lets it, and returns its point.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxopt
+import numpy as np
+import optax
+import optimistix
+import pycgdescent
+import scipy.optimize
+
+import nlcg_optax
+from experiments.classical import counting
+from experiments.classical.counting import Counter
+
+TOL = 1e-6
+MAX_ITERATIONS = 100_000
+
+Solver = Callable[[Counter, np.ndarray], np.ndarray]
+
+
+def _is_small(value: Any, grad: Any) -> Any:
+    return jnp.max(jnp.abs(grad)) <= TOL * (1 + jnp.abs(value))
+
+
+def _ours(method: str) -> Solver:
+    def solve(counter: Counter, x0: np.ndarray) -> np.ndarray:
+        counting.use(counter)
+        result = nlcg_optax.minimize(
+            counting.counted,
+            x0,
+            method=method,
+            tol=TOL,
+            max_iterations=MAX_ITERATIONS,
+            max_evaluations=counter.max_work,
+        )
+        return np.asarray(result.x)
+
+    return solve
+
+
+def _compiled(run: Callable[[jax.Array], jax.Array]) -> Solver:
+    compiled = jax.jit(run)
+
+    def solve(counter: Counter, x0: np.ndarray) -> np.ndarray:
+        counting.use(counter)
+        return np.asarray(compiled(x0))
+
+    return solve
+
+
+def _optax_lbfgs(x0: jax.Array) -> jax.Array:
+    tx = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(counting.counted)
+
+    def body(carry: Any) -> Any:
+        x, state, _, _ = carry
+        value, grad = value_and_grad(x, state=state)
+        updates, state = tx.update(
+            grad, state, x, value=value, grad=grad, value_fn=counting.counted
+        )
+        x = optax.apply_updates(x, updates)
+        value = optax.tree.get(state, "value")
+        grad = optax.tree.get(state, "grad")
+        return x, state, _is_small(value, grad), jnp.all(updates == 0)
+
+    stop = jnp.array(False)
+    start = (x0, tx.init(x0), stop, stop)
+    return jax.lax.while_loop(lambda c: ~(c[2] | c[3]), body, start)[0]
+
+
+def _jaxopt_nlcg(linesearch: str) -> Callable[[jax.Array], jax.Array]:
+    def run(x0: jax.Array) -> jax.Array:
+        solver = jaxopt.NonlinearCG(
+            counting.counted,
+            method="polak-ribiere",
+            linesearch=linesearch,
+            tol=0.0,
+            implicit_diff=False,
+        )
+
+        def body(carry: Any) -> Any:
+            x, state, k = carry
+            x, state = solver.update(x, state)
+            return x, state, k + 1
+
+        def goes_on(carry: Any) -> Any:
+            _, state, k = carry
+            return ~_is_small(state.value, state.grad) & (k < MAX_ITERATIONS)
+
+        return jax.lax.while_loop(goes_on, body, (x0, solver.init_state(x0), 0))[0]
+
+    return run
+
+
+def _optimistix_nlcg(x0: jax.Array) -> jax.Array:
+    # tol as small as it goes: the loop below is what stops it.
+    solver = optimistix.NonlinearCG(rtol=0.0, atol=0.0)
+
+    def fn(x: jax.Array, args: Any) -> tuple[jax.Array, None]:
+        del args
+        return counting.counted(x), None
+
+    scalar = jax.ShapeDtypeStruct((), x0.dtype)
+    state = solver.init(fn, x0, None, {}, scalar, None, frozenset())
+    dynamic, static = jax.tree.flatten(state)
+    is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in dynamic]
+    fixed = [None if a else leaf for leaf, a in zip(dynamic, is_array, strict=True)]
+
+    def pack(state: Any) -> list[Any]:
+        leaves = jax.tree.leaves(state)
+        return [leaf for leaf, a in zip(leaves, is_array, strict=True) if a]
+
+    def unpack(arrays: list[Any]) -> Any:
+        rest = iter(arrays)
+        return jax.tree.unflatten(
+            static,
+            [
+                next(rest) if a else leaf
+                for leaf, a in zip(fixed, is_array, strict=True)
+            ],
+        )
+
+    def body(carry: Any) -> Any:
+        y, arrays, k = carry
+        y, state, _ = solver.step(fn, y, None, {}, unpack(arrays), frozenset())
+        return y, pack(state), k + 1
+
+    def goes_on(carry: Any) -> Any:
+        _, arrays, k = carry
+        info = unpack(arrays).f_info
+        return (~_is_small(info.f, info.grad) | (k == 0)) & (k < MAX_ITERATIONS)
+
+    return jax.lax.while_loop(goes_on, body, (x0, pack(state), 0))[0]
+
+
+def _scipy(method: str) -> Solver:
+    def solve(counter: Counter, x0: np.ndarray) -> np.ndarray:
+        seen: dict[bytes, tuple[float, np.ndarray]] = {}
+
+        def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+            out = counter.value_and_grad(x)
+            seen.clear()
+            seen[x.tobytes()] = out
+            return out
+
+        def callback(intermediate_result: Any) -> None:
+            known = seen.get(np.asarray(intermediate_result.x).tobytes())
+            if known is None:
+                known = counter.uncounted(intermediate_result.x)
+            if _is_small(*known):
+                raise StopIteration
+
+        options: dict[str, Any] = {"maxiter": MAX_ITERATIONS, "gtol": 0.0}
+        if method == "L-BFGS-B":
+            options |= {"ftol": 0.0, "maxfun": MAX_ITERATIONS}
+        result = scipy.optimize.minimize(
+            fun, x0, jac=True, method=method, callback=callback, options=options
+        )
+        return np.asarray(result.x)
+
+    return solve
+
+
+def _cg_descent(**options: Any) -> Solver:
+    def solve(counter: Counter, x0: np.ndarray) -> np.ndarray:
+        def jac(g: np.ndarray, x: np.ndarray) -> None:
+            g[...] = counter.value_and_grad(x)[1]
+
+        def funjac(g: np.ndarray, x: np.ndarray) -> float:
+            value, grad = counter.value_and_grad(x)
+            g[...] = grad
+            return value
+
+        result = pycgdescent.minimize(
+            counter.value,
+            x0.copy(),
+            jac=jac,
+            funjac=funjac,
+            tol=TOL,
+            # StopRule 0 is max|g| <= tol (1 + |f|).
+            options=pycgdescent.OptimizeOptions(StopRule=0, **options),
+        )
+        return np.asarray(result.x)
+
+    return solve
+
+
+@functools.cache
+def solvers() -> dict[str, Solver]:
+    """All solvers by name."""
+    return {
+        "nlcg_optax limited-memory": _ours("limited-memory"),
+        "nlcg_optax hs+": _ours("hs+"),
+        "nlcg_optax hz": _ours("hz"),
+        "CG_DESCENT default": _cg_descent(),
+        "CG_DESCENT L-BFGS": _cg_descent(LBFGS=1),
+        "CG_DESCENT memory 0": _cg_descent(memory=0),
+        "optax lbfgs": _compiled(_optax_lbfgs),
+        "SciPy L-BFGS-B": _scipy("L-BFGS-B"),
+        "SciPy CG": _scipy("CG"),
+        "optimistix NonlinearCG": _compiled(_optimistix_nlcg),
+        "jaxopt NonlinearCG zoom": _compiled(_jaxopt_nlcg("zoom")),
+        "jaxopt NonlinearCG Hager-Zhang": _compiled(_jaxopt_nlcg("hager-zhang")),
+    }
