@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import select
 import subprocess
@@ -82,6 +83,9 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
+                # A host callback that evaluates a JAX function needs a thread of the
+                # pool besides the one that waits for it, also on one core.
+                env=os.environ | {"NPROC": "8"},
             )
         process = self._process
         assert process.stdin is not None

@@ -34,6 +34,7 @@ class Counter:
     objective: Callable[[jax.Array], jax.Array]
     max_work: float
     max_seconds: float
+    dimension: int = 0
     values: int = 0
     gradients: int = 0
     started: float = 0.0
@@ -46,6 +47,11 @@ class Counter:
     def work(self) -> float:
         """Gradients plus a third of the values."""
         return self.gradients + self.values / 3
+
+    def warm_up(self, x: np.ndarray) -> None:
+        """Compiles what the solver will call, so that its time is not charged."""
+        self._value(np.asarray(x))
+        self._value_and_grad(np.asarray(x))
 
     def uncounted(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         """f and its gradient for the referee, not charged."""
@@ -72,23 +78,29 @@ class Counter:
             raise OutOfBudget(f"work {self.work:.0f}, {seconds:.0f} s")
 
 
-# The problem that `counted` evaluates now. A compiled solver sees only `counted`, so
-# one compilation serves all problems of one dimension.
+# The problem that `counted` evaluates now. A compiled solver sees only `counted`, on
+# vectors padded to a few sizes, so one compilation serves many problems. A padding
+# variable stays at zero with gradient zero and changes no inner product.
 _current: list[Counter] = []
+_SIZES = (4, 8, 16, 64, 256, 1024)
 
 
-def use(counter: Counter) -> None:
-    """Makes ``counter`` the problem behind `counted`."""
+def use(counter: Counter, x0: np.ndarray) -> np.ndarray:
+    """Makes ``counter`` the problem behind `counted` and returns the padded start."""
     _current[:] = [counter]
+    size = next((s for s in _SIZES if s >= x0.size), x0.size)
+    return np.pad(x0, (0, size - x0.size))
 
 
 def _host_value(x: Any) -> np.ndarray:
-    return np.asarray(_current[0].value(np.asarray(x)))
+    counter = _current[0]
+    return np.asarray(counter.value(np.asarray(x)[: counter.dimension]))
 
 
 def _host_value_and_grad(x: Any) -> tuple[np.ndarray, np.ndarray]:
-    value, grad = _current[0].value_and_grad(np.asarray(x))
-    return np.asarray(value), grad
+    counter = _current[0]
+    value, grad = counter.value_and_grad(np.asarray(x)[: counter.dimension])
+    return np.asarray(value), np.pad(grad, (0, np.size(x) - counter.dimension))
 
 
 @jax.custom_jvp

@@ -35,16 +35,15 @@ def _is_small(value: Any, grad: Any) -> Any:
 
 def _ours(method: str) -> Solver:
     def solve(counter: Counter, x0: np.ndarray) -> np.ndarray:
-        counting.use(counter)
         result = nlcg_optax.minimize(
             counting.counted,
-            x0,
+            counting.use(counter, x0),
             method=method,
             tol=TOL,
             max_iterations=MAX_ITERATIONS,
             max_evaluations=counter.max_work,
         )
-        return np.asarray(result.x)
+        return np.asarray(result.x)[: x0.size]
 
     return solve
 
@@ -53,8 +52,7 @@ def _compiled(run: Callable[[jax.Array], jax.Array]) -> Solver:
     compiled = jax.jit(run)
 
     def solve(counter: Counter, x0: np.ndarray) -> np.ndarray:
-        counting.use(counter)
-        return np.asarray(compiled(x0))
+        return np.asarray(compiled(counting.use(counter, x0)))[: x0.size]
 
     return solve
 

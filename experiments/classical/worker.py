@@ -28,7 +28,8 @@ def run_one(
         at the start, whether it counts as solved, and the event that ended it.
     """
     objective, start = problems.load(problem)
-    counter = counting.Counter(objective, max_work, max_seconds)
+    counter = counting.Counter(objective, max_work, max_seconds, start.size)
+    counter.warm_up(start)
     start_value, _ = counter.uncounted(start)
     event, x = "returned", None
     begin = time.perf_counter()
