@@ -31,29 +31,29 @@ from nlcg_optax.optimizers import nlcg as nlcg
 from nlcg_optax.paper import paper_nlcg as paper_nlcg
 from nlcg_optax.paper import paper_schedule as paper_schedule
 from nlcg_optax.preconditioners import (
-    LimitedMemoryDiagnostics as LimitedMemoryDiagnostics,
-)
-from nlcg_optax.preconditioners import (
-    ScaleByLimitedMemoryState as ScaleByLimitedMemoryState,
-)
-from nlcg_optax.preconditioners import (
-    scale_by_limited_memory as scale_by_limited_memory,
-)
-from nlcg_optax.preconditioners import (
     DiagonalSecantDiagnostics as DiagonalSecantDiagnostics,
+)
+from nlcg_optax.preconditioners import (
+    LimitedMemoryDiagnostics as LimitedMemoryDiagnostics,
 )
 from nlcg_optax.preconditioners import (
     ScaleByDiagonalSecantState as ScaleByDiagonalSecantState,
 )
 from nlcg_optax.preconditioners import (
+    ScaleByLimitedMemoryState as ScaleByLimitedMemoryState,
+)
+from nlcg_optax.preconditioners import (
     scale_by_diagonal_secant as scale_by_diagonal_secant,
+)
+from nlcg_optax.preconditioners import (
+    scale_by_limited_memory as scale_by_limited_memory,
 )
 from nlcg_optax.step_size import HagerZhangDiagnostics as HagerZhangDiagnostics
 from nlcg_optax.step_size import LossRatioDiagnostics as LossRatioDiagnostics
-from nlcg_optax.step_size import ScaleByLossRatioState as ScaleByLossRatioState
 from nlcg_optax.step_size import (
     ScaleByHagerZhangLinesearchState as ScaleByHagerZhangLinesearchState,
 )
+from nlcg_optax.step_size import ScaleByLossRatioState as ScaleByLossRatioState
 from nlcg_optax.step_size import feed_step_multiplier as feed_step_multiplier
 from nlcg_optax.step_size import (
     scale_by_hager_zhang_linesearch as scale_by_hager_zhang_linesearch,

@@ -185,8 +185,8 @@ def stacked_vdots(
         axes = tuple(range(leaf.ndim))
         # No ravel: a flattened leaf would lose its sharding.
         out = jax.lax.dot_general(
-            jnp.conj(rows),
-            leaf,
+            jnp.conj(rows).astype(wide),
+            leaf.astype(wide),
             ((tuple(a + 1 for a in axes), axes), ((), ())),
             precision=jax.lax.Precision.HIGHEST,
             preferred_element_type=wide,

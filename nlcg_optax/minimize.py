@@ -144,9 +144,7 @@ def _minimize(
     u0 = _split(x0)
     # What `fun` closes over has derivatives, too: it becomes further arguments.
     hoisted, closed_over = jax.closure_convert(objective, u0, *args)
-    end = solve_implicitly(
-        run, hoisted, u0, (*args, *closed_over), (limits, state)
-    )
+    end = solve_implicitly(run, hoisted, u0, (*args, *closed_over), (limits, state))
     return MinimizeResult(
         x=_join(end.best.params, x0),
         fun=end.best.value,

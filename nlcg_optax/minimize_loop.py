@@ -30,7 +30,7 @@ class Limits(NamedTuple):
 
     Attributes:
       tol: the tolerance.
-      value_weight: weight of \\|f\\| in the scale of the tolerance.
+      value_weight: weight of |f| in the scale of the tolerance.
       constant_weight: weight of one in it.
       start_weight: weight of the largest entry of the first gradient in it.
       max_iterations: of iterations.
@@ -238,9 +238,7 @@ def resume(limits: Limits, state: MinimizeState) -> MinimizeState:
     )
 
 
-def _is_converged(
-    limits: Limits, state: MinimizeState, point: Evaluated
-) -> jax.Array:
+def _is_converged(limits: Limits, state: MinimizeState, point: Evaluated) -> jax.Array:
     scale = (
         limits.constant_weight
         + limits.value_weight * jnp.abs(point.value)
@@ -351,9 +349,12 @@ def _iterate(
 
     step = jnp.where(moved & ~is_first, state.candidate_step, state.previous_step)
     # After failed searches in a row set out with ever shorter steps.
-    fresh = trial_step.first_step(
-        current.value, slope, max_abs(current.params), max_abs(direction)
-    ) / error.growth
+    fresh = (
+        trial_step.first_step(
+            current.value, slope, max_abs(current.params), max_abs(direction)
+        )
+        / error.growth
+    )
     if method.initial_step == "one":
         later = jnp.ones([], acc)
     else:

@@ -39,7 +39,15 @@ SOLVERS = (
     "jaxopt NonlinearCG Hager-Zhang",
 )
 PACKAGES = (
-    "nlcg-optax jax optax scipy optimistix jaxopt sif2jax pycgdescent numpy".split()
+    "nlcg-optax",
+    "jax",
+    "optax",
+    "scipy",
+    "optimistix",
+    "jaxopt",
+    "sif2jax",
+    "pycgdescent",
+    "numpy",
 )
 # Compiling and the start of a worker are not charged to the solver but not unlimited.
 GRACE_SECONDS = 120.0

@@ -54,7 +54,7 @@ class Counter:
         self._value_and_grad(np.asarray(x))
 
     def uncounted(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-        """f and its gradient for the referee, not charged."""
+        """F and its gradient for the referee, not charged."""
         value, grad = self._value_and_grad(np.asarray(x, np.float64))
         return float(value), np.asarray(grad)
 

@@ -11,37 +11,30 @@ import sif2jax
 
 # Large problems at a size that one core can run by the hundred: the attributes that
 # set the dimension. What is not named here keeps the size that `sif2jax` gives it.
-_SIZES: dict[str, dict[str, int]] = (
-    dict.fromkeys(
-        (
-            "ARWHEAD BDQRTIC BOX BROYDN3DLS BROYDN7D COSINE CRAGGLVY CURLY10 CURLY20 "
-            "CURLY30 DIXON3DQ DQDRTIC DQRTIC EDENSCH FLETBV3M FLETCBV2 FLETCBV3 "
-            "FREUROTH GENHUMPS INDEF INDEFM LIARWHD NONCVXU2 NONCVXUN NONDQUAR POWER "
-            "QUARTC SBRYBND SCURLY10 SCURLY20 SCURLY30 SPARSINE SROSENBR"
-        ).split(),
-        {"n": 1000},
-    )
-    | dict.fromkeys(
-        [f"DIXMAAN{k}" for k in "B C D E1 F G H I1 J K L M1 N O P".split()],
-        {"n": 900},
-    )
-    | dict.fromkeys(("ENGVAL1", "TOINTGSS"), {"_n": 1000})
-    | dict.fromkeys(("YATP1LS", "YATP1CLS"), {"N": 30})
-    | dict.fromkeys(("FMINSURF", "FMINSRF2"), {"p": 31})
-    | dict.fromkeys(("EIGENALS", "EIGENBLS"), {"n": 10})
-    | {
-        "CHAINWOO": {"n": 1000, "ns": 499},
-        "CYCLIC3LS": {"n_param": 300},
-        "CYCLOOCFLS": {"p": 300},
-        "DRCAV1LQ": {"M": 15},
-        "DRCAV2LQ": {"M": 15},
-        "EIGENCLS": {"n": 11, "m": 5},
-        "MSQRTALS": {"p": 31},
-        "MSQRTBLS": {"p": 31},
-        "NONMSQRT": {"p": 10},
-        "WOODS": {"ns": 250, "n": 1000},
-    }
-)
+_N_1000 = """
+ARWHEAD BDQRTIC BOX BROYDN3DLS BROYDN7D COSINE CRAGGLVY CURLY10 CURLY20 CURLY30
+DIXON3DQ DQDRTIC DQRTIC EDENSCH FLETBV3M FLETCBV2 FLETCBV3 FREUROTH GENHUMPS INDEF
+INDEFM LIARWHD NONCVXU2 NONCVXUN NONDQUAR POWER QUARTC SBRYBND SCURLY10 SCURLY20
+SCURLY30 SPARSINE SROSENBR
+"""
+_N_900 = """
+DIXMAANB DIXMAANC DIXMAAND DIXMAANE1 DIXMAANF DIXMAANG DIXMAANH DIXMAANI1 DIXMAANJ
+DIXMAANK DIXMAANL DIXMAANM1 DIXMAANN DIXMAANO DIXMAANP
+"""
+_SIZES: dict[str, dict[str, int]] = {
+    **{name: {"n": 1000} for name in _N_1000.split()},
+    **{name: {"n": 900} for name in _N_900.split()},
+    **{name: {"_n": 1000} for name in ("ENGVAL1", "TOINTGSS")},
+    **{name: {"N": 30} for name in ("YATP1LS", "YATP1CLS")},
+    **{name: {"p": 31} for name in ("FMINSURF", "FMINSRF2", "MSQRTALS", "MSQRTBLS")},
+    **{name: {"n": 10} for name in ("EIGENALS", "EIGENBLS")},
+    "CHAINWOO": {"n": 1000, "ns": 499},
+    "CYCLIC3LS": {"n_param": 300},
+    "CYCLOOCFLS": {"p": 300},
+    "EIGENCLS": {"n": 11, "m": 5},
+    "NONMSQRT": {"p": 10},
+    "WOODS": {"ns": 250, "n": 1000},
+}
 # At every size these start at a stationary point with f = 0.
 _LEFT_OUT = frozenset({"DRCAV1LQ", "DRCAV2LQ"})
 

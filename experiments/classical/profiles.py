@@ -45,9 +45,7 @@ def work_ratio(records: Records, solver: str, reference: str) -> tuple[float, in
     return float(np.exp(np.mean([np.log(a / b) for a, b in pairs]))), len(pairs)
 
 
-def performance_profile(
-    records: Records, ratios: np.ndarray
-) -> dict[str, np.ndarray]:
+def performance_profile(records: Records, ratios: np.ndarray) -> dict[str, np.ndarray]:
     """Fraction of the problems solved within a multiple of the least work.
 
     Dolan and Moré, "Benchmarking optimization software with performance profiles",
@@ -62,9 +60,7 @@ def performance_profile(
     """
     names = sorted(set.intersection(*(set(by) for by in records.values())))
     work = {
-        solver: np.array(
-            [by[n]["work"] if by[n]["solved"] else np.inf for n in names]
-        )
+        solver: np.array([by[n]["work"] if by[n]["solved"] else np.inf for n in names])
         for solver, by in records.items()
     }
     least = np.min(list(work.values()), axis=0)
@@ -126,8 +122,16 @@ def table(records: Records, reference: str) -> str:
             [1e6 * r["seconds"] / max(r["work"], 1) for r in by.values()]
         )
         rows.append(
-            (solved, with_value, solver, len(by), ratio, common, areas[solver])
-            + (per_evaluation,)
+            (
+                solved,
+                with_value,
+                solver,
+                len(by),
+                ratio,
+                common,
+                areas[solver],
+                per_evaluation,
+            )
         )
     lines = [
         f"| solver | solved | solved+f | of | work against {reference} | on | "

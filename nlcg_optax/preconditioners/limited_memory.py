@@ -139,16 +139,14 @@ def scale_by_limited_memory(
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByLimitedMemoryState]:
         del extra_args
-        validation.check_extra(
+        validation.require(
             "scale_by_limited_memory", "params", params, "for the secant pairs"
         )
         validation.check_same_structure("updates", updates, state.grad_prev)
         acc = state.products.dtype
         s = difference(params, state.params_prev)
         y = difference(updates, state.grad_prev)
-        s_y, s_s, y_y = vdots(
-            [(s, y), (s, s), (y, y)], axis_name=axis_name, dtype=acc
-        )
+        s_y, s_s, y_y = vdots([(s, y), (s, s), (y, y)], axis_name=axis_name, dtype=acc)
         threshold = jnp.asarray(min_curvature).astype(acc)
         curved = s_y > threshold * jnp.sqrt(s_s) * jnp.sqrt(y_y)
         curved &= jnp.isfinite(s_s) & jnp.isfinite(y_y)
@@ -173,9 +171,7 @@ def scale_by_limited_memory(
         products = state.products.at[slot].set(
             jnp.where(taken, 0, state.products[slot])
         )
-        products = products.at[:, slot].set(
-            jnp.where(taken, column, products[:, slot])
-        )
+        products = products.at[:, slot].set(jnp.where(taken, column, products[:, slot]))
         num_pairs = jnp.minimum(
             state.diagnostics.num_pairs + taken.astype(jnp.int32), memory
         )
@@ -183,9 +179,7 @@ def scale_by_limited_memory(
             taken, s_y / jnp.where(taken, y_y, 1), state.diagnostics.initial_scaling
         )
 
-        z = _multiply(
-            updates, steps, grad_changes, products, slot, scaling, axis_name
-        )
+        z = _multiply(updates, steps, grad_changes, products, slot, scaling, axis_name)
         new_state = ScaleByLimitedMemoryState(
             count=optax.safe_increment(state.count),
             newest=slot,
@@ -241,12 +235,13 @@ def _multiply(
     s_g = in_order(stacked_vdots(steps, g, axis_name=axis_name))
     a = jax.scipy.linalg.solve_triangular(upper, s_g)
     a_slots = by_slot(a)
-    q = jax.tree.map(
-        lambda g_, rows: scaling.astype(compute_dtype(g_.dtype))
-        * (g_ - combine(a_slots, rows, g_)),
-        g,
-        grad_changes,
-    )
+
+    def initial(g_: jax.Array, rows: jax.Array) -> jax.Array:
+        dtype = compute_dtype(g_.dtype)
+        rest = g_.astype(dtype) - combine(a_slots, rows, g_)
+        return scaling.astype(dtype) * rest
+
+    q = jax.tree.map(initial, g, grad_changes)
     y_q = in_order(stacked_vdots(grad_changes, q, axis_name=axis_name))
     b = jax.scipy.linalg.solve_triangular(upper, diagonal * a - y_q, trans="T")
     b_slots = by_slot(b)

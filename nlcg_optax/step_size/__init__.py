@@ -1,5 +1,14 @@
 """Step sizes: ordinary Optax transformations that follow the direction in a chain."""
 
+from nlcg_optax.step_size.hager_zhang import (
+    HagerZhangDiagnostics as HagerZhangDiagnostics,
+)
+from nlcg_optax.step_size.hager_zhang import (
+    ScaleByHagerZhangLinesearchState as ScaleByHagerZhangLinesearchState,
+)
+from nlcg_optax.step_size.hager_zhang import (
+    scale_by_hager_zhang_linesearch as scale_by_hager_zhang_linesearch,
+)
 from nlcg_optax.step_size.loss_ratio import (
     LossRatioDiagnostics as LossRatioDiagnostics,
 )
@@ -10,12 +19,3 @@ from nlcg_optax.step_size.loss_ratio import (
     feed_step_multiplier as feed_step_multiplier,
 )
 from nlcg_optax.step_size.loss_ratio import scale_by_loss_ratio as scale_by_loss_ratio
-from nlcg_optax.step_size.hager_zhang import (
-    HagerZhangDiagnostics as HagerZhangDiagnostics,
-)
-from nlcg_optax.step_size.hager_zhang import (
-    ScaleByHagerZhangLinesearchState as ScaleByHagerZhangLinesearchState,
-)
-from nlcg_optax.step_size.hager_zhang import (
-    scale_by_hager_zhang_linesearch as scale_by_hager_zhang_linesearch,
-)

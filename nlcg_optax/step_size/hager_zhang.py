@@ -197,14 +197,13 @@ def scale_by_hager_zhang_linesearch(
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByHagerZhangLinesearchState]:
         name = "scale_by_hager_zhang_linesearch"
-        validation.check_extra(name, "params", params, "the point to search from")
-        validation.check_extra(name, "value", value, "the objective at params")
-        validation.check_extra(name, "grad", grad, "its gradient at params")
-        validation.check_extra(name, "value_fn", value_fn, "the objective")
+        validation.require(name, "params", params, "the point to search from")
+        validation.require(name, "value", value, "the objective at params")
+        validation.require(name, "grad", grad, "its gradient at params")
+        value_fn = validation.require(name, "value_fn", value_fn, "the objective")
         validation.check_scalar_loss(name, value)
         validation.check_same_structure("updates", updates, state.grad)
         validation.check_same_structure("grad", grad, state.grad)
-        assert value_fn is not None
         objective = bind_extra_args(value_fn, extra_args)
         acc = state.previous_step.dtype
 

@@ -158,9 +158,7 @@ def needs_gradient(state: SearchState) -> jax.Array:
     return state.stage != PROBE
 
 
-def satisfies_wolfe(
-    rules: WolfeRules, state: SearchState, point: Point
-) -> jax.Array:
+def satisfies_wolfe(rules: WolfeRules, state: SearchState, point: Point) -> jax.Array:
     """The Wolfe conditions: φ(t) <= φ(0) + δ t φ'(0) and φ'(t) >= σ φ'(0) [HZ05, T1].
 
     A value or slope that is not a number satisfies nothing.
@@ -175,7 +173,7 @@ def satisfies_wolfe(
 def satisfies_approximate_wolfe(
     rules: WolfeRules, state: SearchState, point: Point
 ) -> jax.Array:
-    """Approximate Wolfe: (2δ-1) φ'(0) >= φ'(t) >= σ φ'(0), φ(t) <= φ(0) + ε_k [HZ05, T2].
+    """Approximate Wolfe: (2δ-1)φ'(0) >= φ'(t) >= σφ'(0), φ(t) <= φ(0) + ε_k [T2].
 
     The first inequality is the sufficient decrease of the parabola through φ(0),
     φ'(0) and φ'(t): it holds to the last digits where φ(t) - φ(0) is round-off.
@@ -229,9 +227,7 @@ def _after_probe(
         bend > 0, -state.start_slope * probe * _ratio(probe, 2 * bend), longest
     )
     step = jnp.clip(step, 0.01 * probe, longest)
-    step = jnp.where(
-        jnp.isfinite(value), step, rules.non_finite_contraction * probe
-    )
+    step = jnp.where(jnp.isfinite(value), step, rules.non_finite_contraction * probe)
     return state._replace(stage=jnp.int32(EXPAND), step=step)
 
 
@@ -246,9 +242,7 @@ def _after_point(rules: WolfeRules, state: SearchState, point: Point) -> SearchS
     is_low = finite & ~ascends & level
     low = _select(is_low, point, state.low)
     high = _select(is_low, state.high, point)
-    is_proper = ascends | (
-        is_low & (state.stage != EXPAND) & (state.stage != CONTRACT)
-    )
+    is_proper = ascends | (is_low & (state.stage != EXPAND) & (state.stage != CONTRACT))
     width = high.step - low.step
 
     # secant² and what follows it, once both ends are proper.
@@ -269,9 +263,7 @@ def _after_point(rules: WolfeRules, state: SearchState, point: Point) -> SearchS
     # Beyond the last step while nothing closes the bracket from above.
     beyond = _secant(state.low, point)
     beyond = jnp.where(beyond > point.step, beyond, rules.expansion * point.step)
-    beyond = jnp.clip(
-        beyond, 1.1 * point.step, rules.max_extrapolation * point.step
-    )
+    beyond = jnp.clip(beyond, 1.1 * point.step, rules.max_extrapolation * point.step)
 
     # Towards the lower end when the upper one lies too high or nowhere.
     # A first step into the void may be wrong by orders of magnitude, a later one not.
@@ -281,9 +273,7 @@ def _after_point(rules: WolfeRules, state: SearchState, point: Point) -> SearchS
 
     expands = is_low & (state.stage == EXPAND)
     step = jnp.where(is_proper, proper_step, jnp.where(expands, beyond, nearer))
-    stage = jnp.where(
-        is_proper, proper_stage, jnp.where(expands, EXPAND, CONTRACT)
-    )
+    stage = jnp.where(is_proper, proper_stage, jnp.where(expands, EXPAND, CONTRACT))
     return state._replace(
         stage=jnp.where(accepted, ACCEPTED, stage).astype(jnp.int32),
         step=jnp.where(accepted, point.step, step),
