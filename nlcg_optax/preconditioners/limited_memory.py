@@ -115,7 +115,8 @@ def scale_by_limited_memory(
         acc = accumulator_dtype(params)
 
         def stack(x: jax.Array) -> jax.Array:
-            return jnp.zeros((memory, *jnp.shape(x)), x.dtype)
+            # Made of x, so that every row is sharded like it.
+            return jnp.broadcast_to(jnp.zeros_like(x), (memory, *jnp.shape(x)))
 
         return ScaleByLimitedMemoryState(
             count=jnp.zeros([], jnp.int32),

@@ -93,7 +93,7 @@ def test_complex_equals_its_real_twin(x64):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_state_keeps_its_types_under_jit(dtype, strict_promotion):
+def test_state_keeps_its_types_under_jit(dtype):
     params = {"w": jnp.ones((3, 2), dtype), "b": jnp.ones(2, dtype)}
     tx = scale_by_limited_memory(4)
     state = tx.init(params)

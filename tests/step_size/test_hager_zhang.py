@@ -1,0 +1,230 @@
+"""The Hager-Zhang transformation behind several directions."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nlcg_optax import scale_by_hager_zhang_linesearch, scale_by_nlcg
+
+
+def rosenbrock(x):
+    return jnp.sum((1 - x[::2]) ** 2 + 100 * (x[1::2] - x[::2] ** 2) ** 2)
+
+
+DIRECTIONS = {
+    "hs+": (scale_by_nlcg("hs+", beta_max=jnp.inf), {"curvature": 0.1}),
+    "hz": (scale_by_nlcg("hz", beta_min=-jnp.inf, beta_max=jnp.inf), {}),
+    "lbfgs": (optax.scale_by_lbfgs(), {"initial_step": "one"}),
+    "preconditioned": (
+        scale_by_nlcg("pr+", preconditioner=optax.scale(0.01)),
+        {"curvature": 0.1},
+    ),
+}
+
+
+def _solver(direction, **kwargs):
+    search = scale_by_hager_zhang_linesearch(**kwargs)
+    return optax.chain(direction, optax.scale(-1.0), search)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))
+def _run(fun, tx, x, steps):
+    value_and_grad = optax.value_and_grad_from_state(fun)
+
+    def step(_, carry):
+        x, state = carry
+        value, grad = value_and_grad(x, state=state)
+        updates, state = tx.update(grad, state, x, value=value, grad=grad, value_fn=fun)
+        return optax.apply_updates(x, updates), state
+
+    return jax.lax.fori_loop(0, steps, step, (x, tx.init(x)))
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_minimises_rosenbrock_behind_any_direction(x64, name):
+    direction, kwargs = DIRECTIONS[name]
+    x, state = _run(
+        rosenbrock, _solver(direction, **kwargs), jnp.array([-1.2, 1.0]), 90
+    )
+    np.testing.assert_allclose(x, 1.0, atol=1e-6)
+    search = state[-1]
+    np.testing.assert_allclose(search.value, rosenbrock(x), rtol=1e-12)
+    np.testing.assert_allclose(search.grad, jax.grad(rosenbrock)(x), atol=1e-12)
+
+
+def test_counts_what_it_measures_and_pays_nothing_twice(x64):
+    calls = {"value": 0, "grad": 0}
+
+    @jax.custom_jvp
+    def fun(x):
+        jax.debug.callback(lambda: calls.update(value=calls["value"] + 1))
+        return rosenbrock(x)
+
+    @fun.defjvp
+    def _(primals, tangents):
+        jax.debug.callback(lambda: calls.update(grad=calls["grad"] + 1))
+        return jax.jvp(rosenbrock, primals, tangents)
+
+    _, state = _run(fun, _solver(scale_by_nlcg("pr+")), jnp.array([-1.2, 1.0]), 20)
+    jax.effects_barrier()
+    search = state[-1].diagnostics
+    assert calls["value"] == int(search.num_values)
+    assert calls["grad"] == int(search.num_gradients) + 1  # one at the start
+    assert 20 <= int(search.num_gradients) <= 60
+
+
+def test_accepted_steps_satisfy_the_conditions(x64):
+    tx = scale_by_hager_zhang_linesearch()
+    rng = np.random.default_rng(0)
+    update = jax.jit(functools.partial(tx.update, value_fn=rosenbrock))
+    for _ in range(20):
+        x = jnp.asarray(rng.standard_normal(6))
+        value, grad = jax.value_and_grad(rosenbrock)(x)
+        d = -grad * jnp.asarray(rng.uniform(0.1, 10.0, 6))
+        updates, state = update(d, tx.init(x), x, value=value, grad=grad)
+        t = state.diagnostics.step_size
+        assert bool(state.diagnostics.accepted)
+        np.testing.assert_allclose(updates, t * d)
+        slope, new = grad @ d, jax.grad(rosenbrock)(x + updates) @ d
+        decrease = rosenbrock(x + updates) - value
+        assert new >= 0.9 * slope
+        assert decrease <= 0.1 * t * slope or (
+            new <= -0.8 * slope and decrease <= 1e-6 * abs(value)
+        )
+
+
+def test_n_steps_on_a_quadratic(x64):
+    scale = jnp.logspace(0, 2, 8)
+
+    def quadratic(x):
+        return 0.5 * jnp.sum(scale * (x - 1) ** 2)
+
+    x, _ = _run(
+        quadratic, _solver(scale_by_nlcg("hs", beta_max=jnp.inf)), jnp.zeros(8), 8
+    )
+    np.testing.assert_allclose(x, 1.0, atol=1e-5)
+
+
+def test_non_finite_trials_are_survived(x64):
+    def barrier(x):  # not a number for x >= 1
+        return jnp.sum(-jnp.log(1 - x) - 0.5 * x)
+
+    x, state = _run(
+        barrier, _solver(scale_by_nlcg("pr+")), jnp.array([-30.0, -2.0]), 25
+    )
+    np.testing.assert_allclose(x, -1.0, atol=1e-6)
+    assert np.isfinite(state[-1].value)
+
+
+@pytest.mark.parametrize(
+    "direction", [[1.0, 1.0], [0.0, 0.0], [jnp.nan, -1.0], [jnp.inf, -1.0]]
+)
+def test_directions_that_do_not_descend_give_no_step(direction):
+    tx = scale_by_hager_zhang_linesearch()
+    x = jnp.array([1.0, 2.0])
+    value, grad = jax.value_and_grad(lambda x: jnp.sum(x**2))(x)
+    updates, state = tx.update(
+        jnp.array(direction),
+        tx.init(x),
+        x,
+        value=value,
+        grad=grad,
+        value_fn=lambda x: jnp.sum(x**2),
+    )
+    np.testing.assert_array_equal(updates, 0.0)
+    assert not bool(state.diagnostics.accepted)
+    assert int(state.diagnostics.num_gradients) == 0
+    np.testing.assert_array_equal(state.grad, grad)
+
+
+def test_flat_and_unbounded_functions_end():
+    tx = scale_by_hager_zhang_linesearch()
+    x = jnp.array([1.0])
+    for fun in (lambda x: 0.0 * jnp.sum(x), lambda x: jnp.sum(x)):
+        value, grad = jax.value_and_grad(fun)(x)
+        updates, state = jax.jit(functools.partial(tx.update, value_fn=fun))(
+            -grad - 1e-3, tx.init(x), x, value=value, grad=grad
+        )
+        assert np.isfinite(state.value)
+        assert int(state.diagnostics.num_gradients) <= 50
+
+
+def test_vmap_equals_one_by_one(x64):
+    tx = _solver(scale_by_nlcg("pr+"))
+    starts = jnp.array([[-1.2, 1.0], [2.0, 2.0], [0.0, -1.0]])
+    together, _ = jax.vmap(lambda x: _run(rosenbrock, tx, x, 12))(starts)
+    for start, end in zip(starts, together, strict=True):
+        np.testing.assert_allclose(end, _run(rosenbrock, tx, start, 12)[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_low_precision_keeps_types_and_descends(dtype):
+    params = {"w": jnp.full(3, 2.0, dtype), "b": jnp.ones((), dtype)}
+
+    def fun(p):
+        return jnp.sum(p["w"] ** 2) + (p["b"] - 3) ** 2
+
+    tx = _solver(scale_by_nlcg("pr+"))
+    state = tx.init(params)
+    value, grad = jax.value_and_grad(fun)(params)
+    updates, new = jax.jit(functools.partial(tx.update, value_fn=fun))(
+        grad, state, params, value=value, grad=grad
+    )
+    assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
+    assert fun(optax.apply_updates(params, updates)) < 0.1 * value
+
+
+def test_sharded_equals_unsharded():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    tx, x = _solver(scale_by_nlcg("pr+")), jnp.linspace(-1.0, 2.0, 16)
+
+    def fun(x):
+        return jnp.sum((x - 1) ** 4 + (x - 1) ** 2)
+
+    expected, _ = _run(fun, tx, x, 5)
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("x")))
+        got, _ = _run(fun, tx, sharded, 5)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_extra_arguments_reach_the_objective_or_are_ignored():
+    tx, x = scale_by_hager_zhang_linesearch(), jnp.ones(2)
+
+    def fun(x, scale):
+        return scale * jnp.sum(x**2)
+
+    updates, _ = tx.update(
+        -x, tx.init(x), x, value=6.0, grad=6 * x, value_fn=fun, scale=3.0, other="?"
+    )
+    np.testing.assert_allclose(updates, -1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"sufficient_decrease": 0.6}, "sufficient_decrease=0.6"),
+        ({"curvature": 1.0}, "curvature=1.0"),
+        ({"curvature": 0.01}, "curvature=0.01"),
+        ({"initial_step": "two"}, "initial_step='two'"),
+        ({"max_evaluations": 0}, "max_evaluations=0"),
+        ({"relative_error": -1.0}, "relative_error=-1.0"),
+        ({"first_step": 0.0}, "first_step=0.0"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        scale_by_hager_zhang_linesearch(**kwargs)
+
+
+@pytest.mark.parametrize("missing", ["value", "grad", "value_fn"])
+def test_missing_extra_arguments_are_named(missing):
+    tx, x = scale_by_hager_zhang_linesearch(), jnp.ones(2)
+    extras = {"value": 2.0, "grad": 2 * x, "value_fn": lambda x: jnp.sum(x**2)}
+    del extras[missing]
+    with pytest.raises(ValueError, match=f"`{missing}`"):
+        tx.update(-x, tx.init(x), x, **extras)
