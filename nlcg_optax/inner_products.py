@@ -195,7 +195,7 @@ def stacked_vdots(
         return jnp.real(out).astype(acc)
 
     products = jax.tree.leaves(jax.tree.map(leaf_products, stack, tree))
-    total = sum(products[1:], start=products[0])
+    total = functools.reduce(jnp.add, products)
     return total if axis_name is None else jax.lax.psum(total, axis_name)
 
 

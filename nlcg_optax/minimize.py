@@ -166,7 +166,7 @@ def _split(x: PyTree) -> PyTree:
 
 
 def _join(u: PyTree, like: PyTree) -> PyTree:
-    def join(a: jax.Array, part: Any) -> jax.Array:
+    def join(a: Any, part: Any) -> jax.Array:
         is_complex = jnp.issubdtype(a.dtype, jnp.complexfloating)
         return jax.lax.complex(*part) if is_complex else part
 

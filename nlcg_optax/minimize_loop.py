@@ -21,7 +21,7 @@ from nlcg_optax.step_size.trial_step import ErrorEstimate
 from nlcg_optax.step_size.wolfe_search import SearchState
 
 UNBOUNDED = -1e30
-MAX_FAILURE_GROWTH = 1e4  # of ε_k: four failed searches in a row
+MAX_FAILED_SEARCHES = 4  # in a row
 MAX_STEP_GROWTH = 10.0  # of the trial step by the ratio of successive slopes
 
 
@@ -101,6 +101,7 @@ class MinimizeState(NamedTuple):
       start_grad_max: largest absolute entry of the first gradient.
       smallest_grad_max: the same of the smallest gradient so far.
       num_stalled: iterations since objective or gradient last got smaller.
+      num_failed: failed searches in a row.
       status: a `Status`.
       nit: iterations.
       nfev: values without a gradient.
@@ -119,6 +120,7 @@ class MinimizeState(NamedTuple):
     start_grad_max: jax.Array
     smallest_grad_max: jax.Array
     num_stalled: jax.Array
+    num_failed: jax.Array
     status: jax.Array
     nit: jax.Array
     nfev: jax.Array
@@ -161,6 +163,7 @@ def initial_state(objective: Objective, method: Method, x0: PyTree) -> MinimizeS
         start_grad_max=infinite,
         smallest_grad_max=infinite,
         num_stalled=count,
+        num_failed=count,
         status=jnp.full([], Status.RUNNING, jnp.int32),
         nit=count,
         nfev=count,
@@ -349,12 +352,10 @@ def _iterate(
 
     step = jnp.where(moved & ~is_first, state.candidate_step, state.previous_step)
     # After failed searches in a row set out with ever shorter steps.
-    fresh = (
-        trial_step.first_step(
-            current.value, slope, max_abs(current.params), max_abs(direction)
-        )
-        / error.growth
-    )
+    num_failed = jnp.where(moved, 0, state.num_failed + 1)
+    fresh = trial_step.first_step(
+        current.value, slope, max_abs(current.params), max_abs(direction)
+    ) * jnp.power(jnp.asarray(0.1, acc), num_failed)
     if method.initial_step == "one":
         later = jnp.ones([], acc)
     else:
@@ -365,7 +366,10 @@ def _iterate(
         current.value,
         slope,
         jnp.where(is_first | restart, fresh, later),
-        trial_step.tolerance(error, current.value),
+        # Counted from the best point, so that no number of steps leads uphill by more.
+        jnp.maximum(
+            best.value + trial_step.tolerance(error, best.value) - current.value, 0
+        ),
     )
 
     nit = state.nit + (moved & ~is_first).astype(jnp.int32)
@@ -373,7 +377,7 @@ def _iterate(
     for condition, code in (
         (nit >= limits.max_iterations, Status.MAX_ITERATIONS),
         (num_stalled >= limits.patience, Status.STAGNATION),
-        (restart & (error.growth >= MAX_FAILURE_GROWTH), Status.NO_PROGRESS),
+        (num_failed >= MAX_FAILED_SEARCHES, Status.NO_PROGRESS),
         (~(slope < 0), Status.NO_PROGRESS),
         (current.value < UNBOUNDED, Status.UNBOUNDED_BELOW),
     ):
@@ -395,6 +399,7 @@ def _iterate(
         previous_step=step,
         smallest_grad_max=jnp.minimum(state.smallest_grad_max, current.grad_max),
         num_stalled=num_stalled,
+        num_failed=num_failed,
         status=status.astype(jnp.int32),
         nit=nit,
     )

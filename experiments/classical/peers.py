@@ -103,7 +103,7 @@ def _jaxopt_nlcg(linesearch: str) -> Callable[[jax.Array], jax.Array]:
 
 def _optimistix_nlcg(x0: jax.Array) -> jax.Array:
     # tol as small as it goes: the loop below is what stops it.
-    solver = optimistix.NonlinearCG(rtol=0.0, atol=0.0)
+    solver: Any = optimistix.NonlinearCG(rtol=0.0, atol=0.0)
 
     def fn(x: jax.Array, args: Any) -> tuple[jax.Array, None]:
         del args

@@ -105,7 +105,7 @@ def bard(x: jax.Array) -> jax.Array:
     u = jnp.arange(1.0, 16.0)
     v = 16.0 - u
     w = jnp.minimum(u, v)
-    return _BARD_Y - (x[0] + u / (v * x[1] + w * x[2]))
+    return jnp.asarray(_BARD_Y) - (x[0] + u / (v * x[1] + w * x[2]))
 
 
 # fmt: off
@@ -196,7 +196,8 @@ _KOWALIK_U = np.array(
 def kowalik_osborne(x: jax.Array) -> jax.Array:
     """(15)."""
     u = _KOWALIK_U
-    return _KOWALIK_Y - x[0] * (u**2 + u * x[1]) / (u**2 + u * x[2] + x[3])
+    model = x[0] * (u**2 + u * x[1]) / (u**2 + u * x[2] + x[3])
+    return jnp.asarray(_KOWALIK_Y) - model
 
 
 def brown_dennis(x: jax.Array) -> jax.Array:
@@ -219,7 +220,9 @@ _OSBORNE1_Y = np.array(
 def osborne_1(x: jax.Array) -> jax.Array:
     """(17)."""
     t = 10.0 * jnp.arange(33.0)
-    return _OSBORNE1_Y - (x[0] + x[1] * jnp.exp(-t * x[3]) + x[2] * jnp.exp(-t * x[4]))
+    return jnp.asarray(_OSBORNE1_Y) - (
+        x[0] + x[1] * jnp.exp(-t * x[3]) + x[2] * jnp.exp(-t * x[4])
+    )
 
 
 def biggs_exp6(x: jax.Array) -> jax.Array:
@@ -255,7 +258,7 @@ def osborne_2(x: jax.Array) -> jax.Array:
         + x[2] * jnp.exp(-((t - x[9]) ** 2) * x[6])
         + x[3] * jnp.exp(-((t - x[10]) ** 2) * x[7])
     )
-    return _OSBORNE2_Y - peaks
+    return jnp.asarray(_OSBORNE2_Y) - peaks
 
 
 def watson(x: jax.Array) -> jax.Array:
@@ -403,7 +406,7 @@ def _standard() -> list[Problem]:
         Problem("bard", bard, start(1.0, repeat=3), (8.21487e-3,), (17.4286,)),
         Problem("gaussian", gaussian, start(0.4, 1.0, 0.0), (1.12793e-8,)),
         Problem("meyer", meyer, start(0.02, 4000.0, 250.0), (87.9458,)),
-        Problem("gulf", gulf, start(5.0, 2.5, 0.15), (0.0,), (0.038,)),
+        Problem("gulf", gulf, start(5.0, 2.5, 0.15), (0.0,)),
         Problem("box", box, start(0.0, 10.0, 20.0), (0.0,)),
         Problem("powell_singular", powell_singular, start(3.0, -1.0, 0.0, 1.0), (0.0,)),
         Problem("wood", wood, start(-3.0, -1.0, -3.0, -1.0), (0.0,)),
@@ -423,7 +426,6 @@ def _standard() -> list[Problem]:
             biggs_exp6,
             start(1.0, 2.0, 1.0, 1.0, 1.0, 1.0),
             (0.0, 5.65565e-3),
-            (0.30637,),
         ),
         Problem("osborne_2", osborne_2, start(*osborne_2_start), (4.01377e-2,)),
         Problem("watson_6", watson, start(0.0, repeat=6), (2.28767e-3,)),
@@ -492,7 +494,7 @@ def _more() -> list[Problem]:
         Problem("penalty_1_10", penalty_1, np.arange(1.0, 11.0), (7.08765e-5,)),
         Problem("penalty_2_10", penalty_2, np.full(10, 0.5), (2.93660e-4,)),
         Problem("chebyquad_9", chebyquad, _grid(9), (0.0,)),
-        Problem("chebyquad_10", chebyquad, _grid(10), (6.50395e-3, 4.7727e-3)),
+        Problem("chebyquad_10", chebyquad, _grid(10), (6.50395e-3,)),
     ] + [
         dataclasses.replace(
             standard[name], name=f"{name}_x10", start=10.0 * standard[name].start

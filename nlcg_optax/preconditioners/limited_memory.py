@@ -45,7 +45,7 @@ class ScaleByLimitedMemoryState(NamedTuple):
       diagnostics: what the last update did.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
     newest: jax.Array
     steps: PyTree
     grad_changes: PyTree

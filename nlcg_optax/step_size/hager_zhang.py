@@ -47,7 +47,7 @@ class ScaleByHagerZhangLinesearchState(NamedTuple):
       diagnostics: what the last update did.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
     previous_step: jax.Array
     value: jax.Array
     grad: PyTree
@@ -76,7 +76,7 @@ def scale_by_hager_zhang_linesearch(
     quadratic_step: bool = True,
     max_evaluations: int = 50,
     relative_error: float = 1e-6,
-    max_relative_error: float = 1e-4,
+    max_relative_error: float = 1e-5,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales a descent direction by the Hager-Zhang line search.
@@ -124,8 +124,8 @@ def scale_by_hager_zhang_linesearch(
         minimiser of the parabola, instead of the trial step itself.
       max_evaluations: of values and gradients, a search.
       relative_error: ε_k is this times an average of \|f\|, but not below ten units of
-        rounding; it grows tenfold with each failed search in a row.
-      max_relative_error: cap of ε_k relative to \|f\|.
+        rounding; it grows tenfold with each failed search, 1e4-fold at most.
+      max_relative_error: cap of ε_k, before that growth, relative to \|f\|.
       axis_name: see `scale_by_nlcg`.
 
     Returns:

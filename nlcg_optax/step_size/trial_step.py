@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+MAX_GROWTH = 1e4
+
 
 class ErrorEstimate(NamedTuple):
     """Running estimate of the size of the objective, for the tolerance ε_k.
@@ -66,20 +68,20 @@ def tolerance(
     value: jax.Array,
     *,
     relative_error: Any = 1e-6,
-    max_relative_error: Any = 1e-4,
+    max_relative_error: Any = 1e-5,
 ) -> jax.Array:
     r"""The ε_k by which an approximate Wolfe point may lie above f_k.
 
-    .. math:: \epsilon_k = \min(g\, \epsilon\, C_k,\; \epsilon_{max} |f_k|)
+    .. math:: \epsilon_k = g \min(\epsilon\, C_k,\; \epsilon_{max} |f_k|)
 
-    with the growth g after failed searches. Without the cap, growth lets the search
+    with the bounded growth g after failed searches. Unbounded, it would let the search
     accept steps uphill and walk away from the minimum.
 
     Args:
       estimate: from `observe`.
       value: f_k.
       relative_error: ε; ten units of rounding of the dtype at least.
-      max_relative_error: the cap, relative to |f_k|.
+      max_relative_error: the cap of ε C_k, relative to |f_k|.
 
     Returns:
       A scalar of the dtype of the value.
@@ -92,22 +94,25 @@ def tolerance(
       True
     """
     unit = 10 * jnp.finfo(estimate.average.dtype).eps
-    relative = jnp.maximum(relative_error, unit) * estimate.growth
+    error = jnp.maximum(relative_error, unit) * estimate.average
     cap = jnp.maximum(max_relative_error, unit) * jnp.abs(value)
-    return jnp.minimum(relative * estimate.average, cap).astype(value.dtype)
+    return (estimate.growth * jnp.minimum(error, cap)).astype(value.dtype)
 
 
 def after_search(estimate: ErrorEstimate, accepted: jax.Array) -> ErrorEstimate:
-    """Lets ε_k grow tenfold after a failed search and back to its size after a good.
+    """Lets ε_k grow tenfold after a failed search, `MAX_GROWTH`-fold at most.
+
+    It does not shrink again: the rounding error of an objective that once hid the
+    decrease will hide it again.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> after_search(no_error_estimate(jnp.float32), jnp.array(False)).growth
       Array(10., dtype=float32)
     """
-    growth = jnp.where(accepted, 1, 10 * estimate.growth)
-    # Far beyond any cap, but never to infinity.
-    return estimate._replace(growth=jnp.minimum(growth, 1e12).astype(growth.dtype))
+    growth = jnp.where(accepted, estimate.growth, 10 * estimate.growth)
+    growth = jnp.minimum(growth, MAX_GROWTH).astype(growth.dtype)
+    return estimate._replace(growth=growth)
 
 
 def first_step(

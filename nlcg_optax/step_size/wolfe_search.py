@@ -54,7 +54,7 @@ class WolfeRules(NamedTuple):
     max_quadratic_step: Any = 1000.0
     contraction: Any = 0.5
     non_finite_contraction: Any = 0.1
-    max_evaluations: Any = 50
+    max_evaluations: Any = 40
 
 
 class Point(NamedTuple):

@@ -146,7 +146,7 @@ def test_flat_and_unbounded_functions_end():
     x = jnp.array([1.0])
     for fun in (lambda x: 0.0 * jnp.sum(x), lambda x: jnp.sum(x)):
         value, grad = jax.value_and_grad(fun)(x)
-        updates, state = jax.jit(functools.partial(tx.update, value_fn=fun))(
+        _, state = jax.jit(functools.partial(tx.update, value_fn=fun))(
             -grad - 1e-3, tx.init(x), x, value=value, grad=grad
         )
         assert np.isfinite(state.value)

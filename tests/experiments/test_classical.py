@@ -1,0 +1,126 @@
+"""The classical benchmark: problems, counter, profiles, and a small regression."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nlcg_optax
+from experiments.classical import counting, problems_mgh, profiles
+
+scipy_optimize = pytest.importorskip("scipy.optimize")
+
+PROBLEMS = {problem.name: problem for problem in problems_mgh.problems()}
+
+
+def test_there_are_48_starts_of_different_names():
+    assert len(problems_mgh.problems()) == len(PROBLEMS) == 48
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_published_minimum_is_reached_by_gauss_newton(x64, name):
+    problem = PROBLEMS[name]
+    residuals, jacobian = (
+        jax.jit(problem.residuals),
+        jax.jit(jax.jacfwd(problem.residuals)),
+    )
+    reached = []
+    for method in ("trf", "lm"):
+        end = scipy_optimize.least_squares(
+            lambda x: np.asarray(residuals(x)),
+            problem.start,
+            lambda x: np.asarray(jacobian(x)),
+            method=method,
+            xtol=1e-15,
+            ftol=1e-15,
+            gtol=1e-15,
+            max_nfev=3000,
+        )
+        reached.append(2 * end.cost)
+    expected = [*problem.minima, *problem.at_infinity]
+    # The paper prints six digits.
+    assert any(
+        np.isclose(f, g, rtol=2e-5, atol=1e-12) for f in reached for g in expected
+    )
+
+
+def test_a_start_value_of_the_paper(x64):
+    # f at the standard start of Rosenbrock's, Wood's and Powell's singular function.
+    values = [
+        float(PROBLEMS[n].objective(PROBLEMS[n].start))
+        for n in ("rosenbrock", "wood", "powell_singular")
+    ]
+    np.testing.assert_allclose(values, [24.2, 19192.0, 215.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "most_work"),
+    [("rosenbrock", 60), ("beale", 30), ("powell_singular", 120), ("bard", 60)],
+)
+def test_small_regression_of_quality_and_work(x64, name, most_work):
+    problem = PROBLEMS[name]
+    result = nlcg_optax.minimize(problem.objective, problem.start)
+    assert bool(result.success)
+    assert abs(float(result.fun) - problem.minima[0]) <= 1e-6
+    assert float(result.evaluations) <= most_work
+
+
+def test_counter_charges_thirds_and_stops(x64):
+    counter = counting.Counter(lambda x: jnp.sum(x**2), 2.0, 60.0, 3)
+    start = counting.use(counter, np.array([1.0, 2.0, 3.0]))
+    assert start.shape == (4,)
+    np.testing.assert_allclose(counting.counted(start), 14.0)
+    value, grad = jax.value_and_grad(counting.counted)(start)
+    np.testing.assert_allclose(value, 14.0)
+    np.testing.assert_allclose(grad, [2.0, 4.0, 6.0, 0.0])
+    assert (counter.values, counter.gradients) == (1, 1)
+    np.testing.assert_allclose(counter.work, 4 / 3)
+    with pytest.raises(counting.OutOfBudget):
+        counter.value_and_grad(start[:3])
+
+
+def _record(work, solved, value, dimension=1):
+    return {
+        "work": work,
+        "solved": solved,
+        "value": value,
+        "dimension": dimension,
+        "start_value": 1.0,
+        "seconds": 1.0,
+    }
+
+
+RECORDS = {
+    "fast": {"a": _record(2.0, True, 0.0), "b": _record(4.0, False, 0.5)},
+    "slow": {"a": _record(8.0, True, 0.1), "b": _record(4.0, True, 0.0)},
+}
+
+
+def test_profiles_by_hand():
+    curves = profiles.performance_profile(RECORDS, np.array([1.0, 3.9, 4.0]))
+    np.testing.assert_allclose(curves["fast"], [0.5, 0.5, 0.5])
+    np.testing.assert_allclose(curves["slow"], [0.5, 0.5, 1.0])
+    budgets = profiles.data_profile(RECORDS, np.array([1.0, 2.0, 4.0]))
+    np.testing.assert_allclose(budgets["slow"], [0.0, 0.5, 1.0])
+    best = profiles.best_values(RECORDS)
+    assert best == {"a": 0.0, "b": 0.0}
+    assert profiles.is_solved_with_value(RECORDS["fast"]["a"], best["a"])
+    assert not profiles.is_solved_with_value(RECORDS["slow"]["a"], best["a"])
+    assert profiles.work_ratio(RECORDS, "slow", "fast") == (pytest.approx(4.0), 1)
+    area = profiles.area(RECORDS)
+    assert area["fast"] == pytest.approx(0.5, abs=1e-3)
+    assert area["slow"] == pytest.approx(0.5 + 0.5 * 3 / 5, abs=2e-3)
+
+
+def test_table_and_picture(tmp_path):
+    table = profiles.table(RECORDS, "fast")
+    assert "| slow | 2 | 1 | 2 | 4.00 | 1 | 0.8" in table
+    profiles.plot(RECORDS, tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_problem_objective_is_the_sum_of_squares():
+    problem = dataclasses.replace(PROBLEMS["beale"], residuals=lambda x: 2 * x)
+    np.testing.assert_allclose(problem.objective(jnp.array([1.0, 2.0])), 20.0)
