@@ -203,7 +203,7 @@ def _check_objective(
             )
         out = out[0]
     shape, dtype = getattr(out, "shape", None), getattr(out, "dtype", None)
-    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"fun returns {out}; it must return a real floating-point scalar"
             + ("" if has_aux else " (or set has_aux=True for a pair)")
