@@ -327,10 +327,11 @@ def _iterate(
 
     # A failed search without any lower point: forget everything, go downhill.
     restart = ~moved
-    direction_state = jax.tree.map(
-        lambda new, old: jnp.where(restart, new, old),
-        method.direction.init(current.params),
-        state.direction_state,
+    # A conditional, not a selection: the memory must not be rewritten every time.
+    direction_state = jax.lax.cond(
+        restart,
+        lambda: method.direction.init(current.params),
+        lambda: state.direction_state,
     )
     updates, direction_state = method.direction.update(
         current.grad,

@@ -159,20 +159,19 @@ def scale_by_limited_memory(
         def write(stack: PyTree, tree: PyTree) -> PyTree:
             # The old row is written back where the pair is refused: one row moves,
             # not the whole memory.
-            return jax.tree.map(
-                lambda rows, new: rows.at[slot].set(
-                    jnp.where(taken, new.astype(rows.dtype), rows[slot])
-                ),
-                stack,
-                tree,
-            )
+            def write_leaf(rows: jax.Array, new: jax.Array) -> jax.Array:
+                old = jax.lax.dynamic_index_in_dim(rows, slot, keepdims=False)
+                row = jnp.where(taken, new.astype(rows.dtype), old)
+                return jax.lax.dynamic_update_index_in_dim(rows, row, slot, 0)
+
+            return jax.tree.map(write_leaf, stack, tree)
 
         steps, grad_changes = write(state.steps, s), write(state.grad_changes, y)
         column = stacked_vdots(steps, y, axis_name=axis_name).astype(acc)
-        products = state.products.at[slot].set(
-            jnp.where(taken, 0, state.products[slot])
-        )
-        products = products.at[:, slot].set(jnp.where(taken, column, products[:, slot]))
+        is_slot = jnp.arange(memory) == slot
+        products = jnp.where(is_slot[:, None], 0, state.products)
+        products = jnp.where(is_slot[None, :], column[:, None], products)
+        products = jnp.where(taken, products, state.products)
         num_pairs = jnp.minimum(
             state.diagnostics.num_pairs + taken.astype(jnp.int32), memory
         )
@@ -222,7 +221,8 @@ def _multiply(
         return by_slot[oldest_first]
 
     def by_slot(in_order_: jax.Array) -> jax.Array:
-        return jnp.zeros_like(in_order_).at[oldest_first].set(in_order_)
+        # The inverse permutation; a scatter would become a loop on the CPU.
+        return in_order_[(jnp.arange(memory) - newest - 1) % memory]
 
     def combine(coefficients: jax.Array, stack: jax.Array, leaf: jax.Array) -> Any:
         dtype = compute_dtype(leaf.dtype)
