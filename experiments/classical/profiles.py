@@ -150,7 +150,7 @@ def table(records: Records, reference: str) -> str:
 
 def plot(records: Records, path: Path) -> None:
     """Draws both profiles into one picture."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
     ratios = 2.0 ** np.linspace(0, np.log2(MAX_RATIO), 301)
     budgets = 10.0 ** np.linspace(-2, 4, 301)
     styles = ["-", "--", "-.", ":"]
@@ -174,6 +174,7 @@ def plot(records: Records, path: Path) -> None:
     )
     left.set_ylim(0, 1)
     right.set_ylim(0, 1)
-    left.legend(fontsize=8)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
