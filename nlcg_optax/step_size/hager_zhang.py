@@ -148,11 +148,14 @@ def scale_by_hager_zhang_linesearch(
       >>> x = jnp.array([-1.2, 1.])
       >>> state = tx.init(x)
       >>> value_and_grad = optax.value_and_grad_from_state(loss)
-      >>> for _ in range(50):
+      >>> @jax.jit
+      ... def step(x, state):
       ...     value, grad = value_and_grad(x, state=state)
       ...     updates, state = tx.update(grad, state, x, value=value, grad=grad,
       ...                                value_fn=loss)
-      ...     x = optax.apply_updates(x, updates)
+      ...     return optax.apply_updates(x, updates), state
+      >>> for _ in range(50):
+      ...     x, state = step(x, state)
       >>> bool(jnp.max(jnp.abs(x - 1.)) < 1e-3)
       True
     """
