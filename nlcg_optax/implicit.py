@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nlcg_optax.inner_products import PyTree
+from nlcg_optax.dtypes import PyTree
 from nlcg_optax.minimize_loop import MinimizeState
 
 # Of the conjugate gradients that solve with the Hessian, relative to the right side.

@@ -4,6 +4,7 @@ Every reduction is ``sum(x * y)`` leaf by leaf, in float32 or wider, and never a
 concatenation: on a sharded mesh only scalars travel.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -11,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, promote
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, promote
 
 Scope: TypeAlias = Literal["global", "per_leaf"]
 
@@ -181,7 +182,7 @@ def stacked_vdots(
     acc = accumulator_dtype(tree)
 
     def leaf_products(rows: jax.Array, leaf: jax.Array) -> jax.Array:
-        wide = jnp.promote_types(compute_dtype(rows.dtype, leaf.dtype), acc)
+        wide = promote(compute_dtype(rows.dtype, leaf.dtype), acc)
         axes = tuple(range(leaf.ndim))
         # No ravel: a flattened leaf would lose its sharding.
         out = jax.lax.dot_general(

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import minimize_loop, validation
+from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.implicit import solve_implicitly
-from nlcg_optax.inner_products import PyTree, accumulator_dtype
 from nlcg_optax.methods import Method, get_method
 from nlcg_optax.minimize_loop import Limits, MinimizeState, Progress
 from nlcg_optax.minimize_result import MinimizeResult, Status

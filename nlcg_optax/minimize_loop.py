@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nlcg_optax.inner_products import PyTree, accumulator_dtype, max_abs, vdots
+from nlcg_optax.dtypes import PyTree, accumulator_dtype
+from nlcg_optax.inner_products import max_abs, vdots
 from nlcg_optax.methods import Method
 from nlcg_optax.minimize_result import Status
 from nlcg_optax.step_size import trial_step, wolfe_search

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nlcg_optax.inner_products import PyTree
+from nlcg_optax.dtypes import PyTree
 
 
 class Status(enum.IntEnum):

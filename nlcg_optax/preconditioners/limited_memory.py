@@ -7,14 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.inner_products import (
-    PyTree,
-    accumulator_dtype,
-    compute_dtype,
-    difference,
-    stacked_vdots,
-    vdots,
-)
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, difference
+from nlcg_optax.inner_products import stacked_vdots, vdots
 
 
 class LimitedMemoryDiagnostics(NamedTuple):

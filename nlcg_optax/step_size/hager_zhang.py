@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
+from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.extra_args import bind_extra_args
-from nlcg_optax.inner_products import PyTree, accumulator_dtype, max_abs, vdots
+from nlcg_optax.inner_products import max_abs, vdots
 from nlcg_optax.step_size import trial_step, wolfe_search
 from nlcg_optax.step_size.trial_step import ErrorEstimate
 from nlcg_optax.step_size.wolfe_search import SearchState, WolfeRules
