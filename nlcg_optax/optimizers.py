@@ -83,12 +83,15 @@ def nlcg(
       >>> solver = nlcg()  # deterministic: PR+ with a strong Wolfe line search
       >>> params = jnp.array([-1.2, 1.])
       >>> state = solver.init(params)
-      >>> value_and_grad = jax.jit(optax.value_and_grad_from_state(loss))
-      >>> for _ in range(60):
+      >>> value_and_grad = optax.value_and_grad_from_state(loss)
+      >>> @jax.jit
+      ... def step(params, state):
       ...     value, grad = value_and_grad(params, state=state)
       ...     updates, state = solver.update(
       ...         grad, state, params, value=value, grad=grad, value_fn=loss)
-      ...     params = optax.apply_updates(params, updates)
+      ...     return optax.apply_updates(params, updates), state
+      >>> for _ in range(60):
+      ...     params, state = step(params, state)
       >>> bool(loss(params) < 1e-6)
       True
     """

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optimistix
 import pytest
 
 from nlcg_optax import (
@@ -239,7 +240,6 @@ def test_bad_input_is_named(kwargs, error, message):
 
 
 def test_inside_optimistix():
-    optimistix = pytest.importorskip("optimistix")
     tx = optax.chain(
         scale_by_nlcg("pr+", beta_max=jnp.inf),
         optax.scale(-1.0),

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 import nlcg_optax
 from experiments.classical import counting, problems_mgh, profiles
-
-scipy_optimize = pytest.importorskip("scipy.optimize")
 
 PROBLEMS = {problem.name: problem for problem in problems_mgh.problems()}
 
@@ -28,7 +27,7 @@ def test_published_minimum_is_reached_by_gauss_newton(x64, name):
     )
     reached = []
     for method in ("trf", "lm"):
-        end = scipy_optimize.least_squares(
+        end = scipy.optimize.least_squares(
             lambda x: np.asarray(residuals(x)),
             problem.start,
             lambda x: np.asarray(jacobian(x)),

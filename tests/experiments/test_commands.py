@@ -57,6 +57,7 @@ def test_small_demo_reports_what_it_recorded(tmp_path, capsys):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_bench_measures_every_peer(tmp_path, capsys):
     path = tmp_path / "bench.json"
     bench.main(["--small", "--rounds=1", f"--json={path}"])
