@@ -189,6 +189,7 @@ def _try(
     """Adds a trial; its figures are means over seeds, so NaN if any diverged."""
     program = contender.compiled.program
     outcomes = []
+    assert dataset.validation is not None, "the digits have a validation split"
     for seed in seeds:
         state = program.init(seed, rate)
         *_, last = run_epochs(contender.compiled, contender.config, dataset, state)

@@ -66,8 +66,11 @@ def record_run(
             evaluation = {
                 "step": int(state.step),
                 **_named("train", program.evaluate(state, dataset.train)),
-                **_named("validation", program.evaluate(state, dataset.validation)),
             }
+            if dataset.validation is not None:
+                evaluation |= _named(
+                    "validation", program.evaluate(state, dataset.validation)
+                )
             writer.write("evaluation", evaluation)
             if on_report is not None:
                 on_report(report, evaluation)

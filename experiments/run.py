@@ -59,8 +59,7 @@ def run(arguments: RunArguments, console: rich.console.Console) -> Line:
             progress.update(
                 task,
                 advance=config.epochs_per_report,
-                description=f"loss {evaluation['train_loss']:.4f}, validation "
-                f"accuracy {evaluation['validation_accuracy']:.1%}",
+                description=_progress_of(evaluation),
             )
 
         summary = record_run(
@@ -73,6 +72,12 @@ def run(arguments: RunArguments, console: rich.console.Console) -> Line:
         f"{arguments.record}"
     )
     return summary
+
+
+def _progress_of(evaluation: Line) -> str:
+    split = "validation" if "validation_accuracy" in evaluation else "train"
+    accuracy = evaluation[f"{split}_accuracy"]
+    return f"loss {evaluation['train_loss']:.4f}, {split} accuracy {accuracy:.1%}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

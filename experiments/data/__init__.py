@@ -1,19 +1,36 @@
 """Data sets by name."""
 
+import functools
 from collections.abc import Callable
 
 from experiments.data.dataset import Dataset as Dataset
 from experiments.data.dataset import Split as Split
 from experiments.data.digits import load_digits
+from experiments.data.image_sets import IMAGE_SETS
+from experiments.data.options import DATA_DIR as DATA_DIR
+from experiments.data.options import DataOptions as DataOptions
+from experiments.data.prepared import NotPreparedError as NotPreparedError
+from experiments.data.small_images import load_small_images
 from experiments.registry import look_up
 
-DATASETS: dict[str, Callable[[], Dataset]] = {"digits": load_digits}
+DATASETS: dict[str, Callable[[DataOptions], Dataset]] = {
+    "digits": lambda _: load_digits(),
+    **{
+        name: functools.partial(load_small_images, image_set)
+        for name, image_set in IMAGE_SETS.items()
+    },
+}
 
 
-def load(name: str) -> Dataset:
+def load(name: str, options: DataOptions | None = None) -> Dataset:
     """Loads a data set.
 
+    Args:
+      name: a name in `DATASETS`.
+      options: what of it is used, and where it is.
+
     Raises:
-      ValueError: if the name is unknown.
+      ValueError: if the name is unknown or the options do not fit.
+      NotPreparedError: if it must be prepared first; the message says how.
     """
-    return look_up("dataset", name, DATASETS)()
+    return look_up("dataset", name, DATASETS)(options or DataOptions())

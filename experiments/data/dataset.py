@@ -9,7 +9,8 @@ class Split(NamedTuple):
     """Part of a data set, on the device.
 
     Attributes:
-      images: ``[examples, height, width, channels]``, standardised.
+      images: ``[examples, height, width, channels]``; standardised floats, or raw
+        uint8 pixels, which `experiments.preprocessing` standardises in the step.
       labels: ``[examples]``, int32.
     """
 
@@ -23,11 +24,12 @@ class Dataset(NamedTuple):
     Attributes:
       num_classes: number of different labels.
       train: the examples that are trained on.
-      validation: the examples that hyperparameters are chosen on.
+      validation: the examples that hyperparameters are chosen on; None if all are
+        trained on, for a recipe that leaves nothing to choose.
       test: the examples of the final figure.
     """
 
     num_classes: int
     train: Split
-    validation: Split
+    validation: Split | None
     test: Split

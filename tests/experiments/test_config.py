@@ -26,7 +26,10 @@ def test_numbers_out_of_range_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: data.load("mnits"), r"dataset='mnits' is unknown; .*\['digits'\]"),
+        (
+            lambda: data.load("mnits"),
+            r"dataset='mnits' is unknown; .*\['cifar10', 'cifar100', 'digits', .*\]",
+        ),
         (lambda: models.build("resnet", 10), r"model='resnet' .*\['cnn', 'mlp'\]"),
         (lambda: optimizers.build("lion", 0.1), "optimizer='lion' is unknown; allowed"),
         (lambda: schedules.build("step", 0.1, 9), "schedule='step' is unknown"),

@@ -1,0 +1,96 @@
+"""Reading the official archives: CIFAR's binary tar files and MNIST's idx files."""
+
+import gzip
+import math
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.data.image_sets import ImageSet, LabelledImages
+
+CIFAR_MEMBERS = {
+    "cifar10": {
+        "train": [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)],
+        "test": ["cifar-10-batches-bin/test_batch.bin"],
+    },
+    "cifar100": {
+        "train": ["cifar-100-binary/train.bin"],
+        "test": ["cifar-100-binary/test.bin"],
+    },
+}
+# A record of CIFAR-100 starts with the coarse label, which is not used here.
+CIFAR_LABEL_BYTES = {"cifar10": 1, "cifar100": 2}
+
+IDX_UNSIGNED_BYTE = 8
+
+
+def read_archives(
+    image_set: ImageSet, paths: Mapping[str, Path]
+) -> dict[str, LabelledImages]:
+    """Reads the splits ``train`` and ``test`` from official archives.
+
+    Args:
+      image_set: what is read.
+      paths: where each of ``image_set.archives`` is.
+
+    Raises:
+      ValueError: if a file is broken or not what its name says.
+    """
+    files = [paths[name] for name in image_set.archives]
+    if image_set.name in CIFAR_MEMBERS:
+        return {
+            split: _read_cifar(image_set, files[0], members)
+            for split, members in CIFAR_MEMBERS[image_set.name].items()
+        }
+    train_images, train_labels, test_images, test_labels = map(_read_idx, files)
+    return {
+        "train": _labelled(image_set, train_images, train_labels),
+        "test": _labelled(image_set, test_images, test_labels),
+    }
+
+
+def _read_cifar(
+    image_set: ImageSet, path: Path, members: Sequence[str]
+) -> LabelledImages:
+    height, width, channels = image_set.shape
+    label_bytes = CIFAR_LABEL_BYTES[image_set.name]
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            found = [archive.extractfile(member) for member in members]
+            raw = b"".join(file.read() for file in found if file is not None)
+        records = np.frombuffer(raw, np.uint8).reshape(
+            -1, label_bytes + math.prod(image_set.shape)
+        )
+    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
+        raise ValueError(
+            f"{path} is not the official archive of {image_set.name}, or is broken: "
+            f"{error}"
+        ) from error
+    images = records[:, label_bytes:].reshape(-1, channels, height, width)
+    return LabelledImages(
+        np.ascontiguousarray(images.transpose(0, 2, 3, 1)),
+        records[:, label_bytes - 1].astype(np.int32),
+    )
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """Reads an idx file: a magic number, the sizes (big endian), then the bytes."""
+    try:
+        raw = gzip.decompress(path.read_bytes())
+        zeros, kind, dimensions = raw[:2], raw[2], raw[3]
+        if zeros != b"\0\0" or kind != IDX_UNSIGNED_BYTE:
+            raise ValueError(f"the magic number is {raw[:4].hex()}")
+        shape = np.frombuffer(raw, ">u4", count=dimensions, offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    except (OSError, EOFError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not an idx file of bytes, or is broken: {error}"
+        ) from error
+
+
+def _labelled(
+    image_set: ImageSet, images: np.ndarray, labels: np.ndarray
+) -> LabelledImages:
+    return LabelledImages(images.reshape(-1, *image_set.shape), labels.astype(np.int32))

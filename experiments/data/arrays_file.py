@@ -1,0 +1,49 @@
+"""Image sets as one file of NumPy arrays, which needs no library but NumPy to read."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from experiments.data.files_at_hand import SPLITS
+from experiments.data.image_sets import ImageSet, LabelledImages
+
+
+def arrays_path(image_set: ImageSet, data_dir: Path) -> Path:
+    """Where the file of an image set is."""
+    return data_dir / f"{image_set.name}.npz"
+
+
+def write(
+    image_set: ImageSet, data_dir: Path, splits: dict[str, LabelledImages]
+) -> None:
+    """Writes both splits; a reader sees the whole file or none."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    path = arrays_path(image_set, data_dir)
+    incomplete = path.with_suffix(f".incomplete{os.getpid()}")
+    arrays = {
+        f"{split}_{kind}": array
+        for split in SPLITS
+        for kind, array in splits[split]._asdict().items()
+    }
+    try:
+        with incomplete.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        incomplete.replace(path)
+    finally:
+        incomplete.unlink(missing_ok=True)
+
+
+def read(image_set: ImageSet, data_dir: Path) -> dict[str, LabelledImages]:
+    """Reads both splits.
+
+    Raises:
+      Exception: of some kind of NumPy's, if the file is missing or broken.
+    """
+    path = arrays_path(image_set, data_dir)
+    # NumPy leaves a broken file open unless it was opened outside.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return {
+            split: LabelledImages(arrays[f"{split}_images"], arrays[f"{split}_labels"])
+            for split in SPLITS
+        }

@@ -1,0 +1,76 @@
+"""Reading image sets kept as npz parts: columns of images as lossless WebP.
+
+A part holds ``webp`` (the concatenated files, uint8), ``offsets`` of the files in it,
+``shape`` (height, width, channels), ``labels``, and ``raw_sha256`` of the decoded
+images. A split is one file ``NAME_SPLIT.npz``, or ``NAME_SPLIT_partIofN.npz`` for I
+from 0 to N - 1.
+"""
+
+import hashlib
+import io
+import itertools
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from experiments.data.image_sets import ImageSet, LabelledImages
+
+MODES = {1: "L", 3: "RGB"}  # Pillow's, by number of channels
+
+
+def find_parts(image_set: ImageSet, split: str, folder: Path) -> list[Path]:
+    """The parts of a split in their order; empty unless all of them are there."""
+    whole = folder / f"{image_set.name}_{split}.npz"
+    if whole.exists():
+        return [whole]
+    pattern = re.compile(rf"{image_set.name}_{split}_part(\d+)of(\d+)\.npz")
+    found = {}
+    for path in folder.iterdir():
+        if match := pattern.fullmatch(path.name):
+            found[int(match[1])] = (path, int(match[2]))
+    counts = {count for _, count in found.values()}
+    if len(counts) != 1 or set(found) != set(range(max(counts))):
+        return []
+    return [found[part][0] for part in sorted(found)]
+
+
+def read_parts(image_set: ImageSet, paths: list[Path]) -> LabelledImages:
+    """Reads the parts of a split, one after the other.
+
+    Raises:
+      ValueError: if a part is broken or holds images of another shape.
+    """
+    parts = [_read_part(image_set, path) for path in paths]
+    images, labels = zip(*parts, strict=True)
+    return LabelledImages(np.concatenate(images), np.concatenate(labels))
+
+
+def _read_part(image_set: ImageSet, path: Path) -> LabelledImages:
+    try:
+        # NumPy leaves a broken file open unless it was opened outside.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
+            shape = tuple(int(size) for size in part["shape"])
+            if shape != image_set.shape:
+                raise ValueError(f"it holds images of shape {shape}")
+            webp, offsets = part["webp"].tobytes(), part["offsets"]
+            labels = part["labels"].astype(np.int32)
+            expected = str(part["raw_sha256"])
+        columns = [
+            np.asarray(
+                Image.open(io.BytesIO(webp[start:end])).convert(MODES[shape[2]])
+            ).reshape(-1, *shape)
+            for start, end in itertools.pairwise(offsets)
+        ]
+        images = np.concatenate(columns)
+        if hashlib.sha256(images.tobytes()).hexdigest() != expected:
+            raise ValueError("the images do not have the checksum that is written")
+        if len(labels) != len(images):
+            raise ValueError(f"{len(images)} images have {len(labels)} labels")
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is not a part of {image_set.name}, or is broken: {error}"
+        ) from error
+    return LabelledImages(images, labels)

@@ -1,0 +1,66 @@
+"""Loading a prepared image set, in whichever form it is kept."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.data import arrays_file
+from experiments.data.image_sets import ImageSet, LabelledImages
+
+
+class NotPreparedError(RuntimeError):
+    """A data set is missing or half-written; the message says what to run."""
+
+
+def read_prepared(image_set: ImageSet, data_dir: Path) -> dict[str, LabelledImages]:
+    """Reads the splits ``train`` and ``test``.
+
+    The file of arrays is taken if there is one; TensorFlow Datasets is needed only
+    if there is none.
+
+    Raises:
+      NotPreparedError: if the data set is missing or broken.
+    """
+    if not arrays_file.arrays_path(image_set, data_dir).exists():
+        return read_tfds(image_set, data_dir)
+    return _read(arrays_file.read, image_set, data_dir, " --form arrays")
+
+
+def read_tfds(image_set: ImageSet, data_dir: Path) -> dict[str, LabelledImages]:
+    """Reads both splits from the ArrayRecord files, also if there is a file of arrays.
+
+    Raises:
+      NotPreparedError: if they are missing or broken.
+    """
+
+    def read(image_set: ImageSet, data_dir: Path) -> dict[str, LabelledImages]:
+        # Imported here so that a machine without it can use the arrays.
+        return importlib.import_module("experiments.data.tfds_store").read(
+            image_set, data_dir
+        )
+
+    return _read(read, image_set, data_dir, "")
+
+
+def _read(
+    read: Callable[[ImageSet, Path], dict[str, LabelledImages]],
+    image_set: ImageSet,
+    data_dir: Path,
+    options: str,
+) -> dict[str, LabelledImages]:
+    try:
+        splits = read(image_set, data_dir)
+        for images, labels in splits.values():
+            if images.shape != (len(labels), *image_set.shape):
+                raise ValueError(f"it holds {len(labels)} images of {images.shape}")
+    # What a broken store raises is up to its library, down to bare RuntimeErrors.
+    except Exception as error:
+        raise NotPreparedError(
+            f"the data set {image_set.name!r} is missing or half-written in "
+            f"{str(data_dir)!r}; run\n"
+            f"  python -m experiments.prepare {image_set.name} --data-dir {data_dir}"
+            f"{options}\nwith --source DIRECTORY if you have the files, and with "
+            "--form arrays if tensorflow-datasets is not installed "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return splits
