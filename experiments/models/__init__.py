@@ -4,24 +4,49 @@ Every model is called as ``model.apply(variables, images, train=...)`` and retur
 logits; what it keeps in the collection ``batch_stats`` the training loop carries along.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from experiments.models.cnn import Cnn
 from experiments.models.mlp import Mlp
+from experiments.models.resnet_cifar import DEPTHS, ResNetCifar
 from experiments.registry import look_up
 
-MODELS: dict[str, Callable[[int], nn.Module]] = {
-    "cnn": lambda num_classes: Cnn(num_classes),
-    "mlp": lambda num_classes: Mlp(num_classes),
+NARROW = 0.5  # width of the models that a CPU trains
+
+# Called with the number of classes and the dtype of the computation.
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "cnn": Cnn,
+    "mlp": Mlp,
+    **{
+        f"resnet{depth}": functools.partial(ResNetCifar, depth=depth)
+        for depth in DEPTHS
+    },
+    **{
+        f"resnet{depth}_narrow": functools.partial(
+            ResNetCifar, depth=depth, width=NARROW
+        )
+        for depth in DEPTHS
+    },
 }
+DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def build(name: str, num_classes: int) -> nn.Module:
+def build(name: str, num_classes: int, compute_dtype: str = "float32") -> nn.Module:
     """Builds a model.
 
+    Args:
+      name: a name in `MODELS`.
+      num_classes: width of the output.
+      compute_dtype: a name in `DTYPES`; parameters and logits stay float32.
+
     Raises:
-      ValueError: if the name is unknown.
+      ValueError: if a name is unknown.
     """
-    return look_up("model", name, MODELS)(num_classes)
+    model = look_up("model", name, MODELS)
+    dtype = look_up("compute_dtype", compute_dtype, DTYPES)
+    return model(num_classes=num_classes, dtype=dtype)

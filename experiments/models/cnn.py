@@ -1,5 +1,7 @@
 """A small convolutional network with batch normalisation."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,12 @@ class Cnn(nn.Module):
     Attributes:
       num_classes: width of the output.
       features: channels of each convolution.
+      dtype: of the computation; parameters and logits are float32.
     """
 
     num_classes: int
     features: tuple[int, ...] = (16, 32)
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -22,7 +26,11 @@ class Cnn(nn.Module):
         x = images
         for layer, features in enumerate(self.features):
             strides = (1, 1) if layer == 0 else (2, 2)
-            x = nn.Conv(features, (3, 3), strides=strides, use_bias=False)(x)
-            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+            x = nn.Conv(
+                features, (3, 3), strides=strides, use_bias=False, dtype=self.dtype
+            )(x)
+            x = nn.BatchNorm(
+                use_running_average=not train, momentum=0.9, dtype=self.dtype
+            )(x)
             x = nn.relu(x)
-        return nn.Dense(self.num_classes)(jnp.mean(x, axis=(1, 2)))
+        return nn.Dense(self.num_classes)(jnp.mean(x, axis=(1, 2), dtype=jnp.float32))

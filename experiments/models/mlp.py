@@ -1,7 +1,10 @@
 """A fully connected network."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 class Mlp(nn.Module):
@@ -11,11 +14,13 @@ class Mlp(nn.Module):
       num_classes: width of the output.
       width: of each hidden layer.
       depth: number of hidden layers.
+      dtype: of the hidden layers; parameters and logits are float32.
     """
 
     num_classes: int
     width: int = 64
     depth: int = 2
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -23,5 +28,5 @@ class Mlp(nn.Module):
         del train
         x = images.reshape(images.shape[0], -1)
         for _ in range(self.depth):
-            x = nn.tanh(nn.Dense(self.width)(x))
-        return nn.Dense(self.num_classes)(x)
+            x = nn.tanh(nn.Dense(self.width, dtype=self.dtype)(x))
+        return nn.Dense(self.num_classes)(x.astype(jnp.float32))

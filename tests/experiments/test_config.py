@@ -30,7 +30,14 @@ def test_numbers_out_of_range_are_refused(settings, message):
             lambda: data.load("mnits"),
             r"dataset='mnits' is unknown; .*\['cifar10', 'cifar100', 'digits', .*\]",
         ),
-        (lambda: models.build("resnet", 10), r"model='resnet' .*\['cnn', 'mlp'\]"),
+        (
+            lambda: models.build("resnet", 10),
+            r"model='resnet' .*\['cnn', 'mlp', 'resnet",
+        ),
+        (
+            lambda: models.build("mlp", 10, "int8"),
+            r"compute_dtype='int8' .*\['bfloat16', 'float32'\]",
+        ),
         (lambda: optimizers.build("lion", 0.1), "optimizer='lion' is unknown; allowed"),
         (lambda: schedules.build("step", 0.1, 9), "schedule='step' is unknown"),
     ],

@@ -1,0 +1,95 @@
+"""The residual networks of arXiv 1812.02886 for images of 32x32 pixels.
+
+Pre-activation ("v2", arXiv 1603.05027): three stages with 16, 32 and 64 filters, each
+of (depth - 2) / 6 blocks of two 3x3 convolutions.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+STAGE_FILTERS = (16, 32, 64)
+DEPTHS = (8, 20, 32, 56)
+
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.99, epsilon=1e-5)
+Conv = functools.partial(
+    nn.Conv,
+    use_bias=False,
+    kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
+)
+
+
+class PreActivationBlock(nn.Module):
+    """Twice batch normalisation, ReLU and a 3x3 convolution, around a shortcut.
+
+    Attributes:
+      filters: of both convolutions.
+      strides: of the first one, and of the projection.
+      project: whether the shortcut is a 1x1 convolution, behind the first ReLU.
+      dtype: of the computation.
+    """
+
+    filters: int
+    strides: int
+    project: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the images after the block."""
+        normalise = functools.partial(
+            BatchNorm, use_running_average=not train, dtype=self.dtype
+        )
+        shortcut = x
+        x = nn.relu(normalise()(x))
+        if self.project:
+            shortcut = Conv(
+                self.filters, (1, 1), strides=self.strides, dtype=self.dtype
+            )(x)
+        x = Conv(
+            self.filters,
+            (3, 3),
+            strides=self.strides,
+            padding=1,
+            dtype=self.dtype,
+        )(x)
+        x = nn.relu(normalise()(x))
+        x = Conv(self.filters, (3, 3), padding=1, dtype=self.dtype)(x)
+        return shortcut + x
+
+
+class ResNetCifar(nn.Module):
+    """ResNet v2 for small images; 472,820 parameters at depth 32 and 100 classes.
+
+    Attributes:
+      num_classes: width of the output.
+      depth: number of convolutions in series, plus one for the dense layer: 6n + 2.
+      width: factor of the numbers of filters.
+      dtype: of the computation; parameters and logits are float32.
+    """
+
+    num_classes: int
+    depth: int = 32
+    width: float = 1.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Returns logits; with ``train`` the statistics of the batch normalise."""
+        filters = [max(1, round(self.width * count)) for count in STAGE_FILTERS]
+        x = Conv(filters[0], (3, 3), padding=1, dtype=self.dtype)(images)
+        for stage, stage_filters in enumerate(filters):
+            for block in range((self.depth - 2) // 6):
+                first = block == 0
+                x = PreActivationBlock(
+                    stage_filters,
+                    strides=2 if first and stage > 0 else 1,
+                    project=first,
+                    dtype=self.dtype,
+                )(x, train=train)
+        x = BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
+        x = jnp.mean(nn.relu(x), axis=(1, 2), dtype=jnp.float32)
+        return nn.Dense(self.num_classes)(x)
