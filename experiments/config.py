@@ -2,7 +2,10 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
+
+from experiments.data.options import DataOptions
 
 MAX_SEED = 2**31 - 1
 
@@ -18,12 +21,25 @@ class RunConfig:
       learning_rate: peak of the schedule.
       optimizer_options: further numbers for the optimiser, such as ``momentum``.
       schedule: a name in `experiments.schedules.SCHEDULES`.
+      warmup_epochs: epochs in which the learning rate rises to its peak; None for
+        the schedule's own warm-up, which only the paper's has.
       batch_size: examples a step; None for the whole training set.
+      micro_batches: parts of a batch that are computed one after the other; a step
+        takes the mean of their losses and gradients.
       epochs: passes over the training set.
       epochs_per_report: epochs in one compiled call, after which the run is
         evaluated and reported; divides ``epochs``.
       l2: the loss holds ``l2 / 2`` times the sum of squared weights.
-      seed: of the initial weights and the order of the data.
+      ema_decay: evaluation takes an exponential average of the weights, of decay
+        ``min(ema_decay, (1 + t) / (10 + t))`` at step t; zero for the weights
+        themselves.
+      augmentation: a name in `experiments.preprocessing.AUGMENTATIONS`.
+      compute_dtype: a name in `experiments.models.DTYPES`.
+      train_examples: training images that are used, None for all that are left.
+      validation_examples: training images that are held out; digits have a
+        validation split of their own.
+      split_seed: of the choice of both.
+      seed: of the initial weights, the order of the data and the augmentation.
     """
 
     dataset: str = "digits"
@@ -32,10 +48,18 @@ class RunConfig:
     learning_rate: float = 1e-3
     optimizer_options: dict[str, int | float] = dataclasses.field(default_factory=dict)
     schedule: str = "constant"
+    warmup_epochs: float | None = None
     batch_size: int | None = 256
+    micro_batches: int = 1
     epochs: int = 20
     epochs_per_report: int = 1
     l2: float = 0.0
+    ema_decay: float = 0.0
+    augmentation: str = "none"
+    compute_dtype: str = "float32"
+    train_examples: int | None = None
+    validation_examples: int = 5000
+    split_seed: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,9 +75,21 @@ class RunConfig:
             self.l2 >= 0 and math.isfinite(self.l2),
             "must be finite and not below 0",
         )
-        for name in ("batch_size", "epochs", "epochs_per_report"):
+        _require(
+            "ema_decay",
+            self.ema_decay,
+            0 <= self.ema_decay < 1,
+            "must be at least 0 and below 1",
+        )
+        for name in (
+            "batch_size",
+            "micro_batches",
+            "epochs",
+            "epochs_per_report",
+            "train_examples",
+        ):
             value = getattr(self, name)
-            optional = name == "batch_size" and value is None
+            optional = name in ("batch_size", "train_examples") and value is None
             _require(
                 name,
                 value,
@@ -61,16 +97,39 @@ class RunConfig:
                 "must be an integer of at least 1",
             )
         _require(
+            "validation_examples",
+            self.validation_examples,
+            _is_int(self.validation_examples) and self.validation_examples >= 0,
+            "must be an integer of at least 0",
+        )
+        _require(
+            "warmup_epochs",
+            self.warmup_epochs,
+            self.warmup_epochs is None or 0 <= self.warmup_epochs < self.epochs,
+            f"must be at least 0 and below epochs={self.epochs}, or None",
+        )
+        _require(
             "epochs_per_report",
             self.epochs_per_report,
             self.epochs % self.epochs_per_report == 0,
             f"must divide epochs={self.epochs}",
         )
-        _require(
-            "seed",
-            self.seed,
-            _is_int(self.seed) and 0 <= self.seed <= MAX_SEED,
-            f"must be an integer from 0 to {MAX_SEED}",
+        for name in ("seed", "split_seed"):
+            value = getattr(self, name)
+            _require(
+                name,
+                value,
+                _is_int(value) and 0 <= value <= MAX_SEED,
+                f"must be an integer from 0 to {MAX_SEED}",
+            )
+
+    def data_options(self, data_dir: Path) -> DataOptions:
+        """What of the data set is used, with the place where it is."""
+        return DataOptions(
+            data_dir=data_dir,
+            validation_examples=self.validation_examples,
+            train_examples=self.train_examples,
+            split_seed=self.split_seed,
         )
 
 

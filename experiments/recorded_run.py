@@ -65,6 +65,9 @@ def record_run(
                 raise
             evaluation = {
                 "step": int(state.step),
+                "images_per_second": len(report.metrics["loss"])
+                * program.batch_size
+                / report.seconds,
                 **_named("train", program.evaluate(state, dataset.train)),
             }
             if dataset.validation is not None:

@@ -15,6 +15,7 @@ import tyro
 
 from experiments import data
 from experiments.config import RunConfig
+from experiments.data import NotPreparedError
 from experiments.recorded_run import record_run
 from experiments.records import Line
 from experiments.training import (
@@ -32,16 +33,18 @@ class RunArguments:
     Attributes:
       config: of the run.
       record: the JSON-lines file to write; it must not exist.
+      data_dir: folder of all prepared data sets.
     """
 
     config: RunConfig = dataclasses.field(default_factory=RunConfig)
     record: Path = Path("runs/run.jsonl")
+    data_dir: Path = data.DATA_DIR
 
 
 def run(arguments: RunArguments, console: rich.console.Console) -> Line:
     """Trains with a progress bar and prints the summary, which is returned."""
     config = arguments.config
-    dataset = data.load(config.dataset)
+    dataset = data.load(config.dataset, config.data_options(arguments.data_dir))
     program = make_program(config, dataset)
     with console.status("compiling"):
         compiled = compile_program(program, dataset)
@@ -68,7 +71,8 @@ def run(arguments: RunArguments, console: rich.console.Console) -> Line:
     console.print(
         f"training loss {summary['train_loss']:.4f}, test accuracy "
         f"{summary['test_accuracy']:.1%}, {summary['gradient_equivalents']:.0f} "
-        f"gradient-equivalents, {summary['seconds']:.1f} s; record in "
+        f"gradient-equivalents, {summary['seconds']:.1f} s, "
+        f"{summary['images_per_second']:.0f} images/s; record in "
         f"{arguments.record}"
     )
     return summary
@@ -84,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input and divergence end it with a message."""
     try:
         run(tyro.cli(RunArguments, args=arguments), rich.console.Console())
-    except (ValueError, FileExistsError, DivergedError) as error:
+    except (ValueError, FileExistsError, DivergedError, NotPreparedError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -16,33 +16,64 @@ PAPER_DECAYS = (102 / 200, 153 / 200)
 Peak = float | jax.Array
 
 
-def _constant(peak: Peak, steps: int) -> optax.Schedule:
-    del steps
-    return optax.constant_schedule(peak)
+def _constant(peak: Peak, steps: int, warmup: float | None) -> optax.Schedule:
+    after = optax.constant_schedule(peak)
+    return _after_linear_warmup(peak, round(steps * (warmup or 0)), after)
 
 
-def _cosine(peak: Peak, steps: int) -> optax.Schedule:
-    return optax.cosine_decay_schedule(peak, steps)
+def _cosine(peak: Peak, steps: int, warmup: float | None) -> optax.Schedule:
+    warmup_steps = round(steps * (warmup or 0))
+    after = optax.cosine_decay_schedule(peak, steps - warmup_steps)
+    return _after_linear_warmup(peak, warmup_steps, after)
 
 
-def _paper(peak: Peak, steps: int) -> optax.Schedule:
+def _linear(peak: Peak, steps: int, warmup: float | None) -> optax.Schedule:
+    warmup_steps = round(steps * (warmup or 0))
+    after = optax.linear_schedule(peak, 0.0, steps - warmup_steps)
+    return _after_linear_warmup(peak, warmup_steps, after)
+
+
+def _paper(peak: Peak, steps: int, warmup: float | None) -> optax.Schedule:
     # With the whole run as the unit of time, its epochs are fractions.
     return paper_schedule(
-        peak, steps, warmup_epochs=PAPER_WARMUP, decay_epochs=PAPER_DECAYS
+        peak,
+        steps,
+        warmup_epochs=PAPER_WARMUP if warmup is None else warmup,
+        decay_epochs=PAPER_DECAYS,
     )
 
 
-SCHEDULES: dict[str, Callable[[Peak, int], optax.Schedule]] = {
+def _after_linear_warmup(
+    peak: Peak, warmup_steps: int, schedule: optax.Schedule
+) -> optax.Schedule:
+    if warmup_steps == 0:
+        return schedule
+    # The first step is not lost on a rate of zero.
+    warmup = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
+    return optax.join_schedules([warmup, schedule], [warmup_steps])
+
+
+SCHEDULES: dict[str, Callable[[Peak, int, float | None], optax.Schedule]] = {
     "constant": _constant,
     "cosine": _cosine,
+    "linear": _linear,
     "paper": _paper,
 }
 
 
-def build(name: str, peak: Peak, steps: int) -> optax.Schedule:
-    """Builds the schedule of a run of ``steps`` steps.
+def build(
+    name: str, peak: Peak, steps: int, warmup: float | None = None
+) -> optax.Schedule:
+    """Builds a schedule.
+
+    Args:
+      name: a name in `SCHEDULES`.
+      peak: greatest learning rate.
+      steps: of the whole run.
+      warmup: fraction of the run in which the rate rises to its peak; None for the
+        schedule's own, which only the paper's has.
 
     Raises:
       ValueError: if the name is unknown.
     """
-    return look_up("schedule", name, SCHEDULES)(peak, steps)
+    return look_up("schedule", name, SCHEDULES)(peak, steps, warmup)

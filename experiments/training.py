@@ -19,12 +19,15 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import nlcg_optax
-from experiments import models, optimizers, schedules
+from experiments import models, optimizers, preprocessing, schedules
 from experiments.config import RunConfig
 from experiments.data import Dataset, Split
+from experiments.micro_batches import mean_gradient, mean_loss
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
+
+EVALUATION_BATCH_SIZE = 1000
 
 
 class TrainState(NamedTuple):
@@ -33,14 +36,16 @@ class TrainState(NamedTuple):
     Attributes:
       step: steps taken.
       params: the weights.
+      average: exponential average of the weights for evaluation; empty without.
       batch_stats: statistics of batch normalisation; empty if the model has none.
       opt_state: state of the optimiser.
       learning_rate: peak of the schedule.
-      key: of the order of the data.
+      key: of the order of the data and the augmentation.
     """
 
     step: jax.Array
     params: PyTree
+    average: PyTree
     batch_stats: PyTree
     opt_state: PyTree
     learning_rate: jax.Array
@@ -62,14 +67,17 @@ class Program(NamedTuple):
       train: from a state and the training split to the state after
         ``config.epochs_per_report`` epochs and the metrics of each step, stacked.
       evaluate: from a state and a split to loss and accuracy.
-      steps_per_epoch: steps in an epoch.
+      steps_per_call: steps in a call of ``train``; the examples that are left over
+        when the last batch of a call is full are taken by the next call.
+      batch_size: examples in a step.
       gradient_equivalents: mean cost of a step.
     """
 
     init: Callable[[int, float], TrainState]
     train: Callable[[TrainState, Split], tuple[TrainState, Metrics]]
     evaluate: Callable[[TrainState, Split], Evaluation]
-    steps_per_epoch: int
+    steps_per_call: int
+    batch_size: int
     gradient_equivalents: float
 
 
@@ -100,16 +108,20 @@ def make_program(config: RunConfig, dataset: Dataset) -> Program:
     """
     examples = dataset.train.labels.shape[0]
     batch_size = examples if config.batch_size is None else config.batch_size
-    _check_batch_size(config.batch_size, batch_size, examples, jax.device_count())
-    steps_per_epoch = examples // batch_size
-    total_steps = config.epochs * steps_per_epoch
-    model = models.build(config.model, dataset.num_classes)
+    _check_batch_size(config, batch_size, examples, jax.device_count())
+    steps_per_call = config.epochs_per_report * examples // batch_size
+    total_steps = config.epochs // config.epochs_per_report * steps_per_call
+    model = models.build(config.model, dataset.num_classes, config.compute_dtype)
+    augment = preprocessing.augmentation(config.augmentation)
 
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    replicated, over_data = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    replicated = NamedSharding(mesh, P())
+    over_data = NamedSharding(mesh, P(None, "data"))  # of each micro-batch
 
     def schedule_of(peak: float | jax.Array) -> optax.Schedule:
-        return schedules.build(config.schedule, peak, total_steps)
+        warmup = config.warmup_epochs
+        fraction = None if warmup is None else warmup / config.epochs
+        return schedules.build(config.schedule, peak, total_steps, fraction)
 
     def optimizer_of(peak: float | jax.Array) -> optimizers.Optimizer:
         return optimizers.build(
@@ -125,6 +137,7 @@ def make_program(config: RunConfig, dataset: Dataset) -> Program:
         state = TrainState(
             step=jnp.zeros([], jnp.int32),
             params=params,
+            average=jax.tree.map(jnp.copy, params) if config.ema_decay else (),
             batch_stats=variables.get("batch_stats", {}),
             opt_state=optimizer.transformation.init(params),
             learning_rate=jnp.asarray(learning_rate, jnp.float32),
@@ -132,75 +145,100 @@ def make_program(config: RunConfig, dataset: Dataset) -> Program:
         )
         return jax.device_put(state, replicated)
 
-    def step(state: TrainState, batch: Split) -> tuple[TrainState, Metrics]:
-        batch = jax.lax.with_sharding_constraint(batch, over_data)
+    def loss_fn(
+        params: PyTree, batch_stats: PyTree, batch: Split
+    ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch.images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        losses = _cross_entropies(logits, batch.labels)
+        loss = jnp.mean(losses) + _l2(config.l2, params)
+        accuracy = jnp.mean(_hits(logits, batch.labels))
+        return loss, (updated.get("batch_stats", {}), accuracy)
 
-        def loss_fn(params: PyTree) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                batch.images,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            loss = _cross_entropy(logits, batch.labels) + _l2(config.l2, params)
-            accuracy = _accuracy(logits, batch.labels)
-            return loss, (updated.get("batch_stats", {}), accuracy)
-
-        (loss, (batch_stats, accuracy)), grads = jax.value_and_grad(
-            loss_fn, has_aux=True
-        )(state.params)
-        extras = {"value": loss, "value_fn": lambda params: loss_fn(params)[0]}
+    def step(state: TrainState, batches: Split) -> tuple[TrainState, Metrics]:
+        batches = jax.lax.with_sharding_constraint(batches, over_data)
+        batches = batches._replace(images=prepare_images(state, batches.images))
+        outcome, batch_stats = mean_gradient(
+            loss_fn, state.params, state.batch_stats, batches
+        )
+        extras = {
+            "value": outcome.loss,
+            "value_fn": lambda params: mean_loss(
+                loss_fn, params, state.batch_stats, batches
+            ),
+        }
         updates, opt_state = optax.with_extra_args_support(
             optimizer_of(state.learning_rate).transformation
         ).update(
-            grads,
+            outcome.grads,
             state.opt_state,
             state.params,
             **{name: extras[name] for name in optimizer.extras},
         )
         metrics = {
-            "loss": loss,
-            "accuracy": accuracy,
+            "loss": outcome.loss,
+            "accuracy": outcome.accuracy,
             "learning_rate": schedule_of(state.learning_rate)(state.step),
             **nlcg_optax.diagnostics(opt_state),
         }
+        params = optax.apply_updates(state.params, updates)
         state = state._replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
+            average=_moved_average(config.ema_decay, state, params),
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
         return state, metrics
 
-    def epoch(
-        state: TrainState, split: Split, number: jax.Array
-    ) -> tuple[TrainState, Metrics]:
-        if steps_per_epoch == 1 and batch_size == examples:
-            state, metrics = step(state, split)
-            return state, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
-        order = jax.random.permutation(jax.random.fold_in(state.key, number), examples)
-        order = order[: steps_per_epoch * batch_size]
+    def prepare_images(state: TrainState, images: jax.Array) -> jax.Array:
+        _, key = jax.random.split(state.key)
+        keys = jax.random.split(jax.random.fold_in(key, state.step), len(images))
+        return jax.vmap(lambda key, x: preprocessing.standardise(augment(key, x)))(
+            keys, images
+        )
 
-        def step_on(state: TrainState, rows: jax.Array) -> tuple[TrainState, Metrics]:
-            return step(state, jax.tree.map(lambda x: x[rows], split))
-
-        return jax.lax.scan(step_on, state, order.reshape(steps_per_epoch, batch_size))
+    def rows_of_call(state: TrainState) -> jax.Array:
+        """The examples of each step of a call, out of one permutation an epoch."""
+        first = state.step * batch_size
+        epochs = first // examples + jnp.arange(config.epochs_per_report + 1)
+        order = jax.vmap(
+            lambda epoch: jax.random.permutation(
+                jax.random.fold_in(state.key, epoch), examples
+            )
+        )(epochs)
+        rows = jax.lax.dynamic_slice(
+            order.reshape(-1), [first % examples], [steps_per_call * batch_size]
+        )
+        return rows.reshape(steps_per_call, config.micro_batches, -1)
 
     def train(state: TrainState, split: Split) -> tuple[TrainState, Metrics]:
-        first = state.step // steps_per_epoch
-        state, metrics = jax.lax.scan(
-            lambda state, number: epoch(state, split, number),
-            state,
-            first + jnp.arange(config.epochs_per_report),
-        )
-        return state, jax.tree.map(lambda x: x.reshape(-1), metrics)
+        def step_on(
+            state: TrainState, rows: jax.Array | None
+        ) -> tuple[TrainState, Metrics]:
+            if rows is None:
+                return step(state, _in_parts(split, config.micro_batches))
+            return step(state, jax.tree.map(lambda x: x[rows], split))
+
+        rows = None if batch_size == examples else rows_of_call(state)
+        return jax.lax.scan(step_on, state, rows, length=steps_per_call)
 
     def evaluate(state: TrainState, split: Split) -> Evaluation:
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        params = state.average if config.ema_decay else state.params
+        variables = {"params": params, "batch_stats": state.batch_stats}
         return _evaluate(model, variables, split)
 
     return Program(
-        init, train, evaluate, steps_per_epoch, optimizer.gradient_equivalents
+        init,
+        train,
+        evaluate,
+        steps_per_call,
+        batch_size,
+        optimizer.gradient_equivalents,
     )
 
 
@@ -255,41 +293,57 @@ def check_finite(report: Report, config: RunConfig) -> None:
 
 
 def _check_batch_size(
-    given: int | None, batch_size: int, examples: int, devices: int
+    config: RunConfig, batch_size: int, examples: int, devices: int
 ) -> None:
+    given = f"batch_size={config.batch_size!r}"
     if batch_size > examples:
         raise ValueError(
-            f"batch_size={given!r} exceeds the training set; allowed are 1 to "
-            f"{examples}, or None for all of it"
+            f"{given} exceeds the training set; allowed are 1 to {examples}, or None "
+            "for all of it"
         )
-    if batch_size % devices:
+    parts = config.micro_batches
+    if batch_size % (parts * devices):
         raise ValueError(
-            f"batch_size={given!r} gives batches of {batch_size}, which {devices} "
-            f"devices cannot share equally; allowed are multiples of {devices}"
+            f"{given} gives batches of {batch_size}, which {devices} devices cannot "
+            f"share equally in {parts} micro-batches; allowed are multiples of "
+            f"{parts * devices}"
         )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init_model(model: nn.Module, key: jax.Array, images: jax.Array) -> PyTree:
-    return model.init(key, images, train=False)
+    return model.init(key, preprocessing.standardise(images), train=False)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _evaluate(model: nn.Module, variables: PyTree, split: Split) -> Evaluation:
-    logits = model.apply(variables, split.images, train=False)
-    return Evaluation(
-        _cross_entropy(logits, split.labels), _accuracy(logits, split.labels)
-    )
+    def of_example(example: Split) -> tuple[jax.Array, jax.Array]:
+        images = preprocessing.standardise(example.images[None])
+        logits = model.apply(variables, images, train=False)[0]
+        return _cross_entropies(logits, example.labels), _hits(logits, example.labels)
+
+    losses, hits = jax.lax.map(of_example, split, batch_size=EVALUATION_BATCH_SIZE)
+    return Evaluation(jnp.mean(losses), jnp.mean(hits))
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.mean(
-        optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    )
+def _in_parts(split: Split, parts: int) -> Split:
+    return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), split)
 
 
-def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+def _moved_average(ema_decay: float, state: TrainState, params: PyTree) -> PyTree:
+    """The average of the weights after a step to ``params``, as in arXiv 1812.02886."""
+    if not ema_decay:
+        return state.average
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    return optax.incremental_update(params, state.average, 1 - decay)
+
+
+def _cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def _hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.argmax(logits, axis=-1) == labels
 
 
 def _l2(factor: float, params: PyTree) -> jax.Array:

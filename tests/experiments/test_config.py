@@ -15,6 +15,12 @@ from experiments.training import make_program
         ({"epochs": 0}, "epochs=0 must be an integer of at least 1"),
         ({"epochs": True}, "epochs=True must be an integer of at least 1"),
         ({"epochs": 5, "epochs_per_report": 2}, "epochs_per_report=2 must divide"),
+        ({"micro_batches": 0}, "micro_batches=0 must be an integer of at least 1"),
+        ({"train_examples": 0}, "train_examples=0 must be an integer of at least 1"),
+        ({"validation_examples": -1}, "validation_examples=-1 must be an integer"),
+        ({"ema_decay": 1.0}, r"ema_decay=1\.0 must be at least 0 and below 1"),
+        ({"epochs": 5, "warmup_epochs": 5}, "warmup_epochs=5 .* below epochs=5"),
+        ({"split_seed": -1}, "split_seed=-1 must be an integer from 0"),
         ({"seed": -1}, "seed=-1 must be an integer from 0 to 2147483647"),
     ],
 )
@@ -56,6 +62,9 @@ def test_options_of_another_optimizer_are_refused():
     ("settings", "message"),
     [
         ({"batch_size": 1025}, "batch_size=1025 exceeds .* allowed are 1 to 1024"),
+        ({"micro_batches": 3}, "batch_size=256 .* in 3 micro-batches; .* multiples of"),
+        ({"augmentation": "mixup"}, "augmentation='mixup' is unknown"),
+        ({"compute_dtype": "int8"}, "compute_dtype='int8' is unknown"),
         ({"model": "resnet"}, "model='resnet' is unknown"),
         ({"optimizer": "lion"}, "optimizer='lion' is unknown"),
         ({"schedule": "step"}, "schedule='step' is unknown"),

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import models
+from experiments import data, models, training
 from experiments.config import RunConfig
 from experiments.training import (
     DivergedError,
@@ -46,7 +47,7 @@ def test_a_few_digits_are_learned_by_heart(settings, few_digits):
     assert before.loss > 2.0
     assert after.loss < 0.8
     assert after.accuracy > 0.9
-    steps = config.epochs * program.steps_per_epoch
+    steps = program.steps_per_call
     assert reports[-1].state.step == steps
     assert {len(column) for column in reports[-1].metrics.values()} == {steps}
 
@@ -108,7 +109,7 @@ def test_an_epoch_meets_every_example_once_in_a_new_order(few_digits):
     # examples only if none is left out or met twice.
     config = quick(optimizer="sgd", learning_rate=1e-30, batch_size=8, epochs=2)
     program, (report,) = train(config, few_digits)
-    first, second = report.metrics["loss"].reshape(2, program.steps_per_epoch)
+    first, second = report.metrics["loss"].reshape(2, -1)
     whole = program.evaluate(report.state, few_digits.train).loss
     np.testing.assert_allclose([first.mean(), second.mean()], whole, rtol=1e-5)
     assert not np.allclose(np.sort(first), np.sort(second), rtol=1e-3)
@@ -162,3 +163,119 @@ def test_a_loss_that_is_not_finite_is_reported_with_its_step(few_digits):
         DivergedError, match=r"the loss became (nan|inf) at step [1-3] with .*'sgd'"
     ):
         check_finite(report, config)
+
+
+def test_batch_statistics_are_those_of_the_micro_batches_in_turn(few_digits):
+    config = quick(
+        model="cnn", optimizer="sgd", batch_size=None, epochs=1, micro_batches=2
+    )
+    program, (report,) = train(config, few_digits)
+    model, state = models.build("cnn", 10), program.init(0, config.learning_rate)
+    stats = state.batch_stats
+    apply = jax.jit(functools.partial(model.apply, train=True, mutable="batch_stats"))
+    for half in few_digits.train.images.reshape(2, 32, 8, 8, 1):
+        variables = {"params": state.params, "batch_stats": stats}
+        stats = apply(variables, half)[1]["batch_stats"]
+    for mine, plain in zip(
+        jax.tree.leaves(report.state.batch_stats), jax.tree.leaves(stats), strict=True
+    ):
+        np.testing.assert_allclose(mine, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_takes_the_average_of_the_weights(few_digits):
+    config = quick(optimizer="sgd", learning_rate=0.5, batch_size=None, epochs=5)
+    config = dataclasses.replace(config, ema_decay=0.25, epochs_per_report=1)
+    program = make_program(config, few_digits)
+    step = jax.jit(program.train)
+    state = program.init(0, config.learning_rate)
+    average = state.params
+    for t in range(5):
+        state, _ = step(state, few_digits.train)
+        # 1/10, 2/11, then the bound: 3/12, 4/13 and 5/14 are not below it.
+        decay = min(0.25, (1 + t) / (10 + t))
+        average = jax.tree.map(
+            lambda a, p, decay=decay: decay * a + (1 - decay) * p,
+            average,
+            state.params,
+        )
+    for mine, plain in zip(
+        jax.tree.leaves(state.average), jax.tree.leaves(average), strict=True
+    ):
+        np.testing.assert_allclose(mine, plain, rtol=1e-5, atol=1e-7)
+    averaged = program.evaluate(state, few_digits.train).loss
+    of_weights = make_program(
+        dataclasses.replace(config, ema_decay=0.0), few_digits
+    ).evaluate(state, few_digits.train)
+    swapped = program.evaluate(state._replace(average=state.params), few_digits.train)
+    assert swapped.loss == of_weights.loss
+    assert averaged != of_weights.loss
+
+
+def test_the_steps_of_the_paper(few_digits):
+    def steps(examples, **settings):
+        images = jnp.zeros([examples, 1, 1, 1], jnp.uint8)
+        split = data.Split(images, jnp.zeros([examples], jnp.int32))
+        dataset = data.Dataset(10, split, None, split)
+        config = RunConfig(epochs=200, epochs_per_report=20, **settings)
+        return 10 * make_program(config, dataset).steps_per_call
+
+    assert steps(50_000, batch_size=16384) == 610
+    assert steps(50_000, batch_size=8192) == 1220
+
+
+def test_examples_left_over_are_met_in_the_next_step(few_digits):
+    # Batches of 24 out of 64: eight steps are three epochs, each a permutation.
+    config = quick(optimizer="sgd", learning_rate=1e-30, batch_size=24, epochs=3)
+    program, (report,) = train(config, few_digits)
+    assert program.steps_per_call == 8
+    whole = program.evaluate(report.state, few_digits.train).loss
+    np.testing.assert_allclose(report.metrics["loss"].mean(), whole, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def few_images():
+    """Raw pixels whose class is plain to see: the brighter half."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 200, (64, 8, 8, 1), dtype=np.uint8)
+    labels = np.arange(64) % 2
+    images[labels == 0, :4] += 55
+    images[labels == 1, 4:] += 55
+    split = data.Split(jnp.asarray(images), jnp.asarray(labels, jnp.int32))
+    return data.Dataset(2, split, None, split)
+
+
+def test_raw_pixels_are_augmented_anew_each_step_and_learned_in_bfloat16(few_images):
+    config = quick(
+        model="cnn",
+        optimizer="sgd",
+        learning_rate=1e-30,
+        batch_size=None,
+        epochs=2,
+        compute_dtype="bfloat16",
+    )
+    _, (plain,) = train(config, few_images)
+    assert plain.metrics["loss"][0] == plain.metrics["loss"][1]
+    config = dataclasses.replace(config, augmentation="crop_flip")
+    _, (augmented,) = train(config, few_images)
+    assert augmented.metrics["loss"][0] != augmented.metrics["loss"][1]
+    config = dataclasses.replace(
+        config, optimizer="heavy_ball", learning_rate=0.1, augmentation="none"
+    )
+    config = dataclasses.replace(config, epochs=60, epochs_per_report=60)
+    program, (report,) = train(config, few_images)
+    assert program.evaluate(report.state, few_images.train).accuracy > 0.9
+    assert {leaf.dtype for leaf in jax.tree.leaves(report.state.params)} == {
+        jnp.dtype(jnp.float32)
+    }
+
+
+def test_evaluation_in_batches_meets_every_example(few_images, monkeypatch):
+    config = quick(model="cnn", optimizer="sgd")
+    program = make_program(config, few_images)
+    state = program.init(0, 0.1)
+    whole = program.evaluate(state, few_images.test)
+    monkeypatch.setattr(training, "EVALUATION_BATCH_SIZE", 24)
+    jax.clear_caches()
+    np.testing.assert_allclose(
+        program.evaluate(state, few_images.test), whole, rtol=1e-5
+    )

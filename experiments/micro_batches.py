@@ -1,0 +1,83 @@
+"""Virtual batches: one step on the mean loss and gradient of several micro-batches.
+
+A loss function is called as ``loss_fn(params, batch_stats, batch)`` and returns the
+loss and a pair: the statistics after the batch and the accuracy. Micro-batches are
+stacked along the first axis. Batch normalisation sees one micro-batch at a time.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+LossFn = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, tuple[PyTree, jax.Array]]]
+
+
+class Outcome(NamedTuple):
+    """Means over micro-batches.
+
+    Attributes:
+      loss: of the virtual batch.
+      accuracy: likewise.
+      grads: likewise.
+    """
+
+    loss: jax.Array
+    accuracy: jax.Array
+    grads: PyTree
+
+
+def mean_gradient(
+    loss_fn: LossFn, params: PyTree, batch_stats: PyTree, batches: PyTree
+) -> tuple[Outcome, PyTree]:
+    """Goes through the micro-batches, in the memory of one.
+
+    Returns:
+      The means, and the statistics after the last micro-batch.
+    """
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def outcome_of(batch_stats: PyTree, batch: PyTree) -> tuple[Outcome, PyTree]:
+        (loss, (batch_stats, accuracy)), grads = value_and_grad(
+            params, batch_stats, batch
+        )
+        return Outcome(loss, accuracy, grads), batch_stats
+
+    count = _count(batches)
+    if count == 1:
+        return outcome_of(batch_stats, _first(batches))
+
+    def add(
+        carry: tuple[Outcome, PyTree], batch: PyTree
+    ) -> tuple[tuple[Outcome, PyTree], None]:
+        total, batch_stats = carry
+        outcome, batch_stats = outcome_of(batch_stats, batch)
+        return (jax.tree.map(jnp.add, total, outcome), batch_stats), None
+
+    nothing = jnp.zeros([], jnp.float32)
+    zero = Outcome(nothing, nothing, jax.tree.map(jnp.zeros_like, params))
+    (total, batch_stats), _ = jax.lax.scan(add, (zero, batch_stats), batches)
+    return jax.tree.map(lambda leaf: leaf / count, total), batch_stats
+
+
+def mean_loss(
+    loss_fn: LossFn, params: PyTree, batch_stats: PyTree, batches: PyTree
+) -> jax.Array:
+    """The loss of the virtual batch, of which derivatives need the memory of one."""
+
+    def loss_of(batch: PyTree) -> jax.Array:
+        return loss_fn(params, batch_stats, batch)[0]
+
+    if _count(batches) == 1:
+        return loss_of(_first(batches))
+    return jnp.mean(jax.lax.map(jax.checkpoint(loss_of), batches))
+
+
+def _count(batches: PyTree) -> int:
+    return int(jax.tree.leaves(batches)[0].shape[0])
+
+
+def _first(batches: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[0], batches)

@@ -1,0 +1,65 @@
+"""What happens to images on the device, inside the compiled step."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from experiments.registry import look_up
+
+PADDING = 4  # on each side: images of 32x32 are cropped from 40x40
+
+Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def standardise(images: jax.Array) -> jax.Array:
+    """Gives raw uint8 images mean 0 and deviation 1 each; floats are as they shall be.
+
+    The deviation of an image of n pixels counts as at least ``1 / sqrt(n)`` grey
+    levels, so that an image of one colour becomes zero.
+    """
+    if images.dtype != jnp.uint8:
+        return images
+    pixels = images.astype(jnp.float32)
+    axes = tuple(range(1, pixels.ndim))
+    count = pixels[0].size
+    mean = jnp.mean(pixels, axes, keepdims=True)
+    deviation = jnp.std(pixels, axes, keepdims=True)
+    return (pixels - mean) / jnp.maximum(deviation, count**-0.5)
+
+
+def crop_and_flip(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Pads with zeros, crops each image to its size at a random place, flips half."""
+    corner_key, flip_key = jax.random.split(key)
+    count, height, width, channels = images.shape
+    margins = ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0))
+    padded = jnp.pad(images, margins)
+    corners = jax.random.randint(corner_key, [count, 2], 0, 2 * PADDING + 1)
+
+    def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
+        start = (corner[0], corner[1], 0)
+        return jax.lax.dynamic_slice(image, start, (height, width, channels))
+
+    cropped = jax.vmap(crop)(padded, corners)
+    flipped = jax.random.bernoulli(flip_key, shape=(count, 1, 1, 1))
+    return jnp.where(flipped, cropped[:, :, ::-1], cropped)
+
+
+def _as_they_are(key: jax.Array, images: jax.Array) -> jax.Array:
+    del key
+    return images
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": _as_they_are,
+    "crop_flip": crop_and_flip,
+}
+
+
+def augmentation(name: str) -> Augmentation:
+    """A function from a key and images to images of the same shape.
+
+    Raises:
+      ValueError: if the name is unknown.
+    """
+    return look_up("augmentation", name, AUGMENTATIONS)
