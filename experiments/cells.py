@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable
 
@@ -14,7 +15,12 @@ BASELINE_LABELS = {
     "sgd": "SGD",
     "heavy_ball": "Heavy ball",
     "nesterov": "Nesterov",
+    "rmsprop": "RMSProp",
     "adam": "Adam",
+    "adamw": "AdamW",
+    "lars": "LARS",
+    "lamb": "LAMB",
+    "muon": "Muon",
 }
 OPTION_LABELS = {"beta_smoothing": "β smoothing", "beta_max": "β ≤"}
 
@@ -41,8 +47,8 @@ class Cell:
 
     @property
     def family(self) -> str:
-        """The name of the optimiser without its preconditioner."""
-        return self.config.optimizer.removesuffix("_rms").removesuffix("_secant")
+        """The name of the optimiser without its preconditioner and step control."""
+        return optimizer_family(self.config.optimizer)
 
     def values(self, name: str) -> list[float]:
         """A figure of the summary for every seed, NaN where a run has none."""
@@ -78,15 +84,21 @@ def by_batch_size(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     return groups
 
 
+def optimizer_family(name: str) -> str:
+    """The name without what follows a conjugacy rule, such as ``paper_nlcg_fr``."""
+    conjugate = re.match(r"(paper_)?nlcg_[^_]+", name)
+    return conjugate[0] if conjugate else name
+
+
 def optimizer_label(config: RunConfig) -> str:
     """A readable name, such as ``NLCG PR+ · rms``, with the options that were set."""
     label = BASELINE_LABELS.get(config.optimizer)
     if label is None:
         stem, _, rest = config.optimizer.partition("nlcg_")
-        rule, _, preconditioner = rest.partition("_")
+        rule, _, kind = rest.partition("_")
         label = f"{'Paper NLCG' if stem else 'NLCG'} {RULE_LABELS[rule]}"
-        if preconditioner:
-            label += f" · {preconditioner}"
+        if kind:
+            label += f" · {kind.replace('_', ', ')}"
     options = [
         f"{OPTION_LABELS.get(name, name)} {value:g}"
         for name, value in config.optimizer_options.items()

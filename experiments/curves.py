@@ -16,7 +16,12 @@ FAMILY_COLOURS = {
     "sgd": "#999999",
     "heavy_ball": "#5b4a3f",
     "nesterov": "#000000",
+    "rmsprop": "#f0e442",
     "adam": "#e69f00",
+    "adamw": "#b37a00",
+    "lars": "#8c6bb1",
+    "lamb": "#4d004b",
+    "muon": "#a50f15",
     "nlcg_fr": "#0072b2",
     "nlcg_pr+": "#009e73",
     "nlcg_hs": "#56b4e9",
@@ -25,6 +30,7 @@ FAMILY_COLOURS = {
 }
 SOLID, DASHED, DOTTED = "-", (0, (5, 1.5)), (0, (1, 1.3))
 DASH_DOTTED = (0, (5, 1.5, 1, 1.5))
+DASH_DOT_DOTTED = (0, (5, 1.5, 1, 1.5, 1, 1.5))
 LINE_WIDTH, DOT_WIDTH = 1.6, 2.6  # dots stay visible on a line of their own colour
 LOSS_WINDOW, BETA_WINDOW = 5, 11  # steps of the running mean
 
@@ -125,5 +131,7 @@ def _dashes(cell: Cell) -> str | tuple[int, tuple[float, ...]]:
     optimizer = cell.config.optimizer
     if optimizer.endswith("_rms"):
         return DASHED
+    if optimizer.endswith("_orthogonal"):
+        return DASH_DOT_DOTTED
     secant = optimizer.endswith("_secant") or optimizer.startswith("paper_")
     return DOTTED if secant else SOLID

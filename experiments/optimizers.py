@@ -11,7 +11,9 @@ from typing import Literal, NamedTuple
 import optax
 
 import nlcg_optax
+from experiments.preconditioners import matrix_axes_of, orthogonalised_matrices
 from experiments.registry import look_up
+from experiments.weight_decay import decay_mask
 
 HVP_COST = 2.0  # gradient-equivalents of a Hessian-vector product
 NLCG_RULES = ("fr", "pr+", "hs")
@@ -57,6 +59,84 @@ def _adam(
     return Optimizer(optax.adam(learning_rate, b1=b1, b2=b2))
 
 
+def _rmsprop(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    decay: float = 0.9,
+    momentum: float = 0.9,
+    eps: float = 1.0,
+) -> Optimizer:
+    # The paper's numbers; the mean square starts at one, as in TensorFlow 1.
+    return Optimizer(
+        optax.rmsprop(
+            learning_rate, decay, eps=eps, momentum=momentum, initial_scale=1.0
+        )
+    )
+
+
+def _adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    weight_decay: float = 1e-2,
+) -> Optimizer:
+    return Optimizer(
+        optax.adamw(
+            learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decay_mask
+        )
+    )
+
+
+def _lars(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    trust_coefficient: float = 1e-3,
+) -> Optimizer:
+    return Optimizer(
+        optax.lars(
+            learning_rate,
+            weight_decay,
+            decay_mask,
+            trust_coefficient,
+            trust_ratio_mask=decay_mask,
+            momentum=momentum,
+        )
+    )
+
+
+def _lamb(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    weight_decay: float = 1e-2,
+) -> Optimizer:
+    return Optimizer(
+        optax.lamb(
+            learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decay_mask
+        )
+    )
+
+
+def _muon(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float = 0.95,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    return Optimizer(
+        optax.contrib.muon(
+            learning_rate,
+            beta=momentum,
+            weight_decay=weight_decay,
+            muon_weight_dimension_numbers=matrix_axes_of,
+        )
+    )
+
+
 def _nlcg(rule: str) -> Builder:
     def build_nlcg(
         learning_rate: optax.ScalarOrSchedule,
@@ -80,6 +160,7 @@ def _nlcg_rms(rule: str) -> Builder:
         beta_max: float = 1.0,
         beta_smoothing: float = 0.0,
         decay: float = 0.999,
+        weight_decay: float = 0.0,
     ) -> Optimizer:
         return Optimizer(
             nlcg_optax.nlcg(
@@ -89,10 +170,37 @@ def _nlcg_rms(rule: str) -> Builder:
                 preconditioner=optax.scale_by_rms(decay, bias_correction=True),
                 beta_max=beta_max,
                 beta_smoothing=beta_smoothing,
+                weight_decay=weight_decay,
+                weight_decay_mask=decay_mask,
             )
         )
 
     return build_nlcg_rms
+
+
+def _nlcg_orthogonal(rule: str) -> Builder:
+    def build_nlcg_orthogonal(
+        learning_rate: optax.ScalarOrSchedule,
+        *,
+        beta_max: float = 1.0,
+        beta_smoothing: float = 0.0,
+        decay: float = 0.999,
+        weight_decay: float = 0.0,
+    ) -> Optimizer:
+        return Optimizer(
+            nlcg_optax.nlcg(
+                learning_rate,
+                rule,
+                # Muon's step, so that Muon is the fixed-momentum peer.
+                preconditioner=orthogonalised_matrices(decay),
+                beta_max=beta_max,
+                beta_smoothing=beta_smoothing,
+                weight_decay=weight_decay,
+                weight_decay_mask=decay_mask,
+            )
+        )
+
+    return build_nlcg_orthogonal
 
 
 def _nlcg_secant(rule: str) -> Builder:
@@ -120,16 +228,29 @@ def _nlcg_secant(rule: str) -> Builder:
     return build_nlcg_secant
 
 
-def _paper_nlcg(rule: Literal["fr", "pr"]) -> Builder:
+def _paper_nlcg(
+    rule: Literal["fr", "pr"],
+    diagonal_bfgs: bool,
+    step_control: Literal["step", "online"] | None,
+) -> Builder:
     def build_paper_nlcg(
         learning_rate: optax.ScalarOrSchedule,
         *,
         period: int = 5,
         threshold: float = 1.0,
+        layerwise_eta: float | None = None,
+        restart_period: int | None = None,
     ) -> Optimizer:
         return Optimizer(
             nlcg_optax.paper_nlcg(
-                learning_rate, rule, period=period, threshold=threshold
+                learning_rate,
+                rule,
+                diagonal_bfgs=diagonal_bfgs,
+                step_control=step_control,
+                period=period,
+                threshold=threshold,
+                layerwise_eta=layerwise_eta,
+                restart_period=restart_period,
             ),
             extras=("value",),
         )
@@ -137,16 +258,40 @@ def _paper_nlcg(rule: Literal["fr", "pr"]) -> Builder:
     return build_paper_nlcg
 
 
+def _paper_variants() -> dict[str, Builder]:
+    """``paper_nlcg_fr`` and ``_pr`` as in the paper; a suffix departs from that."""
+    rules: tuple[Literal["fr", "pr"], ...] = ("fr", "pr")
+    preconditioning = {"": True, "_identity": False}
+    controls: dict[str, Literal["step", "online"] | None] = {
+        "": "step",
+        "_online": "online",
+        "_uncontrolled": None,
+    }
+    return {
+        f"paper_nlcg_{rule}{preconditioned}{controlled}": _paper_nlcg(
+            rule, diagonal_bfgs, control
+        )
+        for rule in rules
+        for preconditioned, diagonal_bfgs in preconditioning.items()
+        for controlled, control in controls.items()
+    }
+
+
 OPTIMIZERS: dict[str, Builder] = {
     "sgd": _sgd,
     "heavy_ball": _heavy_ball,
     "nesterov": _nesterov,
+    "rmsprop": _rmsprop,
     "adam": _adam,
+    "adamw": _adamw,
+    "lars": _lars,
+    "lamb": _lamb,
+    "muon": _muon,
     **{f"nlcg_{rule}": _nlcg(rule) for rule in NLCG_RULES},
     **{f"nlcg_{rule}_rms": _nlcg_rms(rule) for rule in NLCG_RULES},
     **{f"nlcg_{rule}_secant": _nlcg_secant(rule) for rule in NLCG_RULES},
-    "paper_nlcg_fr": _paper_nlcg("fr"),
-    "paper_nlcg_pr": _paper_nlcg("pr"),
+    **{f"nlcg_{rule}_orthogonal": _nlcg_orthogonal(rule) for rule in NLCG_RULES},
+    **_paper_variants(),
 }
 
 

@@ -23,6 +23,7 @@ from experiments import models, optimizers, preprocessing, schedules
 from experiments.config import RunConfig
 from experiments.data import Dataset, Split
 from experiments.micro_batches import mean_gradient, mean_loss
+from experiments.weight_decay import decay_mask
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
@@ -347,10 +348,9 @@ def _hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _l2(factor: float, params: PyTree) -> jax.Array:
-    # Batch normalisation takes no part, as in arXiv 1812.02886.
-    squares = [
-        jnp.sum(jnp.square(leaf))
-        for path, leaf in jax.tree.leaves_with_path(params)
-        if "BatchNorm" not in jax.tree_util.keystr(path)
-    ]
-    return 0.5 * factor * sum(squares, start=jnp.zeros([]))
+    squares = jax.tree.map(
+        lambda leaf, decays: jnp.sum(jnp.square(leaf)) if decays else 0.0,
+        params,
+        decay_mask(params),
+    )
+    return 0.5 * factor * sum(jax.tree.leaves(squares), start=jnp.zeros([]))

@@ -1,9 +1,16 @@
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from experiments import optimizers, schedules
+from experiments.preconditioners import orthogonalised_matrices
+
+
+def square(params):
+    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
@@ -12,14 +19,60 @@ def test_every_optimizer_updates_with_just_its_extras(name):
     tx = optax.with_extra_args_support(optimizer.transformation)
 
     def update(params):
-        extras = {"value": jnp.sum(params**2), "value_fn": lambda x: jnp.sum(x**2)}
+        extras = {"value": square(params), "value_fn": square}
         given = {extra: extras[extra] for extra in optimizer.extras}
-        return tx.update(2 * params, tx.init(params), params, **given)
+        return tx.update(jax.grad(square)(params), tx.init(params), params, **given)
 
-    params = jnp.ones([2], jnp.float32)
+    params = {
+        "Conv_0": {"kernel": jnp.ones([3, 3, 2, 4])},
+        "BatchNorm_0": {"scale": jnp.ones([4])},
+        "Dense_0": {"kernel": jnp.ones([4, 5]), "bias": jnp.ones([5])},
+    }
     updates, _ = jax.eval_shape(update, params)
-    assert updates.shape == params.shape
-    assert updates.dtype == params.dtype
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+
+
+def test_the_papers_rmsprop():
+    tx = optimizers.build("rmsprop", 0.1).transformation
+    params, grad = jnp.array([1.0, 2.0]), jnp.array([3.0, -0.5])
+    state, square_mean, momentum = tx.init(params), np.ones(2), np.zeros(2)
+    for _ in range(3):
+        updates, state = tx.update(grad, state, params)
+        square_mean = 0.9 * square_mean + 0.1 * grad**2
+        momentum = 0.9 * momentum + 0.1 * grad / np.sqrt(square_mean + 1)
+        np.testing.assert_allclose(updates, -momentum, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lars", "lamb", "muon", "nlcg_pr+_rms"])
+def test_batch_normalisation_does_not_decay(name):
+    # Neither one along the other, so that no trust ratio undoes the decay.
+    params = {"BatchNorm_0": jnp.ones([3]), "Dense_0": 1.0 + jnp.eye(3)}
+    grads = {"BatchNorm_0": jnp.ones([3]), "Dense_0": 0.1 * jnp.ones([3, 3])}
+    steps = {}
+    for decay in (0.0, 0.5):
+        tx = optimizers.build(name, 0.05, {"weight_decay": decay}).transformation
+        steps[decay], _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    chex.assert_trees_all_equal(steps[0.0]["BatchNorm_0"], steps[0.5]["BatchNorm_0"])
+    assert (steps[0.0]["Dense_0"] != steps[0.5]["Dense_0"]).any()
+
+
+def test_matrices_are_orthogonalised_convolutions_included():
+    tx = orthogonalised_matrices(0.999)
+    rng = np.random.default_rng(0)
+    grads = {
+        "kernel": jnp.asarray(rng.normal(size=(3, 3, 2, 4)), jnp.float32),
+        "bias": jnp.array([2.0, -7.0]),
+    }
+    updates, _ = jax.jit(tx.update)(grads, tx.init(grads), grads)
+    singular = np.linalg.svd(updates["kernel"].reshape(18, 4), compute_uv=False)
+    # Muon's five steps bring singular values near one, not to it.
+    assert ((singular > 0.6) & (singular < 1.3)).all()
+    alignment = jnp.sum(updates["kernel"] * grads["kernel"])
+    assert (
+        alignment
+        > 0.7 * np.linalg.svd(grads["kernel"].reshape(18, 4), compute_uv=False).sum()
+    )
+    np.testing.assert_allclose(updates["bias"], [1.0, -1.0], rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@ import io
 import pytest
 import rich.console
 
-from experiments.cells import by_batch_size, group
+from experiments.cells import by_batch_size, group, optimizer_family, optimizer_label
 from experiments.config import RunConfig
+from experiments.curves import FAMILY_COLOURS
+from experiments.optimizers import OPTIMIZERS
 from experiments.records import RecordWriter, read_records
 from experiments.report import main
 from experiments.tables import markdown_table, rich_table
@@ -70,3 +72,9 @@ def test_the_command_writes_tables_and_curves(folder, capsys):
     assert "from 6 records" in report
     assert "### Full batch, 15 steps" in report
     assert (folder.parent / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_optimizer_has_a_label_and_a_colour_of_its_family():
+    labels = {optimizer_label(RunConfig(optimizer=name)) for name in OPTIMIZERS}
+    assert len(labels) == len(OPTIMIZERS)
+    assert {optimizer_family(name) for name in OPTIMIZERS} == set(FAMILY_COLOURS)
