@@ -81,7 +81,8 @@ class Study:
       model: of all runs.
       compute_dtype: of all runs.
       epochs: of all runs.
-      epochs_per_report: in one compiled call.
+      epochs_per_report: after which a run is evaluated.
+      steps_per_call: in one compiled call, None for all up to a report.
       batch_sizes: the first one also has the search.
       micro_batch_size: images that batch normalisation sees together.
       train_examples: None for all.
@@ -97,6 +98,7 @@ class Study:
     compute_dtype: str = "bfloat16"
     epochs: int = 200
     epochs_per_report: int = 20
+    steps_per_call: int | None = None
     batch_sizes: tuple[int, ...] = (16384, 8192, 2048)
     micro_batch_size: int = 1024
     train_examples: int | None = None
@@ -113,6 +115,7 @@ SMALL = Study(
     compute_dtype="float32",
     epochs=2,
     epochs_per_report=1,
+    steps_per_call=1,  # for CPUs
     batch_sizes=(512, 256),
     micro_batch_size=256,
     train_examples=2000,
@@ -244,6 +247,7 @@ def _base(study: Study, batch_size: int) -> RunConfig:
         micro_batches=max(1, batch_size // study.micro_batch_size),
         epochs=study.epochs,
         epochs_per_report=study.epochs_per_report,
+        steps_per_call=study.steps_per_call,
         l2=2e-4,
         ema_decay=0.9999,
         augmentation="crop_flip",

@@ -8,6 +8,7 @@ from typing import Any
 from experiments.data.options import DataOptions
 
 MAX_SEED = 2**31 - 1
+OPTIONAL = ("batch_size", "steps_per_call", "train_examples")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +28,10 @@ class RunConfig:
       micro_batches: parts of a batch that are computed one after the other; a step
         takes the mean of their losses and gradients.
       epochs: passes over the training set.
-      epochs_per_report: epochs in one compiled call, after which the run is
-        evaluated and reported; divides ``epochs``.
+      epochs_per_report: epochs after which the run is evaluated and reported; divides
+        ``epochs``.
+      steps_per_call: steps in one compiled call, None for all up to a report; 1 for
+        convolutions on a CPU, where XLA is slow at them in loops.
       l2: the loss holds ``l2 / 2`` times the sum of squared weights.
       ema_decay: evaluation takes an exponential average of the weights, of decay
         ``min(ema_decay, (1 + t) / (10 + t))`` at step t; zero for the weights
@@ -53,6 +56,7 @@ class RunConfig:
     micro_batches: int = 1
     epochs: int = 20
     epochs_per_report: int = 1
+    steps_per_call: int | None = None
     l2: float = 0.0
     ema_decay: float = 0.0
     augmentation: str = "none"
@@ -86,10 +90,11 @@ class RunConfig:
             "micro_batches",
             "epochs",
             "epochs_per_report",
+            "steps_per_call",
             "train_examples",
         ):
             value = getattr(self, name)
-            optional = name in ("batch_size", "train_examples") and value is None
+            optional = name in OPTIONAL and value is None
             _require(
                 name,
                 value,

@@ -55,17 +55,17 @@ def check_parity(config: RunConfig, dataset: Dataset, compute_dtype: str) -> Par
     )
 
 
-def images_per_second(config: RunConfig, dataset: Dataset, calls: int = 2) -> float:
-    """Throughput of training, without compilation and without the first call."""
+def images_per_second(config: RunConfig, dataset: Dataset, reports: int = 2) -> float:
+    """Throughput of training, without compilation and without the first report."""
     program = make_program(config, dataset)
     compiled = compile_program(program, dataset)
     state = program.init(config.seed, config.learning_rate)
     timed = dataclasses.replace(
-        config, epochs=(1 + calls) * config.epochs_per_report, warmup_epochs=None
+        config, epochs=(1 + reports) * config.epochs_per_report, warmup_epochs=None
     )
-    reports = list(run_epochs(compiled, timed, dataset, state))[1:]
-    images = calls * program.steps_per_call * program.batch_size
-    return images / sum(report.seconds for report in reports)
+    _, *rest = run_epochs(compiled, timed, dataset, state)
+    steps = sum(len(report.metrics["loss"]) for report in rest)
+    return steps * program.batch_size / sum(report.seconds for report in rest)
 
 
 def _loss_and_gradient(

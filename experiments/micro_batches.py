@@ -58,7 +58,11 @@ def mean_gradient(
 
     nothing = jnp.zeros([], jnp.float32)
     zero = Outcome(nothing, nothing, jax.tree.map(jnp.zeros_like, params))
-    (total, batch_stats), _ = jax.lax.scan(add, (zero, batch_stats), batches)
+    # On CPUs XLA is slow at convolutions in loops.
+    unroll = jax.default_backend() == "cpu"
+    (total, batch_stats), _ = jax.lax.scan(
+        add, (zero, batch_stats), batches, unroll=unroll
+    )
     return jax.tree.map(lambda leaf: leaf / count, total), batch_stats
 
 

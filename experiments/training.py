@@ -66,10 +66,11 @@ class Program(NamedTuple):
     Attributes:
       init: from a seed and a peak learning rate to the state before the first step.
       train: from a state and the training split to the state after
-        ``config.epochs_per_report`` epochs and the metrics of each step, stacked.
-      evaluate: from a state and a split to loss and accuracy.
+        ``steps_per_call`` steps and the metrics of each step, stacked.
+      evaluate: from a state and a split to loss and accuracy, batch by batch.
       steps_per_call: steps in a call of ``train``; the examples that are left over
         when the last batch of a call is full are taken by the next call.
+      calls_per_report: calls of ``train`` in ``config.epochs_per_report`` epochs.
       batch_size: examples in a step.
       gradient_equivalents: mean cost of a step.
     """
@@ -78,17 +79,18 @@ class Program(NamedTuple):
     train: Callable[[TrainState, Split], tuple[TrainState, Metrics]]
     evaluate: Callable[[TrainState, Split], Evaluation]
     steps_per_call: int
+    calls_per_report: int
     batch_size: int
     gradient_equivalents: float
 
 
 class Report(NamedTuple):
-    """What `run_epochs` yields after each compiled call.
+    """What `run_epochs` yields after every ``config.epochs_per_report`` epochs.
 
     Attributes:
       state: the state so far; the next call takes it over.
-      metrics: of each step of the call, as NumPy vectors.
-      seconds: that the call took, without compilation.
+      metrics: of each step since the last report, as NumPy vectors.
+      seconds: that these steps took, without compilation.
     """
 
     state: TrainState
@@ -110,8 +112,10 @@ def make_program(config: RunConfig, dataset: Dataset) -> Program:
     examples = dataset.train.labels.shape[0]
     batch_size = examples if config.batch_size is None else config.batch_size
     _check_batch_size(config, batch_size, examples, jax.device_count())
-    steps_per_call = config.epochs_per_report * examples // batch_size
-    total_steps = config.epochs // config.epochs_per_report * steps_per_call
+    steps_per_report = config.epochs_per_report * examples // batch_size
+    steps_per_call = config.steps_per_call or steps_per_report
+    _check_steps_per_call(steps_per_call, steps_per_report)
+    total_steps = config.epochs // config.epochs_per_report * steps_per_report
     model = models.build(config.model, dataset.num_classes, config.compute_dtype)
     augment = preprocessing.augmentation(config.augmentation)
 
@@ -206,7 +210,8 @@ def make_program(config: RunConfig, dataset: Dataset) -> Program:
     def rows_of_call(state: TrainState) -> jax.Array:
         """The examples of each step of a call, out of one permutation an epoch."""
         first = state.step * batch_size
-        epochs = first // examples + jnp.arange(config.epochs_per_report + 1)
+        touched = -(-steps_per_call * batch_size // examples) + 1
+        epochs = first // examples + jnp.arange(touched)
         order = jax.vmap(
             lambda epoch: jax.random.permutation(
                 jax.random.fold_in(state.key, epoch), examples
@@ -238,6 +243,7 @@ def make_program(config: RunConfig, dataset: Dataset) -> Program:
         train,
         evaluate,
         steps_per_call,
+        steps_per_report // steps_per_call,
         batch_size,
         optimizer.gradient_equivalents,
     )
@@ -274,9 +280,14 @@ def run_epochs(
     """Trains for ``config.epochs`` epochs, a report each ``epochs_per_report``."""
     for _ in range(config.epochs // config.epochs_per_report):
         start = time.perf_counter()
-        state, metrics = jax.block_until_ready(compiled.train(state, dataset.train))
+        calls = []
+        for _ in range(compiled.program.calls_per_report):
+            state, metrics = compiled.train(state, dataset.train)
+            calls.append(metrics)
+        jax.block_until_ready((state, calls))
         seconds = time.perf_counter() - start
-        yield Report(state, jax.device_get(metrics), seconds)
+        metrics = jax.tree.map(lambda *xs: np.concatenate(xs), *jax.device_get(calls))
+        yield Report(state, metrics, seconds)
 
 
 def check_finite(report: Report, config: RunConfig) -> None:
@@ -311,20 +322,42 @@ def _check_batch_size(
         )
 
 
+def _check_steps_per_call(steps_per_call: int, steps_per_report: int) -> None:
+    if steps_per_report % steps_per_call:
+        raise ValueError(
+            f"steps_per_call={steps_per_call!r} must divide the {steps_per_report} "
+            "steps between two reports, or be None for all of them"
+        )
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _init_model(model: nn.Module, key: jax.Array, images: jax.Array) -> PyTree:
     return model.init(key, preprocessing.standardise(images), train=False)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _evaluate(model: nn.Module, variables: PyTree, split: Split) -> Evaluation:
-    def of_example(example: Split) -> tuple[jax.Array, jax.Array]:
-        images = preprocessing.standardise(example.images[None])
-        logits = model.apply(variables, images, train=False)[0]
-        return _cross_entropies(logits, example.labels), _hits(logits, example.labels)
+    # No loop within the compiled call: on CPUs XLA is slow at convolutions in loops.
+    examples = split.labels.shape[0]
+    parts = [
+        _evaluate_batch(
+            model,
+            variables,
+            jax.tree.map(lambda x, at=at: x[at : at + EVALUATION_BATCH_SIZE], split),
+        )
+        for at in range(0, examples, EVALUATION_BATCH_SIZE)
+    ]
+    return jax.tree.map(lambda *sums: sum(sums) / examples, *parts)
 
-    losses, hits = jax.lax.map(of_example, split, batch_size=EVALUATION_BATCH_SIZE)
-    return Evaluation(jnp.mean(losses), jnp.mean(hits))
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate_batch(model: nn.Module, variables: PyTree, batch: Split) -> Evaluation:
+    """Sums, not means."""
+    images = preprocessing.standardise(batch.images)
+    logits = model.apply(variables, images, train=False)
+    return Evaluation(
+        jnp.sum(_cross_entropies(logits, batch.labels)),
+        jnp.sum(_hits(logits, batch.labels)),
+    )
 
 
 def _in_parts(split: Split, parts: int) -> Split:

@@ -275,7 +275,15 @@ def test_evaluation_in_batches_meets_every_example(few_images, monkeypatch):
     state = program.init(0, 0.1)
     whole = program.evaluate(state, few_images.test)
     monkeypatch.setattr(training, "EVALUATION_BATCH_SIZE", 24)
-    jax.clear_caches()
     np.testing.assert_allclose(
         program.evaluate(state, few_images.test), whole, rtol=1e-5
     )
+
+
+def test_steps_one_by_one_are_those_of_a_loop(few_digits):
+    config = quick(optimizer="nlcg_fr", learning_rate=0.1, batch_size=24, epochs=3)
+    _, (loop,) = train(config, few_digits)
+    _, (single,) = train(dataclasses.replace(config, steps_per_call=1), few_digits)
+    np.testing.assert_allclose(loop.metrics["loss"], single.metrics["loss"], rtol=1e-4)
+    with pytest.raises(ValueError, match="steps_per_call=3 must divide the 8 steps"):
+        make_program(dataclasses.replace(config, steps_per_call=3), few_digits)
