@@ -47,7 +47,7 @@ def mean_gradient(
 
     count = _count(batches)
     if count == 1:
-        return outcome_of(batch_stats, _first(batches))
+        return outcome_of(batch_stats, _part(batches, 0))
 
     def add(
         carry: tuple[Outcome, PyTree], batch: PyTree
@@ -58,11 +58,13 @@ def mean_gradient(
 
     nothing = jnp.zeros([], jnp.float32)
     zero = Outcome(nothing, nothing, jax.tree.map(jnp.zeros_like, params))
-    # On CPUs XLA is slow at convolutions in loops.
-    unroll = jax.default_backend() == "cpu"
-    (total, batch_stats), _ = jax.lax.scan(
-        add, (zero, batch_stats), batches, unroll=unroll
-    )
+    carry = (zero, batch_stats)
+    if jax.default_backend() == "cpu":  # where XLA is slow at convolutions in loops
+        for row in range(count):
+            carry, _ = add(carry, _part(batches, row))
+    else:
+        carry, _ = jax.lax.scan(add, carry, batches)
+    total, batch_stats = carry
     return jax.tree.map(lambda leaf: leaf / count, total), batch_stats
 
 
@@ -75,7 +77,7 @@ def mean_loss(
         return loss_fn(params, batch_stats, batch)[0]
 
     if _count(batches) == 1:
-        return loss_of(_first(batches))
+        return loss_of(_part(batches, 0))
     return jnp.mean(jax.lax.map(jax.checkpoint(loss_of), batches))
 
 
@@ -83,5 +85,5 @@ def _count(batches: PyTree) -> int:
     return int(jax.tree.leaves(batches)[0].shape[0])
 
 
-def _first(batches: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[0], batches)
+def _part(batches: PyTree, row: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[row], batches)

@@ -231,6 +231,9 @@ def make_program(config: RunConfig, dataset: Dataset) -> Program:
             return step(state, jax.tree.map(lambda x: x[rows], split))
 
         rows = None if batch_size == examples else rows_of_call(state)
+        if steps_per_call == 1:  # a scan, even of one step, is slow on CPUs
+            state, metrics = step_on(state, None if rows is None else rows[0])
+            return state, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
         return jax.lax.scan(step_on, state, rows, length=steps_per_call)
 
     def evaluate(state: TrainState, split: Split) -> Evaluation:

@@ -122,7 +122,7 @@ def test_without_data_the_command_says_what_to_run(tmp_path):
 
 
 def test_a_cpu_agrees_with_itself_and_bfloat16_nearly(few_digits):
-    config = RunConfig(model="cnn")
+    config = RunConfig(model="mlp")
     same = check_parity(config, few_digits, "float32")
     assert same.loss_difference == same.gradient_difference == 0
     rough = check_parity(config, few_digits, "bfloat16")

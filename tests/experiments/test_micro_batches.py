@@ -20,8 +20,13 @@ def params():
     return {"w": jnp.array([0.3, -0.2, 0.5]), "b": jnp.float32(2.0)}
 
 
-@pytest.mark.parametrize("count", [1, 4])
-def test_means_over_micro_batches_are_those_of_the_whole_batch(count, params):
+@pytest.mark.parametrize(
+    ("count", "backend"), [(1, "cpu"), (4, "cpu"), (4, "gpu")], ids=str
+)
+def test_means_over_micro_batches_are_those_of_the_whole_batch(
+    count, backend, params, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)  # a loop but on CPUs
     parts = BATCH.reshape(count, -1, 3)
     outcome, stats = mean_gradient(loss_fn, params, (0.0, 0.0), parts)
     loss, grads = jax.value_and_grad(lambda p: loss_fn(p, (0.0, 0.0), BATCH)[0])(params)
