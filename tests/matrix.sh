@@ -25,9 +25,13 @@ suite() { # name interpreter [requirement ...]
 
 # Interpreters on the path and, where pyenv is installed, all that it holds.
 find_python() {
-  command -v "python$1" 2>/dev/null && return
-  for root in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$1".*; do
-    [ -x "$root/bin/python" ] && echo "$root/bin/python" && return
+  local candidate
+  for candidate in "$(command -v "python$1")" \
+    "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$1".*/bin/python; do
+    if "$candidate" -c '' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
   done
 }
 
