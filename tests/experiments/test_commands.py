@@ -40,6 +40,7 @@ def test_run_ends_with_a_message(argument, message, tmp_path):
         run.main([argument, f"--record={tmp_path / 'run.jsonl'}"])
 
 
+@pytest.mark.slow
 def test_small_demo_reports_what_it_recorded(tmp_path, capsys):
     demo.main(["--small", "--out", str(tmp_path)])
     shown = capsys.readouterr().out

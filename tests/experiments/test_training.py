@@ -129,6 +129,7 @@ def test_a_batch_is_split_over_the_devices(few_digits):
         make_program(quick(batch_size=12), few_digits)
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_carried_through_a_curvature_method(few_digits):
     config = quick(
         model="cnn", optimizer="nlcg_pr+_secant", learning_rate=0.2, epochs=15
