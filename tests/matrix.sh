@@ -4,7 +4,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 first=${PYTHON:-python3}
-oldest='jax==0.7.0 jaxlib==0.7.0 optax==0.2.6 flax==0.11.0 chex==0.1.90 orbax-checkpoint==0.11.20'
+oldest='jax==0.8.1 jaxlib==0.8.1 optax==0.2.8 flax==0.12.1 chex==0.1.90 orbax-checkpoint==0.11.20'
 summary=()
 failed=0
 
