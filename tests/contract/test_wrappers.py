@@ -264,7 +264,8 @@ def _micro_batch_run(case, wrapped, dtype=jnp.float32, steps=3, spoilers=()):
     return params, state
 
 
-@each_key_case
+# Searches are in the float64 test: a rounding of float32 can flip a decision of theirs.
+@pytest.mark.parametrize("case", [c for c in KEY_CASES if not c.searches], ids=ids)
 def test_virtual_batch_is_the_step_of_the_big_batch(case):
     """Parameters and the whole state; what depends on the loss too."""
     params, state = _micro_batch_run(case, virtual_batch(case.make(), MICRO))
@@ -291,7 +292,9 @@ def test_virtual_batch_leaves_spoiled_micro_batches_out(name):
     )
 
 
-@pytest.mark.parametrize("name", ["pr+", "secant_params", "paper_pr_online"])
+@pytest.mark.parametrize(
+    "name", ["pr+", "secant_params", "paper_pr_online", "zoom", "backtracking_rms"]
+)
 def test_virtual_batch_in_float64(name, x64):
     case = BY_NAME[name]
     params, _ = _micro_batch_run(
