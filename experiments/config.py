@@ -33,6 +33,7 @@ class RunConfig:
       steps_per_call: steps in one compiled call, None for all up to a report; 1 for
         convolutions on a CPU, where XLA is slow at them in loops.
       l2: the loss holds ``l2 / 2`` times the sum of squared weights.
+      label_smoothing: share of the training target that all classes have equally.
       ema_decay: evaluation takes an exponential average of the weights, of decay
         ``min(ema_decay, (1 + t) / (10 + t))`` at step t; zero for the weights
         themselves.
@@ -58,6 +59,7 @@ class RunConfig:
     epochs_per_report: int = 1
     steps_per_call: int | None = None
     l2: float = 0.0
+    label_smoothing: float = 0.0
     ema_decay: float = 0.0
     augmentation: str = "none"
     compute_dtype: str = "float32"
@@ -79,12 +81,9 @@ class RunConfig:
             self.l2 >= 0 and math.isfinite(self.l2),
             "must be finite and not below 0",
         )
-        _require(
-            "ema_decay",
-            self.ema_decay,
-            0 <= self.ema_decay < 1,
-            "must be at least 0 and below 1",
-        )
+        for name in ("ema_decay", "label_smoothing"):
+            value = getattr(self, name)
+            _require(name, value, 0 <= value < 1, "must be at least 0 and below 1")
         for name in (
             "batch_size",
             "micro_batches",

@@ -19,6 +19,7 @@ from experiments.training import make_program
         ({"train_examples": 0}, "train_examples=0 must be an integer of at least 1"),
         ({"validation_examples": -1}, "validation_examples=-1 must be an integer"),
         ({"ema_decay": 1.0}, r"ema_decay=1\.0 must be at least 0 and below 1"),
+        ({"label_smoothing": -0.1}, r"label_smoothing=-0\.1 must be at least 0"),
         ({"epochs": 5, "warmup_epochs": 5}, "warmup_epochs=5 .* below epochs=5"),
         ({"split_seed": -1}, "split_seed=-1 must be an integer from 0"),
         ({"seed": -1}, "seed=-1 must be an integer from 0 to 2147483647"),

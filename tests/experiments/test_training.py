@@ -7,15 +7,17 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import data, models, training
+from experiments import data, models
 from experiments.config import RunConfig
 from experiments.training import (
     DivergedError,
     check_finite,
     compile_program,
+    evaluation,
     make_program,
     run_epochs,
 )
+from experiments.training.losses import cross_entropies
 
 
 def train(config, dataset, seed=0):
@@ -277,7 +279,7 @@ def test_evaluation_in_batches_meets_every_example(few_images, monkeypatch):
     program = make_program(config, few_images)
     state = program.init(0, 0.1)
     whole = program.evaluate(state, few_images.test)
-    monkeypatch.setattr(training, "EVALUATION_BATCH_SIZE", 24)
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH_SIZE", 24)
     np.testing.assert_allclose(
         program.evaluate(state, few_images.test), whole, rtol=1e-5
     )
@@ -290,3 +292,31 @@ def test_steps_one_by_one_are_those_of_a_loop(few_digits):
     np.testing.assert_allclose(loop.metrics["loss"], single.metrics["loss"], rtol=1e-4)
     with pytest.raises(ValueError, match="steps_per_call=3 must divide the 8 steps"):
         make_program(dataclasses.replace(config, steps_per_call=3), few_digits)
+
+
+def test_smoothed_labels_are_a_mixture_of_the_label_and_all_classes():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(5, 7)), rng.integers(7, size=5)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    targets = 0.9 * np.eye(7)[labels] + 0.1 / 7
+    # Float32 of numbers of about 3, summed over seven classes.
+    np.testing.assert_allclose(
+        cross_entropies(jnp.asarray(logits), jnp.asarray(labels), 0.1),
+        -(targets * log_p).sum(1),
+        rtol=1e-5,
+    )
+
+
+def test_labels_are_smoothed_in_training_alone(few_digits):
+    config = quick(optimizer="sgd", batch_size=None, epochs=1, label_smoothing=0.2)
+    program, (report,) = train(config, few_digits)
+    state = program.init(0, config.learning_rate)
+    model = models.build("mlp", 10)
+    logits = model.apply({"params": state.params}, few_digits.train.images, train=False)
+    of_label = cross_entropies(logits, few_digits.train.labels)
+    of_all = -np.mean(jax.nn.log_softmax(logits), axis=1)
+    np.testing.assert_allclose(
+        report.metrics["loss"][0], np.mean(0.8 * of_label + 0.2 * of_all), rtol=1e-5
+    )
+    evaluated = program.evaluate(state, few_digits.train).loss
+    np.testing.assert_allclose(evaluated, np.mean(of_label), rtol=1e-5)

@@ -1,19 +1,16 @@
-"""The training loop: one functional state, one compiled call for whole epochs.
+"""A run as pure functions: the state, the step, and the compiled call for whole epochs.
 
-`make_program` turns a configuration into pure functions; `run_epochs` drives them.
 The learning rate is part of the state, so that a grid of learning rates shares one
 compiled program, one after the other or under ``vmap``.
 """
 
 import functools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -23,12 +20,11 @@ from experiments import models, optimizers, preprocessing, schedules
 from experiments.config import RunConfig
 from experiments.data import Dataset, Split
 from experiments.micro_batches import mean_gradient, mean_loss
-from experiments.weight_decay import decay_mask
+from experiments.training.evaluation import Evaluation, evaluate_split
+from experiments.training.losses import cross_entropies, hits, l2
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
-
-EVALUATION_BATCH_SIZE = 1000
 
 
 class TrainState(NamedTuple):
@@ -53,13 +49,6 @@ class TrainState(NamedTuple):
     key: jax.Array
 
 
-class Evaluation(NamedTuple):
-    """Loss, without the L2 term, and accuracy on a split."""
-
-    loss: jax.Array
-    accuracy: jax.Array
-
-
 class Program(NamedTuple):
     """A run as pure functions.
 
@@ -82,24 +71,6 @@ class Program(NamedTuple):
     calls_per_report: int
     batch_size: int
     gradient_equivalents: float
-
-
-class Report(NamedTuple):
-    """What `run_epochs` yields after every ``config.epochs_per_report`` epochs.
-
-    Attributes:
-      state: the state so far; the next call takes it over.
-      metrics: of each step since the last report, as NumPy vectors.
-      seconds: that these steps took, without compilation.
-    """
-
-    state: TrainState
-    metrics: dict[str, np.ndarray]
-    seconds: float
-
-
-class DivergedError(FloatingPointError):
-    """The training loss is no longer finite."""
 
 
 def make_program(config: RunConfig, dataset: Dataset) -> Program:
@@ -159,9 +130,9 @@ def make_program(config: RunConfig, dataset: Dataset) -> Program:
             train=True,
             mutable=["batch_stats"],
         )
-        losses = _cross_entropies(logits, batch.labels)
-        loss = jnp.mean(losses) + _l2(config.l2, params)
-        accuracy = jnp.mean(_hits(logits, batch.labels))
+        losses = cross_entropies(logits, batch.labels, config.label_smoothing)
+        loss = jnp.mean(losses) + l2(config.l2, params)
+        accuracy = jnp.mean(hits(logits, batch.labels))
         return loss, (updated.get("batch_stats", {}), accuracy)
 
     def step(state: TrainState, batches: Split) -> tuple[TrainState, Metrics]:
@@ -239,7 +210,7 @@ def make_program(config: RunConfig, dataset: Dataset) -> Program:
     def evaluate(state: TrainState, split: Split) -> Evaluation:
         params = state.average if config.ema_decay else state.params
         variables = {"params": params, "batch_stats": state.batch_stats}
-        return _evaluate(model, variables, split)
+        return evaluate_split(model, variables, split)
 
     return Program(
         init,
@@ -249,61 +220,6 @@ def make_program(config: RunConfig, dataset: Dataset) -> Program:
         steps_per_report // steps_per_call,
         batch_size,
         optimizer.gradient_equivalents,
-    )
-
-
-class CompiledProgram(NamedTuple):
-    """A `Program` with its training call compiled.
-
-    Attributes:
-      program: the functions.
-      train: the compiled call, which takes over the memory of the state.
-      compile_seconds: tracing included.
-    """
-
-    program: Program
-    train: Callable[[TrainState, Split], tuple[TrainState, Metrics]]
-    compile_seconds: float
-
-
-def compile_program(program: Program, dataset: Dataset) -> CompiledProgram:
-    """Compiles the training call ahead of time, so that no timing holds it."""
-    start = time.perf_counter()
-    compiled = (
-        jax.jit(program.train, donate_argnums=0)
-        .lower(program.init(0, 1.0), dataset.train)
-        .compile()
-    )
-    return CompiledProgram(program, compiled, time.perf_counter() - start)
-
-
-def run_epochs(
-    compiled: CompiledProgram, config: RunConfig, dataset: Dataset, state: TrainState
-) -> Iterator[Report]:
-    """Trains for ``config.epochs`` epochs, a report each ``epochs_per_report``."""
-    for _ in range(config.epochs // config.epochs_per_report):
-        start = time.perf_counter()
-        calls = []
-        for _ in range(compiled.program.calls_per_report):
-            state, metrics = compiled.train(state, dataset.train)
-            calls.append(metrics)
-        jax.block_until_ready((state, calls))
-        seconds = time.perf_counter() - start
-        metrics = jax.tree.map(lambda *xs: np.concatenate(xs), *jax.device_get(calls))
-        yield Report(state, metrics, seconds)
-
-
-def check_finite(report: Report, config: RunConfig) -> None:
-    """Raises DivergedError if a loss of the report is not finite."""
-    losses = report.metrics["loss"]
-    if np.isfinite(losses).all():
-        return
-    bad = int(np.argmin(np.isfinite(losses)))
-    step = int(report.state.step) - len(losses) + bad
-    raise DivergedError(
-        f"the loss became {losses[bad]} at step {step} with optimizer="
-        f"{config.optimizer!r} and learning_rate={config.learning_rate!r}; the run was "
-        "stopped; a smaller learning rate may help"
     )
 
 
@@ -338,31 +254,6 @@ def _init_model(model: nn.Module, key: jax.Array, images: jax.Array) -> PyTree:
     return model.init(key, preprocessing.standardise(images), train=False)
 
 
-def _evaluate(model: nn.Module, variables: PyTree, split: Split) -> Evaluation:
-    # No loop within the compiled call: on CPUs XLA is slow at convolutions in loops.
-    examples = split.labels.shape[0]
-    parts = [
-        _evaluate_batch(
-            model,
-            variables,
-            jax.tree.map(lambda x, at=at: x[at : at + EVALUATION_BATCH_SIZE], split),
-        )
-        for at in range(0, examples, EVALUATION_BATCH_SIZE)
-    ]
-    return jax.tree.map(lambda *sums: sum(sums) / examples, *parts)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _evaluate_batch(model: nn.Module, variables: PyTree, batch: Split) -> Evaluation:
-    """Sums, not means."""
-    images = preprocessing.standardise(batch.images)
-    logits = model.apply(variables, images, train=False)
-    return Evaluation(
-        jnp.sum(_cross_entropies(logits, batch.labels)),
-        jnp.sum(_hits(logits, batch.labels)),
-    )
-
-
 def _in_parts(split: Split, parts: int) -> Split:
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), split)
 
@@ -373,20 +264,3 @@ def _moved_average(ema_decay: float, state: TrainState, params: PyTree) -> PyTre
         return state.average
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
     return optax.incremental_update(params, state.average, 1 - decay)
-
-
-def _cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
-def _hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.argmax(logits, axis=-1) == labels
-
-
-def _l2(factor: float, params: PyTree) -> jax.Array:
-    squares = jax.tree.map(
-        lambda leaf, decays: jnp.sum(jnp.square(leaf)) if decays else 0.0,
-        params,
-        decay_mask(params),
-    )
-    return 0.5 * factor * sum(jax.tree.leaves(squares), start=jnp.zeros([]))

@@ -1,0 +1,85 @@
+"""The driver: a compiled program, called until the run is over."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.config import RunConfig
+from experiments.data import Dataset, Split
+from experiments.training.program import Metrics, Program, TrainState
+
+
+class Report(NamedTuple):
+    """What `run_epochs` yields after every ``config.epochs_per_report`` epochs.
+
+    Attributes:
+      state: the state so far; the next call takes it over.
+      metrics: of each step since the last report, as NumPy vectors.
+      seconds: that these steps took, without compilation.
+    """
+
+    state: TrainState
+    metrics: dict[str, np.ndarray]
+    seconds: float
+
+
+class DivergedError(FloatingPointError):
+    """The training loss is no longer finite."""
+
+
+class CompiledProgram(NamedTuple):
+    """A `Program` with its training call compiled.
+
+    Attributes:
+      program: the functions.
+      train: the compiled call, which takes over the memory of the state.
+      compile_seconds: tracing included.
+    """
+
+    program: Program
+    train: Callable[[TrainState, Split], tuple[TrainState, Metrics]]
+    compile_seconds: float
+
+
+def compile_program(program: Program, dataset: Dataset) -> CompiledProgram:
+    """Compiles the training call ahead of time, so that no timing holds it."""
+    start = time.perf_counter()
+    compiled = (
+        jax.jit(program.train, donate_argnums=0)
+        .lower(program.init(0, 1.0), dataset.train)
+        .compile()
+    )
+    return CompiledProgram(program, compiled, time.perf_counter() - start)
+
+
+def run_epochs(
+    compiled: CompiledProgram, config: RunConfig, dataset: Dataset, state: TrainState
+) -> Iterator[Report]:
+    """Trains for ``config.epochs`` epochs, a report each ``epochs_per_report``."""
+    for _ in range(config.epochs // config.epochs_per_report):
+        start = time.perf_counter()
+        calls = []
+        for _ in range(compiled.program.calls_per_report):
+            state, metrics = compiled.train(state, dataset.train)
+            calls.append(metrics)
+        jax.block_until_ready((state, calls))
+        seconds = time.perf_counter() - start
+        metrics = jax.tree.map(lambda *xs: np.concatenate(xs), *jax.device_get(calls))
+        yield Report(state, metrics, seconds)
+
+
+def check_finite(report: Report, config: RunConfig) -> None:
+    """Raises DivergedError if a loss of the report is not finite."""
+    losses = report.metrics["loss"]
+    if np.isfinite(losses).all():
+        return
+    bad = int(np.argmin(np.isfinite(losses)))
+    step = int(report.state.step) - len(losses) + bad
+    raise DivergedError(
+        f"the loss became {losses[bad]} at step {step} with optimizer="
+        f"{config.optimizer!r} and learning_rate={config.learning_rate!r}; the run was "
+        "stopped; a smaller learning rate may help"
+    )
