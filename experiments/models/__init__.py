@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from experiments.models.cnn import Cnn
 from experiments.models.mlp import Mlp
+from experiments.models.resnet50 import ResNet50
 from experiments.models.resnet_cifar import DEPTHS, ResNetCifar
 from experiments.registry import look_up
 
@@ -22,6 +23,8 @@ NARROW = 0.5  # width of the models that a CPU trains
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": Cnn,
     "mlp": Mlp,
+    "resnet50": ResNet50,
+    "resnet50_narrow": functools.partial(ResNet50, width=NARROW),
     **{
         f"resnet{depth}": functools.partial(ResNetCifar, depth=depth)
         for depth in DEPTHS

@@ -72,7 +72,8 @@ def test_bench_measures_every_peer(tmp_path, capsys):
     for peer, count in copies.items():
         assert by_peer[peer]["state_per_params"] == pytest.approx(count, abs=0.02)
     assert result["leaves"] == 3
-    assert result["parameters"] == 7 * 7 * 3 * 64 + 2 * 64
+    # The stem's kernel and the dense layer.
+    assert result["parameters"] == 7 * 7 * 3 * 64 + 1000 + 2048 * 1000
 
 
 def test_bench_refuses_no_rounds():

@@ -1,0 +1,88 @@
+"""ResNet-50 v1.5 for ImageNet, the network of the large-batch records.
+
+Residual bottlenecks (arXiv 1512.03385) with the stride in the 3x3 convolution, which
+is what "v1.5" means. The last scale of a block starts at zero, weights and momentum of
+batch normalisation are those of arXiv 1706.02677, section 5.1.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+STAGE_BLOCKS = (3, 4, 6, 3)
+EXPANSION = 4  # channels behind a block over channels within
+
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+Conv = functools.partial(
+    nn.Conv,
+    use_bias=False,
+    kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+)
+
+
+class Bottleneck(nn.Module):
+    """Convolutions 1x1, 3x3 and 1x1, each normalised, around a shortcut.
+
+    Attributes:
+      filters: of the first two convolutions; the third has four times as many.
+      strides: of the 3x3 convolution and of the projection.
+      dtype: of the computation.
+    """
+
+    filters: int
+    strides: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the images after the block."""
+        conv = functools.partial(Conv, dtype=self.dtype)
+        normalise = functools.partial(
+            BatchNorm, use_running_average=not train, dtype=self.dtype
+        )
+        channels = EXPANSION * self.filters
+        shortcut = x
+        x = nn.relu(normalise()(conv(self.filters, (1, 1))(x)))
+        x = conv(self.filters, (3, 3), strides=self.strides, padding=1)(x)
+        x = nn.relu(normalise()(x))
+        x = conv(channels, (1, 1))(x)
+        x = normalise(scale_init=nn.initializers.zeros)(x)
+        if shortcut.shape != x.shape:
+            shortcut = conv(channels, (1, 1), strides=self.strides, name="projection")(
+                shortcut
+            )
+            shortcut = normalise(name="projection_norm")(shortcut)
+        return nn.relu(shortcut + x)
+
+
+class ResNet50(nn.Module):
+    """ResNet-50 v1.5; 25,557,032 parameters at 1000 classes.
+
+    Attributes:
+      num_classes: width of the output.
+      width: factor of the numbers of filters.
+      stage_blocks: blocks of each stage.
+      dtype: of the computation; parameters, statistics and logits are float32.
+    """
+
+    num_classes: int
+    width: float = 1.0
+    stage_blocks: tuple[int, ...] = STAGE_BLOCKS
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Returns logits; with ``train`` the statistics of the batch normalise."""
+        stem = max(1, round(64 * self.width))
+        x = Conv(stem, (7, 7), strides=2, padding=3, dtype=self.dtype)(images)
+        x = BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
+        x = nn.max_pool(nn.relu(x), (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for stage, blocks in enumerate(self.stage_blocks):
+            for block in range(blocks):
+                strides = 2 if block == 0 and stage > 0 else 1
+                x = Bottleneck(stem * 2**stage, strides, self.dtype)(x, train=train)
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01))(x)
