@@ -34,19 +34,34 @@ from nlcg_optax.preconditioners import (
     DiagonalSecantDiagnostics as DiagonalSecantDiagnostics,
 )
 from nlcg_optax.preconditioners import (
+    KroneckerDiagnostics as KroneckerDiagnostics,
+)
+from nlcg_optax.preconditioners import (
     LimitedMemoryDiagnostics as LimitedMemoryDiagnostics,
 )
 from nlcg_optax.preconditioners import (
     ScaleByDiagonalSecantState as ScaleByDiagonalSecantState,
 )
 from nlcg_optax.preconditioners import (
+    ScaleByKroneckerState as ScaleByKroneckerState,
+)
+from nlcg_optax.preconditioners import (
     ScaleByLimitedMemoryState as ScaleByLimitedMemoryState,
+)
+from nlcg_optax.preconditioners import (
+    ScaleByOrthogonalisationState as ScaleByOrthogonalisationState,
 )
 from nlcg_optax.preconditioners import (
     scale_by_diagonal_secant as scale_by_diagonal_secant,
 )
 from nlcg_optax.preconditioners import (
+    scale_by_kronecker as scale_by_kronecker,
+)
+from nlcg_optax.preconditioners import (
     scale_by_limited_memory as scale_by_limited_memory,
+)
+from nlcg_optax.preconditioners import (
+    scale_by_orthogonalisation as scale_by_orthogonalisation,
 )
 from nlcg_optax.step_size import HagerZhangDiagnostics as HagerZhangDiagnostics
 from nlcg_optax.step_size import LossRatioDiagnostics as LossRatioDiagnostics

@@ -1,5 +1,14 @@
 """Preconditioners: ordinary Optax transformations that map g to P g."""
 
+from nlcg_optax.preconditioners.kronecker import (
+    KroneckerDiagnostics as KroneckerDiagnostics,
+)
+from nlcg_optax.preconditioners.kronecker import (
+    ScaleByKroneckerState as ScaleByKroneckerState,
+)
+from nlcg_optax.preconditioners.kronecker import (
+    scale_by_kronecker as scale_by_kronecker,
+)
 from nlcg_optax.preconditioners.limited_memory import (
     LimitedMemoryDiagnostics as LimitedMemoryDiagnostics,
 )
@@ -8,6 +17,12 @@ from nlcg_optax.preconditioners.limited_memory import (
 )
 from nlcg_optax.preconditioners.limited_memory import (
     scale_by_limited_memory as scale_by_limited_memory,
+)
+from nlcg_optax.preconditioners.orthogonal import (
+    ScaleByOrthogonalisationState as ScaleByOrthogonalisationState,
+)
+from nlcg_optax.preconditioners.orthogonal import (
+    scale_by_orthogonalisation as scale_by_orthogonalisation,
 )
 from nlcg_optax.preconditioners.secant import (
     DiagonalSecantDiagnostics as DiagonalSecantDiagnostics,

@@ -14,31 +14,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nlcg_optax import nlcg, paper_nlcg, scale_by_diagonal_secant
+from nlcg_optax import (
+    nlcg,
+    paper_nlcg,
+    scale_by_diagonal_secant,
+    scale_by_kronecker,
+    scale_by_orthogonalisation,
+)
 
 RATE = 0.05
 SEARCH_EXTRAS = ("value", "grad", "value_fn")
 
 
-def _orthogonal_factor(matrix: jax.Array) -> jax.Array:
-    # Newton-Schulz towards the polar factor, Muon's preconditioner, in cubic form;
-    # the Frobenius norm bounds the largest singular value, so it converges.
-    narrow = matrix.dtype in (jnp.bfloat16, jnp.float16)
-    wide = matrix.astype(jnp.float32) if narrow else matrix
-    norm = jnp.sqrt(jnp.sum(jnp.abs(wide) ** 2))
-    x = wide / jnp.where(norm > 0, norm, 1).astype(wide.dtype)
-    for _ in range(6):
-        x = 1.5 * x - 0.5 * x @ x.conj().T @ x
-    return (x * norm.astype(x.dtype)).astype(matrix.dtype)
-
-
-def orthogonalise() -> optax.GradientTransformation:
-    """Each matrix by its orthogonal factor at the gradient's norm, a Shampoo limit."""
-    return optax.stateless(
-        lambda updates, _: jax.tree.map(
-            lambda g: _orthogonal_factor(g) if g.ndim == 2 else g, updates
-        )
-    )
+# Both with the gradient's norm, so that the step dies out at an optimum.
+ORTHOGONAL = scale_by_orthogonalisation(restore_norm=True, vectors=optax.identity())
+KRONECKER = scale_by_kronecker(
+    refresh_period=2, damping=1e-2, diagonal=optax.identity()
+)
 
 
 class Case(NamedTuple):
@@ -92,7 +84,8 @@ STOCHASTIC = [
         rule="pr+",
         preconditioner=optax.scale_by_factored_rms(min_dim_size_to_factor=2),
     ),
-    _stochastic("orthogonal", rule="hz", preconditioner=orthogonalise(), **UNBOUNDED),
+    _stochastic("orthogonal", rule="hz", preconditioner=ORTHOGONAL, **UNBOUNDED),
+    _stochastic("kronecker", preconditioner=KRONECKER),
     _stochastic(
         "secant_rate", rule="fr", preconditioner=scale_by_diagonal_secant(RATE)
     ),
@@ -134,6 +127,7 @@ KEY_CASES = [
         "rms",
         "factored",
         "orthogonal",
+        "kronecker",
         "secant_rate",
         "secant_params",
         "secant_hvp",

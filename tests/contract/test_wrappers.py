@@ -331,7 +331,8 @@ def test_plain_multi_steps_averages_the_gradient(case):
 # --- flatten -------------------------------------------------------------------------
 
 # Flattening takes the matrices away from preconditioners that look at shapes.
-FLATTENABLE = [c for c in KEY_CASES if c.name not in ("factored", "orthogonal")]
+SHAPED = ("factored", "orthogonal", "kronecker")
+FLATTENABLE = [c for c in KEY_CASES if c.name not in SHAPED]
 
 
 @pytest.mark.parametrize("case", FLATTENABLE, ids=ids)

@@ -1,0 +1,396 @@
+"""Kronecker-factored second moments: Shampoo's preconditioner, without momentum."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlcg_optax import validation
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
+from nlcg_optax.preconditioners.matrices import (
+    MatrixView,
+    all_finite,
+    matrix_views,
+    of_norm,
+    second_moment,
+    select,
+    vector_mask,
+    widened,
+)
+
+
+class KroneckerDiagnostics(NamedTuple):
+    """What `scale_by_kronecker` did, as scalars.
+
+    Attributes:
+      num_refreshes: refreshes of the inverse roots so far.
+      num_root_failures: roots that came out not finite and were refused so far, one
+        for each factor of each matrix.
+    """
+
+    num_refreshes: jax.Array
+    num_root_failures: jax.Array
+
+
+class ScaleByKroneckerState(NamedTuple):
+    """State of `scale_by_kronecker`.
+
+    Attributes:
+      count: number of updates with a finite gradient.
+      factors: exponential averages of the factors, not corrected for their bias. A
+        tree like the parameters with a list for each leaf: of the factors of rows and
+        columns, ``[matrix in the leaf, row block, column block, size, size]``. Where a
+        side has no factor there is none, and a vector has the empty list.
+      roots: the inverse roots by which gradients are multiplied, likewise.
+      diagonal: state of the nested diagonal transformation.
+      diagnostics: counters.
+    """
+
+    count: jax.Array  # type: ignore[assignment]
+    factors: PyTree
+    roots: PyTree
+    diagonal: PyTree
+    diagnostics: KroneckerDiagnostics
+
+
+class _Blocks(NamedTuple):
+    """How a stack of matrices is cut into blocks, and which sides have a factor.
+
+    Attributes:
+      view: the leaf as a stack of matrices.
+      rows: size of a block's rows; of all of them if the rows have no factor.
+      columns: likewise.
+      sides: out of ``"rows"`` and ``"columns"``.
+    """
+
+    view: MatrixView
+    rows: int
+    columns: int
+    sides: tuple[str, ...]
+
+    def split(self, leaf: jax.Array) -> jax.Array:
+        """``[matrix, row block, column block, rows, columns]``, padded with zeros."""
+        count, rows, columns = self.view.shape_of(leaf)
+        row_blocks, column_blocks = -(-rows // self.rows), -(-columns // self.columns)
+        margins = (
+            row_blocks * self.rows - rows,
+            column_blocks * self.columns - columns,
+        )
+        stack = self.view.stack(leaf)
+        if any(margins):
+            stack = jnp.pad(stack, ((0, 0), (0, margins[0]), (0, margins[1])))
+        stack = stack.reshape(count, row_blocks, self.rows, column_blocks, self.columns)
+        return jnp.swapaxes(stack, 2, 3)
+
+    def join(self, blocks: jax.Array, leaf: jax.Array) -> jax.Array:
+        """The inverse of `split`."""
+        count, rows, columns = self.view.shape_of(leaf)
+        _, row_blocks, column_blocks, _, _ = blocks.shape
+        stack = jnp.swapaxes(blocks, 2, 3).reshape(
+            count, row_blocks * self.rows, column_blocks * self.columns
+        )
+        return self.view.unstack(stack[:, :rows, :columns], leaf)
+
+
+def scale_by_kronecker(
+    *,
+    decay: float | jax.Array = 0.95,
+    refresh_period: int = 10,
+    damping: float | jax.Array = 1e-6,
+    block_size: int = 512,
+    one_sided_ratio: float = 16.0,
+    graft: bool = True,
+    diagonal: optax.GradientTransformation | None = None,
+    weight_dimension_numbers: PyTree | Callable[[PyTree], PyTree] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Preconditions each matrix by its left and right second-moment factors.
+
+    With exponential averages :math:`L` of :math:`G G^\top` and :math:`R` of
+    :math:`G^\top G`, corrected for their bias,
+
+    .. math::
+        P G = \left(L + \epsilon \lambda_{max}(L) I\right)^{-1/4} G
+            \left(R + \epsilon \lambda_{max}(R) I\right)^{-1/4}.
+
+    Source: Shampoo (Gupta, Koren and Singer, 2018), with the exponential average and
+    the grafting of Anil et al. (2020). There is no momentum, which is left to β: nest
+    it as ``preconditioner`` of `scale_by_nlcg`.
+
+    - The inverse roots come from eigendecompositions every ``refresh_period`` steps,
+      the first step included.
+    - A side of more than ``block_size`` is cut into equal blocks (the last one padded
+      with zeros), each of which has its own factors.
+    - Where one side is more than ``one_sided_ratio`` times the other, only the shorter
+      one has a factor, with the power :math:`-1/2`.
+    - Leaves that are no matrices go through ``diagonal``. With ``graft=True`` matrices
+      do so too, and each keeps the norm that comes out: the direction is that of the
+      factors, the length that of the diagonal method.
+
+    Factors and roots are kept in float32 or wider.
+
+    Args:
+      decay: of the averages, in [0, 1).
+      refresh_period: steps between two refreshes of the roots.
+      damping: the :math:`\epsilon` above, relative to the largest eigenvalue.
+      block_size: greatest side of a factor.
+      one_sided_ratio: of the sides, beyond which the longer one has no factor; at
+        least one.
+      graft: whether matrices take their norms from ``diagonal``. Without it the length
+        of P G does not depend on that of G when both factors have settled.
+      diagonal: an Optax transformation; by default the root
+        mean square of Adam, ``optax.scale_by_rms`` with decay 0.999.
+      weight_dimension_numbers: see `scale_by_orthogonalisation`.
+
+    Returns:
+      A transformation that also stands alone. A gradient that is not finite leaves the
+      state as it was; roots that are not finite are refused and counted.
+
+    Under ``jit`` with shardings, a side without a factor is only summed over. A side
+    with a factor that is split over devices must be multiplied by the whole factor,
+    so that the matrix is gathered, unless blocks and shards coincide.
+
+    Raises:
+      ValueError: if an argument is out of its range, or (in ``update``) the tree of
+        updates does not match the state.
+      TypeError: if ``diagonal`` is no transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> tx = scale_by_kronecker(graft=False, damping=0.)
+      >>> grad = jnp.array([[0., 3.], [-0.5, 0.]])
+      >>> z, _ = tx.update(grad, tx.init(grad))
+      >>> bool(jnp.allclose(z, jnp.array([[0., 1.], [-1., 0.]]), atol=1e-5))
+      True
+    """
+    validation.check_decay("decay", decay)
+    validation.check_positive_int("refresh_period", refresh_period)
+    validation.check_non_negative("damping", damping)
+    validation.check_positive_int("block_size", block_size)
+    validation.check_range("1", "one_sided_ratio", 1.0, one_sided_ratio)
+    if diagonal is not None:
+        validation.check_transformation("diagonal", diagonal)
+    transform_diagonal = optax.with_extra_args_support(diagonal or second_moment())
+    if not graft:
+        transform_diagonal = optax.masked(
+            transform_diagonal, vector_mask(weight_dimension_numbers)
+        )
+
+    def blocks_of(tree: PyTree) -> list[_Blocks | None]:
+        return [
+            None if view is None else _blocks(view, leaf, block_size, one_sided_ratio)
+            for view, leaf in zip(
+                matrix_views(tree, weight_dimension_numbers),
+                jax.tree.leaves(tree),
+                strict=True,
+            )
+        ]
+
+    def init_fn(params: PyTree) -> ScaleByKroneckerState:
+        wide = jax.tree.map(widened, params)
+        accumulator_dtype(params)  # raises where a leaf is not floating point
+
+        def nothing_yet(blocks: _Blocks | None, leaf: jax.Array) -> list[jax.Array]:
+            if blocks is None:
+                return []
+            shape = jax.eval_shape(blocks.split, leaf).shape
+            sizes = [getattr(blocks, side) for side in blocks.sides]
+            return [jnp.zeros((*shape[:3], size, size), leaf.dtype) for size in sizes]
+
+        leaves, treedef = jax.tree.flatten(wide)
+
+        def zeros() -> PyTree:  # new buffers at every call, as donation needs
+            pairs = zip(blocks_of(wide), leaves, strict=True)
+            return jax.tree.unflatten(treedef, [nothing_yet(*pair) for pair in pairs])
+
+        return ScaleByKroneckerState(
+            count=jnp.zeros([], jnp.int32),
+            factors=zeros(),
+            roots=zeros(),
+            diagonal=transform_diagonal.init(wide),
+            diagnostics=KroneckerDiagnostics(
+                num_refreshes=jnp.zeros([], jnp.int32),
+                num_root_failures=jnp.zeros([], jnp.int32),
+            ),
+        )
+
+    def update_fn(
+        updates: PyTree,
+        state: ScaleByKroneckerState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ScaleByKroneckerState]:
+        wide = jax.tree.map(widened, updates)
+        grads, treedef = jax.tree.flatten(wide)
+        blocks = blocks_of(wide)
+        old_factors, old_roots = _per_leaf(blocks, wide, state)
+        finite = all_finite(updates)
+        diagonals, diagonal_state = transform_diagonal.update(
+            wide, state.diagonal, params, **extra_args
+        )
+
+        split: list[jax.Array | None] = [
+            None if found is None else found.split(grad)
+            for found, grad in zip(blocks, grads, strict=True)
+        ]
+        factors = [
+            [
+                _averaged(old, _gram(cut, side), decay, finite)
+                for old, side in zip(old_of_leaf, found.sides, strict=True)
+            ]
+            if found is not None and cut is not None
+            else []
+            for found, cut, old_of_leaf in zip(blocks, split, old_factors, strict=True)
+        ]
+        count = state.count + finite.astype(jnp.int32)
+        due = finite & (state.count % jnp.asarray(refresh_period, jnp.int32) == 0)
+        roots, failures = jax.lax.cond(
+            due,
+            lambda: _refreshed(factors, old_roots, count, decay, damping),
+            lambda: (old_roots, jnp.zeros([], jnp.int32)),
+        )
+        leaves = jax.tree.leaves(diagonals)
+        for i, (found, cut) in enumerate(zip(blocks, split, strict=True)):
+            if found is not None and cut is not None:
+                z = found.join(_multiplied(cut, roots[i], found.sides), grads[i])
+                leaves[i] = of_norm(z, leaves[i]) if graft else z
+        z = optax.tree.cast_like(jax.tree.unflatten(treedef, leaves), updates)
+        return z, ScaleByKroneckerState(
+            count=count,
+            factors=jax.tree.unflatten(treedef, factors),
+            roots=jax.tree.unflatten(treedef, roots),
+            diagonal=select(finite, diagonal_state, state.diagonal),
+            diagnostics=KroneckerDiagnostics(
+                num_refreshes=state.diagnostics.num_refreshes + due.astype(jnp.int32),
+                num_root_failures=state.diagnostics.num_root_failures + failures,
+            ),
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _blocks(
+    view: MatrixView, leaf: jax.Array, block_size: int, one_sided_ratio: float
+) -> _Blocks:
+    _, rows, columns = view.shape_of(leaf)
+    if rows > one_sided_ratio * columns:
+        return _Blocks(view, rows, _block(columns, block_size), ("columns",))
+    if columns > one_sided_ratio * rows:
+        return _Blocks(view, _block(rows, block_size), columns, ("rows",))
+    return _Blocks(
+        view, _block(rows, block_size), _block(columns, block_size), ("rows", "columns")
+    )
+
+
+def _block(size: int, limit: int) -> int:
+    """The size of as few equal blocks as possible; an empty side counts as one."""
+    return -(-max(size, 1) // -(-max(size, 1) // limit))
+
+
+def _gram(blocks: jax.Array, side: str) -> jax.Array:
+    """``G Gᴴ`` for the rows, ``Gᴴ G`` for the columns."""
+    conjugate = jnp.conj(jnp.swapaxes(blocks, -1, -2))
+    pair = (blocks, conjugate) if side == "rows" else (conjugate, blocks)
+    return jnp.matmul(*pair, precision=jax.lax.Precision.HIGHEST)
+
+
+def _multiplied(
+    blocks: jax.Array, roots: list[jax.Array], sides: tuple[str, ...]
+) -> jax.Array:
+    for root, side in zip(roots, sides, strict=True):
+        pair = (root, blocks) if side == "rows" else (blocks, root)
+        blocks = jnp.matmul(*pair, precision=jax.lax.Precision.HIGHEST)
+    return blocks
+
+
+def _averaged(
+    old: jax.Array, new: jax.Array, decay: float | jax.Array, finite: jax.Array
+) -> jax.Array:
+    weight = jnp.asarray(decay).astype(jnp.finfo(old.dtype).dtype)
+    return jnp.where(finite, times(weight, old) + times(1 - weight, new), old)
+
+
+def _refreshed(
+    factors: list[list[jax.Array]],
+    old_roots: list[list[jax.Array]],
+    count: jax.Array,
+    decay: float | jax.Array,
+    damping: float | jax.Array,
+) -> tuple[list[list[jax.Array]], jax.Array]:
+    """The inverse roots of all factors, and how many of them were refused."""
+    failures = jnp.zeros([], jnp.int32)
+    roots: list[list[jax.Array]] = []
+    for of_leaf, old_of_leaf in zip(factors, old_roots, strict=True):
+        roots.append([])
+        for factor, old in zip(of_leaf, old_of_leaf, strict=True):
+            real = jnp.finfo(factor.dtype).dtype
+            correction = 1 - jnp.asarray(decay).astype(real) ** count.astype(real)
+            root = inverse_root(
+                times(1 / correction, factor), 2 * len(of_leaf), damping
+            )
+            good = jnp.all(jnp.isfinite(root))
+            roots[-1].append(jnp.where(good, root, old))
+            failures += (~good).astype(jnp.int32)
+    return roots, failures
+
+
+def inverse_root(
+    matrix: jax.Array, order: int, damping: float | jax.Array
+) -> jax.Array:
+    r"""Computes :math:`(A + \epsilon \lambda_{max} I)^{-1/p}` of a Hermitian matrix.
+
+    Eigenvalues below the rounding of the decomposition, a unit roundoff times the
+    size times :math:`\lambda_{max}`, count as that much. A matrix of zeros gives the
+    identity.
+
+    Args:
+      matrix: positive semidefinite, ``[..., size, size]``.
+      order: the p above.
+      damping: the :math:`\epsilon` above.
+
+    Returns:
+      Like ``matrix``.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> inverse_root(jnp.diag(jnp.array([16., 1.])), 4, 0.)
+      Array([[0.5, 0. ],
+             [0. , 1. ]], dtype=float32)
+    """
+    values, vectors = jnp.linalg.eigh(matrix)
+    largest = values[..., -1:]
+    rounding = matrix.shape[-1] * float(jnp.finfo(values.dtype).eps)
+    offset = jnp.asarray(damping).astype(values.dtype)
+    values = jnp.maximum(values, rounding * largest) + offset * largest
+    powers = jnp.where(largest > 0, values, 1) ** (-1.0 / order)
+    scaled = vectors * powers[..., None, :].astype(vectors.dtype)
+    return jnp.matmul(
+        scaled,
+        jnp.conj(jnp.swapaxes(vectors, -1, -2)),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+def _per_leaf(
+    blocks: list[_Blocks | None], tree: PyTree, state: ScaleByKroneckerState
+) -> tuple[list[list[jax.Array]], list[list[jax.Array]]]:
+    """The factors and the roots of every leaf; raises if the tree is another one."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    treedef: Any = jax.tree.structure(tree)
+    try:
+        factors = treedef.flatten_up_to(state.factors)
+        roots = treedef.flatten_up_to(state.roots)
+    except ValueError as error:
+        raise ValueError(
+            f"updates has the tree structure {treedef}, but the state was initialised "
+            "for another one"
+        ) from error
+    for found, (path, leaf), of_leaf in zip(blocks, leaves, factors, strict=True):
+        expected = [] if found is None else [getattr(found, s) for s in found.sides]
+        if expected != [factor.shape[-1] for factor in of_leaf]:
+            raise ValueError(
+                f"updates{jax.tree_util.keystr(path)} has shape {leaf.shape}, but the "
+                "state was initialised for another one"
+            )
+    return factors, roots

@@ -1,0 +1,167 @@
+"""Newton-Schulz orthogonalisation of matrices, Muon's step without its momentum."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlcg_optax import validation
+from nlcg_optax.dtypes import PyTree, times
+from nlcg_optax.inner_products import max_abs
+from nlcg_optax.preconditioners.matrices import (
+    DimensionNumbers,
+    all_finite,
+    matrix_views,
+    of_norm,
+    second_moment,
+    select,
+    vector_mask,
+    widened,
+)
+
+NORMALISATIONS = ("frobenius", "spectral", "aol", "schatten")
+
+
+class ScaleByOrthogonalisationState(NamedTuple):
+    """State of `scale_by_orthogonalisation`.
+
+    Attributes:
+      vectors: state of the transformation of vectors and scalars.
+    """
+
+    vectors: PyTree
+
+
+def scale_by_orthogonalisation(
+    *,
+    steps: int = 5,
+    coefficients: tuple[float, float, float]
+    | tuple[tuple[float, float, float], ...] = (3.4445, -4.775, 2.0315),
+    normalisation: Literal["frobenius", "spectral", "aol", "schatten"] = "frobenius",
+    restore_norm: bool = False,
+    vectors: optax.GradientTransformation | None = None,
+    weight_dimension_numbers: PyTree | Callable[[PyTree], PyTree] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Replaces each matrix by its nearest orthogonal one, approximately.
+
+    With the singular value decomposition :math:`G = U \Sigma V^\top`,
+
+    .. math:: P G \approx U V^\top = (G G^\top)^{-1/2} G,
+
+    by the quintic Newton-Schulz iteration :math:`X \leftarrow a X + (b A + c A^2) X`,
+    :math:`A = X X^\top`, of Muon (Jordan, 2024; ``optax.contrib.muon``), whose default
+    coefficients bring all but tiny singular values between 0.7 and 1.2 in five steps.
+    It is Muon's step without its momentum, which is left to β: nest it as
+    ``preconditioner`` of `scale_by_nlcg`. The work is done in float32 or wider and
+    does not depend on the scale of the gradient.
+
+    Since :math:`\langle G, U V^\top\rangle` is the sum of the singular values,
+    :math:`g^\top z` is of the first degree in the gradient. ``restore_norm=True``
+    gives each matrix the Frobenius norm of its gradient back, and :math:`g^\top z` is
+    of the second degree, like every inner product that the rules were made for.
+
+    Args:
+      steps: of the iteration.
+      coefficients: (a, b, c), or one such triple a step.
+      normalisation: what bounds the singular values before the iteration; see
+        ``preconditioning`` of ``optax.contrib.scale_by_muon``.
+      restore_norm: whether each matrix keeps the Frobenius norm of its gradient.
+      vectors: transformation of leaves that are no matrices; by default the root
+        mean square of Adam, ``optax.scale_by_rms`` with decay 0.999.
+      weight_dimension_numbers: which axes are rows and columns, as in
+        ``optax.contrib.muon``: a tree of ``optax.contrib.MuonDimensionNumbers`` and
+        None (a vector), or a function from the parameters to one. By default leaves of
+        two or more axes are matrices, with the last axis as columns.
+
+    Returns:
+      A transformation that also stands alone. Matrices need no state. A gradient that
+      is not finite leaves the state of the vectors as it was.
+
+    Under ``jit`` a matrix that is split along its longer side costs an all-reduce of
+    the small Gram matrix a step; one that is split along its shorter side, and the
+    kernel of a convolution split along its inputs, are gathered.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+      TypeError: if ``vectors`` is no transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> tx = scale_by_orthogonalisation(coefficients=(15/8, -5/4, 3/8), steps=9)
+      >>> grads = {"w": jnp.array([[0., 3.], [1., 0.]]), "b": jnp.array([2., -8.])}
+      >>> z, _ = tx.update(grads, tx.init(grads))
+      >>> bool(jnp.allclose(z["w"], jnp.array([[0., 1.], [1., 0.]]), atol=1e-5))
+      True
+      >>> bool(jnp.allclose(z["b"], jnp.array([1., -1.]), atol=1e-5))
+      True
+    """
+    validation.check_positive_int("steps", steps)
+    validation.check_choice("normalisation", normalisation, NORMALISATIONS)
+    _check_coefficients(coefficients, steps)
+    if vectors is not None:
+        validation.check_transformation("vectors", vectors)
+    transform_vectors = optax.masked(
+        optax.with_extra_args_support(vectors or second_moment()),
+        vector_mask(weight_dimension_numbers),
+    )
+
+    def init_fn(params: PyTree) -> ScaleByOrthogonalisationState:
+        wide = jax.tree.map(widened, params)
+        return ScaleByOrthogonalisationState(transform_vectors.init(wide))
+
+    def orthogonalised(
+        leaves: list[jax.Array], numbers: list[DimensionNumbers]
+    ) -> list[jax.Array]:
+        muon = optax.contrib.scale_by_muon(
+            coefficients,
+            steps,
+            beta=0.0,
+            nesterov=False,
+            preconditioning=normalisation,
+            weight_dimension_numbers=numbers,
+        )
+        # Without momentum the state of every step is the first one's.
+        return muon.update(leaves, muon.init(leaves))[0]
+
+    def update_fn(
+        updates: PyTree,
+        state: ScaleByOrthogonalisationState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ScaleByOrthogonalisationState]:
+        views = matrix_views(updates, weight_dimension_numbers)
+        new, vectors_state = transform_vectors.update(
+            jax.tree.map(widened, updates), state.vectors, params, **extra_args
+        )
+        leaves, treedef = jax.tree.flatten(new)
+        places = [i for i, view in enumerate(views) if view is not None]
+        matrices = [_scaled_to_one(leaves[i]) for i in places]
+        numbers = [DimensionNumbers(v.rows, v.columns) for v in views if v is not None]
+        factors = orthogonalised(matrices, numbers)
+        if restore_norm:
+            grads = [leaves[i] for i in places]
+            factors = [of_norm(z, g) for z, g in zip(factors, grads, strict=True)]
+        for place, factor in zip(places, factors, strict=True):
+            leaves[place] = factor
+        z = optax.tree.cast_like(jax.tree.unflatten(treedef, leaves), updates)
+        kept = select(all_finite(updates), vectors_state, state.vectors)
+        return z, ScaleByOrthogonalisationState(kept)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _scaled_to_one(leaf: jax.Array) -> jax.Array:
+    """The leaf over its largest entry, so that no square over- or underflows."""
+    largest = max_abs(leaf)
+    return times(1 / jnp.where(largest == 0, 1, largest), leaf)
+
+
+def _check_coefficients(coefficients: Any, steps: int) -> None:
+    shape = jnp.shape(jnp.asarray(coefficients))
+    if shape not in ((3,), (steps, 3)):
+        raise ValueError(
+            f"coefficients={coefficients!r} must be three numbers, or three for each "
+            f"of steps={steps!r}"
+        )

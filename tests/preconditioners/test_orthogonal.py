@@ -1,0 +1,199 @@
+"""`scale_by_orthogonalisation` against singular value decompositions in float64."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nlcg_optax import diagnostics, nlcg, scale_by_orthogonalisation
+
+# Newton-Schulz with these coefficients converges, unlike with Muon's.
+CONVERGENT = {"coefficients": (15 / 8, -5 / 4, 3 / 8), "steps": 14}
+MUON = (3.4445, -4.775, 2.0315)
+
+
+def polar(matrix):
+    u, _, vh = np.linalg.svd(matrix, full_matrices=False)
+    return u @ vh
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def applied(tx, grads):
+    return jax.jit(tx.update)(grads, tx.init(grads), grads)[0]
+
+
+def test_the_polar_factor_of_tall_wide_convolution_and_stack(x64):
+    grads = {
+        "tall": random(7, 3),
+        "wide": random(3, 5),
+        "conv": random(3, 3, 2, 4),
+        "stack": random(2, 4, 3),
+    }
+    numbers = optax.contrib.MuonDimensionNumbers
+    tx = scale_by_orthogonalisation(
+        **CONVERGENT,
+        weight_dimension_numbers={
+            "tall": numbers(),
+            "wide": numbers(0, 1),
+            "conv": numbers((0, 1, 2), 3),
+            "stack": numbers(-2, -1),
+        },
+    )
+    z = applied(tx, jax.tree.map(jnp.asarray, grads))
+    expected = {
+        "tall": polar(grads["tall"]),
+        "wide": polar(grads["wide"]),
+        "conv": polar(grads["conv"].reshape(18, 4)).reshape(3, 3, 2, 4),
+        "stack": polar(grads["stack"]),
+    }
+    # Optax holds the coefficients as float32 has them; they sum to one exactly.
+    chex.assert_trees_all_close(z, expected, rtol=1e-7, atol=1e-7)
+
+
+def test_muons_steps_to_the_number_at_any_scale(x64):
+    grad = random(6, 4)
+    x = (grad / np.linalg.norm(grad)).T
+    a, b, c = (float(np.float32(v)) for v in MUON)
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    for scale in (1.0, 1e-30, 1e30):
+        z = applied(scale_by_orthogonalisation(), jnp.asarray(scale * grad))
+        # The term 1e-8 in the norm of Optax's iteration.
+        np.testing.assert_allclose(z, x.T, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("normalisation", ["spectral", "aol", "schatten"])
+def test_every_normalisation_leads_to_singular_values_near_one(normalisation):
+    tx = scale_by_orthogonalisation(normalisation=normalisation)
+    z = applied(tx, jnp.asarray(random(4, 6), jnp.float32))
+    singular = np.linalg.svd(z, compute_uv=False)
+    # The band that Muon's coefficients lead to.
+    assert ((singular > 0.65) & (singular < 1.25)).all()
+
+
+def test_restored_norm_makes_the_product_of_second_degree(x64):
+    grads = {"w": jnp.asarray(random(5, 3)), "v": jnp.asarray(random(2, 2, seed=1))}
+    tx = scale_by_orthogonalisation(**CONVERGENT, restore_norm=True)
+    z, z2 = applied(tx, grads), applied(tx, jax.tree.map(lambda g: 3 * g, grads))
+    for name, grad in grads.items():
+        expected = polar(grad) * np.linalg.norm(grad) / np.linalg.norm(polar(grad))
+        np.testing.assert_allclose(z[name], expected, rtol=1e-6, atol=1e-7)
+        products = [np.vdot(g, w) for g, w in ((grad, z[name]), (3 * grad, z2[name]))]
+        np.testing.assert_allclose(products[1], 9 * products[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.complex64])
+def test_dtypes_are_kept_and_computed_wide(dtype):
+    w, b = random(6, 4), np.array([2.0, -7.0])
+    if dtype == jnp.complex64:
+        w = w + 1j * random(6, 4, seed=1)
+    grads = {"w": jnp.asarray(w).astype(dtype), "b": jnp.asarray(b).astype(dtype)}
+    # Small enough for squares to underflow in float16.
+    grads = jax.tree.map(lambda g: g * jnp.asarray(2.0**-12, dtype), grads)
+    z = applied(scale_by_orthogonalisation(**CONVERGENT), grads)
+    chex.assert_trees_all_equal_dtypes(z, grads)
+    eps = float(jnp.finfo(dtype).eps)
+    expected = polar(np.asarray(grads["w"].astype(jnp.complex64)).astype(complex))
+    # One rounding of entries of at most one, after float32.
+    np.testing.assert_allclose(
+        np.asarray(z["w"].astype(jnp.complex64)), expected, atol=eps + 1e-5
+    )
+    b = np.asarray(z["b"].astype(jnp.complex64)).real
+    # Optax adds 1e-8 to a root mean square of 5e-4 and more.
+    np.testing.assert_allclose(b, [1.0, -1.0], rtol=eps + 3e-5)
+
+
+def test_zero_gradient_gives_zero_and_nan_leaves_the_state():
+    grads = {"w": jnp.zeros([2, 2]), "b": jnp.ones([2])}
+    tx = scale_by_orthogonalisation(restore_norm=True)
+    update = jax.jit(tx.update)
+    z, state = update(grads, tx.init(grads))
+    np.testing.assert_array_equal(z["w"], 0)
+    broken = {"w": grads["w"], "b": jnp.array([1.0, jnp.nan])}
+    chex.assert_trees_all_equal(update(broken, state)[1], state)
+
+
+def test_vectors_take_the_transformation_that_was_given():
+    grads = {"w": jnp.eye(2), "b": jnp.array([3.0])}
+    tx = scale_by_orthogonalisation(vectors=optax.scale(2.0))
+    assert applied(tx, grads)["b"] == 6.0
+    as_vectors = scale_by_orthogonalisation(
+        vectors=optax.scale(2.0),
+        weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: None, tree),
+    )
+    np.testing.assert_array_equal(applied(as_vectors, grads)["w"], 2 * np.eye(2))
+
+
+def test_with_constant_beta_it_is_momentum_behind_the_same_step():
+    grads = [jnp.asarray(random(4, 3, seed=s), jnp.float32) for s in range(4)]
+    tx = nlcg(0.1, 0.9, preconditioner=scale_by_orthogonalisation())
+    peer = optax.chain(
+        scale_by_orthogonalisation(), optax.trace(0.9), optax.scale(-0.1)
+    )
+    state, peer_state, update = (
+        tx.init(grads[0]),
+        peer.init(grads[0]),
+        jax.jit(tx.update),
+    )
+    for grad in grads:
+        mine, state = update(grad, state, grad)
+        other, peer_state = peer.update(grad, peer_state)
+        if diagnostics(state)["restarted"]:  # where the sum would not descend
+            peer_state = (peer_state[0], optax.TraceState(mine / -0.1), peer_state[2])
+            other = mine
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_matrix_split_along_its_long_side_is_not_gathered():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    long = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x", None))
+    grad = jax.device_put(jnp.asarray(random(64, 4), jnp.float32), long)
+    tx = scale_by_orthogonalisation()
+    state = tx.init(grad)
+    compiled = jax.jit(tx.update).lower(grad, state, grad).compile()
+    text = compiled.as_text()
+    assert "all-reduce" in text
+    assert not any(word in text for word in ("all-gather", "all-to-all", "permute"))
+    split, _ = compiled(grad, state, grad)
+    whole = applied(tx, jnp.asarray(random(64, 4), jnp.float32))
+    # Sums in another order, through five steps of a map with a slope of up to 3.4.
+    np.testing.assert_allclose(split, whole, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"steps": 0}, "steps=0 must be an integer of at least 1"),
+        ({"normalisation": "l2"}, "normalisation='l2' is unknown; allowed are"),
+        ({"coefficients": (1.0, 2.0)}, "must be three numbers, or three for each of"),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        scale_by_orthogonalisation(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (optax.contrib.MuonDimensionNumbers(0, 2), "names an axis that shape"),
+        (optax.contrib.MuonDimensionNumbers(0, -2), "none twice"),
+        ([None, None], "has 2 entries for 1 leaves"),
+    ],
+)
+def test_bad_dimension_numbers(numbers, message):
+    tx = scale_by_orthogonalisation(weight_dimension_numbers=numbers)
+    with pytest.raises(ValueError, match=message):
+        tx.init(jnp.ones([2, 2]))
+
+
+def test_a_vectors_argument_that_is_no_transformation():
+    with pytest.raises(TypeError, match="vectors=3 is a int"):
+        scale_by_orthogonalisation(vectors=3)
