@@ -10,8 +10,18 @@ from nlcg_optax import conjugacy as conjugacy
 from nlcg_optax.conjugacy import RULES as RULES
 from nlcg_optax.conjugacy import ConjugacyRule as ConjugacyRule
 from nlcg_optax.conjugacy import constant as constant
+from nlcg_optax.curvature import DirectionalCurvature as DirectionalCurvature
+from nlcg_optax.curvature import ValueGradProduct as ValueGradProduct
 from nlcg_optax.curvature import fill_masked as fill_masked
+from nlcg_optax.curvature import gauss_newton_along as gauss_newton_along
+from nlcg_optax.curvature import (
+    gauss_newton_vector_product as gauss_newton_vector_product,
+)
+from nlcg_optax.curvature import hessian_along as hessian_along
 from nlcg_optax.curvature import hessian_vector_product as hessian_vector_product
+from nlcg_optax.curvature import (
+    value_grad_and_hessian_vector_product as value_grad_and_hessian_vector_product,
+)
 from nlcg_optax.direction import NlcgDiagnostics as NlcgDiagnostics
 from nlcg_optax.direction import ScaleByNlcgState as ScaleByNlcgState
 from nlcg_optax.direction import scale_by_nlcg as scale_by_nlcg
@@ -63,17 +73,29 @@ from nlcg_optax.preconditioners import (
 from nlcg_optax.preconditioners import (
     scale_by_orthogonalisation as scale_by_orthogonalisation,
 )
+from nlcg_optax.step_size import (
+    CurvatureStepDiagnostics as CurvatureStepDiagnostics,
+)
 from nlcg_optax.step_size import HagerZhangDiagnostics as HagerZhangDiagnostics
 from nlcg_optax.step_size import LossRatioDiagnostics as LossRatioDiagnostics
+from nlcg_optax.step_size import (
+    ScaleByCurvatureStepState as ScaleByCurvatureStepState,
+)
 from nlcg_optax.step_size import (
     ScaleByHagerZhangLinesearchState as ScaleByHagerZhangLinesearchState,
 )
 from nlcg_optax.step_size import ScaleByLossRatioState as ScaleByLossRatioState
+from nlcg_optax.step_size import (
+    ScaleBySubspaceStepState as ScaleBySubspaceStepState,
+)
+from nlcg_optax.step_size import SubspaceStepDiagnostics as SubspaceStepDiagnostics
 from nlcg_optax.step_size import feed_step_multiplier as feed_step_multiplier
+from nlcg_optax.step_size import scale_by_curvature_step as scale_by_curvature_step
 from nlcg_optax.step_size import (
     scale_by_hager_zhang_linesearch as scale_by_hager_zhang_linesearch,
 )
 from nlcg_optax.step_size import scale_by_loss_ratio as scale_by_loss_ratio
+from nlcg_optax.step_size import scale_by_subspace_step as scale_by_subspace_step
 from nlcg_optax.virtual_batch import VirtualBatchState as VirtualBatchState
 from nlcg_optax.virtual_batch import virtual_batch as virtual_batch
 

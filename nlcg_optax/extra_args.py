@@ -12,19 +12,25 @@ from nlcg_optax.dtypes import PyTree, strong_types
 
 
 def bind_extra_args(
-    value_fn: Callable[..., Any], extra_args: dict[str, Any]
-) -> Callable[[PyTree], Any]:
+    value_fn: Callable[..., Any],
+    extra_args: dict[str, Any],
+    *,
+    name: str = "value_fn",
+    num_positional: int = 1,
+) -> Callable[..., Any]:
     """Binds to ``value_fn`` those extra arguments of ``update`` that it accepts.
 
     Optax's line searches treat ``value_fn`` in the same way: a loss that needs data
     gets it as a further argument of ``update``.
 
     Args:
-      value_fn: a loss ``value_fn(params, ...)``.
+      value_fn: a loss ``value_fn(params, ...)``, or another function.
       extra_args: the extra arguments of an ``update`` call.
+      name: of the function, for the message of an error.
+      num_positional: number of its leading arguments that are left open.
 
     Returns:
-      A function of ``params`` alone.
+      A function of ``params`` (of the leading arguments) alone.
 
     Raises:
       TypeError: if ``value_fn`` cannot be called.
@@ -33,11 +39,11 @@ def bind_extra_args(
       >>> bind_extra_args(lambda w, x: w * x, {"x": 3., "value": 0.})(2.)
       6.0
     """
-    validation.check_callable("value_fn", value_fn)
+    validation.check_callable(name, value_fn)
     parameters = list(inspect.signature(value_fn).parameters.values())
     named = {
         p.name
-        for p in parameters[1:]
+        for p in parameters[num_positional:]
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
     accepted = {name: value for name, value in extra_args.items() if name in named}

@@ -94,6 +94,17 @@ def check_callable(name: str, value: Any) -> None:
         raise TypeError(f"{name}={value!r} must be callable")
 
 
+def check_scalar_output(name: str, output: Any) -> None:
+    """Raises TypeError unless what the function ``name`` returned is a real scalar."""
+    is_array = hasattr(output, "dtype") and hasattr(output, "shape")
+    if not is_array or output.shape or not jnp.issubdtype(output.dtype, jnp.floating):
+        given = f"shape {output.shape} and dtype {output.dtype}" if is_array else output
+        raise TypeError(
+            f"{name} must return a real scalar of a floating-point dtype, but "
+            f"returned {given}"
+        )
+
+
 def check_same_structure(name: str, tree: PyTree, reference: PyTree) -> None:
     """Raises ValueError unless both trees agree in structure and in all shapes.
 

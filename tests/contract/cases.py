@@ -17,9 +17,11 @@ import optax
 from nlcg_optax import (
     nlcg,
     paper_nlcg,
+    scale_by_curvature_step,
     scale_by_diagonal_secant,
     scale_by_kronecker,
     scale_by_orthogonalisation,
+    scale_by_subspace_step,
 )
 
 RATE = 0.05
@@ -95,6 +97,12 @@ STOCHASTIC = [
         ("value_fn",),
         preconditioner=scale_by_diagonal_secant(secant="hvp", refresh_period=2),
     ),
+    _stochastic(
+        "curvature_step", ("value_fn",), step_control=scale_by_curvature_step()
+    ),
+    _stochastic(
+        "subspace_step", ("value_fn",), rule=0.0, step_control=scale_by_subspace_step()
+    ),
     _paper("paper_fr_step", rule="fr", step_control="step"),
     _paper("paper_pr_online", rule="pr", step_control="online"),
     _paper("paper_layerwise", rule="fr", step_control="step", layerwise_eta=0.05),
@@ -131,6 +139,8 @@ KEY_CASES = [
         "secant_rate",
         "secant_params",
         "secant_hvp",
+        "curvature_step",
+        "subspace_step",
         "paper_fr_step",
         "paper_pr_online",
         "zoom",

@@ -1,0 +1,171 @@
+"""Which curvature a transformation uses, from the extra arguments of ``update``."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from nlcg_optax import validation
+from nlcg_optax.curvature.along import (
+    DirectionalCurvature,
+    gauss_newton_along,
+    hessian_along,
+)
+from nlcg_optax.curvature.products import (
+    gauss_newton_vector_product,
+    hessian_vector_product,
+)
+from nlcg_optax.dtypes import PyTree, accumulator_dtype
+from nlcg_optax.extra_args import bind_extra_args
+from nlcg_optax.inner_products import vdots
+
+CurvatureKind: TypeAlias = Literal["hessian", "gauss_newton"]
+
+CURVATURES = ("hessian", "gauss_newton")
+
+
+def curvature_along_fn(
+    transformation: str,
+    curvature: CurvatureKind,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+    *,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Callable[[Sequence[PyTree]], DirectionalCurvature]:
+    """Chooses how slopes and curvatures along directions are computed.
+
+    With ``hvp_fn`` in the extra arguments, they are inner products with what it
+    returns and with ``grad``; otherwise they come from `hessian_along` or
+    `gauss_newton_along`.
+
+    Args:
+      transformation: name of the caller, for the messages of errors.
+      curvature: ``"hessian"``, of ``value_fn``, or ``"gauss_newton"``, of
+        ``outputs_fn`` and ``output_loss_fn``.
+      params: where to differentiate.
+      extra_args: the extra arguments of an ``update`` call; those that one of the
+        functions accepts by name are bound to it.
+      axis_name: see `vdots`; for ``hvp_fn`` only.
+
+    Returns:
+      A function from a sequence of directions to the `DirectionalCurvature`.
+
+    Raises:
+      ValueError: if something that is needed was not passed.
+      TypeError: if what should be called cannot be.
+    """
+    require, function = _readers(transformation, curvature, extra_args)
+    require("params", params, "the curvature is taken there")
+    if extra_args.get("hvp_fn") is not None:
+        product_fn = function("hvp_fn", num_positional=2)
+        grad = require("grad", extra_args.get("grad"), "hvp_fn gives no slopes")
+        value = extra_args.get("value", jnp.nan)
+        return lambda directions: _along_by_products(
+            product_fn, value, grad, params, directions, axis_name
+        )
+    if curvature == "hessian":
+        value_fn = function("value_fn")
+        return lambda directions: hessian_along(value_fn, params, directions)
+    outputs_fn, output_loss_fn = function("outputs_fn"), function("output_loss_fn")
+    return lambda directions: gauss_newton_along(
+        outputs_fn, output_loss_fn, params, directions
+    )
+
+
+def value_at_fn(
+    transformation: str, curvature: CurvatureKind, extra_args: dict[str, Any]
+) -> Callable[[PyTree], jax.Array]:
+    """Returns the loss that belongs to a curvature, as a function of parameters.
+
+    ``value_fn``, or for ``"gauss_newton"`` without it the composition of
+    ``outputs_fn`` and ``output_loss_fn``. Arguments and errors are those of
+    `curvature_along_fn`.
+    """
+    _, function = _readers(transformation, curvature, extra_args)
+    if curvature == "hessian" or extra_args.get("value_fn") is not None:
+        value_fn = function("value_fn")
+    else:
+        outputs_fn, output_loss_fn = function("outputs_fn"), function("output_loss_fn")
+
+        def value_fn(params: PyTree) -> Any:
+            return output_loss_fn(outputs_fn(params))
+
+    def value_at(params: PyTree) -> jax.Array:
+        value = value_fn(params)
+        validation.check_scalar_output("value_fn", value)
+        return value.astype(accumulator_dtype(params))
+
+    return value_at
+
+
+def product_fn(
+    transformation: str,
+    curvature: CurvatureKind,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+) -> Callable[[PyTree], PyTree]:
+    """Chooses how products with the curvature matrix are computed.
+
+    Arguments and errors are those of `curvature_along_fn`.
+
+    Returns:
+      A function from a tree like ``params`` to another.
+    """
+    require, function = _readers(transformation, curvature, extra_args)
+    require("params", params, "the curvature is taken there")
+    if extra_args.get("hvp_fn") is not None:
+        hvp_fn = function("hvp_fn", num_positional=2)
+        return lambda vector: hvp_fn(params, vector)
+    if curvature == "hessian":
+        value_fn = function("value_fn")
+        return lambda vector: hessian_vector_product(value_fn, params, vector)
+    outputs_fn, output_loss_fn = function("outputs_fn"), function("output_loss_fn")
+    return lambda vector: gauss_newton_vector_product(
+        outputs_fn, output_loss_fn, params, vector
+    )
+
+
+def _readers(
+    transformation: str, curvature: str, extra_args: dict[str, Any]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def require(name: str, value: Any, why: str) -> Any:
+        return validation.require(transformation, name, value, why)
+
+    def function(name: str, num_positional: int = 1) -> Callable[..., Any]:
+        value = require(name, extra_args.get(name), f"curvature={curvature!r} uses it")
+        return bind_extra_args(
+            value, extra_args, name=name, num_positional=num_positional
+        )
+
+    return require, function
+
+
+def _along_by_products(
+    product_fn: Callable[[PyTree, PyTree], PyTree],
+    value: Any,
+    grad: PyTree,
+    params: PyTree,
+    directions: Sequence[PyTree],
+    axis_name: str | tuple[str, ...] | None,
+) -> DirectionalCurvature:
+    acc = accumulator_dtype(params)
+    products = [product_fn(params, d) for d in directions]
+    for product in products:
+        validation.check_same_structure("the result of hvp_fn", product, params)
+    count = len(directions)
+    pairs = [(i, j) for i in range(count) for j in range(i, count)]
+    dots = vdots(
+        [(grad, d) for d in directions]
+        + [(directions[i], products[j]) for i, j in pairs],
+        axis_name=axis_name,
+        dtype=acc,
+    )
+    second = dict(zip(pairs, dots[count:], strict=True))
+    rows = [
+        jnp.stack([second[min(i, j), max(i, j)] for j in range(count)])
+        for i in range(count)
+    ]
+    return DirectionalCurvature(
+        jnp.asarray(value).astype(acc), jnp.stack(dots[:count]), jnp.stack(rows)
+    )

@@ -1,0 +1,50 @@
+"""How well a quadratic model foretold a change of the loss."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+ROUNDINGS = 16  # of a loss, that may stand between two of its values
+
+
+class ReductionRatio(NamedTuple):
+    """Achieved over foretold reduction of a loss.
+
+    Attributes:
+      ratio: one where the model is exact; minus infinity where the new loss is not
+        finite.
+      meaningful: whether the foretold reduction stands out from the rounding of the
+        loss.
+    """
+
+    ratio: jax.Array
+    meaningful: jax.Array
+
+
+def reduction_ratio(
+    value: jax.Array, new_value: jax.Array, predicted: jax.Array
+) -> ReductionRatio:
+    """Compares the reduction ``value - new_value`` with the predicted one.
+
+    Args:
+      value: the loss before the step, a scalar.
+      new_value: the loss after it.
+      predicted: the reduction that the model foretells.
+
+    Returns:
+      The `ReductionRatio`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> found = reduction_ratio(jnp.float32(3.), jnp.float32(2.), jnp.float32(2.))
+      >>> float(found.ratio), bool(found.meaningful)
+      (0.5, True)
+    """
+    rounding = ROUNDINGS * jnp.finfo(value.dtype).eps * jnp.abs(value)
+    meaningful = predicted > rounding
+    ratio = (value - new_value) / jnp.where(meaningful, predicted, 1)
+    return ReductionRatio(
+        jnp.where(jnp.isfinite(ratio), ratio, -jnp.inf),
+        meaningful | ~jnp.isfinite(new_value),
+    )

@@ -1,0 +1,320 @@
+"""The best step in the plane of the new direction and the last step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlcg_optax import validation
+from nlcg_optax.curvature.along import DirectionalCurvature
+from nlcg_optax.curvature.source import (
+    CURVATURES,
+    CurvatureKind,
+    curvature_along_fn,
+    value_at_fn,
+)
+from nlcg_optax.dtypes import (
+    PyTree,
+    accumulator_dtype,
+    compute_dtype,
+    times,
+    zeros_like,
+)
+from nlcg_optax.step_size.reduction_ratio import ReductionRatio, reduction_ratio
+
+# Levenberg-Marquardt, as Martens (2010) adapts it.
+GOOD_RATIO, BAD_RATIO = 0.75, 0.25
+SHRINK, GROW = 2 / 3, 3 / 2
+MIN_DAMPING, MAX_DAMPING = 1e-6, 1e6
+# Squared sine, in the metric of the curvature, below which two directions are one.
+MIN_SQUARED_SINE = 1e-5
+
+
+class SubspaceStepDiagnostics(NamedTuple):
+    """What `scale_by_subspace_step` did, as scalars.
+
+    Attributes:
+      step_size: the coefficient of the update that came in.
+      momentum: the coefficient of the step before.
+      damping: the dimensionless damping for the next step.
+      reduction_ratio: achieved over foretold reduction of the loss, when last looked
+        at; one at first.
+      num_curvature_skips: steps so far at which the curvature in the plane was not
+        positive, or something was not finite, and a fallback was taken.
+      num_zero_directions: steps so far whose incoming update had neither slope nor
+        curvature.
+      num_rejected: steps so far that were not taken because the loss would have
+        risen.
+    """
+
+    step_size: jax.Array
+    momentum: jax.Array
+    damping: jax.Array
+    reduction_ratio: jax.Array
+    num_curvature_skips: jax.Array
+    num_zero_directions: jax.Array
+    num_rejected: jax.Array
+
+
+class ScaleBySubspaceStepState(NamedTuple):
+    """State of `scale_by_subspace_step`.
+
+    Attributes:
+      count: number of updates.
+      previous_updates: the last update that was not zero.
+      diagnostics: what was done; the coefficients and the damping live there.
+    """
+
+    count: jax.Array  # type: ignore[assignment]
+    previous_updates: PyTree
+    diagnostics: SubspaceStepDiagnostics
+
+
+def scale_by_subspace_step(
+    curvature: CurvatureKind = "hessian",
+    *,
+    initial_damping: float | jax.Array = 1.0,
+    adapt_damping: bool = True,
+    refresh_period: int | jax.Array = 1,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Takes the locally best step in the plane of the update and the last step.
+
+    With the update u that comes in (P g after ``scale_by_nlcg(0.)``, or -d), the last
+    step s that went out, and B the Hessian or the Gauss-Newton matrix on this batch,
+    the update that leaves is :math:`a u + b s` with
+
+    .. math:: (M + \lambda\, \mathrm{diag} M) \binom{a}{b}
+        = \binom{g^\top u}{g^\top s}, \qquad
+        M = \begin{pmatrix} u^\top B u & u^\top B s \\ \cdot & s^\top B s
+        \end{pmatrix}.
+
+    So there is neither a learning rate nor a formula for β: on a quadratic without
+    damping this *is* the method of conjugate gradients, and with Gauss-Newton and
+    K-FAC for P it is the step of Martens and Grosse (2015, section 7). The damping λ
+    is dimensionless (Marquardt, 1963) and follows the reduction ratio
+
+    .. math:: \rho = \frac{f(\theta) - f(\theta - a u - b s)}{
+        a\, g^\top u + b\, g^\top s - \tfrac12 (a, b) M (a, b)^\top}
+
+    on the same batch: above 3/4 it shrinks by 2/3, below 1/4 it grows by 3/2. A step
+    with :math:`\rho < 0` is not taken (a zero update, counted). The ratio is that of
+    a step taken as it leaves here: let ``optax.scale_by_learning_rate(1.)`` follow,
+    or a number near it.
+
+    Fallbacks, which are counted: where M is not positive definite, the step is along u
+    alone with :math:`a = g^\top u / ((1 + \lambda)\, u^\top B u)`; where
+    :math:`u^\top B u` is not positive the last a is used, or its absolute value at
+    first; where something is not finite, or u is zero, the update is zero.
+
+    Args:
+      curvature: ``"hessian"``, for which ``update`` needs ``value_fn`` (or ``hvp_fn``
+        and ``grad``, with ``value`` and ``value_fn`` to adapt the damping), or
+        ``"gauss_newton"``, for which it needs ``outputs_fn`` and ``output_loss_fn``,
+        see `scale_by_curvature_step`.
+      initial_damping: λ at first.
+      adapt_damping: whether λ follows the reduction ratio, at the cost of one
+        evaluation of the loss (``value_fn``, or the outputs) a measurement, and
+        whether steps are refused. Otherwise λ stays.
+      refresh_period: choose a and b anew every so many steps; in between they are
+        used as they are (b at most 1 in size), at no cost but memory traffic.
+      axis_name: see `scale_by_nlcg`; of use with ``hvp_fn`` only.
+
+    Returns:
+      A transformation with one copy of the parameters in its state. Its ``update``
+      takes ``params`` and the extra arguments above.
+
+    Raises:
+      ValueError: if an argument is out of its range or, in ``update``, missing.
+      TypeError: if a function cannot be called or a loss is not a real scalar.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from nlcg_optax import scale_by_nlcg
+      >>> model = lambda x: jnp.array([1., 2., 3.]) * x
+      >>> output_loss = lambda z: 0.5 * jnp.sum(z**2)
+      >>> tx = optax.chain(
+      ...     scale_by_nlcg(0.),  # z = P g; a and b take the place of beta
+      ...     scale_by_subspace_step("gauss_newton", initial_damping=0.),
+      ...     optax.scale_by_learning_rate(1.))
+      >>> params = jnp.array([1., 1., 1.])
+      >>> state = tx.init(params)
+      >>> for _ in range(3):
+      ...     grads = jax.grad(lambda x: output_loss(model(x)))(params)
+      ...     updates, state = tx.update(grads, state, params, outputs_fn=model,
+      ...                                output_loss_fn=output_loss)
+      ...     params = optax.apply_updates(params, updates)
+      >>> bool(output_loss(model(params)) < 1e-8)
+      True
+    """
+    validation.check_choice("curvature", curvature, CURVATURES)
+    validation.check_non_negative("initial_damping", initial_damping)
+    validation.check_positive_int("refresh_period", refresh_period)
+
+    def init_fn(params: PyTree) -> ScaleBySubspaceStepState:
+        acc = accumulator_dtype(params)
+        return ScaleBySubspaceStepState(
+            count=jnp.zeros([], jnp.int32),
+            previous_updates=zeros_like(params),
+            diagnostics=SubspaceStepDiagnostics(
+                step_size=jnp.zeros([], acc),
+                momentum=jnp.zeros([], acc),
+                damping=jnp.array(initial_damping).astype(acc),
+                reduction_ratio=jnp.ones([], acc),
+                num_curvature_skips=jnp.zeros([], jnp.int32),
+                num_zero_directions=jnp.zeros([], jnp.int32),
+                num_rejected=jnp.zeros([], jnp.int32),
+            ),
+        )
+
+    def update_fn(
+        updates: PyTree,
+        state: ScaleBySubspaceStepState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ScaleBySubspaceStepState]:
+        name, last = "scale_by_subspace_step", state.diagnostics
+        along = curvature_along_fn(
+            name, curvature, params, extra_args, axis_name=axis_name
+        )
+        value_at = None
+        if adapt_damping:
+            value_at = value_at_fn(name, curvature, extra_args)
+            if extra_args.get("hvp_fn") is not None:
+                given = extra_args.get("value")
+                validation.require(name, "value", given, "hvp_fn gives no loss")
+        previous = state.previous_updates
+        validation.check_same_structure("updates", updates, previous)
+        acc = last.damping.dtype
+        due = state.count % jnp.asarray(refresh_period, jnp.int32) == 0
+
+        def measured() -> DirectionalCurvature:
+            found = along([updates, previous])
+            if value_at is None:  # the loss is of no use
+                found = found._replace(value=jnp.zeros([], acc))
+            return jax.tree.map(lambda x: x.astype(acc), found)
+
+        def not_measured() -> DirectionalCurvature:
+            one = jnp.ones([], acc)
+            return DirectionalCurvature(one, jnp.ones([2], acc), jnp.eye(2, dtype=acc))
+
+        found = jax.lax.cond(due, measured, not_measured)
+        plane = _best_in_plane(found, last.damping, last.step_size)
+        step_size = jnp.where(due, plane.step_size, last.step_size)
+        momentum = jnp.where(due, plane.momentum, jnp.clip(last.momentum, -1, 1))
+
+        def combined(u: jax.Array, s: jax.Array) -> jax.Array:
+            wide = times(step_size, u) + times(momentum, s).astype(
+                compute_dtype(u.dtype)
+            )
+            return jnp.where(jnp.isfinite(wide), wide, 0)
+
+        step = jax.tree.map(combined, updates, previous)
+        damping, ratio = last.damping, last.reduction_ratio
+        rejected = jnp.zeros([], jnp.bool_)
+        if value_at is not None:
+
+            def value_after() -> jax.Array:
+                return value_at(jax.tree.map(_minus, params, step)).astype(acc)
+
+            trial = jax.lax.cond(due & plane.moves, value_after, lambda: found.value)
+            achieved = reduction_ratio(found.value, trial, plane.predicted)
+            looked_at = due & plane.moves & achieved.meaningful
+            damping = jnp.where(looked_at, _adapted(damping, achieved), damping)
+            ratio = jnp.where(looked_at, achieved.ratio, ratio)
+            rejected = looked_at & (achieved.ratio < 0)
+        taken = ~rejected & ~(due & ~plane.moves)
+        new_updates = jax.tree.map(lambda x: jnp.where(taken, x, 0), step)
+        new_updates = optax.tree.cast_like(new_updates, updates)
+
+        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(due & plane.moves, new, old)
+
+        return new_updates, ScaleBySubspaceStepState(
+            count=optax.safe_increment(state.count),
+            previous_updates=jax.tree.map(
+                lambda new, old: jnp.where(taken, new.astype(old.dtype), old),
+                new_updates,
+                previous,
+            ),
+            diagnostics=SubspaceStepDiagnostics(
+                step_size=keep(plane.step_size, last.step_size),
+                momentum=keep(plane.momentum, last.momentum),
+                damping=damping,
+                reduction_ratio=ratio,
+                num_curvature_skips=last.num_curvature_skips
+                + (due & plane.fell_back).astype(jnp.int32),
+                num_zero_directions=last.num_zero_directions
+                + (due & plane.zero).astype(jnp.int32),
+                num_rejected=last.num_rejected + rejected.astype(jnp.int32),
+            ),
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class _Plane(NamedTuple):
+    step_size: jax.Array
+    momentum: jax.Array
+    predicted: jax.Array  # reduction of the loss by the undamped model
+    moves: jax.Array  # whether there is a step at all
+    fell_back: jax.Array
+    zero: jax.Array
+
+
+def _best_in_plane(
+    found: DirectionalCurvature, damping: jax.Array, last_step_size: jax.Array
+) -> _Plane:
+    slope_u, slope_s = found.slopes
+    (uu, us), (_, ss) = found.matrix
+    finite = jnp.isfinite(found.value) & jnp.all(jnp.isfinite(found.slopes))
+    finite &= jnp.all(jnp.isfinite(found.matrix))
+    zero = (slope_u == 0) & (uu == 0)
+
+    # In units in which both curvatures are one.
+    root_u, root_s = (jnp.sqrt(jnp.where(x > 0, x, 1)) for x in (uu, ss))
+    cosine = us / root_u / root_s
+    in_plane = (uu > 0) & (ss > 0) & (1 - cosine * cosine > MIN_SQUARED_SINE)
+    diagonal = 1 + damping
+    determinant = jnp.where(in_plane, diagonal * diagonal - cosine * cosine, 1)
+    p_u, p_s = slope_u / root_u, slope_s / root_s
+    a = (diagonal * p_u - cosine * p_s) / determinant / root_u
+    b = (diagonal * p_s - cosine * p_u) / determinant / root_s
+
+    alone = slope_u / jnp.where(uu == 0, 1, uu) / diagonal
+    alone = jnp.where(
+        uu > 0,
+        alone,
+        jnp.where(
+            last_step_size != 0, last_step_size, jnp.where(uu == 0, 0, jnp.abs(alone))
+        ),
+    )
+    a, b = jnp.where(in_plane, a, alone), jnp.where(in_plane, b, 0)
+    predicted = a * slope_u + b * slope_s
+    predicted -= (a * (a * uu + b * us) + b * (a * us + b * ss)) / 2
+    moves = finite & ~zero & jnp.isfinite(predicted) & jnp.isfinite(a) & jnp.isfinite(b)
+    no_previous = (slope_s == 0) & (ss == 0)
+    fine = (in_plane | ((uu > 0) & no_previous)) & moves
+    return _Plane(
+        step_size=jnp.where(moves, a, 0),
+        momentum=jnp.where(moves, b, 0),
+        predicted=predicted,
+        moves=moves,
+        fell_back=~fine & ~(zero & finite),
+        zero=zero & finite,
+    )
+
+
+def _adapted(damping: jax.Array, achieved: ReductionRatio) -> jax.Array:
+    low, high = (jnp.asarray(x, damping.dtype) for x in (MIN_DAMPING, MAX_DAMPING))
+    # The floor lets a damping that has vanished come back; a zero may stay one.
+    grown = jnp.clip(damping * GROW, low, high)
+    shrunk = jnp.maximum(damping * SHRINK, jnp.minimum(damping, low))
+    bad, good = achieved.ratio < BAD_RATIO, achieved.ratio > GOOD_RATIO
+    return jnp.where(bad, grown, jnp.where(good, shrunk, damping))
+
+
+def _minus(param: jax.Array, step: jax.Array) -> jax.Array:
+    dtype = compute_dtype(param.dtype)
+    return (param.astype(dtype) - step.astype(dtype)).astype(param.dtype)
