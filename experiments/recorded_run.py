@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.checkpoints import Checkpoints, Restored
 from experiments.config import RunConfig
 from experiments.data import Dataset
 from experiments.records import Line, RecordWriter
+from experiments.resumed_record import interrupted_record, take_back
 from experiments.training import (
     CompiledProgram,
     DivergedError,
     Report,
+    TrainState,
     check_finite,
     run_epochs,
 )
@@ -29,8 +32,13 @@ def record_run(
     trials: Iterable[Line] = (),
     on_report: OnReport | None = None,
     overwrite: bool = False,
+    checkpoints: Checkpoints | None = None,
 ) -> Line:
     """Trains, evaluates and writes the record.
+
+    With checkpoints a run that was interrupted goes on from the newest one, to the same
+    numbers and the same record as if it had not been, the seconds aside. One that had
+    come to its end is not repeated.
 
     Args:
       path: of the record.
@@ -40,20 +48,34 @@ def record_run(
       trials: of the search that chose the learning rate, to be kept in the record.
       on_report: called after each compiled call with its report and evaluation.
       overwrite: whether an existing record is replaced.
+      checkpoints: where the state is saved and taken up, of the same ``config``.
 
     Returns:
       The summary.
 
     Raises:
+      CheckpointError: if a checkpoint cannot be written, or none be read.
       DivergedError: if the loss is not finite; the record then says so.
-      FileExistsError: if the record exists and ``overwrite`` is False.
+      FileExistsError: if the record exists, is not resumed, and ``overwrite`` is False.
+      ValueError: if the record or the checkpoints are of another configuration.
     """
     program = compiled.program
-    seconds = 0.0
-    with RecordWriter(path, config, overwrite=overwrite) as writer:
-        for trial in trials:
-            writer.write("trial", trial)
-        state = program.init(config.seed, config.learning_rate)
+    state = program.init(config.seed, config.learning_rate)
+    restored = None
+    if checkpoints is not None:
+        earlier = interrupted_record(path, config)
+        if earlier is not None and earlier.summary is not None:
+            return earlier.summary
+        restored = checkpoints.restore(state)
+        overwrite = True  # killed before its first checkpoint, it begins again
+    start = _Start(state, 0.0, {}) if restored is None else _resumed(path, restored)
+    with RecordWriter(
+        path, config, overwrite=overwrite, resume=restored is not None
+    ) as writer:
+        if restored is None:
+            for trial in trials:
+                writer.write("trial", trial)
+        state, seconds, evaluation = start
         for report in run_epochs(compiled, config, dataset, state):
             state = report.state
             _write_steps(writer, report, program.gradient_equivalents, seconds)
@@ -75,6 +97,9 @@ def record_run(
                     "validation", program.evaluate(state, dataset.validation)
                 )
             writer.write("evaluation", evaluation)
+            if checkpoints is not None and checkpoints.is_due(report.number):
+                writer.sync()
+                checkpoints.save(int(state.step), state, {"seconds": seconds})
             if on_report is not None:
                 on_report(report, evaluation)
         summary = {
@@ -86,6 +111,31 @@ def record_run(
         }
         writer.write("summary", summary)
     return summary
+
+
+class _Start(NamedTuple):
+    """Where a run begins or goes on.
+
+    Attributes:
+      state: at that step.
+      seconds: trained so far.
+      evaluation: the last one, empty at the beginning.
+    """
+
+    state: TrainState
+    seconds: float
+    evaluation: Line
+
+
+def _resumed(path: Path, restored: Restored) -> _Start:
+    if not path.exists():
+        raise ValueError(
+            f"record={str(path)!r} does not exist, but the run has a checkpoint at "
+            f"step {restored.step}; bring the record back, or start anew with another "
+            "folder of checkpoints"
+        )
+    evaluation = take_back(path, restored.step)
+    return _Start(restored.state, restored.progress["seconds"], evaluation)
 
 
 def _named(split: str, evaluation: Any) -> Line:

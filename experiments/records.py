@@ -10,6 +10,7 @@ import functools
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -62,18 +63,28 @@ class RecordWriter:
       config: of the run, for the header.
       overwrite: whether a record that exists is replaced.
 
+      resume: whether the lines that the file has are kept and more are added.
+
     Raises:
-      FileExistsError: if the record exists and ``overwrite`` is False.
+      FileExistsError: if the record exists and neither is true.
     """
 
-    def __init__(self, path: Path, config: RunConfig, *, overwrite: bool = False):
-        if path.exists() and not overwrite:
+    def __init__(
+        self,
+        path: Path,
+        config: RunConfig,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+    ):
+        if path.exists() and not (overwrite or resume):
             raise FileExistsError(
                 f"the record {str(path)!r} exists; name another, or delete it"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8")
-        self.write("header", header(config))
+        self._file = path.open("a" if resume else "w", encoding="utf-8")
+        if not resume:
+            self.write("header", header(config))
 
     def __enter__(self) -> Self:
         return self
@@ -84,13 +95,23 @@ class RecordWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except (
+            OSError
+        ):  # what could not be written, such as on a full disk, still can't
+            if error is None:
+                raise
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
         """Adds a line."""
         line = {"kind": kind, **{name: _plain(value) for name, value in values.items()}}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """Waits until the disk has all lines, before a checkpoint relies on them."""
+        os.fsync(self._file.fileno())
 
 
 def header(config: RunConfig) -> Line:
@@ -110,23 +131,27 @@ def header(config: RunConfig) -> Line:
     }
 
 
-def read_record(path: Path) -> RunRecord:
+def read_record(path: Path, *, interrupted: bool = False) -> RunRecord:
     """Reads a record.
+
+    Args:
+      path: of the file.
+      interrupted: whether half a line at the end is left out, as a killed run or a
+        full disk leaves it.
 
     Raises:
       ValueError: if the file is no record; the message names file and line.
     """
     lines: dict[str, list[Line]] = {kind: [] for kind in KINDS}
-    with path.open(encoding="utf-8") as file:
-        for number, text in enumerate(file, start=1):
-            try:
-                line = json.loads(text)
-                lines[line.pop("kind")].append(line)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"{path}:{number} is not a line of a record: a JSON object with "
-                    f"a kind out of {list(KINDS)} is needed"
-                ) from error
+    for number, text in enumerate(record_lines(path, interrupted), start=1):
+        try:
+            line = json.loads(text)
+            lines[line.pop("kind")].append(line)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}:{number} is not a line of a record: a JSON object with "
+                f"a kind out of {list(KINDS)} is needed"
+            ) from error
     if len(lines["header"]) != 1:
         raise ValueError(f"{path} has {len(lines['header'])} headers; 1 is needed")
     first = lines["header"][0]
@@ -139,6 +164,12 @@ def read_record(path: Path) -> RunRecord:
         summary=lines["summary"][-1] if lines["summary"] else None,
         stopped=lines["stopped"][-1]["reason"] if lines["stopped"] else None,
     )
+
+
+def record_lines(path: Path, interrupted: bool) -> list[str]:
+    """The lines of a file; if ``interrupted`` without one that has no end."""
+    with path.open(encoding="utf-8") as file:
+        return [text for text in file if text.endswith("\n") or not interrupted]
 
 
 def read_records(folder: Path) -> list[RunRecord]:

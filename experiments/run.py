@@ -2,11 +2,16 @@
 
 For example ``python -m experiments.run --config.optimizer adam
 --config.learning-rate 0.01 --record runs/adam.jsonl``.
+
+With ``--checkpoint-dir runs/adam`` a run that was killed goes on when the same command
+is given again, and ends with the same weights as if it had not been killed.
 """
 
+import contextlib
 import dataclasses
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import rich.console
@@ -14,6 +19,7 @@ import rich.progress
 import tyro
 
 from experiments import data
+from experiments.checkpoints import CheckpointError, Checkpoints
 from experiments.config import RunConfig
 from experiments.data import NotPreparedError
 from experiments.recorded_run import record_run
@@ -34,11 +40,17 @@ class RunArguments:
       config: of the run.
       record: the JSON-lines file to write; it must not exist.
       data_dir: folder of all prepared data sets.
+      checkpoint_dir: folder, or address in a bucket, of the checkpoints of this run.
+      checkpoint_every: reports from one checkpoint to the next.
+      keep: newest checkpoints that are kept.
     """
 
     config: RunConfig = dataclasses.field(default_factory=RunConfig)
     record: Path = Path("runs/run.jsonl")
     data_dir: Path = data.DATA_DIR
+    checkpoint_dir: str | None = None
+    checkpoint_every: int = 1
+    keep: int = 3
 
 
 def run(arguments: RunArguments, console: rich.console.Console) -> Line:
@@ -48,25 +60,32 @@ def run(arguments: RunArguments, console: rich.console.Console) -> Line:
     program = make_program(config, dataset)
     with console.status("compiling"):
         compiled = compile_program(program, dataset)
-    with rich.progress.Progress(
-        "{task.description}",
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-    ) as progress:
+    with (
+        _checkpoints(arguments) as checkpoints,
+        rich.progress.Progress(
+            "{task.description}",
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeRemainingColumn(),
+            console=console,
+        ) as progress,
+    ):
         task = progress.add_task("epochs", total=config.epochs)
 
         def on_report(report: Report, evaluation: Line) -> None:
-            del report
             progress.update(
                 task,
-                advance=config.epochs_per_report,
+                completed=report.number * config.epochs_per_report,
                 description=_progress_of(evaluation),
             )
 
         summary = record_run(
-            arguments.record, compiled, config, dataset, on_report=on_report
+            arguments.record,
+            compiled,
+            config,
+            dataset,
+            on_report=on_report,
+            checkpoints=checkpoints,
         )
     console.print(
         f"training loss {summary['train_loss']:.4f}, test accuracy "
@@ -78,17 +97,43 @@ def run(arguments: RunArguments, console: rich.console.Console) -> Line:
     return summary
 
 
+@contextlib.contextmanager
+def _checkpoints(arguments: RunArguments) -> Iterator[Checkpoints | None]:
+    if arguments.checkpoint_dir is None:
+        yield None
+        return
+    with Checkpoints(
+        arguments.checkpoint_dir,
+        arguments.config,
+        every=arguments.checkpoint_every,
+        keep=arguments.keep,
+    ) as checkpoints:
+        yield checkpoints
+
+
 def _progress_of(evaluation: Line) -> str:
     split = "validation" if "validation_accuracy" in evaluation else "train"
     accuracy = evaluation[f"{split}_accuracy"]
-    return f"loss {evaluation['train_loss']:.4f}, {split} accuracy {accuracy:.1%}"
+    return (
+        f"loss {evaluation['train_loss']:.4f}, {split} accuracy {accuracy:.1%}, "
+        f"{evaluation['images_per_second']:.0f} images/s"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input and divergence end it with a message."""
+    given = tyro.cli(RunArguments, args=arguments)
+    # Orbax logs whole traces of what a CheckpointError says in a line.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
-        run(tyro.cli(RunArguments, args=arguments), rich.console.Console())
-    except (ValueError, FileExistsError, DivergedError, NotPreparedError) as error:
+        run(given, rich.console.Console())
+    except (
+        ValueError,
+        OSError,
+        CheckpointError,
+        DivergedError,
+        NotPreparedError,
+    ) as error:
         sys.exit(f"error: {error}")
 
 

@@ -16,11 +16,13 @@ class Report(NamedTuple):
     """What `run_epochs` yields after every ``config.epochs_per_report`` epochs.
 
     Attributes:
+      number: of reports so far, with those before a restart.
       state: the state so far; the next call takes it over.
       metrics: of each step since the last report, as NumPy vectors.
       seconds: that these steps took, without compilation.
     """
 
+    number: int
     state: TrainState
     metrics: dict[str, np.ndarray]
     seconds: float
@@ -58,17 +60,23 @@ def compile_program(program: Program, dataset: Dataset) -> CompiledProgram:
 def run_epochs(
     compiled: CompiledProgram, config: RunConfig, dataset: Dataset, state: TrainState
 ) -> Iterator[Report]:
-    """Trains for ``config.epochs`` epochs, a report each ``epochs_per_report``."""
-    for _ in range(config.epochs // config.epochs_per_report):
+    """Trains to the end of ``config.epochs``, a report each ``epochs_per_report``.
+
+    A state that was restored from a checkpoint goes on where it was.
+    """
+    program = compiled.program
+    steps_per_report = program.calls_per_report * program.steps_per_call
+    reports = config.epochs // config.epochs_per_report
+    for number in range(int(state.step) // steps_per_report, reports):
         start = time.perf_counter()
         calls = []
-        for _ in range(compiled.program.calls_per_report):
+        for _ in range(program.calls_per_report):
             state, metrics = compiled.train(state, dataset.train)
             calls.append(metrics)
         jax.block_until_ready((state, calls))
         seconds = time.perf_counter() - start
         metrics = jax.tree.map(lambda *xs: np.concatenate(xs), *jax.device_get(calls))
-        yield Report(state, metrics, seconds)
+        yield Report(number + 1, state, metrics, seconds)
 
 
 def check_finite(report: Report, config: RunConfig) -> None:

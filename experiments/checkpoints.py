@@ -1,0 +1,293 @@
+"""Checkpoints of a run: what they hold, when they are whole, how a run goes on.
+
+Orbax writes them in the background, each into a folder that gets its name only once it
+is complete: a process killed in the middle of a write leaves the earlier ones as they
+were. A checkpoint holds the state, which decides the order of the data and the
+augmentation too, the configuration, and a checksum of the bits of every array. The
+checksums do not depend on how arrays are split over devices or processes, so a run may
+go on with others than it began with.
+"""
+
+import dataclasses
+import errno
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from experiments.config import RunConfig
+
+PyTree = Any
+
+STATE, RUN = "state", "run"  # the two parts of a checkpoint
+MESSAGE_LENGTH = 300
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, or none of a folder can be read."""
+
+
+class Restored(NamedTuple):
+    """What a run goes on from.
+
+    Attributes:
+      step: at which the checkpoint was taken.
+      state: of the structure, the shapes and the shardings of the target.
+      progress: numbers that the caller saved with the state.
+    """
+
+    step: int
+    state: PyTree
+    progress: Mapping[str, float]
+
+
+class Checkpoints:
+    """The checkpoints of one run; a context manager that ends with all of them written.
+
+    Args:
+      directory: of this run alone; made if missing. A path, or the address of a bucket.
+      config: of the run, saved with each checkpoint.
+      every: reports from one checkpoint to the next; the last report always has one.
+      keep: newest checkpoints that are kept.
+
+    Raises:
+      ValueError: if ``every`` or ``keep`` is below 1.
+    """
+
+    def __init__(
+        self, directory: str, config: RunConfig, *, every: int = 1, keep: int = 3
+    ):
+        for name, value in (("every", every), ("keep", keep)):
+            if value < 1:
+                raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+        path = epath.Path(directory)
+        self.directory = path if "://" in directory else path.absolute()
+        self.every = every
+        self._last_report = config.epochs // config.epochs_per_report
+        self._config = dataclasses.asdict(config)
+        with self._writing("the folder of checkpoints"):
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+                    cleanup_tmp_directories=True,
+                    enable_async_checkpointing=True,
+                ),
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            with self._writing("a checkpoint"):
+                self._manager.wait_until_finished()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))
+        finally:
+            self._manager.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of complete checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
+    def is_due(self, report: int) -> bool:
+        """Whether a checkpoint is wanted after that many reports."""
+        return report % self.every == 0 or report == self._last_report
+
+    def save(self, step: int, state: PyTree, progress: Mapping[str, float]) -> None:
+        """Saves in the background; the state may be donated as soon as this returns.
+
+        Raises:
+          CheckpointError: if this checkpoint or the one before could not be written.
+        """
+        arrays = _without_keys(state)
+        run = {
+            "config": self._config,
+            "progress": dict(progress),
+            "checksums": _checksums(arrays),
+        }
+        with self._writing(f"the checkpoint of step {step} or the one before"):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{
+                        STATE: ocp.args.StandardSave(arrays),
+                        RUN: ocp.args.JsonSave(run),
+                    }
+                ),
+            )
+
+    def restore(self, target: PyTree) -> Restored | None:
+        """Reads the newest checkpoint that is whole; None if there is none at all.
+
+        What is broken and newer is kept under another name, and a warning tells of it.
+
+        Args:
+          target: a state of the wanted structure, shapes, dtypes and shardings.
+
+        Raises:
+          ValueError: if the configuration is not the one that was saved.
+          CheckpointError: if there are checkpoints but none can be read.
+        """
+        broken: dict[int, Exception] = {}
+        for step in reversed(self.steps):
+            try:
+                run = self._read_run(step)
+                self._check_config(run["config"])
+                state = self._read_state(step, target, run["checksums"])
+            except _ChangedConfigError:
+                raise
+            # What a broken checkpoint raises is up to Orbax and TensorStore.
+            except Exception as error:
+                broken[step] = error
+                continue
+            self._set_aside(broken)
+            return Restored(step, state, run["progress"])
+        if broken:
+            raise CheckpointError(
+                f"none of the checkpoints in {str(self.directory)!r} can be read, "
+                f"nothing was changed; move the folder away to start anew. "
+                f"{_told(broken)}"
+            )
+        return None
+
+    def _read_run(self, step: int) -> dict[str, Any]:
+        args = ocp.args.Composite(**{RUN: ocp.args.JsonRestore()})
+        return dict(self._manager.restore(step, args=args)[RUN])
+
+    def _read_state(self, step: int, target: PyTree, checksums: list[int]) -> PyTree:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_keys(target))
+        args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract)})
+        arrays = self._manager.restore(step, args=args)[STATE]
+        if _checksums(arrays) != checksums:
+            raise ValueError("the arrays are not those that were saved")
+        return _with_keys(arrays, target)
+
+    def _check_config(self, saved: dict[str, Any]) -> None:
+        names = [
+            n for n in {**saved, **self._config} if _differs(n, saved, self._config)
+        ]
+        if names:
+            changes = ", ".join(
+                f"{name}={self._config.get(name)!r} was {saved.get(name)!r}"
+                for name in names
+            )
+            raise _ChangedConfigError(
+                f"the run in {str(self.directory)!r} has another configuration: "
+                f"{changes}; resume it with its own, or name another folder"
+            )
+
+    def _set_aside(self, broken: Mapping[int, Exception]) -> None:
+        if not broken:
+            return
+        if jax.process_index() == 0:
+            for step in broken:
+                folder = self.directory / str(step)
+                folder.rename(self.directory / f"{step}.broken-{_count(folder)}")
+        multihost_utils.sync_global_devices("broken checkpoints are set aside")
+        self._manager.reload()
+        warnings.warn(
+            f"in {str(self.directory)!r} an earlier checkpoint is taken and what is "
+            f"broken was renamed. {_told(broken)}",
+            stacklevel=3,
+        )
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        # From the thread that writes: an OSError, or whatever TensorStore makes of it.
+        except Exception as error:
+            full = os.strerror(errno.ENOSPC) in str(error)
+            raise CheckpointError(
+                f"{what} could not be written to {str(self.directory)!r}"
+                f"{', the disk is full' if full else ''}; what was complete there "
+                "still is, and the same command goes on from it once there is room "
+                f"({_line(error)})"
+            ) from error
+
+
+class _ChangedConfigError(ValueError):
+    pass
+
+
+def _differs(name: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    return name not in saved or name not in given or saved[name] != given[name]
+
+
+def _told(broken: Mapping[int, Exception]) -> str:
+    return "; ".join(f"step {step}: {_line(error)}" for step, error in broken.items())
+
+
+def _line(error: Exception) -> str:
+    """The start of a message: TensorStore appends whole specifications to its own."""
+    first = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {first[:MESSAGE_LENGTH]}"
+
+
+def _count(folder: epath.Path) -> int:
+    """How many broken checkpoints of this step there are already."""
+    return len(list(folder.parent.glob(f"{folder.name}.broken-*")))
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _without_keys(tree: PyTree) -> PyTree:
+    """The tree with the bits of random keys in their place."""
+    return jax.tree.map(
+        lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree
+    )
+
+
+def _with_keys(tree: PyTree, like: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda leaf, old: (
+            jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(old))
+            if _is_key(old)
+            else leaf
+        ),
+        tree,
+        like,
+    )
+
+
+def _checksums(tree: PyTree) -> list[int]:
+    sums = _bit_sums(jax.tree.leaves(tree))
+    # Sums over a whole array: every device holds the same.
+    return [int(np.asarray(leaf.addressable_shards[0].data)) for leaf in sums]
+
+
+@jax.jit
+def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [_bit_sum(leaf) for leaf in leaves]
+
+
+def _bit_sum(leaf: jax.Array) -> jax.Array:
+    """The sum of the bits of the elements, as integers, modulo 2**32."""
+    if jnp.iscomplexobj(leaf):
+        return _bit_sum(leaf.real) + _bit_sum(leaf.imag)
+    if leaf.dtype == jnp.bool_:
+        return jnp.sum(leaf, dtype=jnp.uint32)
+    width = jnp.uint32 if leaf.dtype.itemsize > 4 else f"uint{8 * leaf.dtype.itemsize}"
+    bits = jax.lax.bitcast_convert_type(leaf, width)
+    return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)

@@ -1,0 +1,72 @@
+"""Taking a record back to the step of a checkpoint, so that a run may go on with it."""
+
+import json
+import os
+from pathlib import Path
+
+from experiments.config import RunConfig
+from experiments.records import Line, RunRecord, read_record, record_lines
+
+
+def interrupted_record(path: Path, config: RunConfig) -> RunRecord | None:
+    """What an earlier call of the same run has left, or None.
+
+    Raises:
+      ValueError: if there is a file that is no record, or one of another run.
+    """
+    if not path.exists():
+        return None
+    if not record_lines(path, interrupted=True):
+        return None  # killed before the header was written
+    record = read_record(path, interrupted=True)
+    if record.config != config:
+        raise ValueError(
+            f"the record {str(path)!r} is of another configuration; name another, or "
+            "delete it"
+        )
+    return record
+
+
+def take_back(path: Path, step: int) -> Line:
+    """Drops what came after a step, and half a line at the end.
+
+    Args:
+      path: of the record.
+      step: of the checkpoint; later steps and evaluations go, and the reason why the
+        run was stopped.
+
+    Returns:
+      The evaluation at that step.
+
+    Raises:
+      ValueError: if the record does not reach that step; it stays as it is.
+    """
+    kept: list[str] = []
+    steps, evaluation = 0, None
+    for text in record_lines(path, interrupted=True):
+        line = json.loads(text)
+        kind, at = line.pop("kind"), line.get("step")
+        if kind in ("summary", "stopped"):
+            continue
+        if kind == "step":
+            if at >= step:
+                continue
+            steps += 1
+        if kind == "evaluation":
+            if at > step:
+                continue
+            evaluation = line
+        kept.append(text)
+    if steps != step or evaluation is None or evaluation["step"] != step:
+        raise ValueError(
+            f"the record {str(path)!r} has {steps} of the {step} steps before the "
+            "checkpoint; bring back the one that was written with it, or start anew "
+            "with another record and another folder of checkpoints"
+        )
+    beside = path.with_name(f"{path.name}.new")
+    with beside.open("w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    return evaluation
