@@ -8,7 +8,18 @@ from typing import Any
 from experiments.data.options import DataOptions
 
 MAX_SEED = 2**31 - 1
-OPTIONAL = ("batch_size", "steps_per_call", "train_examples")
+OPTIONAL = (
+    "batch_size",
+    "data_devices",
+    "shard_devices",
+    "steps_per_call",
+    "train_examples",
+)
+CHOICES = {
+    "axis_types": ("auto", "explicit"),
+    "partitioning": ("jit", "shard_map"),
+    "gradient_dtype": ("float32", "bfloat16"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +50,18 @@ class RunConfig:
         themselves.
       augmentation: a name in `experiments.preprocessing.AUGMENTATIONS`.
       compute_dtype: a name in `experiments.models.DTYPES`.
+      data_devices: devices along the axis of the mesh that holds copies of the
+        parameters; None for as many as there are.
+      shard_devices: devices along the axis over which parameters and the state of the
+        optimiser are split; 1 is data parallelism, None with ``data_devices=1`` is
+        fully sharded, the rest is hybrid. A batch is split over both axes.
+      axis_types: ``"auto"`` or ``"explicit"``: whether types show the sharding.
+      partitioning: ``"jit"``, where the compiler splits the step and batch
+        normalisation sees the whole batch, or ``"shard_map"``, where it sees the part
+        of one device.
+      gradient_dtype: in which devices send their gradients under ``"shard_map"``, a
+        name in `experiments.models.DTYPES`; under ``"jit"`` the compiler chooses, and
+        may send gradients of a bfloat16 computation in bfloat16.
       train_examples: training images that are used, None for all that are left.
       validation_examples: training images that are held out; digits have a
         validation split of their own.
@@ -63,6 +86,11 @@ class RunConfig:
     ema_decay: float = 0.0
     augmentation: str = "none"
     compute_dtype: str = "float32"
+    data_devices: int | None = None
+    shard_devices: int | None = 1
+    axis_types: str = "auto"
+    partitioning: str = "jit"
+    gradient_dtype: str = "float32"
     train_examples: int | None = None
     validation_examples: int = 5000
     split_seed: int = 0
@@ -90,6 +118,8 @@ class RunConfig:
             "epochs",
             "epochs_per_report",
             "steps_per_call",
+            "data_devices",
+            "shard_devices",
             "train_examples",
         ):
             value = getattr(self, name)
@@ -117,6 +147,15 @@ class RunConfig:
             self.epochs_per_report,
             self.epochs % self.epochs_per_report == 0,
             f"must divide epochs={self.epochs}",
+        )
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            _require(name, value, value in choices, f"must be one of {choices}")
+        _require(
+            "gradient_dtype",
+            self.gradient_dtype,
+            self.gradient_dtype == "float32" or self.partitioning == "shard_map",
+            "needs partitioning='shard_map'; under 'jit' the compiler chooses",
         )
         for name in ("seed", "split_seed"):
             value = getattr(self, name)

@@ -1,52 +1,21 @@
-"""A run as pure functions: the state, the step, and the compiled call for whole epochs.
+"""A run as pure functions: the state, and the compiled call for whole epochs.
 
 The learning rate is part of the state, so that a grid of learning rates shares one
 compiled program, one after the other or under ``vmap``.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding
 
-import nlcg_optax
-from experiments import models, optimizers, preprocessing, schedules
+from experiments import meshes
 from experiments.config import RunConfig
 from experiments.data import Dataset, Split
-from experiments.micro_batches import mean_gradient, mean_loss
 from experiments.training.evaluation import Evaluation, evaluate_split
-from experiments.training.losses import cross_entropies, hits, l2
-
-PyTree = Any
-Metrics = dict[str, jax.Array]
-
-
-class TrainState(NamedTuple):
-    """Everything that changes during a run, and what tells runs of a grid apart.
-
-    Attributes:
-      step: steps taken.
-      params: the weights.
-      average: exponential average of the weights for evaluation; empty without.
-      batch_stats: statistics of batch normalisation; empty if the model has none.
-      opt_state: state of the optimiser.
-      learning_rate: peak of the schedule.
-      key: of the order of the data and the augmentation.
-    """
-
-    step: jax.Array
-    params: PyTree
-    average: PyTree
-    batch_stats: PyTree
-    opt_state: PyTree
-    learning_rate: jax.Array
-    key: jax.Array
+from experiments.training.step import Metrics, TrainState, make_step
 
 
 class Program(NamedTuple):
@@ -73,110 +42,46 @@ class Program(NamedTuple):
     gradient_equivalents: float
 
 
-def make_program(config: RunConfig, dataset: Dataset) -> Program:
-    """Builds the functions of a run; the batch is split over all devices.
+def make_program(
+    config: RunConfig, dataset: Dataset, devices: Sequence[jax.Device] | None = None
+) -> Program:
+    """Builds the functions of a run; the batch is split over the devices.
+
+    Args:
+      config: of the run.
+      dataset: what to train on.
+      devices: all devices of all processes by default.
 
     Raises:
       ValueError: if the configuration has an unknown name, or a batch size that the
-        training set or the devices do not allow.
+        training set or the devices do not allow, or a mesh that is not theirs.
     """
     examples = dataset.train.labels.shape[0]
     batch_size = examples if config.batch_size is None else config.batch_size
-    _check_batch_size(config, batch_size, examples, jax.device_count())
+    mesh = meshes.make_mesh(
+        config.data_devices,
+        config.shard_devices,
+        axis_types=config.axis_types,
+        devices=devices,
+    )
+    _check_batch_size(config, batch_size, examples, mesh.size)
     steps_per_report = config.epochs_per_report * examples // batch_size
     steps_per_call = config.steps_per_call or steps_per_report
     _check_steps_per_call(steps_per_call, steps_per_report)
     total_steps = config.epochs // config.epochs_per_report * steps_per_report
-    model = models.build(config.model, dataset.num_classes, config.compute_dtype)
-    augment = preprocessing.augmentation(config.augmentation)
+    # Within a call the compiler splits the work, whatever the types show outside.
+    within = meshes.with_auto_axes(mesh)
+    step = make_step(config, dataset.num_classes, total_steps, within)
 
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    replicated = NamedSharding(mesh, P())
-    over_data = NamedSharding(mesh, P(None, "data"))  # of each micro-batch
-
-    def schedule_of(peak: float | jax.Array) -> optax.Schedule:
-        warmup = config.warmup_epochs
-        fraction = None if warmup is None else warmup / config.epochs
-        return schedules.build(config.schedule, peak, total_steps, fraction)
-
-    def optimizer_of(peak: float | jax.Array) -> optimizers.Optimizer:
-        return optimizers.build(
-            config.optimizer, schedule_of(peak), config.optimizer_options
+    def shardings(state: TrainState) -> TrainState:
+        return jax.tree.map(
+            lambda sharding: NamedSharding(mesh, sharding.spec), step.shardings(state)
         )
-
-    optimizer = optimizer_of(config.learning_rate)
 
     def init(seed: int, learning_rate: float) -> TrainState:
-        init_key, data_key = jax.random.split(jax.random.key(seed))
-        variables = _init_model(model, init_key, dataset.train.images[:1])
-        params = variables["params"]
-        state = TrainState(
-            step=jnp.zeros([], jnp.int32),
-            params=params,
-            average=jax.tree.map(jnp.copy, params) if config.ema_decay else (),
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.transformation.init(params),
-            learning_rate=jnp.asarray(learning_rate, jnp.float32),
-            key=data_key,
-        )
-        return jax.device_put(state, replicated)
-
-    def loss_fn(
-        params: PyTree, batch_stats: PyTree, batch: Split
-    ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch.images,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        losses = cross_entropies(logits, batch.labels, config.label_smoothing)
-        loss = jnp.mean(losses) + l2(config.l2, params)
-        accuracy = jnp.mean(hits(logits, batch.labels))
-        return loss, (updated.get("batch_stats", {}), accuracy)
-
-    def step(state: TrainState, batches: Split) -> tuple[TrainState, Metrics]:
-        batches = jax.lax.with_sharding_constraint(batches, over_data)
-        batches = batches._replace(images=prepare_images(state, batches.images))
-        outcome, batch_stats = mean_gradient(
-            loss_fn, state.params, state.batch_stats, batches
-        )
-        extras = {
-            "value": outcome.loss,
-            "value_fn": lambda params: mean_loss(
-                loss_fn, params, state.batch_stats, batches
-            ),
-        }
-        updates, opt_state = optax.with_extra_args_support(
-            optimizer_of(state.learning_rate).transformation
-        ).update(
-            outcome.grads,
-            state.opt_state,
-            state.params,
-            **{name: extras[name] for name in optimizer.extras},
-        )
-        metrics = {
-            "loss": outcome.loss,
-            "accuracy": outcome.accuracy,
-            "learning_rate": schedule_of(state.learning_rate)(state.step),
-            **nlcg_optax.diagnostics(opt_state),
-        }
-        params = optax.apply_updates(state.params, updates)
-        state = state._replace(
-            step=state.step + 1,
-            params=params,
-            average=_moved_average(config.ema_decay, state, params),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-        )
-        return state, metrics
-
-    def prepare_images(state: TrainState, images: jax.Array) -> jax.Array:
-        _, key = jax.random.split(state.key)
-        keys = jax.random.split(jax.random.fold_in(key, state.step), len(images))
-        return jax.vmap(lambda key, x: preprocessing.standardise(augment(key, x)))(
-            keys, images
-        )
+        state = step.init(seed, learning_rate, dataset.train.images[:1])
+        meshes.report_copies(mesh, state.params)
+        return meshes.place(state, shardings(state))
 
     def rows_of_call(state: TrainState) -> jax.Array:
         """The examples of each step of a call, out of one permutation an epoch."""
@@ -198,8 +103,8 @@ def make_program(config: RunConfig, dataset: Dataset) -> Program:
             state: TrainState, rows: jax.Array | None
         ) -> tuple[TrainState, Metrics]:
             if rows is None:
-                return step(state, _in_parts(split, config.micro_batches))
-            return step(state, jax.tree.map(lambda x: x[rows], split))
+                return step.update(state, _in_parts(split, config.micro_batches))
+            return step.update(state, jax.tree.map(lambda x: x[rows], split))
 
         rows = None if batch_size == examples else rows_of_call(state)
         if steps_per_call == 1:  # a scan, even of one step, is slow on CPUs
@@ -207,19 +112,29 @@ def make_program(config: RunConfig, dataset: Dataset) -> Program:
             return state, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
         return jax.lax.scan(step_on, state, rows, length=steps_per_call)
 
+    def train_on_explicit_axes(
+        state: TrainState, split: Split
+    ) -> tuple[TrainState, Metrics]:
+        out = (shardings(state), meshes.replicated(mesh))
+        return jax.sharding.auto_axes(train, out_sharding=out)(state, split)
+
     def evaluate(state: TrainState, split: Split) -> Evaluation:
         params = state.average if config.ema_decay else state.params
         variables = {"params": params, "batch_stats": state.batch_stats}
-        return evaluate_split(model, variables, split)
+        variables = jax.tree.map(
+            lambda x: jax.device_put(x, NamedSharding(within, x.sharding.spec)),
+            variables,
+        )
+        return evaluate_split(step.model, variables, split)
 
     return Program(
         init,
-        train,
+        train_on_explicit_axes if config.axis_types == "explicit" else train,
         evaluate,
         steps_per_call,
         steps_per_report // steps_per_call,
         batch_size,
-        optimizer.gradient_equivalents,
+        step.gradient_equivalents,
     )
 
 
@@ -249,18 +164,5 @@ def _check_steps_per_call(steps_per_call: int, steps_per_report: int) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _init_model(model: nn.Module, key: jax.Array, images: jax.Array) -> PyTree:
-    return model.init(key, preprocessing.standardise(images), train=False)
-
-
 def _in_parts(split: Split, parts: int) -> Split:
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), split)
-
-
-def _moved_average(ema_decay: float, state: TrainState, params: PyTree) -> PyTree:
-    """The average of the weights after a step to ``params``, as in arXiv 1812.02886."""
-    if not ema_decay:
-        return state.average
-    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-    return optax.incremental_update(params, state.average, 1 - decay)

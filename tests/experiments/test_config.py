@@ -23,6 +23,10 @@ from experiments.training import make_program
         ({"epochs": 5, "warmup_epochs": 5}, "warmup_epochs=5 .* below epochs=5"),
         ({"split_seed": -1}, "split_seed=-1 must be an integer from 0"),
         ({"seed": -1}, "seed=-1 must be an integer from 0 to 2147483647"),
+        ({"shard_devices": 0}, "shard_devices=0 must be an integer of at least 1"),
+        ({"axis_types": "manual"}, r"axis_types='manual' must be one of \('auto'"),
+        ({"partitioning": "pmap"}, r"partitioning='pmap' must be one of \('jit'"),
+        ({"gradient_dtype": "bfloat16"}, "gradient_dtype='bfloat16' needs partition"),
     ],
 )
 def test_numbers_out_of_range_are_refused(settings, message):
@@ -64,6 +68,7 @@ def test_options_of_another_optimizer_are_refused():
     [
         ({"batch_size": 1025}, "batch_size=1025 exceeds .* allowed are 1 to 1024"),
         ({"micro_batches": 3}, "batch_size=256 .* in 3 micro-batches; .* multiples of"),
+        ({"data_devices": 3}, "data_devices=3 and shard_devices=1 do not multiply"),
         ({"augmentation": "mixup"}, "augmentation='mixup' is unknown"),
         ({"compute_dtype": "int8"}, "compute_dtype='int8' is unknown"),
         ({"model": "resnet"}, "model='resnet' is unknown"),

@@ -1,0 +1,79 @@
+"""Gradients and losses in the `jax.shard_map` form: each device by itself, then a mean.
+
+Beside the form that the compiler partitions (`experiments.micro_batches` under
+``jit``) it differs in two things that are to be chosen: batch normalisation sees the
+examples of one device only, and gradients travel in a dtype of one's choice.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from experiments.meshes import AXES, BATCH
+from experiments.micro_batches import LossFn, Outcome, mean_gradient, mean_loss
+
+PyTree = Any
+
+
+def mean_gradient_over_devices(
+    mesh: Mesh,
+    loss_fn: LossFn,
+    params: PyTree,
+    batch_stats: PyTree,
+    batches: PyTree,
+    gradient_dtype: Any = jnp.float32,
+) -> tuple[Outcome, PyTree]:
+    """`mean_gradient` of each device's part, averaged.
+
+    Args:
+      mesh: of the devices.
+      loss_fn: see `experiments.micro_batches`.
+      params: the same on every device.
+      batch_stats: likewise.
+      batches: micro-batches, whose examples are split over all axes of the mesh.
+      gradient_dtype: in which gradients are sent; they return in their own.
+
+    Returns:
+      The means, and the mean of the statistics after each device's last micro-batch.
+    """
+
+    def on_device(
+        params: PyTree, batch_stats: PyTree, batches: PyTree
+    ) -> tuple[Outcome, PyTree]:
+        # Without the cast the parameters are invariant over the devices, and their
+        # gradient comes summed over them: an average of it would be a sum.
+        params, batch_stats = jax.tree.map(_varying, (params, batch_stats))
+        outcome, batch_stats = mean_gradient(loss_fn, params, batch_stats, batches)
+        sent = jax.tree.map(lambda g: g.astype(gradient_dtype), outcome.grads)
+        mean, batch_stats = jax.lax.pmean(
+            (outcome._replace(grads=sent), batch_stats), AXES
+        )
+        grads = jax.tree.map(
+            lambda g, own: g.astype(own.dtype), mean.grads, outcome.grads
+        )
+        return mean._replace(grads=grads), batch_stats
+
+    return jax.shard_map(
+        on_device, mesh=mesh, in_specs=(P(), P(), BATCH), out_specs=(P(), P())
+    )(params, batch_stats, batches)
+
+
+def mean_loss_over_devices(
+    mesh: Mesh, loss_fn: LossFn, params: PyTree, batch_stats: PyTree, batches: PyTree
+) -> jax.Array:
+    """`mean_loss` of each device's part, averaged; it can be differentiated."""
+
+    def on_device(params: PyTree, batch_stats: PyTree, batches: PyTree) -> jax.Array:
+        params, batch_stats = jax.tree.map(_varying, (params, batch_stats))
+        return jax.lax.pmean(mean_loss(loss_fn, params, batch_stats, batches), AXES)
+
+    return jax.shard_map(
+        on_device, mesh=mesh, in_specs=(P(), P(), BATCH), out_specs=P()
+    )(params, batch_stats, batches)
+
+
+def _varying(leaf: jax.Array) -> jax.Array:
+    return jax.lax.pcast(leaf, AXES, to="varying")

@@ -1,0 +1,234 @@
+"""One step as a pure function of the state and a batch, on a mesh of devices."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+import nlcg_optax
+from experiments import meshes, models, optimizers, preprocessing, schedules
+from experiments.config import RunConfig
+from experiments.data import Split
+from experiments.micro_batches import LossFn, Outcome, mean_gradient, mean_loss
+from experiments.training.losses import cross_entropies, hits, l2
+from experiments.training.per_device import (
+    mean_gradient_over_devices,
+    mean_loss_over_devices,
+)
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that changes during a run, and what tells runs of a grid apart.
+
+    Attributes:
+      step: steps taken.
+      params: the weights.
+      average: exponential average of the weights for evaluation; empty without.
+      batch_stats: statistics of batch normalisation; empty if the model has none.
+      opt_state: state of the optimiser.
+      learning_rate: peak of the schedule.
+      key: of the order of the data and the augmentation.
+    """
+
+    step: jax.Array
+    params: PyTree
+    average: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+    learning_rate: jax.Array
+    key: jax.Array
+
+
+class TrainStep(NamedTuple):
+    """A step and what belongs to it.
+
+    Attributes:
+      init: from a seed, a peak learning rate and an image or more to the state before
+        the first step, not yet placed on the mesh.
+      update: from a state and micro-batches, stacked along the first axis, to the
+        next state and the metrics of the step.
+      shardings: from a state, or its shapes, to where each of its leaves lives.
+      model: the network.
+      gradient_equivalents: mean cost of a step.
+    """
+
+    init: Callable[[int, float, jax.Array], TrainState]
+    update: Callable[[TrainState, Split], tuple[TrainState, Metrics]]
+    shardings: Callable[[TrainState], TrainState]
+    model: nn.Module
+    gradient_equivalents: float
+
+
+def make_step(
+    config: RunConfig,
+    num_classes: int,
+    total_steps: int,
+    mesh: Mesh,
+    build_optimizer: Callable[..., optimizers.Optimizer] = optimizers.build,
+) -> TrainStep:
+    """Builds the step of a run.
+
+    Args:
+      config: of the run.
+      num_classes: of the data.
+      total_steps: length of the schedule.
+      mesh: of `experiments.meshes.make_mesh`.
+      build_optimizer: from a name, a schedule and options to an optimiser.
+
+    Raises:
+      ValueError: if the configuration has an unknown name.
+    """
+    model = models.build(config.model, num_classes, config.compute_dtype)
+    augment = preprocessing.augmentation(config.augmentation)
+    gradient, loss = _derivatives(config, mesh)
+    copied = meshes.replicated(mesh)
+
+    def schedule_of(peak: float | jax.Array) -> optax.Schedule:
+        warmup = config.warmup_epochs
+        fraction = None if warmup is None else warmup / config.epochs
+        return schedules.build(config.schedule, peak, total_steps, fraction)
+
+    def optimizer_of(peak: float | jax.Array) -> optimizers.Optimizer:
+        return build_optimizer(
+            config.optimizer, schedule_of(peak), config.optimizer_options
+        )
+
+    optimizer = optimizer_of(config.learning_rate)
+
+    def init(seed: int, learning_rate: float, images: jax.Array) -> TrainState:
+        init_key, data_key = jax.random.split(jax.random.key(seed))
+        variables = _init_model(model, init_key, images)
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros([], jnp.int32),
+            params=params,
+            average=jax.tree.map(jnp.copy, params) if config.ema_decay else (),
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=optimizer.transformation.init(params),
+            learning_rate=jnp.asarray(learning_rate, jnp.float32),
+            key=data_key,
+        )
+
+    def shardings(state: TrainState) -> TrainState:
+        return TrainState(
+            step=copied,
+            params=meshes.shardings_of(mesh, state.params),
+            average=meshes.shardings_of(mesh, state.average),
+            batch_stats=jax.tree.map(lambda _: copied, state.batch_stats),
+            opt_state=meshes.shardings_of(mesh, state.opt_state),
+            learning_rate=copied,
+            key=copied,
+        )
+
+    def loss_fn(
+        params: PyTree, batch_stats: PyTree, batch: Split
+    ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch.images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        losses = cross_entropies(logits, batch.labels, config.label_smoothing)
+        loss = jnp.mean(losses) + l2(config.l2, params)
+        accuracy = jnp.mean(hits(logits, batch.labels))
+        return loss, (updated.get("batch_stats", {}), accuracy)
+
+    def update(state: TrainState, batches: Split) -> tuple[TrainState, Metrics]:
+        batches = jax.lax.with_sharding_constraint(
+            batches, NamedSharding(mesh, meshes.BATCH)
+        )
+        batches = batches._replace(images=prepare_images(state, batches.images))
+        outcome, batch_stats = gradient(
+            loss_fn, state.params, state.batch_stats, batches
+        )
+        # Sums over devices then end where the state lives.
+        grads = jax.lax.with_sharding_constraint(
+            outcome.grads, meshes.shardings_of(mesh, outcome.grads)
+        )
+        extras = {
+            "value": outcome.loss,
+            "grad": grads,
+            "value_fn": lambda params: loss(
+                loss_fn, params, state.batch_stats, batches
+            ),
+        }
+        updates, opt_state = optax.with_extra_args_support(
+            optimizer_of(state.learning_rate).transformation
+        ).update(
+            grads,
+            state.opt_state,
+            state.params,
+            **{name: extras[name] for name in optimizer.extras},
+        )
+        metrics = {
+            "loss": outcome.loss,
+            "accuracy": outcome.accuracy,
+            "learning_rate": schedule_of(state.learning_rate)(state.step),
+            **nlcg_optax.diagnostics(opt_state),
+        }
+        params = optax.apply_updates(state.params, updates)
+        state = state._replace(
+            step=state.step + 1,
+            params=params,
+            average=_moved_average(config.ema_decay, state, params),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return jax.lax.with_sharding_constraint(state, shardings(state)), metrics
+
+    def prepare_images(state: TrainState, images: jax.Array) -> jax.Array:
+        _, key = jax.random.split(state.key)
+        keys = jax.random.split(jax.random.fold_in(key, state.step), len(images))
+        return jax.vmap(lambda key, x: preprocessing.standardise(augment(key, x)))(
+            keys, images
+        )
+
+    return TrainStep(init, update, shardings, model, optimizer.gradient_equivalents)
+
+
+def _derivatives(
+    config: RunConfig, mesh: Mesh
+) -> tuple[Callable[..., tuple[Outcome, PyTree]], Callable[..., jax.Array]]:
+    """How gradient and loss of a batch are computed."""
+    if config.partitioning == "shard_map":
+        dtype = models.DTYPES[config.gradient_dtype]
+        return (
+            functools.partial(mean_gradient_over_devices, mesh, gradient_dtype=dtype),
+            functools.partial(mean_loss_over_devices, mesh),
+        )
+
+    def on_copies(loss_fn: LossFn) -> LossFn:
+        # Split weights are gathered where they are used. Left to itself the compiler
+        # would carry their sharding over to activations.
+        def loss_on_copies(params: PyTree, *rest: PyTree) -> Any:
+            copies = jax.lax.with_sharding_constraint(params, meshes.replicated(mesh))
+            return loss_fn(copies, *rest)
+
+        return loss_on_copies
+
+    return (
+        lambda loss_fn, *rest: mean_gradient(on_copies(loss_fn), *rest),
+        lambda loss_fn, *rest: mean_loss(on_copies(loss_fn), *rest),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_model(model: nn.Module, key: jax.Array, images: jax.Array) -> PyTree:
+    return model.init(key, preprocessing.standardise(images), train=False)
+
+
+def _moved_average(ema_decay: float, state: TrainState, params: PyTree) -> PyTree:
+    """The average of the weights after a step to ``params``, as in arXiv 1812.02886."""
+    if not ema_decay:
+        return state.average
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    return optax.incremental_update(params, state.average, 1 - decay)
