@@ -9,7 +9,8 @@ import numpy as np
 
 from experiments.config import RunConfig
 from experiments.data import Dataset, Split
-from experiments.training.program import Metrics, Program, TrainState
+from experiments.training.program import Program
+from experiments.training.step import Metrics, TrainState
 
 
 class Report(NamedTuple):

@@ -89,7 +89,7 @@ def make_step(
     model = models.build(config.model, num_classes, config.compute_dtype)
     augment = preprocessing.augmentation(config.augmentation)
     gradient, loss = _derivatives(config, mesh)
-    copied = meshes.replicated(mesh)
+    copied: Any = meshes.replicated(mesh)
 
     def schedule_of(peak: float | jax.Array) -> optax.Schedule:
         warmup = config.warmup_epochs
