@@ -10,7 +10,16 @@ from collections.abc import Iterable
 from experiments.config import RunConfig
 from experiments.records import RunRecord
 
-RULE_LABELS = {"fr": "FR", "pr": "PR", "pr+": "PR+", "hs": "HS"}
+RULE_LABELS = {
+    "fr": "FR",
+    "pr": "PR",
+    "pr+": "PR+",
+    "hs": "HS",
+    "daniel": "Daniel",
+    "constant": "constant β",
+    "replay": "replayed β",
+    "subspace": "in a plane",
+}
 BASELINE_LABELS = {
     "sgd": "SGD",
     "heavy_ball": "Heavy ball",
@@ -21,8 +30,16 @@ BASELINE_LABELS = {
     "lars": "LARS",
     "lamb": "LAMB",
     "muon": "Muon",
+    "shampoo": "Shampoo",
+    "lbfgs": "L-BFGS",
 }
-OPTION_LABELS = {"beta_smoothing": "β smoothing", "beta_max": "β ≤"}
+OPTION_LABELS = {
+    "beta_smoothing": "β smoothing",
+    "beta_max": "β ≤",
+    "beta": "β =",
+    "across_halves": "across halves",
+    "curvature_period": "curvature every",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,5 +119,6 @@ def optimizer_label(config: RunConfig) -> str:
     options = [
         f"{OPTION_LABELS.get(name, name)} {value:g}"
         for name, value in config.optimizer_options.items()
+        if isinstance(value, int | float)
     ]
     return ", ".join([label, *options])

@@ -81,6 +81,53 @@ def mean_loss(
     return jnp.mean(jax.lax.map(jax.checkpoint(loss_of), batches))
 
 
+def half_gradients(
+    gradient: Callable[..., tuple[Outcome, PyTree]],
+    loss_fn: LossFn,
+    params: PyTree,
+    batch_stats: PyTree,
+    batches: PyTree,
+) -> tuple[Outcome, tuple[PyTree, PyTree], PyTree]:
+    """The gradients of the two halves of the virtual batch, beside its own.
+
+    Args:
+      gradient: such as `mean_gradient`.
+      loss_fn: as for `mean_gradient`, like all that follows.
+      params: the weights.
+      batch_stats: before the first micro-batch.
+      batches: the micro-batches.
+
+    Returns:
+      The means, the pair of gradients, and the statistics after the last micro-batch.
+
+    Raises:
+      ValueError: if the number of micro-batches is odd.
+    """
+    count = _count(batches)
+    if count % 2:
+        raise ValueError(
+            f"micro_batches={count} must be even, for the gradients of two halves"
+        )
+    outcomes = []
+    for half in (slice(0, count // 2), slice(count // 2, count)):
+        part = jax.tree.map(lambda leaf, half=half: leaf[half], batches)
+        outcome, batch_stats = gradient(loss_fn, params, batch_stats, part)
+        outcomes.append(outcome)
+    first, second = outcomes
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
+    return mean, (first.grads, second.grads), batch_stats
+
+
+def outputs_of_parts(
+    outputs_of: Callable[[jax.Array], jax.Array], images: jax.Array
+) -> jax.Array:
+    """The outputs for all micro-batches, in one row."""
+    if _count(images) == 1:
+        return outputs_of(images[0])
+    outputs = jax.lax.map(outputs_of, images)
+    return outputs.reshape(-1, *outputs.shape[2:])
+
+
 def _count(batches: PyTree) -> int:
     return int(jax.tree.leaves(batches)[0].shape[0])
 

@@ -5,18 +5,26 @@ configuration or a search may set.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import optax
 
 import nlcg_optax
-from experiments.preconditioners import matrix_axes_of, orthogonalised_matrices
+from experiments.preconditioners import (
+    HVP_COST,
+    PRECONDITIONERS,
+    Preconditioner,
+    matrix_axes_of,
+)
 from experiments.registry import look_up
 from experiments.weight_decay import decay_mask
 
-HVP_COST = 2.0  # gradient-equivalents of a Hessian-vector product
-NLCG_RULES = ("fr", "pr+", "hs")
+# Gradient-equivalents of a derivative of the outputs along a direction, and of a loss.
+JVP_COST, VALUE_COST = 2 / 3, 1 / 3
+OUTPUTS = ("outputs_fn", "output_loss_fn")
+NLCG_RULES = ("fr", "pr+", "hs", "daniel", "constant", "replay", "subspace")
 
 Builder = Callable[..., "Optimizer"]
 
@@ -26,8 +34,8 @@ class Optimizer(NamedTuple):
 
     Attributes:
       transformation: the Optax transformation.
-      extras: the extra arguments that its ``update`` takes, out of ``value`` and
-        ``value_fn``.
+      extras: the extra arguments that its ``update`` takes, out of ``value``,
+        ``value_fn``, ``outputs_fn``, ``output_loss_fn`` and ``half_grads``.
       gradient_equivalents: mean cost of a step in gradients, with the gradient
         itself, which also yields the loss; a Hessian-vector product counts two.
     """
@@ -137,95 +145,100 @@ def _muon(
     )
 
 
-def _nlcg(rule: str) -> Builder:
+def _shampoo(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float = 0.9,
+    decay: float = 0.95,
+    refresh_period: int = 10,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    # Our factors, so that momentum is all that tells it from NLCG on them.
+    return Optimizer(
+        optax.chain(
+            nlcg_optax.scale_by_kronecker(decay=decay, refresh_period=refresh_period),
+            optax.trace(momentum),
+            optax.add_decayed_weights(weight_decay, decay_mask),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+def _lbfgs(
+    learning_rate: optax.ScalarOrSchedule, *, memory_size: int = 10
+) -> Optimizer:
+    # Without a line search: that of one mini-batch says little about the next.
+    return Optimizer(
+        optax.lbfgs(learning_rate, memory_size=memory_size, linesearch=None)
+    )
+
+
+def _nlcg(rule: str, preconditioner: Preconditioner) -> Builder:
+    """NLCG by rule and preconditioner; its options are those of both.
+
+    Besides the conjugacy rules there are ``"constant"``, for the number in the option
+    ``beta``; ``"replay"``, for the numbers in the option ``betas``, one a step; and
+    ``"subspace"``, the best step in the plane of P g and the last step.
+    """
+
     def build_nlcg(
         learning_rate: optax.ScalarOrSchedule,
         *,
+        beta: float = 0.9,
+        betas: Sequence[float] = (0.0,),
         beta_max: float = 1.0,
         beta_smoothing: float = 0.0,
+        across_halves: bool = False,
+        curvature_period: int = 0,
+        weight_decay: float = 0.0,
+        **nested: Any,
     ) -> Optimizer:
-        return Optimizer(
-            nlcg_optax.nlcg(
-                learning_rate, rule, beta_max=beta_max, beta_smoothing=beta_smoothing
+        extras, cost = preconditioner.extras, 1 + preconditioner.extra_cost(**nested)
+        step_control = None
+        if rule == "subspace":
+            step_control = nlcg_optax.scale_by_subspace_step("gauss_newton")
+            # Two derivatives along directions and the loss behind the step.
+            extras, cost = (*extras, *OUTPUTS), cost + 2 * JVP_COST + VALUE_COST
+        elif curvature_period:
+            step_control = nlcg_optax.scale_by_curvature_step(
+                "gauss_newton", refresh_period=curvature_period
             )
-        )
+            extras, cost = (*extras, *OUTPUTS), cost + JVP_COST / curvature_period
+        if rule == "daniel":
+            extras, cost = (*extras, "value_fn"), cost + HVP_COST
+        if across_halves:
+            extras = (*extras, "half_grads")
+        settings: dict[str, Any] = {
+            "preconditioner": preconditioner.build(**nested),
+            "beta_max": beta_max,
+            "beta_smoothing": beta_smoothing,
+            "across_halves": bool(across_halves),
+            "step_control": step_control,
+            "weight_decay": weight_decay,
+            "weight_decay_mask": decay_mask,
+        }
+        if rule == "replay":
+            recorded = jnp.asarray(betas, jnp.float32)
+            transformation = optax.inject_hyperparams(
+                nlcg_optax.nlcg, static_args=tuple(settings)
+            )(learning_rate, rule=lambda count: recorded[count], **settings)
+        else:
+            numbers = {"constant": beta, "subspace": 0.0}
+            transformation = nlcg_optax.nlcg(
+                learning_rate, numbers.get(rule, rule), **settings
+            )
+        return Optimizer(transformation, tuple(dict.fromkeys(extras)), cost)
 
+    own = dict(inspect.signature(build_nlcg).parameters)
+    del own["nested"]
+    for option, its_rule in (("beta", "constant"), ("betas", "replay")):
+        if rule != its_rule:
+            del own[option]
+    nested_options = inspect.signature(preconditioner.build).parameters
+    build_nlcg.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*own.values(), *nested_options.values()]
+    )
     return build_nlcg
-
-
-def _nlcg_rms(rule: str) -> Builder:
-    def build_nlcg_rms(
-        learning_rate: optax.ScalarOrSchedule,
-        *,
-        beta_max: float = 1.0,
-        beta_smoothing: float = 0.0,
-        decay: float = 0.999,
-        weight_decay: float = 0.0,
-    ) -> Optimizer:
-        return Optimizer(
-            nlcg_optax.nlcg(
-                learning_rate,
-                rule,
-                # The second moment of Adam, so that Adam is the fixed-momentum peer.
-                preconditioner=optax.scale_by_rms(decay, bias_correction=True),
-                beta_max=beta_max,
-                beta_smoothing=beta_smoothing,
-                weight_decay=weight_decay,
-                weight_decay_mask=decay_mask,
-            )
-        )
-
-    return build_nlcg_rms
-
-
-def _nlcg_orthogonal(rule: str) -> Builder:
-    def build_nlcg_orthogonal(
-        learning_rate: optax.ScalarOrSchedule,
-        *,
-        beta_max: float = 1.0,
-        beta_smoothing: float = 0.0,
-        decay: float = 0.999,
-        weight_decay: float = 0.0,
-    ) -> Optimizer:
-        return Optimizer(
-            nlcg_optax.nlcg(
-                learning_rate,
-                rule,
-                # Muon's step, so that Muon is the fixed-momentum peer.
-                preconditioner=orthogonalised_matrices(decay),
-                beta_max=beta_max,
-                beta_smoothing=beta_smoothing,
-                weight_decay=weight_decay,
-                weight_decay_mask=decay_mask,
-            )
-        )
-
-    return build_nlcg_orthogonal
-
-
-def _nlcg_secant(rule: str) -> Builder:
-    def build_nlcg_secant(
-        learning_rate: optax.ScalarOrSchedule,
-        *,
-        beta_max: float = 1.0,
-        beta_smoothing: float = 0.0,
-        refresh_period: int = 5,
-    ) -> Optimizer:
-        return Optimizer(
-            nlcg_optax.nlcg(
-                learning_rate,
-                rule,
-                preconditioner=nlcg_optax.scale_by_diagonal_secant(
-                    secant="hvp", refresh_period=refresh_period
-                ),
-                beta_max=beta_max,
-                beta_smoothing=beta_smoothing,
-            ),
-            extras=("value_fn",),
-            gradient_equivalents=1.0 + HVP_COST / refresh_period,
-        )
-
-    return build_nlcg_secant
 
 
 def _paper_nlcg(
@@ -287,10 +300,13 @@ OPTIMIZERS: dict[str, Builder] = {
     "lars": _lars,
     "lamb": _lamb,
     "muon": _muon,
-    **{f"nlcg_{rule}": _nlcg(rule) for rule in NLCG_RULES},
-    **{f"nlcg_{rule}_rms": _nlcg_rms(rule) for rule in NLCG_RULES},
-    **{f"nlcg_{rule}_secant": _nlcg_secant(rule) for rule in NLCG_RULES},
-    **{f"nlcg_{rule}_orthogonal": _nlcg_orthogonal(rule) for rule in NLCG_RULES},
+    "shampoo": _shampoo,
+    "lbfgs": _lbfgs,
+    **{
+        f"nlcg_{rule}{suffix and '_'}{suffix}": _nlcg(rule, preconditioner)
+        for rule in NLCG_RULES
+        for suffix, preconditioner in PRECONDITIONERS.items()
+    },
     **_paper_variants(),
 }
 
@@ -298,7 +314,7 @@ OPTIMIZERS: dict[str, Builder] = {
 def build(
     name: str,
     learning_rate: optax.ScalarOrSchedule,
-    options: Mapping[str, int | float] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Optimizer:
     """Builds an optimiser.
 

@@ -1,18 +1,34 @@
-"""Preconditioners that are put together from Optax's parts."""
+"""The preconditioners of NLCG by name, each with what it asks for and what it costs."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
+import nlcg_optax
+
+HVP_COST = 2.0  # gradient-equivalents of a Hessian-vector product
+
 PyTree = Any
 
 
-def matrix_axes(leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
-    """How a weight is a matrix: inputs by outputs; None for vectors and scalars.
+class Preconditioner(NamedTuple):
+    """A preconditioner with its needs and its price.
 
-    The kernel of a convolution is one matrix, with a row for each place and channel.
+    Attributes:
+      build: from options, which are numbers, to the transformation; None for P = I.
+      extras: the extra arguments that its ``update`` takes.
+      extra_cost: from the options to its mean cost a step, in gradients.
     """
+
+    build: Callable[..., optax.GradientTransformation | None]
+    extras: tuple[str, ...] = ()
+    extra_cost: Callable[..., float] = lambda **_: 0.0
+
+
+def matrix_axes(leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+    """How a weight is a matrix for Muon: inputs by outputs; None for vectors."""
     if leaf.ndim < 2:
         return None
     return optax.contrib.MuonDimensionNumbers(
@@ -25,20 +41,42 @@ def matrix_axes_of(params: PyTree) -> PyTree:
     return jax.tree.map(matrix_axes, params)
 
 
-def orthogonalised_matrices(decay: float) -> optax.GradientTransformation:
-    """Orthogonalises matrices as Muon does, without its momentum; RMS for the rest.
+def _rms(*, decay: float = 0.999) -> optax.GradientTransformation:
+    # The second moment of Adam, so that Adam is the fixed-momentum peer.
+    return optax.scale_by_rms(decay, eps_in_sqrt=False, bias_correction=True)
 
-    Args:
-      decay: of the mean square by which vectors and scalars are divided.
-    """
-    return optax.partition(
-        {
-            "matrix": optax.contrib.scale_by_muon(
-                beta=0.0, nesterov=False, weight_dimension_numbers=matrix_axes_of
-            ),
-            "other": optax.scale_by_rms(decay, bias_correction=True),
-        },
-        lambda params: jax.tree.map(
-            lambda leaf: "other" if matrix_axes(leaf) is None else "matrix", params
-        ),
+
+def _secant(*, refresh_period: int = 5) -> optax.GradientTransformation:
+    return nlcg_optax.scale_by_diagonal_secant(
+        secant="hvp", refresh_period=refresh_period
     )
+
+
+def _orthogonal(
+    *, decay: float = 0.999, restore_norm: bool = False
+) -> optax.GradientTransformation:
+    # Muon's step, so that Muon is the fixed-momentum peer.
+    return nlcg_optax.scale_by_orthogonalisation(
+        restore_norm=bool(restore_norm), vectors=_rms(decay=decay)
+    )
+
+
+def _kronecker(
+    *, decay: float = 0.95, refresh_period: int = 10, damping: float = 1e-6
+) -> optax.GradientTransformation:
+    return nlcg_optax.scale_by_kronecker(
+        decay=decay, refresh_period=refresh_period, damping=damping
+    )
+
+
+PRECONDITIONERS: dict[str, Preconditioner] = {
+    "": Preconditioner(lambda: None),
+    "rms": Preconditioner(_rms),
+    "secant": Preconditioner(
+        _secant,
+        ("value_fn",),
+        lambda *, refresh_period=5: HVP_COST / refresh_period,
+    ),
+    "orthogonal": Preconditioner(_orthogonal),
+    "kronecker": Preconditioner(_kronecker),
+}

@@ -184,6 +184,23 @@ def hybrid_fletcher_reeves_polak_ribiere(p: InnerProducts) -> jax.Array:
     return jnp.clip(polak_ribiere(p), -bound, bound)
 
 
+def daniel(p: InnerProducts) -> jax.Array:
+    """Daniel: ``β = zᵀH d / dᵀH d``, the conjugacy of the new direction by definition.
+
+    Daniel, "The conjugate gradient method for linear and nonlinear operator
+    equations", SIAM J. Numer. Anal. 4, 1967. The product with the Hessian is taken on
+    the batch of g, so that nothing is compared between batches; it costs about two
+    gradients a step. Where ``dᵀH d`` is not positive, β is zero.
+
+    Examples:
+      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 0, 8, -2, 2, 1, 5, 2, 3, 6]))
+      >>> daniel(p)
+      Array(0.5, dtype=float32)
+    """
+    curvature = jnp.asarray(p.d_h_d)
+    return jnp.where(curvature > 0, _ratio(jnp.asarray(p.z_h_d), curvature), 0)
+
+
 def constant(beta: float | jax.Array) -> ConjugacyRule:
     """A rule that always gives ``beta``: heavy-ball momentum without damping.
 
@@ -220,6 +237,7 @@ RULES: dict[str, ConjugacyRule] = {
     "hz": hager_zhang,
     "dk": dai_kou,
     "hs-dy": hybrid_hestenes_stiefel_dai_yuan,
+    "daniel": daniel,
     "fr-pr": hybrid_fletcher_reeves_polak_ribiere,
     "paper_fr": functools.partial(fletcher_reeves, eps=PAPER_EPS),
     "paper_pr": functools.partial(polak_ribiere_stored, eps=PAPER_EPS),

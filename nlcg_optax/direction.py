@@ -8,6 +8,7 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.conjugacy import ConjugacyRule, get_rule, products_used
+from nlcg_optax.curvature import hessian_vector_product
 from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
@@ -16,6 +17,7 @@ from nlcg_optax.dtypes import (
     strong_types,
     times,
 )
+from nlcg_optax.extra_args import bind_extra_args
 from nlcg_optax.inner_products import InnerProducts, Scope, settle, vdots
 
 POWELL_ORTHOGONALITY = 0.2  # Powell, 1977: restart once |g_prevᵀP g| >= .2 gᵀP g
@@ -92,6 +94,7 @@ def scale_by_nlcg(
     restart_period: int | jax.Array | None = None,
     ensure_descent: bool = True,
     scope: Scope = "global",
+    across_halves: bool = False,
     state_dtype: Any = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -117,7 +120,9 @@ def scale_by_nlcg(
 
     Args:
       rule: name of a conjugacy rule (see `nlcg_optax.conjugacy`), a number for a
-        constant β, or a callable from `InnerProducts` to a scalar.
+        constant β, or a callable from `InnerProducts` to a scalar. Where it reads
+        curvature (``"daniel"``), ``update`` needs the parameters and the extra argument
+        ``value_fn``, the loss of the mini-batch.
       preconditioner: an Optax transformation :math:`g \mapsto P g`. It receives the
         extra arguments of ``update`` and, as ``previous_direction``, the tree
         :math:`d_{t-1}` (zeros at first). None for the identity. Where
@@ -134,6 +139,13 @@ def scale_by_nlcg(
         neither.
       scope: ``"global"`` takes inner products over all parameters together, as the
         paper does; ``"per_leaf"`` gives each leaf its own β.
+      across_halves: whether :math:`g^\top z` is taken across the two halves of the
+        mini-batch, as the mean of :math:`g_a^\top P g_b` and :math:`g_b^\top P g_a`
+        (not below zero). The product of a noisy gradient with itself is too large by
+        the variance of the noise; that of two independent ones is not. ``update`` then
+        takes the extra argument ``half_grads``, a pair of trees whose mean is the
+        gradient. It costs two more applications of P; what follows β, the guards and
+        the direction, is not touched.
       state_dtype: dtype in which the directions and gradients are kept, such as
         ``"bfloat16"`` (a name, not ``jnp.bfloat16``, under
         ``optax.inject_hyperparams``, which takes callables for schedules); by default
@@ -147,8 +159,9 @@ def scale_by_nlcg(
       and one more where the rule needs the previous z of a preconditioner.
 
     Raises:
-      ValueError: if an argument is out of its range, or (in ``update``) the tree of
-        updates does not match the state.
+      ValueError: if an argument is out of its range, ``across_halves`` meets a rule
+        that reads :math:`y^\top P y` or :math:`d^\top P^{-1} d`, or (in ``update``) the
+        tree of updates does not match the state or an extra argument is missing.
       TypeError: if the rule or the preconditioner is of a wrong kind, or (in ``init``
         and ``update``) a leaf is not floating point.
 
@@ -172,6 +185,7 @@ def scale_by_nlcg(
     validation.check_decay("beta_smoothing", beta_smoothing)
     validation.check_choice("restart", restart, RESTARTS)
     validation.check_scope(scope)
+    _check_across_halves(across_halves, rule, used)
     if restart_period is not None:
         validation.check_positive_int("restart_period", restart_period)
     if state_dtype is not None:
@@ -182,6 +196,7 @@ def scale_by_nlcg(
     keep_grad = bool(used & {"y_z", "y_p_y"}) or restart == "powell"
     keep_grad = keep_grad or ("g_z_prev" in used and not preconditioned)
     keep_precond_grad = preconditioned and bool(used & {"g_z_prev", "y_p_y"})
+    needs_curvature = bool(used & {"z_h_d", "d_h_d"})
 
     def kept_like(tree: PyTree) -> PyTree:
         # Distinct zero buffers for every field: donation must not meet one twice.
@@ -232,6 +247,11 @@ def scale_by_nlcg(
             **{**extra_args, "previous_direction": d},
         )
 
+        def preconditioned_half(grads: PyTree) -> PyTree:
+            # By the same P: the state that comes out is nobody's.
+            given = {**extra_args, "previous_direction": d}
+            return inner.update(grads, state.preconditioner_state, params, **given)[0]
+
         # Everything that the rule, the guards and the diagnostics need, in one
         # reduction.
         pairs: dict[str, tuple[PyTree, PyTree]] = {"g_g": (g, g), "d_g": (d, g)}
@@ -249,6 +269,13 @@ def scale_by_nlcg(
                 pairs["y_p_y"] = (y, difference(z, state.precond_grad_prev))
             if "g_z_prev" in used:
                 pairs["g_z_prev"] = (g, state.precond_grad_prev)
+        if needs_curvature:
+            h_d = _hessian_product(params, d, extra_args)
+            pairs |= {"z_h_d": (z, h_d), "d_h_d": (d, h_d)}
+        if across_halves:
+            a, b = _halves(extra_args.get("half_grads"), g)
+            pairs["a_z_b"] = (a, preconditioned_half(b))
+            pairs["b_z_a"] = (b, preconditioned_half(a))
         products = dict(
             zip(
                 pairs,
@@ -271,10 +298,18 @@ def scale_by_nlcg(
         else:
             ascends = jnp.zeros_like(g_z, dtype=bool)
 
+        # By how much noise makes gᵀz too large, as far as the rule is concerned.
+        noise = jnp.zeros_like(g_z)
+        if across_halves:
+            crossed = 0.5 * (products["a_z_b"] + products["b_z_a"])
+            noise = jnp.where(ascends, 0, g_z - jnp.maximum(crossed, 0))
+            finite &= jnp.all(jnp.isfinite(noise))
+            products.pop("d_y", None)  # in the stored slope noise is left out
+
         # Beta, and whether to restart.
         rule_products = InnerProducts(
-            g_z=g_z,
-            y_z=products.get("y_z", jnp.zeros_like(g_z)),
+            g_z=g_z - noise,
+            y_z=products.get("y_z", jnp.zeros_like(g_z)) - noise,
             d_g=d_g,
             d_y=products.get("d_y", d_g - state.d_g_prev),
             d_g_prev=state.d_g_prev,
@@ -282,6 +317,8 @@ def scale_by_nlcg(
             g_z_prev=products.get("g_z_prev", jnp.zeros_like(g_z)),
             y_p_y=jnp.maximum(products.get("y_p_y", jnp.zeros_like(g_z)), 0),
             d_pinv_d=state.d_pinv_d,
+            z_h_d=products.get("z_h_d", jnp.zeros_like(g_z)),
+            d_h_d=products.get("d_h_d", jnp.zeros_like(g_z)),
         )
         apply_rule = jax.vmap(conjugacy_rule) if scope == "per_leaf" else conjugacy_rule
         beta = apply_rule(rule_products).astype(acc)
@@ -295,8 +332,8 @@ def scale_by_nlcg(
             restarted, 0, beta
         )
         if restart == "powell":
-            g_prev_z = g_z - rule_products.y_z
-            restarted |= jnp.abs(g_prev_z) >= POWELL_ORTHOGONALITY * g_z
+            g_prev_z = rule_products.g_z - rule_products.y_z
+            restarted |= jnp.abs(g_prev_z) >= POWELL_ORTHOGONALITY * rule_products.g_z
         if restart_period is not None:
             restarted |= state.count % jnp.asarray(restart_period, jnp.int32) == 0
 
@@ -351,8 +388,8 @@ def scale_by_nlcg(
             precond_grad_prev=(
                 keep(z, state.precond_grad_prev) if keep_precond_grad else ()
             ),
-            g_prev_z_prev=keep(g_z, state.g_prev_z_prev),
-            d_g_prev=keep(slope, state.d_g_prev),
+            g_prev_z_prev=keep(rule_products.g_z, state.g_prev_z_prev),
+            d_g_prev=keep(slope + noise, state.d_g_prev),
             d_d=keep(d_d, state.d_d),
             d_pinv_d=keep(d_pinv_d, state.d_pinv_d),
             beta_average=keep(beta_average, state.beta_average),
@@ -376,6 +413,44 @@ def scale_by_nlcg(
         return new_updates, new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_across_halves(given: Any, rule: Any, used: frozenset[str]) -> None:
+    if not isinstance(given, bool):
+        raise ValueError(f"across_halves={given!r} must be True or False")
+    biased = sorted(used & {"y_p_y", "d_pinv_d"})
+    if given and biased:
+        raise ValueError(
+            f"across_halves=True does not correct {biased}, which rule={rule!r} reads; "
+            "take another rule, such as 'pr+'"
+        )
+
+
+def _halves(half_grads: Any, grads: PyTree) -> tuple[PyTree, PyTree]:
+    validation.require(
+        "scale_by_nlcg", "half_grads", half_grads, "across_halves=True multiplies them"
+    )
+    if not isinstance(half_grads, tuple | list) or len(half_grads) != 2:
+        raise ValueError(
+            f"half_grads={half_grads!r} must be a pair of trees like the gradient"
+        )
+    for name, half in zip(("half_grads[0]", "half_grads[1]"), half_grads, strict=True):
+        validation.check_same_structure(name, half, grads)
+    first, second = half_grads
+    return first, second
+
+
+def _hessian_product(
+    params: PyTree, direction: PyTree, extra_args: dict[str, Any]
+) -> PyTree:
+    why = "the rule reads curvature"
+    validation.require("scale_by_nlcg", "params", params, why)
+    value_fn = validation.require(
+        "scale_by_nlcg", "value_fn", extra_args.get("value_fn"), why
+    )
+    return hessian_vector_product(
+        bind_extra_args(value_fn, extra_args), params, direction
+    )
 
 
 def _stored_dtype(leaf: jax.Array, state_dtype: Any) -> jnp.dtype:

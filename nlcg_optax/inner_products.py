@@ -38,6 +38,8 @@ class InnerProducts(NamedTuple):
       y_p_y: ``yᵀP y``, as ``yᵀ(z - z_prev)``; never negative.
       d_pinv_d: ``dᵀP⁻¹d`` (``dᵀd`` without a preconditioner), from the recurrence
         ``dᵀP⁻¹d <- gᵀz - 2βdᵀg + β²dᵀP⁻¹d``, which needs no solve with P.
+      z_h_d: ``zᵀH d`` with the Hessian of the batch of g, at the present parameters.
+      d_h_d: ``dᵀH d``, likewise.
     """
 
     g_z: jax.Array
@@ -49,6 +51,8 @@ class InnerProducts(NamedTuple):
     g_z_prev: jax.Array
     y_p_y: jax.Array
     d_pinv_d: jax.Array
+    z_h_d: jax.Array | float = 0.0
+    d_h_d: jax.Array | float = 0.0
 
 
 def vdots(

@@ -26,6 +26,7 @@ def nlcg(
     restart: Literal["powell"] | None = None,
     restart_period: int | None = None,
     scope: Scope = "global",
+    across_halves: bool = False,
     weight_decay: float | jax.Array | None = None,
     weight_decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     step_control: optax.GradientTransformation | None = None,
@@ -59,6 +60,8 @@ def nlcg(
       restart: ``"powell"`` or None.
       restart_period: restart every so many steps; None for never.
       scope: ``"global"`` or ``"per_leaf"``.
+      across_halves: whether noise is kept out of β by products across two halves of
+        the mini-batch, which ``update`` then takes as ``half_grads``.
       weight_decay: the factor :math:`\lambda`, or None for none; not together with a
         line search, whose ``value_fn`` should hold the penalty instead.
       weight_decay_mask: tree of booleans, or a function of the parameters, that tells
@@ -121,6 +124,7 @@ def nlcg(
             restart=restart,
             restart_period=restart_period,
             scope=scope,
+            across_halves=across_halves,
             state_dtype=state_dtype,
             axis_name=axis_name,
         )

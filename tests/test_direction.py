@@ -297,6 +297,6 @@ def test_mismatched_trees_are_named():
 
 
 def test_every_rule_name_runs():
-    for name in RULES:
+    for name in set(RULES) - {"daniel"}:  # which needs a loss: test_noise.py
         for updates, _ in run(scale_by_nlcg(name), random_grads(2)):
             assert np.isfinite(updates).all()

@@ -14,7 +14,14 @@ import nlcg_optax
 from experiments import meshes, models, optimizers, preprocessing, schedules
 from experiments.config import RunConfig
 from experiments.data import Split
-from experiments.micro_batches import LossFn, Outcome, mean_gradient, mean_loss
+from experiments.micro_batches import (
+    LossFn,
+    Outcome,
+    half_gradients,
+    mean_gradient,
+    mean_loss,
+    outputs_of_parts,
+)
 from experiments.training.losses import cross_entropies, hits, l2
 from experiments.training.per_device import (
     mean_gradient_over_devices,
@@ -128,15 +135,16 @@ def make_step(
             key=copied,
         )
 
+    def logits_of(
+        params: PyTree, batch_stats: PyTree, images: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        return model.apply(variables, images, train=True, mutable=["batch_stats"])
+
     def loss_fn(
         params: PyTree, batch_stats: PyTree, batch: Split
     ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch.images,
-            train=True,
-            mutable=["batch_stats"],
-        )
+        logits, updated = logits_of(params, batch_stats, batch.images)
         losses = cross_entropies(logits, batch.labels, config.label_smoothing)
         loss = jnp.mean(losses) + l2(config.l2, params)
         accuracy = jnp.mean(hits(logits, batch.labels))
@@ -147,9 +155,15 @@ def make_step(
             batches, NamedSharding(mesh, meshes.BATCH)
         )
         batches = batches._replace(images=prepare_images(state, batches.images))
-        outcome, batch_stats = gradient(
-            loss_fn, state.params, state.batch_stats, batches
-        )
+        half_grads = None
+        if "half_grads" in optimizer.extras:
+            outcome, half_grads, batch_stats = half_gradients(
+                gradient, loss_fn, state.params, state.batch_stats, batches
+            )
+        else:
+            outcome, batch_stats = gradient(
+                loss_fn, state.params, state.batch_stats, batches
+            )
         # Sums over devices then end where the state lives.
         grads = jax.lax.with_sharding_constraint(
             outcome.grads, meshes.shardings_of(mesh, outcome.grads)
@@ -160,6 +174,16 @@ def make_step(
             "value_fn": lambda params: loss(
                 loss_fn, params, state.batch_stats, batches
             ),
+            "outputs_fn": lambda params: outputs_of_parts(
+                lambda images: logits_of(params, state.batch_stats, images)[0],
+                batches.images,
+            ),
+            "output_loss_fn": lambda logits: jnp.mean(
+                cross_entropies(
+                    logits, batches.labels.reshape(-1), config.label_smoothing
+                )
+            ),
+            "half_grads": half_grads,
         }
         updates, opt_state = optax.with_extra_args_support(
             optimizer_of(state.learning_rate).transformation

@@ -3,7 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.micro_batches import mean_gradient, mean_loss
+from experiments.micro_batches import (
+    half_gradients,
+    mean_gradient,
+    mean_loss,
+    outputs_of_parts,
+)
 
 BATCH = np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32)
 
@@ -49,3 +54,28 @@ def test_curvature_is_that_of_the_whole_batch(count, params):
     expected = hvp(lambda p: loss_fn(p, (0.0, 0.0), BATCH)[0])
     for name, product in expected.items():
         np.testing.assert_allclose(found[name], product, rtol=1e-5)
+
+
+def test_halves_are_gradients_of_their_own_parts(params):
+    parts = BATCH.reshape(4, -1, 3)
+    outcome, halves, stats = half_gradients(
+        mean_gradient, loss_fn, params, (0.0, 0.0), parts
+    )
+    whole, _ = mean_gradient(loss_fn, params, (0.0, 0.0), parts)
+    assert stats[0] == 4
+    for half, rows in zip(halves, (BATCH[:12], BATCH[12:])):
+        grads = jax.grad(lambda p: loss_fn(p, (0.0, 0.0), rows)[0])(params)
+        np.testing.assert_allclose(half["w"], grads["w"], rtol=1e-5)
+    np.testing.assert_allclose(outcome.grads["w"], whole.grads["w"], rtol=1e-5)
+    np.testing.assert_allclose(outcome.loss, whole.loss, rtol=1e-6)
+    with pytest.raises(ValueError, match="micro_batches=3 must be even"):
+        half_gradients(
+            mean_gradient, loss_fn, params, (0.0, 0.0), BATCH.reshape(3, -1, 3)
+        )
+
+
+def test_outputs_of_all_micro_batches_in_one_row(params):
+    for count in (1, 4):
+        parts = BATCH.reshape(count, -1, 3)
+        found = outputs_of_parts(lambda rows: rows @ params["w"][:, None], parts)
+        np.testing.assert_allclose(found[:, 0], BATCH @ params["w"], rtol=1e-5)

@@ -6,7 +6,6 @@ import optax
 import pytest
 
 from experiments import optimizers, schedules
-from experiments.preconditioners import orthogonalised_matrices
 
 
 def square(params):
@@ -19,9 +18,16 @@ def test_every_optimizer_updates_with_just_its_extras(name):
     tx = optax.with_extra_args_support(optimizer.transformation)
 
     def update(params):
-        extras = {"value": square(params), "value_fn": square}
+        grads = jax.grad(square)(params)
+        extras = {
+            "value": square(params),
+            "value_fn": square,
+            "outputs_fn": lambda params: square(params)[None],
+            "output_loss_fn": jnp.sum,
+            "half_grads": (grads, grads),
+        }
         given = {extra: extras[extra] for extra in optimizer.extras}
-        return tx.update(jax.grad(square)(params), tx.init(params), params, **given)
+        return tx.update(grads, tx.init(params), params, **given)
 
     params = {
         "Conv_0": {"kernel": jnp.ones([3, 3, 2, 4])},
@@ -56,23 +62,27 @@ def test_batch_normalisation_does_not_decay(name):
     assert (steps[0.0]["Dense_0"] != steps[0.5]["Dense_0"]).any()
 
 
-def test_matrices_are_orthogonalised_convolutions_included():
-    tx = orthogonalised_matrices(0.999)
-    rng = np.random.default_rng(0)
-    grads = {
-        "kernel": jnp.asarray(rng.normal(size=(3, 3, 2, 4)), jnp.float32),
-        "bias": jnp.array([2.0, -7.0]),
-    }
-    updates, _ = jax.jit(tx.update)(grads, tx.init(grads), grads)
-    singular = np.linalg.svd(updates["kernel"].reshape(18, 4), compute_uv=False)
-    # Muon's five steps bring singular values near one, not to it.
-    assert ((singular > 0.6) & (singular < 1.3)).all()
-    alignment = jnp.sum(updates["kernel"] * grads["kernel"])
-    assert (
-        alignment
-        > 0.7 * np.linalg.svd(grads["kernel"].reshape(18, 4), compute_uv=False).sum()
-    )
-    np.testing.assert_allclose(updates["bias"], [1.0, -1.0], rtol=1e-4)
+def test_a_constant_and_a_replayed_beta_are_the_same_numbers():
+    params = jnp.array([1.0, 2.0])
+    runs = []
+    for name, options in (
+        ("nlcg_constant_rms", {"beta": 0.5}),
+        ("nlcg_replay_rms", {"betas": [0.5] * 3}),
+    ):
+        tx = optimizers.build(name, 0.1, options).transformation
+        state, out = tx.init(params), []
+        for scale in (1.0, 0.7, 0.4):
+            updates, state = tx.update(scale * params, state, params)
+            out.append(updates)
+        runs.append(out)
+    np.testing.assert_allclose(runs[0], runs[1], rtol=1e-6)
+
+
+def test_options_are_those_of_rule_and_preconditioner():
+    with pytest.raises(ValueError, match="beta=0.5, which 'nlcg_fr_rms' does not take"):
+        optimizers.build("nlcg_fr_rms", 0.1, {"beta": 0.5})
+    with pytest.raises(ValueError, match="refresh_period=3, which 'nlcg_fr_rms'"):
+        optimizers.build("nlcg_fr_rms", 0.1, {"refresh_period": 3})
 
 
 @pytest.mark.parametrize(
@@ -84,6 +94,9 @@ def test_matrices_are_orthogonalised_convolutions_included():
         ("nlcg_fr_secant", {}, 1.4),
         ("nlcg_hs_secant", {"refresh_period": 1}, 3.0),
         ("paper_nlcg_fr", {}, 1.0),
+        ("nlcg_daniel", {}, 3.0),
+        ("nlcg_pr+_kronecker", {"curvature_period": 2}, 4 / 3),
+        ("nlcg_subspace_orthogonal", {}, 8 / 3),
     ],
 )
 def test_the_cost_of_a_step_in_gradients(name, options, cost):
