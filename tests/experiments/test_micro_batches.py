@@ -64,7 +64,7 @@ def test_halves_are_gradients_of_their_own_parts(params):
     whole, _ = mean_gradient(loss_fn, params, (0.0, 0.0), parts)
     assert stats[0] == 4
     for half, rows in zip(halves, (BATCH[:12], BATCH[12:])):
-        grads = jax.grad(lambda p: loss_fn(p, (0.0, 0.0), rows)[0])(params)
+        grads = jax.grad(lambda p, r: loss_fn(p, (0.0, 0.0), r)[0])(params, rows)
         np.testing.assert_allclose(half["w"], grads["w"], rtol=1e-5)
     np.testing.assert_allclose(outcome.grads["w"], whole.grads["w"], rtol=1e-5)
     np.testing.assert_allclose(outcome.loss, whole.loss, rtol=1e-6)
