@@ -8,7 +8,6 @@ checksums do not depend on how arrays are split over devices or processes, so a 
 go on with others than it began with.
 """
 
-import dataclasses
 import errno
 import os
 import warnings
@@ -73,7 +72,7 @@ class Checkpoints:
         self.directory = path if "://" in directory else path.absolute()
         self.every = every
         self._last_report = config.epochs // config.epochs_per_report
-        self._config = dataclasses.asdict(config)
+        self._config = config.settings()
         with self._writing("the folder of checkpoints"):
             self._manager = ocp.CheckpointManager(
                 self.directory,

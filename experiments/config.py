@@ -11,10 +11,13 @@ MAX_SEED = 2**31 - 1
 OPTIONAL = (
     "batch_size",
     "data_devices",
+    "ghost_batch_size",
     "shard_devices",
     "steps_per_call",
     "train_examples",
 )
+# Where arrays live, which may change when a run goes on.
+LAYOUT = ("axis_types", "data_devices", "shard_devices")
 CHOICES = {
     "axis_types": ("auto", "explicit"),
     "partitioning": ("jit", "shard_map"),
@@ -38,6 +41,8 @@ class RunConfig:
       batch_size: examples a step; None for the whole training set.
       micro_batches: parts of a batch that are computed one after the other; a step
         takes the mean of their losses and gradients.
+      ghost_batch_size: examples that batch normalisation sees together, a divisor of a
+        micro-batch; None for a micro-batch.
       epochs: passes over the training set.
       epochs_per_report: epochs after which the run is evaluated and reported; divides
         ``epochs``.
@@ -78,6 +83,7 @@ class RunConfig:
     warmup_epochs: float | None = None
     batch_size: int | None = 256
     micro_batches: int = 1
+    ghost_batch_size: int | None = None
     epochs: int = 20
     epochs_per_report: int = 1
     steps_per_call: int | None = None
@@ -115,6 +121,7 @@ class RunConfig:
         for name in (
             "batch_size",
             "micro_batches",
+            "ghost_batch_size",
             "epochs",
             "epochs_per_report",
             "steps_per_call",
@@ -165,6 +172,11 @@ class RunConfig:
                 _is_int(value) and 0 <= value <= MAX_SEED,
                 f"must be an integer from 0 to {MAX_SEED}",
             )
+
+    def settings(self) -> dict[str, Any]:
+        """All that must be the same when a run goes on: not where arrays live."""
+        given = dataclasses.asdict(self)
+        return {name: value for name, value in given.items() if name not in LAYOUT}
 
     def data_options(self, data_dir: Path) -> DataOptions:
         """What of the data set is used, with the place where it is."""

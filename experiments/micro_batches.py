@@ -14,6 +14,8 @@ import jax.numpy as jnp
 PyTree = Any
 LossFn = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, tuple[PyTree, jax.Array]]]
 
+OutputsFn = Callable[[PyTree, PyTree, PyTree], jax.Array]
+
 
 class Outcome(NamedTuple):
     """Means over micro-batches.
@@ -118,14 +120,17 @@ def half_gradients(
     return mean, (first.grads, second.grads), batch_stats
 
 
-def outputs_of_parts(
-    outputs_of: Callable[[jax.Array], jax.Array], images: jax.Array
+def stacked_outputs(
+    outputs_fn: OutputsFn, params: PyTree, batch_stats: PyTree, batches: PyTree
 ) -> jax.Array:
-    """The outputs for all micro-batches, in one row."""
-    if _count(images) == 1:
-        return outputs_of(images[0])
-    outputs = jax.lax.map(outputs_of, images)
-    return outputs.reshape(-1, *outputs.shape[2:])
+    """What a model makes of each micro-batch, one after the other, stacked."""
+
+    def outputs_of(batch: PyTree) -> jax.Array:
+        return outputs_fn(params, batch_stats, batch)
+
+    if _count(batches) == 1:
+        return outputs_of(_part(batches, 0))[None]
+    return jax.lax.map(jax.checkpoint(outputs_of), batches)
 
 
 def _count(batches: PyTree) -> int:

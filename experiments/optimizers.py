@@ -34,7 +34,7 @@ class Optimizer(NamedTuple):
 
     Attributes:
       transformation: the Optax transformation.
-      extras: the extra arguments that its ``update`` takes, out of ``value``,
+      extras: the extra arguments that its ``update`` takes, out of ``value``, ``grad``,
         ``value_fn``, ``outputs_fn``, ``output_loss_fn`` and ``half_grads``.
       gradient_equivalents: mean cost of a step in gradients, with the gradient
         itself, which also yields the loss; a Hessian-vector product counts two.

@@ -19,7 +19,7 @@ def interrupted_record(path: Path, config: RunConfig) -> RunRecord | None:
     if not record_lines(path, interrupted=True):
         return None  # killed before the header was written
     record = read_record(path, interrupted=True)
-    if record.config != config:
+    if record.config.settings() != config.settings():
         raise ValueError(
             f"the record {str(path)!r} is of another configuration; name another, or "
             "delete it"

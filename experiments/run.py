@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import rich.console
@@ -24,6 +24,7 @@ from experiments.config import RunConfig
 from experiments.data import NotPreparedError
 from experiments.recorded_run import record_run
 from experiments.records import Line
+from experiments.tensorboard import TensorBoard
 from experiments.training import (
     DivergedError,
     Report,
@@ -43,6 +44,7 @@ class RunArguments:
       checkpoint_dir: folder, or address in a bucket, of the checkpoints of this run.
       checkpoint_every: reports from one checkpoint to the next.
       keep: newest checkpoints that are kept.
+      tensorboard_dir: folder of the metrics of this run for TensorBoard.
     """
 
     config: RunConfig = dataclasses.field(default_factory=RunConfig)
@@ -51,6 +53,7 @@ class RunArguments:
     checkpoint_dir: str | None = None
     checkpoint_every: int = 1
     keep: int = 3
+    tensorboard_dir: Path | None = None
 
 
 def run(arguments: RunArguments, console: rich.console.Console) -> Line:
@@ -62,6 +65,7 @@ def run(arguments: RunArguments, console: rich.console.Console) -> Line:
         compiled = compile_program(program, dataset)
     with (
         _checkpoints(arguments) as checkpoints,
+        _tensorboard(arguments) as tensorboard,
         rich.progress.Progress(
             "{task.description}",
             rich.progress.BarColumn(),
@@ -78,6 +82,8 @@ def run(arguments: RunArguments, console: rich.console.Console) -> Line:
                 completed=report.number * config.epochs_per_report,
                 description=_progress_of(evaluation),
             )
+            if tensorboard is not None:
+                tensorboard.write(report, evaluation)
 
         summary = record_run(
             arguments.record,
@@ -97,18 +103,25 @@ def run(arguments: RunArguments, console: rich.console.Console) -> Line:
     return summary
 
 
-@contextlib.contextmanager
-def _checkpoints(arguments: RunArguments) -> Iterator[Checkpoints | None]:
+def _checkpoints(
+    arguments: RunArguments,
+) -> contextlib.AbstractContextManager[Checkpoints | None]:
     if arguments.checkpoint_dir is None:
-        yield None
-        return
-    with Checkpoints(
+        return contextlib.nullcontext()
+    return Checkpoints(
         arguments.checkpoint_dir,
         arguments.config,
         every=arguments.checkpoint_every,
         keep=arguments.keep,
-    ) as checkpoints:
-        yield checkpoints
+    )
+
+
+def _tensorboard(
+    arguments: RunArguments,
+) -> contextlib.AbstractContextManager[TensorBoard | None]:
+    if arguments.tensorboard_dir is None:
+        return contextlib.nullcontext()
+    return TensorBoard(arguments.tensorboard_dir)
 
 
 def _progress_of(evaluation: Line) -> str:

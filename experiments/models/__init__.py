@@ -39,7 +39,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def build(name: str, num_classes: int, compute_dtype: str = "float32") -> nn.Module:
+def build(
+    name: str,
+    num_classes: int,
+    compute_dtype: str = "float32",
+    ghost_batch_size: int | None = None,
+) -> nn.Module:
     """Builds a model.
 
     Args:
@@ -47,9 +52,20 @@ def build(name: str, num_classes: int, compute_dtype: str = "float32") -> nn.Mod
       num_classes: width of the output.
       compute_dtype: a name in `DTYPES`; parameters and logits stay float32.
 
+      ghost_batch_size: examples that batch normalisation sees together, None for all.
+
     Raises:
-      ValueError: if a name is unknown.
+      ValueError: if a name is unknown, or ghost batches are asked of a model without
+        batch normalisation.
     """
     model = look_up("model", name, MODELS)
     dtype = look_up("compute_dtype", compute_dtype, DTYPES)
-    return model(num_classes=num_classes, dtype=dtype)
+    built = model(num_classes=num_classes, dtype=dtype)
+    if ghost_batch_size is None:
+        return built
+    if not hasattr(built, "ghost_batch_size"):
+        raise ValueError(
+            f"ghost_batch_size={ghost_batch_size!r} must be None with model={name!r}, "
+            "which has no batch normalisation"
+        )
+    return built.clone(ghost_batch_size=ghost_batch_size)

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from experiments.models.batch_norm import BatchNorm
+
 
 class Cnn(nn.Module):
     """Normalised convolutions, of stride 2 after the first, and a mean over space.
@@ -14,11 +16,13 @@ class Cnn(nn.Module):
       num_classes: width of the output.
       features: channels of each convolution.
       dtype: of the computation; parameters and logits are float32.
+      ghost_batch_size: see `BatchNorm`.
     """
 
     num_classes: int
     features: tuple[int, ...] = (16, 32)
     dtype: Any = jnp.float32
+    ghost_batch_size: int | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -29,8 +33,11 @@ class Cnn(nn.Module):
             x = nn.Conv(
                 features, (3, 3), strides=strides, use_bias=False, dtype=self.dtype
             )(x)
-            x = nn.BatchNorm(
-                use_running_average=not train, momentum=0.9, dtype=self.dtype
+            x = BatchNorm(
+                use_running_average=not train,
+                momentum=0.9,
+                dtype=self.dtype,
+                ghost_batch_size=self.ghost_batch_size,
             )(x)
             x = nn.relu(x)
         return nn.Dense(self.num_classes)(jnp.mean(x, axis=(1, 2), dtype=jnp.float32))

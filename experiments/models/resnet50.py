@@ -12,10 +12,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from experiments.models.batch_norm import BatchNorm
+
 STAGE_BLOCKS = (3, 4, 6, 3)
 EXPANSION = 4  # channels behind a block over channels within
 
-BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+Normalisation = functools.partial(BatchNorm, momentum=0.9, epsilon=1e-5)
 Conv = functools.partial(
     nn.Conv,
     use_bias=False,
@@ -30,18 +32,23 @@ class Bottleneck(nn.Module):
       filters: of the first two convolutions; the third has four times as many.
       strides: of the 3x3 convolution and of the projection.
       dtype: of the computation.
+      ghost_batch_size: see `BatchNorm`.
     """
 
     filters: int
     strides: int = 1
     dtype: Any = jnp.float32
+    ghost_batch_size: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Returns the images after the block."""
         conv = functools.partial(Conv, dtype=self.dtype)
         normalise = functools.partial(
-            BatchNorm, use_running_average=not train, dtype=self.dtype
+            Normalisation,
+            use_running_average=not train,
+            dtype=self.dtype,
+            ghost_batch_size=self.ghost_batch_size,
         )
         channels = EXPANSION * self.filters
         shortcut = x
@@ -66,23 +73,31 @@ class ResNet50(nn.Module):
       width: factor of the numbers of filters.
       stage_blocks: blocks of each stage.
       dtype: of the computation; parameters, statistics and logits are float32.
+      ghost_batch_size: see `BatchNorm`.
     """
 
     num_classes: int
     width: float = 1.0
     stage_blocks: tuple[int, ...] = STAGE_BLOCKS
     dtype: Any = jnp.float32
+    ghost_batch_size: int | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits; with ``train`` the statistics of the batch normalise."""
         stem = max(1, round(64 * self.width))
         x = Conv(stem, (7, 7), strides=2, padding=3, dtype=self.dtype)(images)
-        x = BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
+        x = Normalisation(
+            use_running_average=not train,
+            dtype=self.dtype,
+            ghost_batch_size=self.ghost_batch_size,
+        )(x)
         x = nn.max_pool(nn.relu(x), (3, 3), (2, 2), ((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.stage_blocks):
             for block in range(blocks):
                 strides = 2 if block == 0 and stage > 0 else 1
-                x = Bottleneck(stem * 2**stage, strides, self.dtype)(x, train=train)
+                x = Bottleneck(
+                    stem * 2**stage, strides, self.dtype, self.ghost_batch_size
+                )(x, train=train)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01))(x)

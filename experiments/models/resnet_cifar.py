@@ -11,10 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from experiments.models.batch_norm import BatchNorm
+
 STAGE_FILTERS = (16, 32, 64)
 DEPTHS = (8, 20, 32, 56)
 
-BatchNorm = functools.partial(nn.BatchNorm, momentum=0.99, epsilon=1e-5)
+Normalisation = functools.partial(BatchNorm, momentum=0.99, epsilon=1e-5)
 Conv = functools.partial(
     nn.Conv,
     use_bias=False,
@@ -30,18 +32,23 @@ class PreActivationBlock(nn.Module):
       strides: of the first one, and of the projection.
       project: whether the shortcut is a 1x1 convolution, behind the first ReLU.
       dtype: of the computation.
+      ghost_batch_size: see `BatchNorm`.
     """
 
     filters: int
     strides: int
     project: bool
     dtype: Any = jnp.float32
+    ghost_batch_size: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Returns the images after the block."""
         normalise = functools.partial(
-            BatchNorm, use_running_average=not train, dtype=self.dtype
+            Normalisation,
+            use_running_average=not train,
+            dtype=self.dtype,
+            ghost_batch_size=self.ghost_batch_size,
         )
         shortcut = x
         x = nn.relu(normalise()(x))
@@ -69,12 +76,14 @@ class ResNetCifar(nn.Module):
       depth: number of convolutions in series, plus one for the dense layer: 6n + 2.
       width: factor of the numbers of filters.
       dtype: of the computation; parameters and logits are float32.
+      ghost_batch_size: see `BatchNorm`.
     """
 
     num_classes: int
     depth: int = 32
     width: float = 1.0
     dtype: Any = jnp.float32
+    ghost_batch_size: int | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -89,7 +98,12 @@ class ResNetCifar(nn.Module):
                     strides=2 if first and stage > 0 else 1,
                     project=first,
                     dtype=self.dtype,
+                    ghost_batch_size=self.ghost_batch_size,
                 )(x, train=train)
-        x = BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
+        x = Normalisation(
+            use_running_average=not train,
+            dtype=self.dtype,
+            ghost_batch_size=self.ghost_batch_size,
+        )(x)
         x = jnp.mean(nn.relu(x), axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.num_classes)(x)

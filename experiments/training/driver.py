@@ -63,21 +63,27 @@ def run_epochs(
 ) -> Iterator[Report]:
     """Trains to the end of ``config.epochs``, a report each ``epochs_per_report``.
 
-    A state that was restored from a checkpoint goes on where it was.
+    A state that was restored from a checkpoint goes on where it was. Between two calls
+    a loss that is not finite ends the run, with a report that `check_finite` refuses.
     """
     program = compiled.program
     steps_per_report = program.calls_per_report * program.steps_per_call
     reports = config.epochs // config.epochs_per_report
     for number in range(int(state.step) // steps_per_report, reports):
         start = time.perf_counter()
-        calls = []
+        calls: list[Metrics] = []
         for _ in range(program.calls_per_report):
             state, metrics = compiled.train(state, dataset.train)
             calls.append(metrics)
+            # Looks at the call before, so that the device always has work.
+            if len(calls) > 1 and not np.isfinite(calls[-2]["loss"]).all():
+                break
         jax.block_until_ready((state, calls))
         seconds = time.perf_counter() - start
         metrics = jax.tree.map(lambda *xs: np.concatenate(xs), *jax.device_get(calls))
         yield Report(number + 1, state, metrics, seconds)
+        if len(calls) < program.calls_per_report:
+            return
 
 
 def check_finite(report: Report, config: RunConfig) -> None:

@@ -13,7 +13,14 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from experiments.meshes import AXES, BATCH
-from experiments.micro_batches import LossFn, Outcome, mean_gradient, mean_loss
+from experiments.micro_batches import (
+    LossFn,
+    Outcome,
+    OutputsFn,
+    mean_gradient,
+    mean_loss,
+    stacked_outputs,
+)
 
 PyTree = Any
 
@@ -72,6 +79,24 @@ def mean_loss_over_devices(
 
     return jax.shard_map(
         on_device, mesh=mesh, in_specs=(P(), P(), BATCH), out_specs=P()
+    )(params, batch_stats, batches)
+
+
+def stacked_outputs_over_devices(
+    mesh: Mesh,
+    outputs_fn: OutputsFn,
+    params: PyTree,
+    batch_stats: PyTree,
+    batches: PyTree,
+) -> jax.Array:
+    """`stacked_outputs` of each device's part, where the examples are."""
+
+    def on_device(params: PyTree, batch_stats: PyTree, batches: PyTree) -> jax.Array:
+        params, batch_stats = jax.tree.map(_varying, (params, batch_stats))
+        return stacked_outputs(outputs_fn, params, batch_stats, batches)
+
+    return jax.shard_map(
+        on_device, mesh=mesh, in_specs=(P(), P(), BATCH), out_specs=BATCH
     )(params, batch_stats, batches)
 
 

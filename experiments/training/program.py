@@ -154,6 +154,12 @@ def _check_batch_size(
             f"share equally in {parts} micro-batches; allowed are multiples of "
             f"{parts * devices}"
         )
+    together = config.ghost_batch_size
+    if together is not None and batch_size // parts % together:
+        raise ValueError(
+            f"ghost_batch_size={together!r} must divide the {batch_size // parts} "
+            "examples of a micro-batch, or be None for all of them"
+        )
 
 
 def _check_steps_per_call(steps_per_call: int, steps_per_report: int) -> None:

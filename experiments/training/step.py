@@ -15,17 +15,17 @@ from experiments import meshes, models, optimizers, preprocessing, schedules
 from experiments.config import RunConfig
 from experiments.data import Split
 from experiments.micro_batches import (
-    LossFn,
     Outcome,
     half_gradients,
     mean_gradient,
     mean_loss,
-    outputs_of_parts,
+    stacked_outputs,
 )
 from experiments.training.losses import cross_entropies, hits, l2
 from experiments.training.per_device import (
     mean_gradient_over_devices,
     mean_loss_over_devices,
+    stacked_outputs_over_devices,
 )
 
 PyTree = Any
@@ -93,9 +93,11 @@ def make_step(
     Raises:
       ValueError: if the configuration has an unknown name.
     """
-    model = models.build(config.model, num_classes, config.compute_dtype)
+    model = models.build(
+        config.model, num_classes, config.compute_dtype, config.ghost_batch_size
+    )
     augment = preprocessing.augmentation(config.augmentation)
-    gradient, loss = _derivatives(config, mesh)
+    gradient, loss, outputs = _on_batches(config, mesh)
     copied: Any = meshes.replicated(mesh)
 
     def schedule_of(peak: float | jax.Array) -> optax.Schedule:
@@ -135,20 +137,31 @@ def make_step(
             key=copied,
         )
 
-    def logits_of(
-        params: PyTree, batch_stats: PyTree, images: jax.Array
+    def apply(
+        params: PyTree, batch_stats: PyTree, batch: Split
     ) -> tuple[jax.Array, PyTree]:
-        variables = {"params": params, "batch_stats": batch_stats}
-        return model.apply(variables, images, train=True, mutable=["batch_stats"])
+        """The logits, and the statistics after the batch."""
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch.images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return logits, updated.get("batch_stats", {})
+
+    def loss_of(logits: jax.Array, labels: jax.Array, params: PyTree) -> jax.Array:
+        losses = cross_entropies(logits, labels, config.label_smoothing)
+        return jnp.mean(losses) + l2(config.l2, params)
 
     def loss_fn(
         params: PyTree, batch_stats: PyTree, batch: Split
     ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
-        logits, updated = logits_of(params, batch_stats, batch.images)
-        losses = cross_entropies(logits, batch.labels, config.label_smoothing)
-        loss = jnp.mean(losses) + l2(config.l2, params)
+        logits, batch_stats = apply(params, batch_stats, batch)
         accuracy = jnp.mean(hits(logits, batch.labels))
-        return loss, (updated.get("batch_stats", {}), accuracy)
+        return loss_of(logits, batch.labels, params), (batch_stats, accuracy)
+
+    def outputs_fn(params: PyTree, batch_stats: PyTree, batch: Split) -> jax.Array:
+        return apply(params, batch_stats, batch)[0]
 
     def update(state: TrainState, batches: Split) -> tuple[TrainState, Metrics]:
         batches = jax.lax.with_sharding_constraint(
@@ -171,18 +184,16 @@ def make_step(
         extras = {
             "value": outcome.loss,
             "grad": grads,
+            # Of this batch, normalised by its own statistics, which stay as they were.
             "value_fn": lambda params: loss(
                 loss_fn, params, state.batch_stats, batches
             ),
-            "outputs_fn": lambda params: outputs_of_parts(
-                lambda images: logits_of(params, state.batch_stats, images)[0],
-                batches.images,
+            # The weights are an output too: the L2 term is a function of them.
+            "outputs_fn": lambda params: (
+                outputs(outputs_fn, params, state.batch_stats, batches),
+                params,
             ),
-            "output_loss_fn": lambda logits: jnp.mean(
-                cross_entropies(
-                    logits, batches.labels.reshape(-1), config.label_smoothing
-                )
-            ),
+            "output_loss_fn": lambda found: loss_of(found[0], batches.labels, found[1]),
             "half_grads": half_grads,
         }
         updates, opt_state = optax.with_extra_args_support(
@@ -219,29 +230,35 @@ def make_step(
     return TrainStep(init, update, shardings, model, optimizer.gradient_equivalents)
 
 
-def _derivatives(
+def _on_batches(
     config: RunConfig, mesh: Mesh
-) -> tuple[Callable[..., tuple[Outcome, PyTree]], Callable[..., jax.Array]]:
-    """How gradient and loss of a batch are computed."""
+) -> tuple[
+    Callable[..., tuple[Outcome, PyTree]],
+    Callable[..., jax.Array],
+    Callable[..., jax.Array],
+]:
+    """How gradient, loss and outputs of a batch are computed."""
     if config.partitioning == "shard_map":
         dtype = models.DTYPES[config.gradient_dtype]
         return (
             functools.partial(mean_gradient_over_devices, mesh, gradient_dtype=dtype),
             functools.partial(mean_loss_over_devices, mesh),
+            functools.partial(stacked_outputs_over_devices, mesh),
         )
 
-    def on_copies(loss_fn: LossFn) -> LossFn:
+    def on_copies(function: Callable[..., Any]) -> Callable[..., Any]:
         # Split weights are gathered where they are used. Left to itself the compiler
         # would carry their sharding over to activations.
-        def loss_on_copies(params: PyTree, *rest: PyTree) -> Any:
+        def function_on_copies(params: PyTree, *rest: PyTree) -> Any:
             copies = jax.lax.with_sharding_constraint(params, meshes.replicated(mesh))
-            return loss_fn(copies, *rest)
+            return function(copies, *rest)
 
-        return loss_on_copies
+        return function_on_copies
 
     return (
         lambda loss_fn, *rest: mean_gradient(on_copies(loss_fn), *rest),
         lambda loss_fn, *rest: mean_loss(on_copies(loss_fn), *rest),
+        lambda outputs_fn, *rest: stacked_outputs(on_copies(outputs_fn), *rest),
     )
 
 

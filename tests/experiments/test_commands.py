@@ -1,8 +1,10 @@
 """The commands, through ``main`` as a user calls them."""
 
 import json
+import struct
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from experiments import bench, demo, run
 from experiments.records import read_record, read_records
@@ -26,6 +28,24 @@ def test_run_leaves_a_record(tmp_path, capsys):
     assert "test accuracy" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="error: the record .* exists"):
         run.main(arguments)
+
+
+def test_run_writes_for_tensorboard_what_it_records(tmp_path):
+    path, folder = tmp_path / "run.jsonl", tmp_path / "board"
+    run.main(["--config.epochs=2", f"--record={path}", f"--tensorboard-dir={folder}"])
+    (written,) = folder.iterdir()
+    shown = {}
+    content = written.read_bytes()
+    while content:  # length, checksum, event, checksum
+        (length,) = struct.unpack("<Q", content[:8])
+        event = event_pb2.Event.FromString(content[12 : 12 + length])
+        for value in event.summary.value:
+            shown.setdefault(value.tag, []).append(value.simple_value)
+        content = content[16 + length :]
+    record = read_record(path)
+    assert shown["step/loss"] == pytest.approx(record.series("loss"), rel=1e-6)
+    evaluations = [line["validation_accuracy"] for line in record.evaluations]
+    assert shown["evaluation/validation_accuracy"] == pytest.approx(evaluations)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,11 @@ def test_options_of_another_optimizer_are_refused():
         ({"batch_size": 1025}, "batch_size=1025 exceeds .* allowed are 1 to 1024"),
         ({"micro_batches": 3}, "batch_size=256 .* in 3 micro-batches; .* multiples of"),
         ({"data_devices": 3}, "data_devices=3 and shard_devices=1 do not multiply"),
+        ({"ghost_batch_size": 8}, "ghost_batch_size=8 must be None with model='mlp'"),
+        (
+            {"ghost_batch_size": 24, "model": "cnn"},
+            "ghost_batch_size=24 must divide the 256 examples of a micro-batch",
+        ),
         ({"augmentation": "mixup"}, "augmentation='mixup' is unknown"),
         ({"compute_dtype": "int8"}, "compute_dtype='int8' is unknown"),
         ({"model": "resnet"}, "model='resnet' is unknown"),

@@ -7,7 +7,7 @@ from experiments.micro_batches import (
     half_gradients,
     mean_gradient,
     mean_loss,
-    outputs_of_parts,
+    stacked_outputs,
 )
 
 BATCH = np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32)
@@ -74,8 +74,11 @@ def test_halves_are_gradients_of_their_own_parts(params):
         )
 
 
-def test_outputs_of_all_micro_batches_in_one_row(params):
+def test_outputs_of_micro_batches_are_stacked(params):
+    def outputs_fn(params, batch_stats, batch):
+        return batch @ params["w"] + batch_stats
+
     for count in (1, 4):
-        parts = BATCH.reshape(count, -1, 3)
-        found = outputs_of_parts(lambda rows: rows @ params["w"][:, None], parts)
-        np.testing.assert_allclose(found[:, 0], BATCH @ params["w"], rtol=1e-5)
+        found = stacked_outputs(outputs_fn, params, 0.5, BATCH.reshape(count, -1, 3))
+        expected = (BATCH @ params["w"] + 0.5).reshape(count, -1)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)

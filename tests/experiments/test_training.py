@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import data, models
+from experiments import data, models, optimizers
 from experiments.config import RunConfig
 from experiments.training import (
     DivergedError,
@@ -18,6 +18,7 @@ from experiments.training import (
     run_epochs,
 )
 from experiments.training.losses import cross_entropies
+from experiments.weight_decay import decay_mask
 
 
 def train(config, dataset, seed=0):
@@ -157,6 +158,13 @@ def test_l2_leaves_batch_normalisation_alone(few_digits):
     kernels = [params["Conv_0"], params["Conv_1"], params["Dense_0"]]
     expected = optax.tree.norm(kernels, squared=True)
     assert losses[2.0] - losses[0.0] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_normalisations_do_not_decay_whatever_they_are_called():
+    names = ("BatchNorm_0", "projection_norm", "LayerNorm_1", "Conv_0", "Dense_0")
+    mask = decay_mask({"Block_0": {name: {"scale": 0} for name in names}})
+    found = [mask["Block_0"][name]["scale"] for name in names]
+    assert found == [False, False, False, True, True]
 
 
 def test_a_loss_that_is_not_finite_is_reported_with_its_step(few_digits):
@@ -320,3 +328,64 @@ def test_labels_are_smoothed_in_training_alone(few_digits):
     )
     evaluated = program.evaluate(state, few_digits.train).loss
     np.testing.assert_allclose(evaluated, np.mean(of_label), rtol=1e-5)
+
+
+def test_ghost_batches_are_normalised_as_micro_batches_are(few_digits):
+    config = quick(model="cnn", optimizer="sgd", batch_size=None, epochs=1, l2=0.01)
+    _, (micro,) = train(dataclasses.replace(config, micro_batches=4), few_digits)
+    _, (ghost,) = train(dataclasses.replace(config, ghost_batch_size=16), few_digits)
+    np.testing.assert_allclose(ghost.metrics["loss"], micro.metrics["loss"], rtol=1e-5)
+    for mine, other in zip(
+        jax.tree.leaves((ghost.state.params, ghost.state.batch_stats)),
+        jax.tree.leaves((micro.state.params, micro.state.batch_stats)),
+        strict=True,
+    ):
+        # Float32 sums of 1024 numbers in another order, and a variance by difference.
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "partitioning", ["jit", pytest.param("shard_map", marks=pytest.mark.slow)]
+)
+def test_every_extra_argument_is_the_same_loss(partitioning, few_digits, monkeypatch):
+    config = quick(model="cnn", batch_size=None, epochs=1, l2=0.1, label_smoothing=0.1)
+    config = dataclasses.replace(
+        config, optimizer="probe", micro_batches=2, partitioning=partitioning
+    )
+    names = ("value", "grad", "value_fn", "outputs_fn", "output_loss_fn")
+
+    def update(
+        updates, state, params, *, value, grad, value_fn, outputs_fn, output_loss_fn
+    ):
+        composed = lambda params: output_loss_fn(outputs_fn(params))
+        zero = jax.tree.map(jnp.zeros_like, params)
+        return zero, {
+            "losses": jnp.stack([value, value_fn(params), composed(params)]),
+            "grads": [grad, jax.grad(value_fn)(params), jax.grad(composed)(params)],
+        }
+
+    def init(params):
+        return {"losses": jnp.zeros(3), "grads": [params] * 3}
+
+    probe = optax.GradientTransformationExtraArgs(init, update)
+    built = optimizers.Optimizer(probe, names)
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "probe", lambda learning_rate: built)
+    program = make_program(config, few_digits)
+    state, metrics = jax.jit(program.train)(program.init(0, 0.1), few_digits.train)
+    found = state.opt_state
+    np.testing.assert_allclose(found["losses"], metrics["loss"][0], rtol=1e-5)
+    for other in found["grads"][1:]:
+        difference = optax.tree.norm(optax.tree.sub(other, found["grads"][0]))
+        assert difference < 1e-5 * optax.tree.norm(found["grads"][0])
+
+
+def test_a_run_stops_at_the_call_behind_one_whose_loss_is_not_finite(few_digits):
+    config = quick(optimizer="sgd", learning_rate=1e30, steps_per_call=1, epochs=20)
+    _, reports = train(config, few_digits)
+    assert len(reports) == 1
+    losses = reports[0].metrics["loss"]
+    bad = int(np.argmin(np.isfinite(losses)))
+    assert 1 <= bad <= 3
+    assert len(losses) == bad + 2
+    with pytest.raises(DivergedError, match=f"at step {bad} with"):
+        check_finite(reports[0], config)
