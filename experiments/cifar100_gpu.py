@@ -20,13 +20,11 @@ directory of your choice::
 ``--small`` goes through all of it with a narrow ResNet-8, 2,000 images and two epochs.
 """
 
-import contextlib
 import dataclasses
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import rich.console
 import tyro
@@ -35,14 +33,8 @@ from experiments import data, learning_rate_search
 from experiments.config import RunConfig
 from experiments.device_checks import check_parity, images_per_second
 from experiments.learning_rate_search import Trial
-from experiments.recorded_run import record_run
-from experiments.records import RunRecord, read_record
-from experiments.training import (
-    CompiledProgram,
-    DivergedError,
-    compile_program,
-    make_program,
-)
+from experiments.records import read_record
+from experiments.runner import PlannedRun, Runner, finished
 
 # The published examples are .8 at batch 2048 and 1.6 at 4096; the figure at 16384, by
 # the same rule, is our inference.
@@ -144,66 +136,7 @@ class GpuArguments:
     small: bool = False
 
 
-class Cell(NamedTuple):
-    """A run and the place of its record."""
-
-    config: RunConfig
-    path: Path
-
-
-class Runner:
-    """Runs cells; those of one optimiser share a compiled program.
-
-    Args:
-      study: what is run.
-      arguments: of the command.
-      console: to print on.
-    """
-
-    def __init__(
-        self, study: Study, arguments: GpuArguments, console: rich.console.Console
-    ):
-        self._study = study
-        self._data_dir = arguments.data_dir
-        self._console = console
-        self._datasets: dict[data.DataOptions, data.Dataset] = {}
-        self._programs: dict[str, CompiledProgram] = {}
-        self.longest = 0.0
-
-    def dataset(self, config: RunConfig) -> data.Dataset:
-        """The data set of a run, loaded once."""
-        options = config.data_options(self._data_dir)
-        if options not in self._datasets:
-            self._datasets[options] = data.load(config.dataset, options)
-        return self._datasets[options]
-
-    def run(self, cell: Cell) -> None:
-        """Trains and leaves a record; a run that diverges leaves one that says so."""
-        start = time.perf_counter()
-        dataset = self.dataset(cell.config)
-        # The learning rate and the seed are part of the state, not of the program.
-        shared = dataclasses.replace(cell.config, learning_rate=1.0, seed=0)
-        key = repr(shared)
-        if key not in self._programs:
-            self._programs.clear()
-            program = make_program(cell.config, dataset)
-            self._programs[key] = compile_program(program, dataset)
-        try:
-            summary = record_run(
-                cell.path, self._programs[key], cell.config, dataset, overwrite=True
-            )
-            told = (
-                f"test accuracy {summary['test_accuracy']:.1%}, "
-                f"{summary['seconds']:.0f} s, {summary['images_per_second']:.0f} "
-                "images/s"
-            )
-        except DivergedError:
-            told = "diverged"
-        self.longest = max(self.longest, time.perf_counter() - start)
-        self._console.print(f"{cell.path.parent.name}/{cell.path.stem}: {told}")
-
-
-def cells(study: Study, out: Path) -> Iterator[Cell]:
+def cells(study: Study, out: Path) -> Iterator[PlannedRun]:
     """All cells in their order; later ones depend on the records of earlier ones."""
     first, *others = study.batch_sizes
     yield from _paper_row(study, first, out / "paper")
@@ -212,24 +145,15 @@ def cells(study: Study, out: Path) -> Iterator[Cell]:
         yield from _paper_row(study, batch_size, out / "paper")
 
 
-def finished(path: Path) -> RunRecord | None:
-    """The record of a run that reached its end or diverged, else None."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        record = read_record(path)
-        if record.summary is not None or record.stopped is not None:
-            return record
-    return None
-
-
 def run_study(arguments: GpuArguments, console: rich.console.Console) -> bool:
     """Goes on with the study; returns whether it is complete."""
     end = time.monotonic() + arguments.seconds
     study = SMALL if arguments.small else Study()
-    runner = Runner(study, arguments, console)
+    runner = Runner(arguments.data_dir, console)
     if not (arguments.out / "checks.json").exists():
         _check(study, runner, arguments.out, console)
     for cell in cells(study, arguments.out):
-        if finished(cell.path) is not None:
+        if finished(cell) is not None:
             continue
         if time.monotonic() + runner.longest > end:
             console.print(f"stopped before {cell.path.stem}; call again to go on")
@@ -257,7 +181,7 @@ def _base(study: Study, batch_size: int) -> RunConfig:
     )
 
 
-def _cell(folder: Path, config: RunConfig) -> Cell:
+def _cell(folder: Path, config: RunConfig) -> PlannedRun:
     options = [f"{name}{value:g}" for name, value in config.optimizer_options.items()]
     parts = [
         f"batch{config.batch_size}",
@@ -266,10 +190,10 @@ def _cell(folder: Path, config: RunConfig) -> Cell:
         f"lr{config.learning_rate:.5g}",
         f"seed{config.seed}",
     ]
-    return Cell(config, folder / f"{'-'.join(parts)}.jsonl")
+    return PlannedRun(config, folder / f"{'-'.join(parts)}.jsonl")
 
 
-def _paper_row(study: Study, batch_size: int, folder: Path) -> Iterator[Cell]:
+def _paper_row(study: Study, batch_size: int, folder: Path) -> Iterator[PlannedRun]:
     for seed in study.seeds:
         for optimizer in PAPER_OPTIMIZERS:
             config = dataclasses.replace(
@@ -282,7 +206,7 @@ def _paper_row(study: Study, batch_size: int, folder: Path) -> Iterator[Cell]:
             yield _cell(folder, config)
 
 
-def _search(study: Study, batch_size: int, out: Path) -> Iterator[Cell]:
+def _search(study: Study, batch_size: int, out: Path) -> Iterator[PlannedRun]:
     def config_of(method: Method, rate: float) -> RunConfig:
         return dataclasses.replace(
             _base(study, batch_size),
@@ -293,7 +217,7 @@ def _search(study: Study, batch_size: int, out: Path) -> Iterator[Cell]:
             warmup_epochs=study.epochs / 8,
         )
 
-    def trial_cell(method: Method, rate: float) -> Cell:
+    def trial_cell(method: Method, rate: float) -> PlannedRun:
         config = dataclasses.replace(
             config_of(method, rate), validation_examples=study.validation_examples
         )
@@ -324,7 +248,7 @@ def _search(study: Study, batch_size: int, out: Path) -> Iterator[Cell]:
             yield _cell(out / "tuned", dataclasses.replace(config, seed=seed))
 
 
-def _trial(cell: Cell) -> Trial:
+def _trial(cell: PlannedRun) -> Trial:
     record = read_record(cell.path)
     names = ("train_loss", "validation_loss", "validation_accuracy")
     figures = [(record.summary or {}).get(name) for name in names]

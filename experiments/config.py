@@ -10,6 +10,7 @@ from experiments.data.options import DataOptions
 MAX_SEED = 2**31 - 1
 OPTIONAL = (
     "batch_size",
+    "classes",
     "data_devices",
     "ghost_batch_size",
     "shard_devices",
@@ -68,6 +69,9 @@ class RunConfig:
         name in `experiments.models.DTYPES`; under ``"jit"`` the compiler chooses, and
         may send gradients of a bfloat16 computation in bfloat16.
       train_examples: training images that are used, None for all that are left.
+      classes: the labels below this number are used, None for all; digits ignore this
+        and the next.
+      halved_images: whether images have half their height and width.
       validation_examples: training images that are held out; digits have a
         validation split of their own.
       split_seed: of the choice of both.
@@ -98,6 +102,8 @@ class RunConfig:
     partitioning: str = "jit"
     gradient_dtype: str = "float32"
     train_examples: int | None = None
+    classes: int | None = None
+    halved_images: bool = False
     validation_examples: int = 5000
     split_seed: int = 0
     seed: int = 0
@@ -128,6 +134,7 @@ class RunConfig:
             "data_devices",
             "shard_devices",
             "train_examples",
+            "classes",
         ):
             value = getattr(self, name)
             optional = name in OPTIONAL and value is None
@@ -184,6 +191,8 @@ class RunConfig:
             data_dir=data_dir,
             validation_examples=self.validation_examples,
             train_examples=self.train_examples,
+            classes=self.classes,
+            halved=self.halved_images,
             split_seed=self.split_seed,
         )
 

@@ -1,15 +1,18 @@
 """The choice of a learning rate from a grid, with the same number of trials for all.
 
-A rate is chosen on the validation loss. Where an optimum lies on the edge of its grid
+A rate is chosen by a figure of the validation split, its loss unless said otherwise.
+Where an optimum lies on the edge of its grid
 the grid must grow, and then everybody's does: by points beyond the edge there, by
 points between its best one and the neighbours elsewhere.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 EXTENSION = 2  # points by which a grid grows at once
+
+Criterion = Literal["validation_loss", "validation_accuracy"]
 
 
 class Trial(NamedTuple):
@@ -33,27 +36,33 @@ def log_grid(centre: float, points: int, factor: float) -> list[float]:
     return [centre * factor ** (k - (points - 1) / 2) for k in range(points)]
 
 
-def best_trial(trials: Sequence[Trial]) -> Trial:
-    """The trial of the least validation loss; if all diverged, of the least rate."""
-    return min(
-        trials,
-        key=lambda trial: (
-            trial.validation_loss if math.isfinite(trial.validation_loss) else math.inf,
-            trial.learning_rate,
-        ),
-    )
+def best_trial(
+    trials: Sequence[Trial], criterion: Criterion = "validation_loss"
+) -> Trial:
+    """The trial of the least loss or best accuracy; if all diverged, the least rate."""
+
+    def badness(trial: Trial) -> float:
+        sign = -1.0 if criterion == "validation_accuracy" else 1.0
+        figure = sign * getattr(trial, criterion)
+        return figure if math.isfinite(trial.validation_loss) else math.inf
+
+    return min(trials, key=lambda trial: (badness(trial), trial.learning_rate))
 
 
-def is_on_edge(trials: Sequence[Trial]) -> bool:
+def is_on_edge(
+    trials: Sequence[Trial], criterion: Criterion = "validation_loss"
+) -> bool:
     """Whether the best rate is the least or greatest that was tried."""
     rates = [trial.learning_rate for trial in trials]
-    return best_trial(trials).learning_rate in (min(rates), max(rates))
+    return best_trial(trials, criterion).learning_rate in (min(rates), max(rates))
 
 
-def extension(trials: Sequence[Trial], factor: float) -> list[float]:
+def extension(
+    trials: Sequence[Trial], factor: float, criterion: Criterion = "validation_loss"
+) -> list[float]:
     """The rates to try next: beyond the edge if the best is there, else beside it."""
     rates = sorted(trial.learning_rate for trial in trials)
-    best = best_trial(trials).learning_rate
+    best = best_trial(trials, criterion).learning_rate
     if best == rates[0]:
         return [best / factor**k for k in range(1, EXTENSION + 1)]
     if best == rates[-1]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from experiments.registry import look_up
 
-PADDING = 4  # on each side: images of 32x32 are cropped from 40x40
+PADDING = 1 / 8  # of a side, on each end: 32x32 pixels are cropped from 40x40
 
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -32,9 +32,10 @@ def crop_and_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     """Pads with zeros, crops each image to its size at a random place, flips half."""
     corner_key, flip_key = jax.random.split(key)
     count, height, width, channels = images.shape
-    margins = ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0))
-    padded = jnp.pad(images, margins)
-    corners = jax.random.randint(corner_key, [count, 2], 0, 2 * PADDING + 1)
+    down, right = round(PADDING * height), round(PADDING * width)
+    padded = jnp.pad(images, ((0, 0), (down, down), (right, right), (0, 0)))
+    bounds = jnp.array([2 * down + 1, 2 * right + 1])
+    corners = jax.random.randint(corner_key, [count, 2], 0, bounds)
 
     def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
         start = (corner[0], corner[1], 0)

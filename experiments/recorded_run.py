@@ -17,6 +17,7 @@ from experiments.training import (
     Report,
     TrainState,
     check_finite,
+    hyperparameters_of,
     run_epochs,
 )
 
@@ -60,7 +61,7 @@ def record_run(
       ValueError: if the record or the checkpoints are of another configuration.
     """
     program = compiled.program
-    state = program.init(config.seed, config.learning_rate)
+    state = program.init(config.seed, config.learning_rate, hyperparameters_of(config))
     restored = None
     if checkpoints is not None:
         earlier = interrupted_record(path, config)
@@ -87,12 +88,16 @@ def record_run(
                 raise
             evaluation = {
                 "step": int(state.step),
+                "gradient_equivalents": program.gradient_equivalents * int(state.step),
+                "seconds": seconds,
                 "images_per_second": len(report.metrics["loss"])
                 * program.batch_size
                 / report.seconds,
                 **_named("train", program.evaluate(state, dataset.train)),
             }
-            if dataset.validation is not None:
+            if dataset.validation is None:  # nothing is left to choose
+                evaluation |= _named("test", program.evaluate(state, dataset.test))
+            else:
                 evaluation |= _named(
                     "validation", program.evaluate(state, dataset.validation)
                 )
@@ -105,8 +110,6 @@ def record_run(
         summary = {
             **evaluation,
             **_named("test", program.evaluate(state, dataset.test)),
-            "gradient_equivalents": program.gradient_equivalents * int(state.step),
-            "seconds": seconds,
             "compile_seconds": compiled.compile_seconds,
         }
         writer.write("summary", summary)

@@ -15,10 +15,14 @@ class DataOptions:
       validation_examples: training images that are held out; with zero there is no
         validation split.
       train_examples: training images that are used, None for all that are left.
+      classes: the labels below this number are used, None for all.
+      halved: whether height and width are halved, by means over 2x2 pixels.
       split_seed: of the choice of both.
     """
 
     data_dir: Path = DATA_DIR
     validation_examples: int = 5000
     train_examples: int | None = None
+    classes: int | None = None
+    halved: bool = False
     split_seed: int = 0

@@ -12,14 +12,21 @@ from experiments.data.prepared import read_prepared
 def load_small_images(image_set: ImageSet, options: DataOptions) -> Dataset:
     """Loads an image set.
 
-    A permutation of the training images by ``options.split_seed`` comes first; its
-    head is held out for validation and what follows is trained on.
+    A permutation of the training images of the wanted classes by
+    ``options.split_seed`` comes first; its head is held out for validation and what
+    follows is trained on.
 
     Raises:
       NotPreparedError: if the data set is missing or half-written.
-      ValueError: if it is too small for the options.
+      ValueError: if it is too small for the options, or its images cannot be halved.
     """
-    prepared = read_prepared(image_set, options.data_dir)
+    num_classes = _checked_classes(image_set, options.classes)
+    prepared = {
+        name: _of_first_classes(split, num_classes)
+        for name, split in read_prepared(image_set, options.data_dir).items()
+    }
+    if options.halved:
+        prepared = {name: _halved(image_set, split) for name, split in prepared.items()}
     everything = prepared["train"]
     validation_examples = options.validation_examples
     left = len(everything.labels) - validation_examples
@@ -36,11 +43,39 @@ def load_small_images(image_set: ImageSet, options: DataOptions) -> Dataset:
         validation = _on_device(everything, rows[:validation_examples])
     train_rows = rows[validation_examples : validation_examples + train_examples]
     return Dataset(
-        num_classes=image_set.num_classes,
+        num_classes=num_classes,
         train=_on_device(everything, train_rows),
         validation=validation,
         test=_on_device(prepared["test"], slice(None)),
     )
+
+
+def _checked_classes(image_set: ImageSet, classes: int | None) -> int:
+    if classes is None:
+        return image_set.num_classes
+    if not 1 <= classes <= image_set.num_classes:
+        raise ValueError(
+            f"classes={classes!r} must be from 1 to the {image_set.num_classes} of "
+            f"{image_set.name!r}, or None for all"
+        )
+    return classes
+
+
+def _of_first_classes(split: LabelledImages, num_classes: int) -> LabelledImages:
+    rows = split.labels < num_classes
+    return LabelledImages(split.images[rows], split.labels[rows])
+
+
+def _halved(image_set: ImageSet, split: LabelledImages) -> LabelledImages:
+    count, height, width, channels = split.images.shape
+    if height % 2 or width % 2:
+        raise ValueError(
+            f"halved images need an even height and width; {image_set.name!r} has "
+            f"{height}x{width}"
+        )
+    blocks = split.images.reshape(count, height // 2, 2, width // 2, 2, channels)
+    means = blocks.mean(axis=(2, 4), dtype=np.float32)
+    return LabelledImages(np.rint(means).astype(np.uint8), split.labels)
 
 
 def _on_device(split: LabelledImages, rows: np.ndarray | slice) -> Split:

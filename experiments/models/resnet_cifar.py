@@ -16,7 +16,7 @@ from experiments.models.batch_norm import BatchNorm
 STAGE_FILTERS = (16, 32, 64)
 DEPTHS = (8, 20, 32, 56)
 
-Normalisation = functools.partial(BatchNorm, momentum=0.99, epsilon=1e-5)
+Normalisation = functools.partial(BatchNorm, epsilon=1e-5)
 Conv = functools.partial(
     nn.Conv,
     use_bias=False,
@@ -31,6 +31,7 @@ class PreActivationBlock(nn.Module):
       filters: of both convolutions.
       strides: of the first one, and of the projection.
       project: whether the shortcut is a 1x1 convolution, behind the first ReLU.
+      norm_momentum: of the statistics of batch normalisation.
       dtype: of the computation.
       ghost_batch_size: see `BatchNorm`.
     """
@@ -38,6 +39,7 @@ class PreActivationBlock(nn.Module):
     filters: int
     strides: int
     project: bool
+    norm_momentum: float = 0.99
     dtype: Any = jnp.float32
     ghost_batch_size: int | None = None
 
@@ -46,6 +48,7 @@ class PreActivationBlock(nn.Module):
         """Returns the images after the block."""
         normalise = functools.partial(
             Normalisation,
+            momentum=self.norm_momentum,
             use_running_average=not train,
             dtype=self.dtype,
             ghost_batch_size=self.ghost_batch_size,
@@ -75,6 +78,7 @@ class ResNetCifar(nn.Module):
       num_classes: width of the output.
       depth: number of convolutions in series, plus one for the dense layer: 6n + 2.
       width: factor of the numbers of filters.
+      norm_momentum: of the statistics of batch normalisation.
       dtype: of the computation; parameters and logits are float32.
       ghost_batch_size: see `BatchNorm`.
     """
@@ -82,6 +86,7 @@ class ResNetCifar(nn.Module):
     num_classes: int
     depth: int = 32
     width: float = 1.0
+    norm_momentum: float = 0.99
     dtype: Any = jnp.float32
     ghost_batch_size: int | None = None
 
@@ -97,10 +102,12 @@ class ResNetCifar(nn.Module):
                     stage_filters,
                     strides=2 if first and stage > 0 else 1,
                     project=first,
+                    norm_momentum=self.norm_momentum,
                     dtype=self.dtype,
                     ghost_batch_size=self.ghost_batch_size,
                 )(x, train=train)
         x = Normalisation(
+            momentum=self.norm_momentum,
             use_running_average=not train,
             dtype=self.dtype,
             ghost_batch_size=self.ghost_batch_size,

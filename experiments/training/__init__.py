@@ -10,6 +10,10 @@ from experiments.training.driver import check_finite as check_finite
 from experiments.training.driver import compile_program as compile_program
 from experiments.training.driver import run_epochs as run_epochs
 from experiments.training.evaluation import Evaluation as Evaluation
+from experiments.training.hyperparameters import (
+    hyperparameters_of as hyperparameters_of,
+)
+from experiments.training.hyperparameters import program_of as program_of
 from experiments.training.program import Program as Program
 from experiments.training.program import make_program as make_program
 from experiments.training.step import Metrics as Metrics

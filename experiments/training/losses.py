@@ -36,7 +36,7 @@ def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.argmax(logits, axis=-1) == labels
 
 
-def l2(factor: float, params: PyTree) -> jax.Array:
+def l2(factor: float | jax.Array, params: PyTree) -> jax.Array:
     """Returns ``factor / 2`` times the sum of the squares of what decays."""
     squares = jax.tree.map(
         lambda leaf, decays: jnp.sum(jnp.square(leaf)) if decays else 0.0,

@@ -1,10 +1,11 @@
 """A run as pure functions: the state, and the compiled call for whole epochs.
 
-The learning rate is part of the state, so that a grid of learning rates shares one
-compiled program, one after the other or under ``vmap``.
+The learning rate, the L2 factor and the float options of the optimiser are part of the
+state, so that all trials of a search share one compiled program, one after the other or
+under ``vmap``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from experiments import meshes
 from experiments.config import RunConfig
 from experiments.data import Dataset, Split
 from experiments.training.evaluation import Evaluation, evaluate_split
+from experiments.training.hyperparameters import hyperparameters_of
 from experiments.training.step import Metrics, TrainState, make_step
 
 
@@ -22,7 +24,8 @@ class Program(NamedTuple):
     """A run as pure functions.
 
     Attributes:
-      init: from a seed and a peak learning rate to the state before the first step.
+      init: from a seed, a peak learning rate and, where they are not those of the
+        program, further hyperparameters to the state before the first step.
       train: from a state and the training split to the state after
         ``steps_per_call`` steps and the metrics of each step, stacked.
       evaluate: from a state and a split to loss and accuracy, batch by batch.
@@ -33,7 +36,7 @@ class Program(NamedTuple):
       gradient_equivalents: mean cost of a step.
     """
 
-    init: Callable[[int, float], TrainState]
+    init: Callable[..., TrainState]
     train: Callable[[TrainState, Split], tuple[TrainState, Metrics]]
     evaluate: Callable[[TrainState, Split], Evaluation]
     steps_per_call: int
@@ -78,8 +81,13 @@ def make_program(
             lambda sharding: NamedSharding(mesh, sharding.spec), step.shardings(state)
         )
 
-    def init(seed: int, learning_rate: float) -> TrainState:
-        state = step.init(seed, learning_rate, dataset.train.images[:1])
+    def init(
+        seed: int,
+        learning_rate: float,
+        hyperparameters: Mapping[str, float] | None = None,
+    ) -> TrainState:
+        given = {**hyperparameters_of(config), **(hyperparameters or {})}
+        state = step.init(seed, learning_rate, given, dataset.train.images[:1])
         meshes.report_copies(mesh, state.params)
         return meshes.place(state, shardings(state))
 

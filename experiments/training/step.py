@@ -1,7 +1,7 @@
 """One step as a pure function of the state and a batch, on a mesh of devices."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -42,6 +42,7 @@ class TrainState(NamedTuple):
       batch_stats: statistics of batch normalisation; empty if the model has none.
       opt_state: state of the optimiser.
       learning_rate: peak of the schedule.
+      hyperparameters: what `hyperparameters_of` gives for the run.
       key: of the order of the data and the augmentation.
     """
 
@@ -51,6 +52,7 @@ class TrainState(NamedTuple):
     batch_stats: PyTree
     opt_state: PyTree
     learning_rate: jax.Array
+    hyperparameters: dict[str, jax.Array]
     key: jax.Array
 
 
@@ -58,8 +60,8 @@ class TrainStep(NamedTuple):
     """A step and what belongs to it.
 
     Attributes:
-      init: from a seed, a peak learning rate and an image or more to the state before
-        the first step, not yet placed on the mesh.
+      init: from a seed, a peak learning rate, further hyperparameters and an image or
+        more to the state before the first step, not yet placed on the mesh.
       update: from a state and micro-batches, stacked along the first axis, to the
         next state and the metrics of the step.
       shardings: from a state, or its shapes, to where each of its leaves lives.
@@ -67,7 +69,7 @@ class TrainStep(NamedTuple):
       gradient_equivalents: mean cost of a step.
     """
 
-    init: Callable[[int, float, jax.Array], TrainState]
+    init: Callable[[int, float, Mapping[str, float], jax.Array], TrainState]
     update: Callable[[TrainState, Split], tuple[TrainState, Metrics]]
     shardings: Callable[[TrainState], TrainState]
     model: nn.Module
@@ -105,14 +107,26 @@ def make_step(
         fraction = None if warmup is None else warmup / config.epochs
         return schedules.build(config.schedule, peak, total_steps, fraction)
 
-    def optimizer_of(peak: float | jax.Array) -> optimizers.Optimizer:
+    def optimizer_of(state: TrainState) -> optimizers.Optimizer:
+        options = {
+            name: state.hyperparameters.get(name, value)
+            for name, value in config.optimizer_options.items()
+        }
         return build_optimizer(
-            config.optimizer, schedule_of(peak), config.optimizer_options
+            config.optimizer, schedule_of(state.learning_rate), options
         )
 
-    optimizer = optimizer_of(config.learning_rate)
+    # Of plain numbers, which are checked.
+    optimizer = build_optimizer(
+        config.optimizer, schedule_of(config.learning_rate), config.optimizer_options
+    )
 
-    def init(seed: int, learning_rate: float, images: jax.Array) -> TrainState:
+    def init(
+        seed: int,
+        learning_rate: float,
+        hyperparameters: Mapping[str, float],
+        images: jax.Array,
+    ) -> TrainState:
         init_key, data_key = jax.random.split(jax.random.key(seed))
         variables = _init_model(model, init_key, images)
         params = variables["params"]
@@ -123,6 +137,10 @@ def make_step(
             batch_stats=variables.get("batch_stats", {}),
             opt_state=optimizer.transformation.init(params),
             learning_rate=jnp.asarray(learning_rate, jnp.float32),
+            hyperparameters={
+                name: jnp.asarray(value, jnp.float32)
+                for name, value in hyperparameters.items()
+            },
             key=data_key,
         )
 
@@ -134,6 +152,7 @@ def make_step(
             batch_stats=jax.tree.map(lambda _: copied, state.batch_stats),
             opt_state=meshes.shardings_of(mesh, state.opt_state),
             learning_rate=copied,
+            hyperparameters=jax.tree.map(lambda _: copied, state.hyperparameters),
             key=copied,
         )
 
@@ -149,16 +168,18 @@ def make_step(
         )
         return logits, updated.get("batch_stats", {})
 
-    def loss_of(logits: jax.Array, labels: jax.Array, params: PyTree) -> jax.Array:
+    def loss_of(
+        l2_factor: jax.Array, logits: jax.Array, labels: jax.Array, params: PyTree
+    ) -> jax.Array:
         losses = cross_entropies(logits, labels, config.label_smoothing)
-        return jnp.mean(losses) + l2(config.l2, params)
+        return jnp.mean(losses) + l2(l2_factor, params)
 
     def loss_fn(
-        params: PyTree, batch_stats: PyTree, batch: Split
+        l2_factor: jax.Array, params: PyTree, batch_stats: PyTree, batch: Split
     ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
         logits, batch_stats = apply(params, batch_stats, batch)
         accuracy = jnp.mean(hits(logits, batch.labels))
-        return loss_of(logits, batch.labels, params), (batch_stats, accuracy)
+        return loss_of(l2_factor, logits, batch.labels, params), (batch_stats, accuracy)
 
     def outputs_fn(params: PyTree, batch_stats: PyTree, batch: Split) -> jax.Array:
         return apply(params, batch_stats, batch)[0]
@@ -168,14 +189,16 @@ def make_step(
             batches, NamedSharding(mesh, meshes.BATCH)
         )
         batches = batches._replace(images=prepare_images(state, batches.images))
+        l2_factor = state.hyperparameters["l2"]
+        batch_loss_fn = functools.partial(loss_fn, l2_factor)
         half_grads = None
         if "half_grads" in optimizer.extras:
             outcome, half_grads, batch_stats = half_gradients(
-                gradient, loss_fn, state.params, state.batch_stats, batches
+                gradient, batch_loss_fn, state.params, state.batch_stats, batches
             )
         else:
             outcome, batch_stats = gradient(
-                loss_fn, state.params, state.batch_stats, batches
+                batch_loss_fn, state.params, state.batch_stats, batches
             )
         # Sums over devices then end where the state lives.
         grads = jax.lax.with_sharding_constraint(
@@ -186,18 +209,20 @@ def make_step(
             "grad": grads,
             # Of this batch, normalised by its own statistics, which stay as they were.
             "value_fn": lambda params: loss(
-                loss_fn, params, state.batch_stats, batches
+                batch_loss_fn, params, state.batch_stats, batches
             ),
             # The weights are an output too: the L2 term is a function of them.
             "outputs_fn": lambda params: (
                 outputs(outputs_fn, params, state.batch_stats, batches),
                 params,
             ),
-            "output_loss_fn": lambda found: loss_of(found[0], batches.labels, found[1]),
+            "output_loss_fn": lambda found: loss_of(
+                l2_factor, found[0], batches.labels, found[1]
+            ),
             "half_grads": half_grads,
         }
         updates, opt_state = optax.with_extra_args_support(
-            optimizer_of(state.learning_rate).transformation
+            optimizer_of(state).transformation
         ).update(
             grads,
             state.opt_state,

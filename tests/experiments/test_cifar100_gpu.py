@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from experiments import cifar100_gpu
+from experiments import cifar100_gpu, data
 from experiments.cifar100_gpu import SMALL, GpuArguments, Study, cells, run_study
 from experiments.config import RunConfig
 from experiments.device_checks import check_parity, images_per_second
@@ -31,7 +31,7 @@ class FakeRunner:
 
     ran: ClassVar[list[str]] = []
 
-    def __init__(self, study, arguments, console):
+    def __init__(self, data_dir, console):
         self.longest = 0.0
 
     def run(self, cell):
@@ -139,16 +139,16 @@ def test_throughput_counts_the_images_of_the_calls_after_the_first(few_digits):
 
 
 def test_the_runner_trains_a_cell_and_records_it(few_digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar100_gpu.data, "load", lambda name, options: few_digits)
+    monkeypatch.setattr(data, "load", lambda name, options: few_digits)
     console = rich.console.Console(record=True, width=200)
-    runner = cifar100_gpu.Runner(SMALL, GpuArguments(), console)
+    runner = cifar100_gpu.Runner(tmp_path, console)
     config = RunConfig(optimizer="sgd", learning_rate=0.1, batch_size=16, epochs=2)
     for rate in (0.1, 1e30):
         cell = cifar100_gpu._cell(
             tmp_path, dataclasses.replace(config, learning_rate=rate)
         )
         runner.run(cell)
-        assert cifar100_gpu.finished(cell.path) is not None
+        assert cifar100_gpu.finished(cell) is not None
     assert "images/s" in (told := console.export_text())
     assert "diverged" in told
     assert json.loads(cell.path.read_text().splitlines()[0])["seed"] == 0

@@ -135,5 +135,7 @@ def test_initialisation_and_statistics_of_the_residual_networks(small_resnet):
 
     first, stem = statistics(variables, images)
     np.testing.assert_allclose(
-        first["mean"], 0.01 * stem.mean((0, 1, 2)), rtol=1e-3, atol=1e-6
+        first["mean"], 0.1 * stem.mean((0, 1, 2)), rtol=1e-3, atol=1e-6
     )
+    assert model.norm_momentum == 0.9
+    assert models.build("resnet8", 100).norm_momentum == 0.99

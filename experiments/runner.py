@@ -1,0 +1,121 @@
+"""Runs one after the other, each with a record; those that can share a program do."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import rich.console
+
+from experiments import data, optimizers
+from experiments.config import RunConfig
+from experiments.recorded_run import record_run
+from experiments.records import Line, RunRecord, read_record
+from experiments.training import (
+    CompiledProgram,
+    DivergedError,
+    compile_program,
+    make_program,
+    program_of,
+)
+
+MAX_PROGRAMS = 16  # that are kept at a time
+
+
+class PlannedRun(NamedTuple):
+    """A run and the place of its record.
+
+    Attributes:
+      config: of the run.
+      path: of the record.
+      trials: of the search that led to the run, to be kept in the record.
+    """
+
+    config: RunConfig
+    path: Path
+    trials: Sequence[Line] = ()
+
+
+def finished(planned: PlannedRun) -> RunRecord | None:
+    """The record of a run that reached its end or diverged, else None.
+
+    Raises:
+      ValueError: if the record is of another configuration.
+    """
+    record = None
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        record = read_record(planned.path)
+    if record is None or (record.summary is None and record.stopped is None):
+        return None
+    if record.config != planned.config:
+        raise ValueError(
+            f"{planned.path} is the record of another configuration than the one that "
+            "is to be run now; name another folder, or delete it"
+        )
+    return record
+
+
+class Runner:
+    """Trains planned runs.
+
+    Args:
+      data_dir: folder of all prepared data sets.
+      console: to print on.
+    """
+
+    def __init__(self, data_dir: Path, console: rich.console.Console):
+        self._data_dir = data_dir
+        self._console = console
+        self._datasets: dict[tuple[str, data.DataOptions], data.Dataset] = {}
+        self._programs: dict[str, CompiledProgram] = {}
+        self.longest = 0.0
+
+    def dataset(self, config: RunConfig) -> data.Dataset:
+        """The data set of a run, loaded once."""
+        key = config.dataset, config.data_options(self._data_dir)
+        if key not in self._datasets:
+            self._datasets[key] = data.load(*key)
+        return self._datasets[key]
+
+    def compiled(self, config: RunConfig) -> CompiledProgram:
+        """The program of a run, compiled once for all runs that can share it."""
+        # The program takes the numbers as they come; here they are checked.
+        optimizers.build(
+            config.optimizer, config.learning_rate, config.optimizer_options
+        )
+        shared = program_of(config)
+        key = repr(shared)
+        if key not in self._programs:
+            if len(self._programs) == MAX_PROGRAMS:
+                del self._programs[next(iter(self._programs))]
+            dataset = self.dataset(config)
+            self._programs[key] = compile_program(
+                make_program(shared, dataset), dataset
+            )
+        return self._programs[key]
+
+    def run(self, planned: PlannedRun) -> None:
+        """Trains and leaves a record; a run that diverges leaves one that says so."""
+        start = time.perf_counter()
+        config = planned.config
+        try:
+            summary = record_run(
+                planned.path,
+                self.compiled(config),
+                config,
+                self.dataset(config),
+                trials=planned.trials,
+                overwrite=True,
+            )
+            told = (
+                f"test accuracy {summary['test_accuracy']:.1%}, "
+                f"{summary['seconds']:.0f} s, {summary['images_per_second']:.0f} "
+                "images/s"
+            )
+        except DivergedError:
+            told = "diverged"
+        self.longest = max(self.longest, time.perf_counter() - start)
+        self._console.print(
+            f"{planned.path.parent.name}/{planned.path.stem}: {told}", soft_wrap=True
+        )
