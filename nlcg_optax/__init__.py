@@ -50,6 +50,9 @@ from nlcg_optax.preconditioners import (
     LimitedMemoryDiagnostics as LimitedMemoryDiagnostics,
 )
 from nlcg_optax.preconditioners import (
+    SampledDiagonalDiagnostics as SampledDiagonalDiagnostics,
+)
+from nlcg_optax.preconditioners import (
     ScaleByDiagonalSecantState as ScaleByDiagonalSecantState,
 )
 from nlcg_optax.preconditioners import (
@@ -62,7 +65,19 @@ from nlcg_optax.preconditioners import (
     ScaleByOrthogonalisationState as ScaleByOrthogonalisationState,
 )
 from nlcg_optax.preconditioners import (
+    ScaleBySampledDiagonalState as ScaleBySampledDiagonalState,
+)
+from nlcg_optax.preconditioners import (
     scale_by_diagonal_secant as scale_by_diagonal_secant,
+)
+from nlcg_optax.preconditioners import (
+    scale_by_equilibration as scale_by_equilibration,
+)
+from nlcg_optax.preconditioners import (
+    scale_by_gauss_newton_bartlett as scale_by_gauss_newton_bartlett,
+)
+from nlcg_optax.preconditioners import (
+    scale_by_hutchinson as scale_by_hutchinson,
 )
 from nlcg_optax.preconditioners import (
     scale_by_kronecker as scale_by_kronecker,

@@ -225,3 +225,51 @@ def max_abs(tree: PyTree) -> jax.Array:
     for leaf in jax.tree.leaves(tree):
         largest = jnp.maximum(largest, jnp.max(jnp.abs(leaf), initial=0).astype(acc))
     return largest
+
+
+def mean(tree: PyTree, *, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
+    """Returns the mean of all elements of a tree of real arrays; zero if it has none.
+
+    Args:
+      tree: a tree of real floating-point arrays.
+      axis_name: see `vdots`.
+
+    Returns:
+      A scalar in the dtype of `accumulator_dtype`, not finite if an element is not.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> mean({"w": jnp.array([1., 2.]), "b": jnp.array(6.)})
+      Array(3., dtype=float32)
+    """
+    acc = accumulator_dtype(tree)
+    leaves = jax.tree.leaves(tree)
+    sums = [jnp.sum(leaf, dtype=acc) for leaf in leaves]
+    total = functools.reduce(jnp.add, sums, jnp.zeros([], acc))
+    count = jnp.asarray(sum(leaf.size for leaf in leaves), acc)
+    if axis_name is not None:
+        total, count = jax.lax.psum((total, count), axis_name)
+    return total / jnp.maximum(count, 1)
+
+
+def window_means(tree: PyTree) -> PyTree:
+    """Replaces kernels of convolutions by their means over the window.
+
+    In leaves of three or more dimensions, the mean over all axes but the last two (of
+    channels in and out) is put in place of every element of the window.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> window_means(jnp.array([[[1.]], [[3.]]]))
+      Array([[[2.]],
+      <BLANKLINE>
+             [[2.]]], dtype=float32)
+    """
+
+    def leaf_means(x: jax.Array) -> jax.Array:
+        if x.ndim < 3:
+            return x
+        means = jnp.mean(x, axis=tuple(range(x.ndim - 2)), keepdims=True)
+        return jnp.broadcast_to(means, x.shape)
+
+    return jax.tree.map(leaf_means, tree)

@@ -66,6 +66,12 @@ def check_positive_int(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must be an integer of at least 1")
 
 
+def check_int(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is an integer."""
+    if not _is_array(value) and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ValueError(f"{name}={value!r} must be an integer")
+
+
 def check_float_dtype(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` names a real floating-point dtype."""
     try:

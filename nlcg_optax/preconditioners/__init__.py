@@ -1,5 +1,14 @@
 """Preconditioners: ordinary Optax transformations that map g to P g."""
 
+from nlcg_optax.preconditioners.diagonal import (
+    scale_by_equilibration as scale_by_equilibration,
+)
+from nlcg_optax.preconditioners.diagonal import (
+    scale_by_gauss_newton_bartlett as scale_by_gauss_newton_bartlett,
+)
+from nlcg_optax.preconditioners.diagonal import (
+    scale_by_hutchinson as scale_by_hutchinson,
+)
 from nlcg_optax.preconditioners.kronecker import (
     KroneckerDiagnostics as KroneckerDiagnostics,
 )
@@ -23,6 +32,12 @@ from nlcg_optax.preconditioners.orthogonal import (
 )
 from nlcg_optax.preconditioners.orthogonal import (
     scale_by_orthogonalisation as scale_by_orthogonalisation,
+)
+from nlcg_optax.preconditioners.sampled_diagonal import (
+    SampledDiagonalDiagnostics as SampledDiagonalDiagnostics,
+)
+from nlcg_optax.preconditioners.sampled_diagonal import (
+    ScaleBySampledDiagonalState as ScaleBySampledDiagonalState,
 )
 from nlcg_optax.preconditioners.secant import (
     DiagonalSecantDiagnostics as DiagonalSecantDiagnostics,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.curvature import hessian_vector_product
+from nlcg_optax.curvature.source import product_fn
 from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
@@ -17,8 +17,8 @@ from nlcg_optax.dtypes import (
     times,
     zeros_like,
 )
-from nlcg_optax.extra_args import bind_extra_args
 from nlcg_optax.inner_products import settle, vdots
+from nlcg_optax.preconditioners.diagonal_scaling import abs_squared, divide_by_diagonal
 
 SECANTS = ("difference", "hvp")
 MIN_CURVATURE_COSINE = 1e-6  # below it dᵀHd is rounding, not curvature
@@ -108,8 +108,8 @@ def scale_by_diagonal_secant(
       A transformation; nest it as ``preconditioner`` of `scale_by_nlcg`. Its
       ``update`` takes the extra arguments ``previous_direction`` (from
       `scale_by_nlcg`), ``step_multiplier`` (optional, from `feed_step_multiplier`),
-      and ``value_fn`` for ``secant="hvp"``. A gradient that is not finite leaves h
-      alone.
+      and ``value_fn`` (or ``hvp_fn(params, vector)``) for ``secant="hvp"``. A gradient
+      that is not finite leaves h alone.
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, missing.
@@ -197,18 +197,12 @@ def scale_by_diagonal_secant(
         if from_grads:
             y = difference(g, state.grad_prev)
         else:
-            require("params", params, "secant='hvp' differentiates there")
-            value_fn = bind_extra_args(
-                require(
-                    "value_fn",
-                    extra_args.get("value_fn"),
-                    "secant='hvp' differentiates it",
-                ),
-                extra_args,
+            product = product_fn(
+                "scale_by_diagonal_secant", "hessian", params, extra_args
             )
             y = jax.lax.cond(
                 due,
-                lambda: hessian_vector_product(value_fn, params, d),
+                lambda: optax.tree.cast_like(product(d), params),
                 lambda: zeros_like(params),
             )
 
@@ -243,25 +237,20 @@ def scale_by_diagonal_secant(
             dtype = compute_dtype(h_.dtype)
             scalars = (square, old, new, offset)
             wide, s, o, n, e = (x.astype(dtype) for x in (h_, *scalars))
-            p2, y2 = (_abs_squared(x).astype(dtype) for x in (d_, y_))
+            p2, y2 = (abs_squared(x).astype(dtype) for x in (d_, y_))
             value = jnp.abs(wide - (wide**2 * s * p2 + e) * o + (y2 + e) * n)
             return jnp.where(good & jnp.isfinite(value), value, wide).astype(h_.dtype)
 
         h = jax.tree.map(refreshed, h, d, y)
         first = state.count == 0
 
-        def divided(g_: jax.Array, h_: jax.Array) -> jax.Array:
-            wide = g_.astype(compute_dtype(g_.dtype))
-            scale = h_.astype(compute_dtype(h_.dtype))
-            scale = (scale + jnp.asarray(damping, scale.dtype)).astype(wide.dtype)
-            return jnp.where(first, wide, wide / scale).astype(g_.dtype)
-
         def remember(value: PyTree, old_value: PyTree) -> PyTree:
             return jax.tree.map(
                 lambda v, o: jnp.where(finite, v.astype(o.dtype), o), value, old_value
             )
 
-        return jax.tree.map(divided, g, h), ScaleByDiagonalSecantState(
+        z = divide_by_diagonal(g, h, damping, active=~first)
+        return z, ScaleByDiagonalSecantState(
             count=optax.safe_increment(state.count),
             diagonal=h,
             grad_prev=remember(g, state.grad_prev) if from_grads else (),
@@ -275,9 +264,3 @@ def scale_by_diagonal_secant(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _abs_squared(x: jax.Array) -> jax.Array:
-    if jnp.iscomplexobj(x):
-        return jnp.real(x) ** 2 + jnp.imag(x) ** 2
-    return x.astype(compute_dtype(x.dtype)) ** 2

@@ -19,6 +19,9 @@ from nlcg_optax import (
     paper_nlcg,
     scale_by_curvature_step,
     scale_by_diagonal_secant,
+    scale_by_equilibration,
+    scale_by_gauss_newton_bartlett,
+    scale_by_hutchinson,
     scale_by_kronecker,
     scale_by_orthogonalisation,
     scale_by_subspace_step,
@@ -33,6 +36,11 @@ ORTHOGONAL = scale_by_orthogonalisation(restore_norm=True, vectors=optax.identit
 KRONECKER = scale_by_kronecker(
     refresh_period=2, damping=1e-2, diagonal=optax.identity()
 )
+
+
+def _unit_noise(key: jax.Array, output: jax.Array) -> jax.Array:
+    # The output loss is half a square, of curvature one.
+    return jax.random.normal(key, output.shape).astype(output.dtype)
 
 
 class Case(NamedTuple):
@@ -55,6 +63,7 @@ class Case(NamedTuple):
         self, value: jax.Array, grad: Any, value_fn: Callable[..., Any]
     ) -> dict[str, Any]:
         known = {"value": value, "grad": grad, "value_fn": value_fn}
+        known["outputs_fn"] = value_fn  # the loss as the only output of a model
         return {name: known[name] for name in self.extras}
 
 
@@ -98,6 +107,19 @@ STOCHASTIC = [
         preconditioner=scale_by_diagonal_secant(secant="hvp", refresh_period=2),
     ),
     _stochastic(
+        "hutchinson",
+        ("value_fn",),
+        preconditioner=scale_by_hutchinson(refresh_period=2, power=0.5),
+    ),
+    _stochastic(
+        "equilibration", ("value_fn",), preconditioner=scale_by_equilibration()
+    ),
+    _stochastic(
+        "bartlett",
+        ("outputs_fn",),
+        preconditioner=scale_by_gauss_newton_bartlett(_unit_noise, power=0.5, clip=1.0),
+    ),
+    _stochastic(
         "curvature_step", ("value_fn",), step_control=scale_by_curvature_step()
     ),
     _stochastic(
@@ -139,6 +161,7 @@ KEY_CASES = [
         "secant_rate",
         "secant_params",
         "secant_hvp",
+        "hutchinson",
         "curvature_step",
         "subspace_step",
         "paper_fr_step",

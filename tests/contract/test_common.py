@@ -232,6 +232,8 @@ ROSENBROCK_RATES = {
     "secant_rate": 0.2,
     "secant_params": 0.2,
     "secant_hvp": 0.2,
+    "hutchinson": 0.02,
+    "equilibration": 0.2,
     "curvature_step": 0.5,
     "subspace_step": 1.0,
     "paper_fr_step": 0.2,

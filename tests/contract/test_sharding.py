@@ -125,6 +125,7 @@ SHARDED = [
         "secant_rate",
         "secant_params",
         "secant_hvp",
+        "hutchinson",
         "curvature_step",
         "subspace_step",
         "paper_layerwise",
@@ -261,7 +262,7 @@ DATA_PARALLEL = [
     # Without the check of varying axes JAX takes the gradient of an averaged loss to
     # be that of the own share, so `value_fn` is differentiated with the check on.
     *((name, True) for name in ("pr+", "paper_pr_online", "secant_hvp")),
-    *((name, True) for name in ("curvature_step", "subspace_step")),
+    *((name, True) for name in ("hutchinson", "curvature_step", "subspace_step")),
 ]
 
 

@@ -330,8 +330,9 @@ def test_plain_multi_steps_averages_the_gradient(case):
 
 # --- flatten -------------------------------------------------------------------------
 
-# Flattening takes the matrices away from preconditioners that look at shapes.
-SHAPED = ("factored", "orthogonal", "kronecker")
+# Flattening takes the matrices away from preconditioners that look at shapes, and
+# other probes are drawn for other shapes.
+SHAPED = ("factored", "orthogonal", "kronecker", "hutchinson")
 FLATTENABLE = [c for c in KEY_CASES if c.name not in SHAPED]
 
 

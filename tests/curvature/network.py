@@ -37,15 +37,20 @@ def flat(tree):
 
 def dense_hessian(fn, params):
     vector, unravel = jax.flatten_util.ravel_pytree(params)
-    return np.asarray(jax.hessian(lambda x: fn(unravel(x)))(vector))
+    return np.asarray(jax.jit(jax.hessian(lambda x: fn(unravel(x))))(vector))
 
 
 def dense_gauss_newton(outputs_fn, output_loss_fn, params):
     """``Jᵀ H_l J`` with every matrix written out."""
     vector, unravel = jax.flatten_util.ravel_pytree(params)
-    outputs = outputs_fn(params)
-    jacobian = jax.jacrev(lambda x: jnp.ravel(outputs_fn(unravel(x))))(vector)
-    hessian = jax.hessian(lambda z: output_loss_fn(z.reshape(outputs.shape)))(
-        jnp.ravel(outputs)
-    )
-    return np.asarray(jacobian.T @ hessian @ jacobian)
+
+    @jax.jit
+    def matrix(vector):
+        outputs = outputs_fn(unravel(vector))
+        jacobian = jax.jacrev(lambda x: jnp.ravel(outputs_fn(unravel(x))))(vector)
+        hessian = jax.hessian(lambda z: output_loss_fn(z.reshape(outputs.shape)))(
+            jnp.ravel(outputs)
+        )
+        return jacobian.T @ hessian @ jacobian
+
+    return np.asarray(matrix(vector))

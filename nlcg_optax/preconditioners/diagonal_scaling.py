@@ -1,0 +1,73 @@
+"""Division of a gradient by a diagonal estimate of the curvature."""
+
+import jax
+import jax.numpy as jnp
+
+from nlcg_optax.dtypes import PyTree, compute_dtype
+
+
+def divide_by_diagonal(
+    grad: PyTree,
+    diagonal: PyTree,
+    offset: float | jax.Array,
+    *,
+    active: jax.Array,
+    power: float | jax.Array = 1.0,
+    clip: float | jax.Array | None = None,
+) -> PyTree:
+    r"""Computes :math:`g / (h + \mathrm{offset})^{\mathrm{power}}`, elementwise.
+
+    In float32 or wider, and cast to the dtypes of ``grad`` at the end.
+
+    Args:
+      grad: a tree g.
+      diagonal: a tree h of real numbers that are not negative.
+      offset: added to h.
+      active: whether to divide at all; otherwise g itself is returned.
+      power: of the sum.
+      clip: largest absolute value of an element of the quotient; None for no bound.
+
+    Returns:
+      A tree like ``grad``. Where ``h + offset`` is zero it holds the element of g.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> divide_by_diagonal(jnp.array([6., 6., 6.]), jnp.array([2., 4., 0.]), 0.,
+      ...                    active=jnp.array(True), clip=2.5)
+      Array([2.5, 1.5, 2.5], dtype=float32)
+    """
+
+    def divided(g: jax.Array, h: jax.Array) -> jax.Array:
+        wide = g.astype(compute_dtype(g.dtype))
+        scale = h.astype(compute_dtype(h.dtype))
+        scale = scale + jnp.asarray(offset).astype(scale.dtype)
+        if not isinstance(power, float) or power != 1.0:
+            scale = scale ** jnp.asarray(power).astype(scale.dtype)
+        usable = active & (scale > 0)
+        scale = jnp.where(usable, scale, 1).astype(jnp.finfo(wide.dtype).dtype)
+        quotient = wide / scale.astype(wide.dtype)
+        if clip is not None:
+            quotient = jnp.where(active, _clipped(quotient, clip), quotient)
+        return quotient.astype(g.dtype)
+
+    return jax.tree.map(divided, grad, diagonal)
+
+
+def abs_squared(x: jax.Array) -> jax.Array:
+    """Computes ``|x|²`` elementwise, in float32 or wider.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> abs_squared(jnp.array([3. + 4.j]))
+      Array([25.], dtype=float32)
+    """
+    if jnp.iscomplexobj(x):
+        return jnp.real(x) ** 2 + jnp.imag(x) ** 2
+    return x.astype(compute_dtype(x.dtype)) ** 2
+
+
+def _clipped(x: jax.Array, bound: float | jax.Array) -> jax.Array:
+    size = jnp.abs(x)
+    limit = jnp.asarray(bound).astype(size.dtype)
+    factor = jnp.where(size > limit, limit / jnp.where(size > limit, size, 1), 1)
+    return x * factor.astype(x.dtype)

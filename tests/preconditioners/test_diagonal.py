@@ -1,0 +1,328 @@
+"""Sampled diagonals: unbiased within derived bounds; average, damping and the rest."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from nlcg_optax import (
+    diagnostics,
+    scale_by_equilibration,
+    scale_by_gauss_newton_bartlett,
+    scale_by_hutchinson,
+    scale_by_nlcg,
+)
+from tests.curvature.network import (
+    X,
+    cross_entropy,
+    dense_gauss_newton,
+    dense_hessian,
+    flat,
+    logits,
+    loss,
+    network_params,
+)
+
+FAILURE = 1e-9  # probability that a bound below does not hold, over all elements
+SAMPLES = 1000
+
+
+def _samples(tx, params, **extras):
+    """The mean of independent samples, which an average without memory shows."""
+
+    @jax.jit
+    def run(state):
+        def step(state, _):
+            _, state = tx.update(params, state, params, **extras)
+            return state, flat(state.sample_average)
+
+        return jax.lax.scan(step, state, length=SAMPLES)[1]
+
+    samples = np.asarray(run(tx.init(params)))
+    assert len(np.unique(samples[:, 0])) > 2  # they do differ
+    return samples.mean(axis=0)
+
+
+def _bernstein(variance, bound):
+    """Deviation of a mean of bounded variables, for all elements with high odds."""
+    odds = np.log(2 * len(variance) / FAILURE)
+    linear = bound * odds / (3 * SAMPLES)
+    return linear + np.sqrt(linear**2 + 2 * variance * odds / SAMPLES)
+
+
+def test_hutchinson_is_unbiased(x64):
+    params = network_params()
+    for kind, extras, matrix in (
+        ("hessian", {"value_fn": loss}, dense_hessian(loss, params)),
+        (
+            "gauss_newton",
+            {"outputs_fn": logits, "output_loss_fn": cross_entropy},
+            dense_gauss_newton(logits, cross_entropy, params),
+        ),
+    ):
+        tx = scale_by_hutchinson(kind, decay=0.0, refresh_period=1)
+        mean = _samples(tx, params, **extras)
+        # v_i (B v)_i - B_ii is a sum of independent signs times B_ij: by Hoeffding
+        # its mean over samples deviates by t with odds 2 exp(-N t² / 2 s²).
+        rest = matrix - np.diag(np.diag(matrix))
+        odds = 2 * np.log(2 * len(matrix) / FAILURE)
+        allowed = np.sqrt(np.sum(rest**2, axis=1) * odds / SAMPLES)
+        assert np.all(np.abs(mean - np.diag(matrix)) <= allowed)
+        # The bound tells something: it is far below the diagonal's size.
+        assert allowed.max() < 0.5 * np.abs(np.diag(matrix)).max()
+
+
+def test_equilibration_is_unbiased(x64):
+    params = network_params()
+    matrix = dense_hessian(loss, params)
+    tx = scale_by_equilibration(decay=0.0, refresh_period=1)
+    mean = _samples(tx, params, value_fn=loss)
+    rows = np.sum(matrix**2, axis=1)
+    # The variance of the square of a sum of signed numbers, and its largest value.
+    variance = 2 * (rows**2 - np.sum(matrix**4, axis=1))
+    allowed = _bernstein(variance, np.sum(np.abs(matrix), axis=1) ** 2)
+    assert np.all(np.abs(mean - rows) <= allowed)
+    assert np.all(allowed < rows)
+
+
+def test_bartlett_is_unbiased_for_labels_drawn_from_the_model(x64):
+    params = network_params()
+    mean = _samples(
+        scale_by_gauss_newton_bartlett(decay=0.0, refresh_period=1),
+        params,
+        outputs_fn=logits,
+    )
+    # All labellings of the five examples, each with its probability.
+    probabilities = np.asarray(jax.nn.softmax(logits(params)))
+    vector, unravel = jax.flatten_util.ravel_pytree(params)
+    jacobian = np.asarray(jax.jacrev(lambda x: logits(unravel(x)))(vector))
+    values, weights = [], []
+    for labels in itertools.product(range(3), repeat=len(X)):
+        residual = probabilities - np.eye(3)[list(labels)]
+        gradient = np.einsum("ec,ecp->p", residual, jacobian) / len(X)
+        values.append(len(X) * gradient**2)
+        weights.append(np.prod(probabilities[np.arange(len(X)), list(labels)]))
+    values, weights = np.array(values), np.array(weights)
+    diagonal = weights @ values
+    expected = np.diag(dense_gauss_newton(logits, cross_entropy, params))
+    np.testing.assert_allclose(diagonal, expected, rtol=1e-9)  # Bartlett's identity
+    variance = weights @ (values - diagonal) ** 2
+    allowed = _bernstein(variance, values.max(axis=0))
+    assert np.all(np.abs(mean - diagonal) <= allowed)
+    assert np.median(allowed / diagonal) < 0.5
+
+
+def test_bartlett_of_squared_errors_is_unbiased(x64):
+    params = network_params()
+    tx = scale_by_gauss_newton_bartlett("gaussian", decay=0.0, refresh_period=1)
+    mean = _samples(tx, params, outputs_fn=logits)
+    half_squares = lambda z: 0.5 * jnp.mean(jnp.sum(z**2, axis=1))
+    diagonal = np.diag(dense_gauss_newton(logits, half_squares, params))
+    # Every element is a χ² of one degree times its mean (Laurent and Massart, 2000).
+    x = np.log(2 * len(diagonal) / FAILURE)
+    allowed = 2 * np.sqrt(x / SAMPLES) + 2 * x / SAMPLES
+    assert allowed < 0.5
+    assert np.all(np.abs(mean - diagonal) <= allowed * diagonal)
+
+
+def test_complex_parameters_have_the_mean_curvature_of_their_parts(x64):
+    # Curvature 2 in the real and 6 in the imaginary part; no mixed terms.
+    f = lambda z: jnp.sum(jnp.real(z) ** 2 + 3 * jnp.imag(z) ** 2)
+    z = jnp.array([1 + 2j, 3 - 1j])
+    for make, expected in (
+        (scale_by_hutchinson, 4.0),
+        (scale_by_equilibration, np.sqrt((4 + 36) / 2)),
+    ):
+        tx = make(refresh_period=1, damping=0.0)
+        scaled, _ = tx.update(z, tx.init(z), z, value_fn=f)
+        np.testing.assert_allclose(scaled, z / expected, rtol=1e-12)
+
+
+# --- the common part, with a diagonal Hessian whose samples are exact -----------------
+
+
+def _diagonal_loss(x, *, h):
+    return 0.5 * jnp.sum(h * x**2)
+
+
+@pytest.mark.parametrize(
+    ("make", "average", "curvature"),
+    [
+        (scale_by_hutchinson, lambda h: h, np.abs),
+        (scale_by_equilibration, np.square, np.sqrt),
+    ],
+    ids=["hutchinson", "equilibration"],
+)
+def test_average_damping_power_and_clip_by_hand(x64, make, average, curvature):
+    decay, period, damping, power, clip = 0.7, 2, 0.3, 0.75, 1.5
+    tx = make(
+        decay=decay, refresh_period=period, damping=damping, power=power, clip=clip
+    )
+    rng = np.random.default_rng(0)
+    x, state, ema, seen = jnp.ones(4), None, 0.0, 0
+    state = tx.init(x)
+    update = jax.jit(lambda g, s, h: tx.update(g, s, x, value_fn=_diagonal_loss, h=h))
+    clipped = 0
+    for t in range(5):
+        h, g = rng.normal(size=4), 2 * rng.normal(size=4)
+        z, state = update(jnp.asarray(g), state, jnp.asarray(h))
+        if t % period == 0:
+            ema, seen = decay * ema + (1 - decay) * average(h), seen + 1
+        d = curvature(ema / (1 - decay**seen))
+        expected = g / (d + damping * d.mean()) ** power
+        clipped += np.sum(np.abs(expected) > clip)
+        np.testing.assert_allclose(z, np.clip(expected, -clip, clip), rtol=1e-10)
+        found = diagnostics(state)
+        np.testing.assert_allclose(found["diagonal_mean"], d.mean(), rtol=1e-10)
+    assert 0 < clipped < 20
+    assert (found["num_samples"], found["num_sample_skips"]) == (3, 0)
+
+
+def test_windows_of_convolutions_share_a_curvature(x64):
+    rng = np.random.default_rng(0)
+    h = {"kernel": rng.normal(size=(3, 3, 2, 4)) ** 2, "bias": rng.normal(size=4) ** 2}
+    h = jax.tree.map(jnp.asarray, h)
+    x = jax.tree.map(jnp.ones_like, h)
+    f = lambda p: 0.5 * sum(jnp.sum(h[name] * p[name] ** 2) for name in p)
+    tx = scale_by_hutchinson(damping=0.0, average_windows=True)
+    z, _ = tx.update(x, tx.init(x), x, value_fn=f)
+    expected = 1 / np.broadcast_to(h["kernel"].mean(axis=(0, 1)), (3, 3, 2, 4))
+    np.testing.assert_allclose(z["kernel"], expected, rtol=1e-12)
+    np.testing.assert_allclose(z["bias"], 1 / h["bias"], rtol=1e-12)
+
+
+def test_samples_that_are_not_finite_are_refused_and_counted():
+    x = jnp.array([1.0, 2.0])
+    tx = scale_by_hutchinson(refresh_period=1, damping=0.0, decay=0.5)
+    update = jax.jit(lambda s, h: tx.update(x, s, x, value_fn=_diagonal_loss, h=h))
+    z, state = update(tx.init(x), jnp.array([jnp.nan, 1.0]))
+    np.testing.assert_array_equal(z, x)  # the identity until there is a sample
+    z, state = update(state, jnp.array([2.0, 4.0]))
+    np.testing.assert_allclose(z, [0.5, 0.5], rtol=1e-6)
+    z, state = update(state, jnp.array([jnp.inf, -jnp.inf]))
+    np.testing.assert_allclose(z, [0.5, 0.5], rtol=1e-6)
+    found = diagnostics(state)
+    assert (found["num_samples"], found["num_sample_skips"]) == (1, 2)
+
+
+def test_no_curvature_at_all_is_the_identity():
+    x = jnp.array([1.0, 2.0])
+    tx = scale_by_equilibration()
+    z, _ = tx.update(x, tx.init(x), x, value_fn=lambda p: jnp.sum(p))
+    np.testing.assert_array_equal(z, x)
+
+
+def test_the_seed_decides_every_number():
+    params = network_params(jnp.float32)
+
+    @jax.jit
+    def average(key):
+        # The state of a seed but for its key.
+        tx = scale_by_hutchinson(refresh_period=1)
+        state = tx.init(params)._replace(key=key)
+        for _ in range(2):
+            _, state = tx.update(params, state, params, value_fn=loss)
+        return state.sample_average, state.key
+
+    keys = [scale_by_hutchinson(seed=s).init(params).key for s in (3, 3, 4)]
+    first, again, other = (average(key) for key in keys)
+    np.testing.assert_array_equal(flat(first), flat(again))
+    assert np.all(flat(first[0]) != flat(other[0]))
+    assert np.any(first[1] != keys[0])
+
+
+def test_probes_of_parts_split_by_hand_are_independent():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def coupled(x):  # B is all ones
+        return 0.5 * jax.lax.psum(jnp.sum(x), "x") ** 2
+
+    def run(x):
+        tx = scale_by_hutchinson(decay=0.0, axis_name="x")
+        total = lambda p, v: jnp.full_like(v, jax.lax.psum(jnp.sum(v), "x"))
+        _, state = tx.update(x, tx.init(x), x, hvp_fn=total)
+        return state.sample_average, diagnostics(state)["diagonal_mean"][None]
+
+    split = jax.shard_map(
+        run, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False
+    )
+    sample, means = jax.jit(split)(jnp.ones(64))
+    # v_i times the same sum of all signs: their product is that sum's square.
+    total = np.abs(sample[0])
+    signs = np.asarray(sample) / total if total else None
+    assert signs is not None
+    assert total == abs(signs.sum())
+    parts = signs.reshape(8, 8)
+    assert len(np.unique(parts, axis=0)) > 4
+    np.testing.assert_allclose(means, total)
+
+
+def test_behind_the_direction_it_rescales_what_gradients_do_not(x64):
+    """A quadratic of condition 1e4 in as many steps as one of condition one."""
+    h = jnp.logspace(0, 4, 6)
+    tx = optax.chain(
+        scale_by_nlcg("fr", preconditioner=scale_by_hutchinson(damping=0.0)),
+        optax.scale_by_learning_rate(1.0),
+    )
+    x = jnp.ones(6)
+    updates, _ = tx.update(h * x, tx.init(x), x, value_fn=_diagonal_loss, h=h)
+    np.testing.assert_allclose(x + updates, 0, atol=1e-10)
+
+
+def test_narrow_parameters_have_a_wide_average():
+    params = network_params(jnp.bfloat16)
+    for make, extras in (
+        (scale_by_hutchinson, {"value_fn": loss}),
+        (scale_by_gauss_newton_bartlett, {"outputs_fn": logits}),
+    ):
+        tx = make()
+        z, state = jax.jit(lambda p, tx=tx, e=extras: tx.update(p, tx.init(p), p, **e))(
+            params
+        )
+        assert {leaf.dtype for leaf in z.values()} == {jnp.dtype(jnp.bfloat16)}
+        dtypes = {leaf.dtype for leaf in state.sample_average.values()}
+        assert dtypes == {jnp.dtype(jnp.float32)}
+        assert np.all(np.isfinite(flat(z).astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"curvature": "fisher"}, "curvature='fisher' is unknown"),
+        ({"decay": 1.0}, r"decay=1.0 is not in \[0, 1\)"),
+        ({"refresh_period": 0}, "refresh_period=0 must be an integer of at least 1"),
+        ({"damping": -1.0}, "damping=-1.0 must be finite and not below 0"),
+        ({"power": 0.0}, "power=0.0 must be finite and greater than 0"),
+        ({"clip": 0.0}, "clip=0.0 must be finite and greater than 0"),
+        ({"seed": 1.5}, "seed=1.5 must be an integer"),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    for make in (scale_by_hutchinson, scale_by_equilibration):
+        with pytest.raises(ValueError, match=message):
+            make(**kwargs)
+
+
+def test_missing_and_unfit_extras_are_named():
+    x = jnp.ones(2)
+    tx = scale_by_hutchinson()
+    with pytest.raises(ValueError, match="scale_by_hutchinson: update needs `value_fn"):
+        tx.update(x, tx.init(x), x)
+    with pytest.raises(ValueError, match="update needs `params`"):
+        tx.update(x, tx.init(x), value_fn=jnp.sum)
+    with pytest.raises(TypeError, match="dtype int32"):
+        tx.init(jnp.ones(2, jnp.int32))
+    tx = scale_by_gauss_newton_bartlett()
+    with pytest.raises(ValueError, match="update needs `outputs_fn`"):
+        tx.update(x, tx.init(x), x, value_fn=jnp.sum)
+    with pytest.raises(TypeError, match="to return one real array with at least one"):
+        tx.update(x, tx.init(x), x, outputs_fn=jnp.sum)
+    with pytest.raises(ValueError, match="likelihood='poisson' is unknown"):
+        scale_by_gauss_newton_bartlett("poisson")
+    tx = scale_by_gauss_newton_bartlett(lambda key, z: z[:1])
+    with pytest.raises(ValueError, match="the result of likelihood has shape"):
+        tx.update(x, tx.init(x), x, outputs_fn=lambda p: p)
