@@ -17,6 +17,10 @@ LossFn = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, tuple[PyTree, jax.A
 OutputsFn = Callable[[PyTree, PyTree, PyTree], jax.Array]
 
 
+# JAX 0.9 renamed it.
+_pcast = getattr(jax.lax, "pcast", None)
+
+
 class Outcome(NamedTuple):
     """Means over micro-batches.
 
@@ -32,9 +36,25 @@ class Outcome(NamedTuple):
 
 
 def mean_gradient(
-    loss_fn: LossFn, params: PyTree, batch_stats: PyTree, batches: PyTree
+    loss_fn: LossFn,
+    params: PyTree,
+    batch_stats: PyTree,
+    batches: PyTree,
+    *,
+    unroll: bool = False,
+    varying_over: tuple[str, ...] = (),
 ) -> tuple[Outcome, PyTree]:
     """Goes through the micro-batches, in the memory of one.
+
+    Args:
+      loss_fn: see above.
+      params: the weights.
+      batch_stats: before the first micro-batch.
+      batches: micro-batches.
+      unroll: write them out one after the other instead of a loop, for CPUs, where
+        XLA is slow at convolutions in loops.
+      varying_over: within `jax.shard_map`, the axes over which the examples are split
+        and ``params`` and ``batch_stats`` are marked as varying.
 
     Returns:
       The means, and the statistics after the last micro-batch.
@@ -58,10 +78,10 @@ def mean_gradient(
         outcome, batch_stats = outcome_of(batch_stats, batch)
         return (jax.tree.map(jnp.add, total, outcome), batch_stats), None
 
-    nothing = jnp.zeros([], jnp.float32)
+    nothing = varying(jnp.zeros([], jnp.float32), varying_over)
     zero = Outcome(nothing, nothing, jax.tree.map(jnp.zeros_like, params))
     carry = (zero, batch_stats)
-    if jax.default_backend() == "cpu":  # where XLA is slow at convolutions in loops
+    if unroll:
         for row in range(count):
             carry, _ = add(carry, _part(batches, row))
     else:
@@ -131,6 +151,15 @@ def stacked_outputs(
     if _count(batches) == 1:
         return outputs_of(_part(batches, 0))[None]
     return jax.lax.map(jax.checkpoint(outputs_of), batches)
+
+
+def varying(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
+    """Marks what is the same on all devices of `jax.shard_map` as if it were not."""
+    if not axes:
+        return tree
+    if _pcast is None:
+        return getattr(jax.lax, "pvary")(tree, axes)  # noqa: B009
+    return jax.tree.map(lambda leaf: _pcast(leaf, axes, to="varying"), tree)
 
 
 def _count(batches: PyTree) -> int:

@@ -20,6 +20,7 @@ from experiments.micro_batches import (
     mean_gradient,
     mean_loss,
     stacked_outputs,
+    varying,
 )
 
 PyTree = Any
@@ -32,6 +33,7 @@ def mean_gradient_over_devices(
     batch_stats: PyTree,
     batches: PyTree,
     gradient_dtype: Any = jnp.float32,
+    unroll: bool = False,
 ) -> tuple[Outcome, PyTree]:
     """`mean_gradient` of each device's part, averaged.
 
@@ -42,6 +44,7 @@ def mean_gradient_over_devices(
       batch_stats: likewise.
       batches: micro-batches, whose examples are split over all axes of the mesh.
       gradient_dtype: in which gradients are sent; they return in their own.
+      unroll: see `mean_gradient`.
 
     Returns:
       The means, and the mean of the statistics after each device's last micro-batch.
@@ -52,8 +55,10 @@ def mean_gradient_over_devices(
     ) -> tuple[Outcome, PyTree]:
         # Without the cast the parameters are invariant over the devices, and their
         # gradient comes summed over them: an average of it would be a sum.
-        params, batch_stats = jax.tree.map(_varying, (params, batch_stats))
-        outcome, batch_stats = mean_gradient(loss_fn, params, batch_stats, batches)
+        params, batch_stats = varying((params, batch_stats), AXES)
+        outcome, batch_stats = mean_gradient(
+            loss_fn, params, batch_stats, batches, unroll=unroll, varying_over=AXES
+        )
         sent = jax.tree.map(lambda g: g.astype(gradient_dtype), outcome.grads)
         mean, batch_stats = jax.lax.pmean(
             (outcome._replace(grads=sent), batch_stats), AXES
@@ -74,7 +79,7 @@ def mean_loss_over_devices(
     """`mean_loss` of each device's part, averaged; it can be differentiated."""
 
     def on_device(params: PyTree, batch_stats: PyTree, batches: PyTree) -> jax.Array:
-        params, batch_stats = jax.tree.map(_varying, (params, batch_stats))
+        params, batch_stats = varying((params, batch_stats), AXES)
         return jax.lax.pmean(mean_loss(loss_fn, params, batch_stats, batches), AXES)
 
     return jax.shard_map(
@@ -92,13 +97,9 @@ def stacked_outputs_over_devices(
     """`stacked_outputs` of each device's part, where the examples are."""
 
     def on_device(params: PyTree, batch_stats: PyTree, batches: PyTree) -> jax.Array:
-        params, batch_stats = jax.tree.map(_varying, (params, batch_stats))
+        params, batch_stats = varying((params, batch_stats), AXES)
         return stacked_outputs(outputs_fn, params, batch_stats, batches)
 
     return jax.shard_map(
         on_device, mesh=mesh, in_specs=(P(), P(), BATCH), out_specs=BATCH
     )(params, batch_stats, batches)
-
-
-def _varying(leaf: jax.Array) -> jax.Array:
-    return jax.lax.pcast(leaf, AXES, to="varying")

@@ -263,10 +263,13 @@ def _on_batches(
     Callable[..., jax.Array],
 ]:
     """How gradient, loss and outputs of a batch are computed."""
+    unroll = mesh.devices.flat[0].platform == "cpu"
     if config.partitioning == "shard_map":
         dtype = models.DTYPES[config.gradient_dtype]
         return (
-            functools.partial(mean_gradient_over_devices, mesh, gradient_dtype=dtype),
+            functools.partial(
+                mean_gradient_over_devices, mesh, gradient_dtype=dtype, unroll=unroll
+            ),
             functools.partial(mean_loss_over_devices, mesh),
             functools.partial(stacked_outputs_over_devices, mesh),
         )
@@ -281,7 +284,7 @@ def _on_batches(
         return function_on_copies
 
     return (
-        lambda loss_fn, *rest: mean_gradient(on_copies(loss_fn), *rest),
+        lambda loss_fn, *rest: mean_gradient(on_copies(loss_fn), *rest, unroll=unroll),
         lambda loss_fn, *rest: mean_loss(on_copies(loss_fn), *rest),
         lambda outputs_fn, *rest: stacked_outputs(on_copies(outputs_fn), *rest),
     )

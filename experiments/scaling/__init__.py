@@ -1,0 +1,1 @@
+"""What a step asks of many chips: communication, memory and time, without the chips."""

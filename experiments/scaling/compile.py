@@ -1,0 +1,201 @@
+"""``python -m experiments.scaling.compile``: the step of ResNet-50, compiled for pods.
+
+No TPU is needed, only its compiler (``pip install '.[tpu]'``). For each topology,
+layout and optimiser it tells what a chip needs: memory, operations, communication.
+``JAX_OPTIMIZATION_LEVEL=O0`` in the environment, the default here, makes it a matter of
+a minute each; figures that are there already are not made again.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import rich.console
+import tyro
+
+from experiments import meshes
+from experiments.config import RunConfig
+from experiments.scaling import peers
+from experiments.scaling.compiled_step import Problem, StepCost, cost_of, lower_step
+from experiments.scaling.cost_table import Case, Entry, markdown
+from experiments.scaling.topologies import NoCompilerError, devices_of
+
+ENVIRONMENT = {
+    "JAX_OPTIMIZATION_LEVEL": "O0",
+    "JAX_PLATFORMS": "cpu",  # libtpu compiles, it does not run
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileArguments:
+    """Compiles training steps for TPU slices and reports what they need.
+
+    Attributes:
+      topologies: slices to compile for.
+      layouts: ``data`` (parallel) and ``hybrid``, where parameters and state are split
+        over the first dimension of the slice.
+      optimizers: names of `experiments.optimizers.OPTIMIZERS`, and ``lbfgs`` and
+        ``nlcg_pr+_search``, with line searches.
+      model: a name in `experiments.models.MODELS`.
+      image_size: pixels in a row.
+      batch_size: examples in a step, on all chips together.
+      images_per_chip: what a chip computes at a time; a larger share of the batch is
+        split into micro-batches. None for no limit.
+      partitioning: ``jit`` or ``shard_map``, see `experiments.config.RunConfig`.
+      compute_dtype: of the network.
+      out: JSON lines with the figures, which are added to; the table goes beside it.
+    """
+
+    topologies: tuple[str, ...] = ("v5e:2x2", "v5e:16x16", "v5p:8x8x8")
+    layouts: tuple[str, ...] = ("data", "hybrid")
+    optimizers: tuple[str, ...] = peers.PEERS
+    model: str = "resnet50"
+    image_size: int = 224
+    batch_size: int = 65_536
+    images_per_chip: int | None = 256
+    partitioning: str = "jit"
+    compute_dtype: str = "bfloat16"
+    out: Path = Path("runs/scaling/compiled.jsonl")
+
+    def __post_init__(self) -> None:
+        for layout in self.layouts:
+            if layout not in ("data", "hybrid"):
+                raise ValueError(
+                    f"layouts has {layout!r}; allowed are 'data' and 'hybrid'"
+                )
+        for name in ("image_size", "batch_size", "images_per_chip"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value!r} must be at least 1")
+
+
+def cases_of(arguments: CompileArguments, topology: str, chips: int) -> list[Case]:
+    """The steps to compile for one topology.
+
+    Raises:
+      ValueError: if the batch does not split into equal parts.
+    """
+    share = arguments.images_per_chip or arguments.batch_size
+    micro_batches = max(1, -(-arguments.batch_size // (chips * share)))
+    return [
+        Case(
+            topology=topology,
+            layout=layout,
+            optimizer=optimizer,
+            model=arguments.model,
+            image_size=arguments.image_size,
+            batch_size=arguments.batch_size,
+            micro_batches=micro_batches,
+            partitioning=arguments.partitioning,
+            compute_dtype=arguments.compute_dtype,
+        )
+        for layout in arguments.layouts
+        for optimizer in arguments.optimizers
+    ]
+
+
+def compile_case(case: Case, devices: Sequence[jax.Device]) -> StepCost:
+    """Compiles one step for the devices of a topology."""
+    side = int(case.topology.partition(":")[2].partition("x")[0])
+    shard_devices = side if case.layout == "hybrid" else 1
+    config = RunConfig(
+        model=case.model,
+        optimizer=case.optimizer,
+        batch_size=case.batch_size,
+        micro_batches=case.micro_batches,
+        compute_dtype=case.compute_dtype,
+        partitioning=case.partitioning,
+        shard_devices=shard_devices,
+    )
+    mesh = meshes.make_mesh(None, shard_devices, devices=devices)
+    return cost_of(lower_step(config, Problem(case.image_size), mesh))
+
+
+def compile_all(
+    arguments: CompileArguments, console: rich.console.Console
+) -> list[Entry]:
+    """Compiles what is not in the file yet, and returns all that was asked for."""
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    known = {entry.case: entry for entry in read_entries(arguments.out)}
+    asked = []
+    for topology in arguments.topologies:
+        devices = devices_of(topology)
+        for case in cases_of(arguments, topology, len(devices)):
+            if case not in known:
+                with console.status(f"{topology} {case.layout} {case.optimizer}"):
+                    cost = compile_case(case, devices)
+                known[case] = Entry(case, len(devices), _commit(), cost)
+                with arguments.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(dataclasses.asdict(known[case])) + "\n")
+                console.print(_line(known[case]), soft_wrap=True)
+            asked.append(known[case])
+    return asked
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """The figures of a file; none if it does not exist."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [_entry(json.loads(line)) for line in lines]
+
+
+def _entry(fields: dict[str, Any]) -> Entry:
+    cost = fields["cost"]
+    cost["collectives"] = {k: tuple(v) for k, v in cost["collectives"].items()}
+    return Entry(
+        Case(**fields["case"]), fields["chips"], fields["commit"], StepCost(**cost)
+    )
+
+
+def _line(entry: Entry) -> str:
+    case, cost = entry.case, entry.cost
+    name = f"{case.topology} {case.layout} {case.optimizer}"
+    if cost.out_of_memory:
+        return f"{name}: out of memory: {cost.out_of_memory}"
+    return (
+        f"{name}: peak {cost.peak_bytes / 2**30:.2f} GiB, {cost.flops / 1e12:.2f} "
+        f"TFLOP, {cost.collective_bytes / 1e6:.1f} MB in {dict(cost.collectives)}, "
+        f"{cost.compile_seconds:.0f} s"
+    )
+
+
+def _commit() -> str:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; wrong input and a missing compiler end it with a message."""
+    given = tyro.cli(CompileArguments, args=arguments)
+    console = rich.console.Console()
+    try:
+        entries = compile_all(given, console)
+    except (ValueError, NoCompilerError) as error:
+        sys.exit(f"error: {error}")
+    table = markdown(entries)
+    given.out.with_suffix(".md").write_text(table, encoding="utf-8")
+    console.print(table, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    if any(name not in os.environ for name in ENVIRONMENT):
+        # They are read when JAX is imported, which has happened by now.
+        os.environ.update({**ENVIRONMENT, **os.environ})
+        os.execv(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]])
+    main()

@@ -1,0 +1,175 @@
+"""A training step compiled for a mesh, from shapes alone, and what it will take."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from experiments import meshes
+from experiments.config import RunConfig
+from experiments.data import Split
+from experiments.scaling import peers
+from experiments.scaling.collectives import (
+    Collective,
+    bytes_by_dtype,
+    collectives,
+    totals,
+)
+from experiments.training.step import TrainState, hyperparameters_of, make_step
+
+SCHEDULE_STEPS = 1000  # its length does not change the program
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What the network sees.
+
+    Attributes:
+      image_size: pixels in a row; images have three channels of a byte each.
+      num_classes: width of the output.
+    """
+
+    image_size: int = 224
+    num_classes: int = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+    """What one device needs for a step.
+
+    Attributes:
+      argument_bytes: state and batch.
+      temporary_bytes: activations, gradients and the like.
+      peak_bytes: the most that lives at a time, arguments included.
+      flops: as the compiler counts; the body of a loop counts once.
+      bytes_accessed: likewise.
+      collectives: count and bytes of each kind; see
+        `experiments.scaling.collectives.Collective`.
+      collective_bytes: of all kinds.
+      collective_bytes_by_dtype: likewise, by dtype.
+      sent_bytes: that the device sends.
+      scalar_collectives: how many carry single numbers only.
+      compile_seconds: lowering included.
+      out_of_memory: what the compiler said, or None.
+    """
+
+    argument_bytes: int = 0
+    temporary_bytes: int = 0
+    peak_bytes: int = 0
+    flops: float = 0.0
+    bytes_accessed: float = 0.0
+    collectives: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    collective_bytes: int = 0
+    collective_bytes_by_dtype: Mapping[str, int] = dataclasses.field(
+        default_factory=dict
+    )
+    sent_bytes: float = 0.0
+    scalar_collectives: int = 0
+    compile_seconds: float = 0.0
+    out_of_memory: str | None = None
+
+
+def lower_step(config: RunConfig, problem: Problem, mesh: Mesh) -> jax.stages.Lowered:
+    """Traces the step of a configuration on abstract arrays.
+
+    Args:
+      config: of the run; ``batch_size`` must be a number. ``optimizer`` may also be
+        one of `experiments.scaling.peers.SEARCHING`.
+      problem: of the images.
+      mesh: of real devices, or of a topology's.
+
+    Raises:
+      ValueError: if a name is unknown or the batch cannot be shared equally.
+    """
+    state, batch = abstract_arguments(config, problem, mesh)
+    step = make_step(config, problem.num_classes, SCHEDULE_STEPS, mesh, peers.build)
+    return jax.jit(step.update, donate_argnums=0).lower(state, batch)
+
+
+def abstract_arguments(
+    config: RunConfig, problem: Problem, mesh: Mesh
+) -> tuple[TrainState, Split]:
+    """Shapes, dtypes and shardings of a state and of a batch in micro-batches."""
+    parts = config.micro_batches
+    if config.batch_size is None or config.batch_size % (parts * mesh.size):
+        raise ValueError(
+            f"batch_size={config.batch_size!r} must be a multiple of "
+            f"{parts * mesh.size}: {mesh.size} devices times {parts} micro-batches"
+        )
+    step = make_step(config, problem.num_classes, SCHEDULE_STEPS, mesh, peers.build)
+    size = problem.image_size
+    state = jax.eval_shape(
+        lambda: step.init(
+            0,
+            config.learning_rate,
+            hyperparameters_of(config),
+            jnp.zeros([1, size, size, 3], jnp.uint8),
+        )
+    )
+    rows = (parts, config.batch_size // parts)
+    over_devices = NamedSharding(mesh, meshes.BATCH)
+    batch = jax.eval_shape(
+        lambda: Split(
+            jnp.zeros((*rows, size, size, 3), jnp.uint8), jnp.zeros(rows, jnp.int32)
+        )
+    )
+    return (
+        jax.tree.map(_at, state, step.shardings(state)),
+        jax.tree.map(lambda leaf: _at(leaf, over_devices), batch),
+    )
+
+
+def cost_of(lowered: jax.stages.Lowered) -> StepCost:
+    """Compiles a step; that it does not fit into memory is a result too."""
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return StepCost(
+            compile_seconds=time.perf_counter() - start, out_of_memory=_told(error)
+        )
+    seconds = time.perf_counter() - start
+    memory: Any = compiled.memory_analysis()
+    counted: Any = compiled.cost_analysis()
+    found = collectives(compiled.as_text() or "")
+    return StepCost(
+        argument_bytes=memory.argument_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        peak_bytes=memory.peak_memory_in_bytes,
+        flops=counted.get("flops", 0.0),
+        bytes_accessed=counted.get("bytes accessed", 0.0),
+        compile_seconds=seconds,
+        **communication_of(found),
+    )
+
+
+def communication_of(found: list[Collective]) -> dict[str, Any]:
+    """The fields of a `StepCost` that tell of communication."""
+    kinds = totals(found)
+    return {
+        "collectives": {kind: tuple(total) for kind, total in kinds.items()},
+        "collective_bytes": sum(total.bytes for total in kinds.values()),
+        "collective_bytes_by_dtype": bytes_by_dtype(found),
+        "sent_bytes": sum(one.sent_bytes for one in found),
+        "scalar_collectives": sum(one.is_scalar for one in found),
+    }
+
+
+def _at(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _told(error: Exception) -> str:
+    """The sentence with the numbers, out of pages of them."""
+    text = str(error)
+    used = re.search(r"Used [\d.]+\w+ of [\d.]+\w+ hbm", text)
+    return used[0] if used else text.partition("\n")[0][:200]
