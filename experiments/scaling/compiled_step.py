@@ -20,7 +20,8 @@ from experiments.scaling.collectives import (
     collectives,
     totals,
 )
-from experiments.training.step import TrainState, hyperparameters_of, make_step
+from experiments.training.hyperparameters import hyperparameters_of
+from experiments.training.step import TrainState, make_step
 
 SCHEDULE_STEPS = 1000  # its length does not change the program
 
