@@ -14,6 +14,7 @@ from experiments.resumed_record import interrupted_record, take_back
 from experiments.training import (
     CompiledProgram,
     DivergedError,
+    Program,
     Report,
     TrainState,
     check_finite,
@@ -79,28 +80,14 @@ def record_run(
         state, seconds, evaluation = start
         for report in run_epochs(compiled, config, dataset, state):
             state = report.state
-            _write_steps(writer, report, program.gradient_equivalents, seconds)
+            write_steps(writer, report, program.gradient_equivalents, seconds)
             seconds += report.seconds
             try:
                 check_finite(report, config)
             except DivergedError as error:
                 writer.write("stopped", {"reason": str(error)})
                 raise
-            evaluation = {
-                "step": int(state.step),
-                "gradient_equivalents": program.gradient_equivalents * int(state.step),
-                "seconds": seconds,
-                "images_per_second": len(report.metrics["loss"])
-                * program.batch_size
-                / report.seconds,
-                **_named("train", program.evaluate(state, dataset.train)),
-            }
-            if dataset.validation is None:  # nothing is left to choose
-                evaluation |= _named("test", program.evaluate(state, dataset.test))
-            else:
-                evaluation |= _named(
-                    "validation", program.evaluate(state, dataset.validation)
-                )
+            evaluation = evaluation_of(report, program, dataset, seconds)
             writer.write("evaluation", evaluation)
             if checkpoints is not None and checkpoints.is_due(report.number):
                 writer.sync()
@@ -109,7 +96,7 @@ def record_run(
                 on_report(report, evaluation)
         summary = {
             **evaluation,
-            **_named("test", program.evaluate(state, dataset.test)),
+            **named("test", program.evaluate(state, dataset.test)),
             "compile_seconds": compiled.compile_seconds,
         }
         writer.write("summary", summary)
@@ -141,11 +128,30 @@ def _resumed(path: Path, restored: Restored) -> _Start:
     return _Start(restored.state, restored.progress["seconds"], evaluation)
 
 
-def _named(split: str, evaluation: Any) -> Line:
+def named(split: str, evaluation: Any) -> Line:
+    """Loss and accuracy with the name of the split before theirs."""
     return {f"{split}_{name}": float(v) for name, v in evaluation._asdict().items()}
 
 
-def _write_steps(
+def evaluation_of(
+    report: Report, program: Program, dataset: Dataset, seconds: float
+) -> Line:
+    """Loss and accuracy on whole splits, with what they have cost so far."""
+    state = report.state
+    steps = len(report.metrics["loss"])
+    line = {
+        "step": int(state.step),
+        "gradient_equivalents": program.gradient_equivalents * int(state.step),
+        "seconds": seconds,
+        "images_per_second": steps * program.batch_size / report.seconds,
+        **named("train", program.evaluate(state, dataset.train)),
+    }
+    if dataset.validation is None:  # nothing is left to choose
+        return line | named("test", program.evaluate(state, dataset.test))
+    return line | named("validation", program.evaluate(state, dataset.validation))
+
+
+def write_steps(
     writer: RecordWriter, report: Report, cost: float, seconds_before: float
 ) -> None:
     """Writes each step; the seconds of a compiled call are shared out equally."""

@@ -15,10 +15,12 @@ from experiments.records import Line, RunRecord, read_record
 from experiments.training import (
     CompiledProgram,
     DivergedError,
+    Program,
     compile_program,
     make_program,
     program_of,
 )
+from experiments.vmapped_runs import record_runs_together
 
 MAX_PROGRAMS = 16  # that are kept at a time
 
@@ -78,28 +80,34 @@ class Runner:
             self._datasets[key] = data.load(*key)
         return self._datasets[key]
 
-    def compiled(self, config: RunConfig) -> CompiledProgram:
-        """The program of a run, compiled once for all runs that can share it."""
+    def program(self, config: RunConfig) -> Program:
+        """The functions of a run, not compiled.
+
+        Raises:
+          ValueError: if a number of the configuration is out of its range.
+        """
         # The program takes the numbers as they come; here they are checked.
         optimizers.build(
             config.optimizer, config.learning_rate, config.optimizer_options
         )
-        shared = program_of(config)
-        key = repr(shared)
+        return make_program(program_of(config), self.dataset(config))
+
+    def compiled(self, config: RunConfig) -> CompiledProgram:
+        """The program of a run, compiled once for all runs that can share it."""
+        program = self.program(config)
+        key = repr(program_of(config))
         if key not in self._programs:
             if len(self._programs) == MAX_PROGRAMS:
                 del self._programs[next(iter(self._programs))]
-            dataset = self.dataset(config)
-            self._programs[key] = compile_program(
-                make_program(shared, dataset), dataset
-            )
+            self._programs[key] = compile_program(program, self.dataset(config))
         return self._programs[key]
 
     def run(self, planned: PlannedRun) -> None:
         """Trains and leaves a record; a run that diverges leaves one that says so."""
         start = time.perf_counter()
         config = planned.config
-        try:
+        summary: Line | None = None
+        with contextlib.suppress(DivergedError):
             summary = record_run(
                 planned.path,
                 self.compiled(config),
@@ -108,14 +116,41 @@ class Runner:
                 trials=planned.trials,
                 overwrite=True,
             )
+        self.longest = max(self.longest, time.perf_counter() - start)
+        self._tell(planned, summary)
+
+    def run_together(self, planned: Sequence[PlannedRun]) -> None:
+        """Trains runs that share a program in one compiled call, with a record each.
+
+        Raises:
+          ValueError: if they do not share a program.
+        """
+        configs = [run.config for run in planned]
+        if len({repr(program_of(config)) for config in configs}) > 1:
+            raise ValueError(
+                f"{[run.path.stem for run in planned]} do not share a program, so they "
+                "cannot run together; runs may differ in learning rate, L2 factor, "
+                "float options and seed"
+            )
+        for config in configs:
+            self.program(config)
+        summaries = record_runs_together(
+            [run.path for run in planned],
+            self.program(configs[0]),
+            configs,
+            self.dataset(configs[0]),
+        )
+        for run, summary in zip(planned, summaries, strict=True):
+            self._tell(run, summary)
+
+    def _tell(self, planned: PlannedRun, summary: Line | None) -> None:
+        told = "diverged"
+        if summary is not None:
             told = (
                 f"test accuracy {summary['test_accuracy']:.1%}, "
                 f"{summary['seconds']:.0f} s, {summary['images_per_second']:.0f} "
                 "images/s"
             )
-        except DivergedError:
-            told = "diverged"
-        self.longest = max(self.longest, time.perf_counter() - start)
         self._console.print(
             f"{planned.path.parent.name}/{planned.path.stem}: {told}", soft_wrap=True
         )

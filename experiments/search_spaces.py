@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from experiments.config import RunConfig
 from experiments.optimizers import NLCG_RULES, OPTIMIZERS
+from experiments.preconditioners import PRECONDITIONERS
 from experiments.registry import look_up
 
 ROLES = ("learning_rate", "memory", "decay", "warmup")
@@ -84,7 +85,27 @@ _DECOUPLED = Dimension("weight_decay", 1e-3, 1.0)
 _IN_TRUST_RATIO = Dimension("weight_decay", 1e-5, 1e-3)
 # The paper's β knows no other cap than one; how soon the loss brakes it is its number.
 _THRESHOLD = Dimension("threshold", 0.3, 3.0)
-_SMOOTHED = {"beta_smoothing": 0.9}
+
+# By preconditioner: the middle of the learning rates, and how weights decay.
+_NLCG_BY_PRECONDITIONER = {
+    "": (0.2, _L2),
+    "rms": (0.005, _DECOUPLED),
+    "secant": (0.2, _L2),
+    "orthogonal": (0.02, _DECOUPLED),
+    "kronecker": (0.02, _DECOUPLED),
+}
+
+
+def _nlcg_space(rule: str, preconditioner: str) -> SearchSpace:
+    learning_rate, decay = _NLCG_BY_PRECONDITIONER[preconditioner]
+    if rule in ("replay", "subspace"):  # β is given, or solved for
+        return _space(learning_rate, None, decay)
+    if rule == "constant":
+        return _space(learning_rate, "beta", decay)
+    # What mini-batch noise does to β calls for smoothing wherever P g is scaled.
+    smoothing = {} if preconditioner in ("", "secant") else {"beta_smoothing": 0.9}
+    return _space(learning_rate, "beta_max", decay, **smoothing)
+
 
 SEARCH_SPACES: dict[str, SearchSpace] = {
     "sgd": _space(0.5, None, _L2),
@@ -96,18 +117,17 @@ SEARCH_SPACES: dict[str, SearchSpace] = {
     "lars": _space(5.0, "momentum", _IN_TRUST_RATIO),
     "lamb": _space(0.02, "b1", _DECOUPLED),
     "muon": _space(0.02, "momentum", _DECOUPLED),
-    **{f"nlcg_{rule}": _space(0.2, "beta_max", _L2) for rule in NLCG_RULES},
-    **{f"nlcg_{rule}_secant": _space(0.2, "beta_max", _L2) for rule in NLCG_RULES},
+    "shampoo": _space(0.02, "momentum", _DECOUPLED),
+    "lbfgs": _space(0.2, None, _L2),
     **{
-        f"nlcg_{rule}_rms": _space(0.005, "beta_max", _DECOUPLED, **_SMOOTHED)
+        f"nlcg_{rule}{preconditioner and '_'}{preconditioner}": _nlcg_space(
+            rule, preconditioner
+        )
         for rule in NLCG_RULES
+        for preconditioner in PRECONDITIONERS
     },
     **{
-        f"nlcg_{rule}_orthogonal": _space(0.02, "beta_max", _DECOUPLED, **_SMOOTHED)
-        for rule in NLCG_RULES
-    },
-    **{
-        name: _space(0.2, None if "_uncontrolled" in name else _THRESHOLD, _L2)
+        name: _space(0.2, None if name.endswith("_uncontrolled") else _THRESHOLD, _L2)
         for name in OPTIMIZERS
         if name.startswith("paper_nlcg")
     },

@@ -15,7 +15,7 @@ with the same settings goes on where it was stopped. For example::
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,9 +29,24 @@ from experiments.learning_rate_search import Criterion, Trial
 from experiments.records import read_record
 from experiments.report import write_report
 from experiments.runner import PlannedRun, Runner, finished
-from experiments.search_spaces import ROLES, SEARCH_SPACES, search_space, with_values
+from experiments.search_spaces import ROLES, search_space, with_values
+from experiments.training import program_of
 
 EDGE_FACTOR = 2.0  # between learning rates beyond an edge
+STANDARD = (
+    "sgd",
+    "heavy_ball",
+    "nesterov",
+    "rmsprop",
+    "adamw",
+    "lars",
+    "lamb",
+    "muon",
+    "shampoo",
+    "paper_nlcg_fr",
+    "nlcg_pr+_rms",
+    "nlcg_pr+_orthogonal",
+)
 
 Role = Literal["learning_rate", "memory", "decay", "warmup"]
 
@@ -109,8 +124,16 @@ def quasi_random_points(
     ]
 
 
-def planned_runs(sweep: Sweep, out: Path) -> Iterator[PlannedRun]:
-    """All runs in their order; later ones depend on the records of earlier ones."""
+def planned_runs(
+    sweep: Sweep, out: Path, before_reading: Callable[[], None] = lambda: None
+) -> Iterator[PlannedRun]:
+    """All runs in their order; later ones depend on the records of earlier ones.
+
+    Args:
+      sweep: what is run.
+      out: folder of the records.
+      before_reading: called before the records of all runs so far are read.
+    """
     points = [
         quasi_random_points(
             config.optimizer, sweep.dimensions, sweep.trials, sweep.sampler_seed
@@ -125,6 +148,7 @@ def planned_runs(sweep: Sweep, out: Path) -> Iterator[PlannedRun]:
         return PlannedRun(config, out / "trials" / name)
 
     def outcomes(number: int) -> list[Trial]:
+        before_reading()
         runs = [trial_run(number, trial) for trial in range(len(points[number]))]
         return [_outcome(run) for run in runs]
 
@@ -157,11 +181,39 @@ def planned_runs(sweep: Sweep, out: Path) -> Iterator[PlannedRun]:
             yield PlannedRun(config, out / "finals" / name, lines)
 
 
-def run_sweep(sweep: Sweep, out: Path, runner: Runner) -> None:
-    """Goes through all runs, or through those that are left after a stop."""
-    for planned in planned_runs(sweep, out):
-        if finished(planned) is None:
-            runner.run(planned)
+def run_sweep(sweep: Sweep, out: Path, runner: Runner, together: int = 1) -> None:
+    """Goes through all runs, or through those that are left after a stop.
+
+    Args:
+      sweep: what is run.
+      out: folder of the records.
+      runner: that trains.
+      together: runs of one program that share a compiled call.
+
+    Raises:
+      ValueError: if a record in ``out`` is of another sweep, or a number is out of its
+        range.
+    """
+    if together < 1:
+        raise ValueError(f"together={together!r} must be at least 1")
+    waiting: list[PlannedRun] = []
+
+    def run_waiting() -> None:
+        if len(waiting) == 1:
+            runner.run(waiting[0])
+        elif waiting:
+            runner.run_together(waiting)
+        waiting.clear()
+
+    for planned in planned_runs(sweep, out, before_reading=run_waiting):
+        if finished(planned) is not None:
+            continue
+        if waiting and program_of(waiting[0].config) != program_of(planned.config):
+            run_waiting()
+        waiting.append(planned)
+        if len(waiting) == together:
+            run_waiting()
+    run_waiting()
 
 
 def _with_fixed_options(sweep: Sweep, number: int) -> RunConfig:
@@ -194,13 +246,14 @@ class SweepArguments:
     Attributes:
       config: of all runs; the optimiser, its options and what is searched are set by
         the sweep.
-      optimizers: that are compared, all with a search space by default.
+      optimizers: that are compared, out of `experiments.search_spaces`.
       dimensions: roles of the hyperparameters that are searched.
       trials: of each optimiser at first.
       extensions: how often everybody may get further trials.
       sampler_seed: of the quasi-random points.
       final_seeds: of the runs that are reported.
       criterion: by which the best trial is chosen.
+      together: trials of an optimiser that share a compiled call.
       data_dir: folder of all prepared data sets.
       out: folder of the records, the tables and the curves.
     """
@@ -208,13 +261,14 @@ class SweepArguments:
     config: RunConfig = dataclasses.field(
         default_factory=lambda: RunConfig(schedule="cosine", warmup_epochs=2.0)
     )
-    optimizers: tuple[str, ...] = tuple(SEARCH_SPACES)
+    optimizers: tuple[str, ...] = STANDARD
     dimensions: tuple[Role, ...] = Sweep.dimensions
     trials: int = Sweep.trials
     extensions: int = Sweep.extensions
     sampler_seed: int = Sweep.sampler_seed
     final_seeds: tuple[int, ...] = Sweep.final_seeds
     criterion: Criterion = Sweep.criterion
+    together: int = 1
     data_dir: Path = data.DATA_DIR
     out: Path = Path("runs/sweep")
 
@@ -234,7 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name in given.optimizers
         )
         sweep = Sweep(configs, **settings)
-        run_sweep(sweep, given.out, Runner(given.data_dir, console))
+        runner = Runner(given.data_dir, console)
+        run_sweep(sweep, given.out, runner, given.together)
     except (ValueError, data.NotPreparedError) as error:
         raise SystemExit(f"error: {error}") from error
     paths = sorted((given.out / "finals").glob("*.jsonl"))
