@@ -88,11 +88,15 @@ from nlcg_optax.preconditioners import (
 from nlcg_optax.preconditioners import (
     scale_by_orthogonalisation as scale_by_orthogonalisation,
 )
+from nlcg_optax.step_size import ConstrainNormState as ConstrainNormState
 from nlcg_optax.step_size import (
     CurvatureStepDiagnostics as CurvatureStepDiagnostics,
 )
 from nlcg_optax.step_size import HagerZhangDiagnostics as HagerZhangDiagnostics
 from nlcg_optax.step_size import LossRatioDiagnostics as LossRatioDiagnostics
+from nlcg_optax.step_size import (
+    NormConstraintDiagnostics as NormConstraintDiagnostics,
+)
 from nlcg_optax.step_size import (
     ScaleByCurvatureStepState as ScaleByCurvatureStepState,
 )
@@ -101,15 +105,21 @@ from nlcg_optax.step_size import (
 )
 from nlcg_optax.step_size import ScaleByLossRatioState as ScaleByLossRatioState
 from nlcg_optax.step_size import (
+    ScaleByScaledCgStepState as ScaleByScaledCgStepState,
+)
+from nlcg_optax.step_size import (
     ScaleBySubspaceStepState as ScaleBySubspaceStepState,
 )
+from nlcg_optax.step_size import ScaledCgStepDiagnostics as ScaledCgStepDiagnostics
 from nlcg_optax.step_size import SubspaceStepDiagnostics as SubspaceStepDiagnostics
+from nlcg_optax.step_size import constrain_norm as constrain_norm
 from nlcg_optax.step_size import feed_step_multiplier as feed_step_multiplier
 from nlcg_optax.step_size import scale_by_curvature_step as scale_by_curvature_step
 from nlcg_optax.step_size import (
     scale_by_hager_zhang_linesearch as scale_by_hager_zhang_linesearch,
 )
 from nlcg_optax.step_size import scale_by_loss_ratio as scale_by_loss_ratio
+from nlcg_optax.step_size import scale_by_scaled_cg_step as scale_by_scaled_cg_step
 from nlcg_optax.step_size import scale_by_subspace_step as scale_by_subspace_step
 from nlcg_optax.virtual_batch import VirtualBatchState as VirtualBatchState
 from nlcg_optax.virtual_batch import virtual_batch as virtual_batch

@@ -28,6 +28,22 @@ from nlcg_optax.step_size.loss_ratio import (
     feed_step_multiplier as feed_step_multiplier,
 )
 from nlcg_optax.step_size.loss_ratio import scale_by_loss_ratio as scale_by_loss_ratio
+from nlcg_optax.step_size.norm_constraint import (
+    ConstrainNormState as ConstrainNormState,
+)
+from nlcg_optax.step_size.norm_constraint import (
+    NormConstraintDiagnostics as NormConstraintDiagnostics,
+)
+from nlcg_optax.step_size.norm_constraint import constrain_norm as constrain_norm
+from nlcg_optax.step_size.scaled_cg import (
+    ScaleByScaledCgStepState as ScaleByScaledCgStepState,
+)
+from nlcg_optax.step_size.scaled_cg import (
+    ScaledCgStepDiagnostics as ScaledCgStepDiagnostics,
+)
+from nlcg_optax.step_size.scaled_cg import (
+    scale_by_scaled_cg_step as scale_by_scaled_cg_step,
+)
 from nlcg_optax.step_size.subspace import (
     ScaleBySubspaceStepState as ScaleBySubspaceStepState,
 )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import (
+    constrain_norm,
     nlcg,
     paper_nlcg,
     scale_by_curvature_step,
@@ -23,7 +24,9 @@ from nlcg_optax import (
     scale_by_gauss_newton_bartlett,
     scale_by_hutchinson,
     scale_by_kronecker,
+    scale_by_nlcg,
     scale_by_orthogonalisation,
+    scale_by_scaled_cg_step,
     scale_by_subspace_step,
 )
 
@@ -79,6 +82,13 @@ def _deterministic(name: str, **kwargs: Any) -> Case:
     return Case(name, nlcg, kwargs, SEARCH_EXTRAS)
 
 
+def _constrained(learning_rate: Any) -> optax.GradientTransformationExtraArgs:
+    return optax.chain(
+        constrain_norm(scale_by_nlcg("pr+"), 1.0),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
 UNBOUNDED = {"beta_min": -float("inf"), "beta_max": float("inf")}
 
 STOCHASTIC = [
@@ -122,6 +132,13 @@ STOCHASTIC = [
     _stochastic(
         "curvature_step", ("value_fn",), step_control=scale_by_curvature_step()
     ),
+    _stochastic(
+        "scaled_cg_step",
+        ("value_fn",),
+        rule="ls",
+        step_control=scale_by_scaled_cg_step(),
+    ),
+    Case("norm_constraint", _constrained, {"learning_rate": RATE}),
     _stochastic(
         "subspace_step", ("value_fn",), rule=0.0, step_control=scale_by_subspace_step()
     ),

@@ -236,6 +236,7 @@ ROSENBROCK_RATES = {
     "equilibration": 0.2,
     "curvature_step": 0.5,
     "subspace_step": 1.0,
+    "scaled_cg_step": 1.0,
     "paper_fr_step": 0.2,
     "paper_pr_online": 0.2,
     "paper_layerwise": 0.1,

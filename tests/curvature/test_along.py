@@ -50,9 +50,9 @@ def _check(found, kind, params, directions, rtol):
 def test_equals_the_dense_matrix(x64, kind, count):
     params, directions = network_params(), _directions(count)
     # Some tens of operations in float64, and sums of both signs.
-    _check(_along(kind, params, directions), kind, params, directions, 1e-10)
-    jitted = jax.jit(lambda p, d: _along(kind, p, d, jax.checkpoint))
-    _check(jitted(params, directions), kind, params, directions, 1e-10)
+    for wrap in (lambda fn: fn, jax.checkpoint):
+        found = jax.jit(lambda p, d, w=wrap: _along(kind, p, d, w))(params, directions)
+        _check(found, kind, params, directions, 1e-10)
 
 
 @pytest.mark.parametrize("kind", ["hessian", "gauss_newton"])
@@ -62,7 +62,7 @@ def test_under_scan_and_vmap(x64, kind):
     each = lambda d: _along(kind, params, [d, params]).matrix
     mapped = jax.jit(jax.vmap(each))(stack)
     _, scanned = jax.lax.scan(lambda c, d: (c, each(d)), 0, stack)
-    expected = [each(d) for d in directions]
+    expected = [jax.jit(each)(d) for d in directions]
     np.testing.assert_allclose(mapped, expected, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(scanned, expected, rtol=1e-10, atol=1e-12)
 
@@ -88,10 +88,11 @@ def test_narrow_dtypes(x64, kind, dtype, rtol):
     # Entries of order one from some hundred roundings, of 8 bits in bfloat16. The
     # directions are wide: they are cast.
     params, directions = network_params(jnp.dtype(dtype)), _directions(1)
-    found = _along(kind, params, directions)
+    along = jax.jit(lambda p, d: _along(kind, p, d))
+    found = along(params, directions)
     assert {x.dtype for x in found} == {jnp.dtype(jnp.float32)}
     exact = jax.tree.map(lambda x: x.astype(jnp.float64), params)
-    wide = _along(kind, exact, directions)
+    wide = along(exact, directions)
     for mine, reference in zip(found, wide):
         np.testing.assert_allclose(mine, reference, rtol=rtol, atol=rtol)
 
@@ -101,8 +102,8 @@ def test_complex_parameters_count_as_two(x64):
     split = lambda u: jnp.concatenate([u.real, u.imag])
     z, v = jnp.array([1 + 2j, -1 + 0.5j]), jnp.array([0.3 - 1j, 2 + 1j])
     twin = lambda x: f(x[:2] + 1j * x[2:])
-    found = hessian_along(f, z, [v])
-    expected = split(v) @ jax.hessian(twin)(split(z)) @ split(v)
+    found = jax.jit(lambda z, v: hessian_along(f, z, [v]))(z, v)
+    expected = split(v) @ jax.jit(jax.hessian(twin))(split(z)) @ split(v)
     np.testing.assert_allclose(found.matrix, [[expected]], rtol=1e-12)
     np.testing.assert_allclose(
         found.slopes, [jax.grad(twin)(split(z)) @ split(v)], rtol=1e-12

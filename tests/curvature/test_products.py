@@ -166,15 +166,17 @@ def test_gauss_newton_of_complex_parameters_is_that_of_the_real_twin(x64):
 def test_gauss_newton_under_vmap_and_in_bfloat16():
     params = network_params(jnp.float32)
     vectors = [network_params(jnp.float32, seed) for seed in (1, 2)]
-    product = lambda v: gauss_newton_vector_product(logits, cross_entropy, params, v)
+    product = jax.jit(
+        lambda v: gauss_newton_vector_product(logits, cross_entropy, params, v)
+    )
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *vectors)
-    mapped = jax.vmap(product)(stack)
+    mapped = jax.jit(jax.vmap(product))(stack)
     for i, vector in enumerate(vectors):
         mine = jax.tree.map(lambda x, i=i: x[i], mapped)
         np.testing.assert_allclose(flat(mine), flat(product(vector)), atol=1e-5)
-    narrow = gauss_newton_vector_product(
-        logits, cross_entropy, network_params(jnp.bfloat16), vectors[0]
-    )
+    narrow = jax.jit(
+        lambda p, v: gauss_newton_vector_product(logits, cross_entropy, p, v)
+    )(network_params(jnp.bfloat16), vectors[0])
     assert {x.dtype for x in narrow.values()} == {jnp.dtype(jnp.bfloat16)}
     # Entries below one, from some hundred roundings of 8 bits.
     np.testing.assert_allclose(
