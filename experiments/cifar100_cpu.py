@@ -1,7 +1,8 @@
 """``python -m experiments.cifar100_cpu``: the comparison of the paper on a CPU core.
 
 Ten classes of CIFAR-100 in 16x16 pixels, 1024 images, a ResNet-8 of half the width,
-for 30 epochs at a small, a large and the full batch. In this order:
+for 30 epochs at a small, a large and the full batch, which is made of micro-batches.
+In this order:
 
 1. the paper's recipe for SGD, momentum, RMSProp and the paper's NLCG;
 2. the same number of quasi-random trials for every method over learning rate, memory
@@ -28,6 +29,7 @@ from experiments.runner import PlannedRun, Runner, finished
 from experiments.sweep import Sweep, run_sweep
 
 PAPER_RATE_PER_IMAGE = 0.1 / 256
+MICRO_BATCH_SIZE = 256  # what a core computes fastest; also for batch normalisation
 PAPER_OPTIMIZERS = ("sgd", "heavy_ball", "rmsprop", "paper_nlcg_fr")
 TUNED_OPTIMIZERS = (
     "nlcg_pr+_rms",
@@ -149,6 +151,7 @@ def base_config(study: Study, batch_size: int | None) -> RunConfig:
         dataset="cifar100",
         model="resnet8_narrow",
         batch_size=batch_size,
+        micro_batches=max(1, (batch_size or study.train_examples) // MICRO_BATCH_SIZE),
         epochs=study.epochs,
         epochs_per_report=study.epochs_per_report,
         steps_per_call=1,  # convolutions on a CPU

@@ -133,6 +133,16 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
     return jax.device_put(tree, shardings)
 
 
+def constrain(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Tells the compiler where arrays live; on a mesh of one device nothing is told.
+
+    A step on one device can then be mapped over other devices.
+    """
+    if all(sharding.mesh.size == 1 for sharding in jax.tree.leaves(shardings)):
+        return tree
+    return jax.lax.with_sharding_constraint(tree, shardings)
+
+
 def on_all_devices(tree: PyTree) -> PyTree:
     """Copies arrays, which every process holds in full, to all devices."""
     mesh = make_mesh()

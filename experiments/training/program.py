@@ -6,7 +6,7 @@ under ``vmap``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from experiments.training.evaluation import Evaluation, evaluate_split
 from experiments.training.hyperparameters import hyperparameters_of
 from experiments.training.step import Metrics, TrainState, make_step
 
+PyTree = Any
+
 
 class Program(NamedTuple):
     """A run as pure functions.
@@ -26,6 +28,8 @@ class Program(NamedTuple):
     Attributes:
       init: from a seed, a peak learning rate and, where they are not those of the
         program, further hyperparameters to the state before the first step.
+      restart: from a state, weights and statistics of batch normalisation to a state
+        before the first step that begins there.
       train: from a state and the training split to the state after
         ``steps_per_call`` steps and the metrics of each step, stacked.
       evaluate: from a state and a split to loss and accuracy, batch by batch.
@@ -37,6 +41,7 @@ class Program(NamedTuple):
     """
 
     init: Callable[..., TrainState]
+    restart: Callable[[TrainState, PyTree, PyTree], TrainState]
     train: Callable[[TrainState, Split], tuple[TrainState, Metrics]]
     evaluate: Callable[[TrainState, Split], Evaluation]
     steps_per_call: int
@@ -91,6 +96,10 @@ def make_program(
         meshes.report_copies(mesh, state.params)
         return meshes.place(state, shardings(state))
 
+    def restart(state: TrainState, params: PyTree, batch_stats: PyTree) -> TrainState:
+        state = step.restart(state, params, batch_stats)
+        return meshes.place(state, shardings(state))
+
     def rows_of_call(state: TrainState) -> jax.Array:
         """The examples of each step of a call, out of one permutation an epoch."""
         first = state.step * batch_size
@@ -137,6 +146,7 @@ def make_program(
 
     return Program(
         init,
+        restart,
         train_on_explicit_axes if config.axis_types == "explicit" else train,
         evaluate,
         steps_per_call,

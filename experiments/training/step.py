@@ -64,6 +64,8 @@ class TrainStep(NamedTuple):
         more to the state before the first step, not yet placed on the mesh.
       update: from a state and micro-batches, stacked along the first axis, to the
         next state and the metrics of the step.
+      restart: from a state, weights and statistics of batch normalisation to a state
+        before the first step that begins there.
       shardings: from a state, or its shapes, to where each of its leaves lives.
       model: the network.
       gradient_equivalents: mean cost of a step.
@@ -71,6 +73,7 @@ class TrainStep(NamedTuple):
 
     init: Callable[[int, float, Mapping[str, float], jax.Array], TrainState]
     update: Callable[[TrainState, Split], tuple[TrainState, Metrics]]
+    restart: Callable[[TrainState, PyTree, PyTree], TrainState]
     shardings: Callable[[TrainState], TrainState]
     model: nn.Module
     gradient_equivalents: float
@@ -144,6 +147,15 @@ def make_step(
             key=data_key,
         )
 
+    def restart(state: TrainState, params: PyTree, batch_stats: PyTree) -> TrainState:
+        return state._replace(
+            step=jnp.zeros([], jnp.int32),
+            params=params,
+            average=jax.tree.map(jnp.copy, params) if config.ema_decay else (),
+            batch_stats=batch_stats,
+            opt_state=optimizer.transformation.init(params),
+        )
+
     def shardings(state: TrainState) -> TrainState:
         return TrainState(
             step=copied,
@@ -185,9 +197,7 @@ def make_step(
         return apply(params, batch_stats, batch)[0]
 
     def update(state: TrainState, batches: Split) -> tuple[TrainState, Metrics]:
-        batches = jax.lax.with_sharding_constraint(
-            batches, NamedSharding(mesh, meshes.BATCH)
-        )
+        batches = meshes.constrain(batches, NamedSharding(mesh, meshes.BATCH))
         batches = batches._replace(images=prepare_images(state, batches.images))
         l2_factor = state.hyperparameters["l2"]
         batch_loss_fn = functools.partial(loss_fn, l2_factor)
@@ -201,7 +211,7 @@ def make_step(
                 batch_loss_fn, state.params, state.batch_stats, batches
             )
         # Sums over devices then end where the state lives.
-        grads = jax.lax.with_sharding_constraint(
+        grads = meshes.constrain(
             outcome.grads, meshes.shardings_of(mesh, outcome.grads)
         )
         extras = {
@@ -243,7 +253,7 @@ def make_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return jax.lax.with_sharding_constraint(state, shardings(state)), metrics
+        return meshes.constrain(state, shardings(state)), metrics
 
     def prepare_images(state: TrainState, images: jax.Array) -> jax.Array:
         _, key = jax.random.split(state.key)
@@ -252,7 +262,9 @@ def make_step(
             keys, images
         )
 
-    return TrainStep(init, update, shardings, model, optimizer.gradient_equivalents)
+    return TrainStep(
+        init, update, restart, shardings, model, optimizer.gradient_equivalents
+    )
 
 
 def _on_batches(
@@ -278,7 +290,7 @@ def _on_batches(
         # Split weights are gathered where they are used. Left to itself the compiler
         # would carry their sharding over to activations.
         def function_on_copies(params: PyTree, *rest: PyTree) -> Any:
-            copies = jax.lax.with_sharding_constraint(params, meshes.replicated(mesh))
+            copies = meshes.constrain(params, meshes.replicated(mesh))
             return function(copies, *rest)
 
         return function_on_copies

@@ -1,0 +1,149 @@
+"""SWAP: layouts of the workers agree, the average and its statistics, and its costs."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import data, models
+from experiments.batch_statistics import recomputed_statistics
+from experiments.config import RunConfig
+from experiments.swap import SwapConfig, train_swap
+from experiments.training import DivergedError
+
+LARGE = RunConfig(
+    model="mlp", optimizer="nlcg_pr+_rms", batch_size=64, epochs=12, learning_rate=0.01
+)
+SMALL = dataclasses.replace(
+    LARGE, optimizer="nesterov", batch_size=8, epochs=2, learning_rate=0.02, seed=5
+)
+
+
+@pytest.fixture
+def four_devices(monkeypatch):
+    """Four of the virtual devices, whatever their number."""
+    devices = jax.devices()[:4]
+    if len(devices) < 4:
+        pytest.skip("needs four devices")
+    monkeypatch.setattr(jax, "devices", lambda *_: devices)
+    monkeypatch.setattr(jax, "device_count", lambda *_: 4)
+    return devices
+
+
+@pytest.fixture(scope="module")
+def results(few_digits):
+    def swap(layout, workers=4):
+        return train_swap(
+            SwapConfig(LARGE, SMALL, workers=workers, layout=layout), few_digits
+        )
+
+    return {layout: swap(layout) for layout in ("sequential", "vmap")}
+
+
+def assert_same_networks(one, other):
+    for mine, theirs in zip(
+        [*one.workers, one.averaged], [*other.workers, other.averaged]
+    ):
+        for a, b in zip(jax.tree.leaves(mine.params), jax.tree.leaves(theirs.params)):
+            # Sixteen steps in float32, in another order of summation.
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+def test_workers_together_are_those_one_by_one(results):
+    assert_same_networks(results["sequential"], results["vmap"])
+
+
+def test_workers_along_a_mesh_are_those_on_one_device(
+    results, few_digits, four_devices
+):
+    found = train_swap(SwapConfig(LARGE, SMALL, layout="mesh"), few_digits)
+    assert_same_networks(results["vmap"], found)
+    with pytest.raises(ValueError, match="workers=6 cannot be shared equally by 4"):
+        train_swap(SwapConfig(LARGE, SMALL, workers=6, layout="mesh"), few_digits)
+
+
+def test_workers_differ_by_their_order_and_are_averaged(results):
+    result = results["sequential"]
+    kernels = np.array([w.params["Dense_0"]["kernel"] for w in result.workers])
+    assert all(np.abs(kernels[0] - kernel).max() > 1e-4 for kernel in kernels[1:])
+    np.testing.assert_allclose(
+        result.averaged.params["Dense_0"]["kernel"], kernels.mean(0), rtol=1e-6
+    )
+    assert result.averaged.train.loss < result.large.train.loss
+
+
+def test_costs_are_charged(results):
+    result = results["sequential"]
+    # Twelve full batches of 64 images, then four workers twice through them.
+    assert (result.large_steps, result.small_steps) == (12, 16)
+    assert result.gradients == (12 * 64, 4 * 2 * 64)
+    assert min(result.seconds) > 0
+
+
+def test_the_first_phase_ends_at_an_accuracy(few_digits):
+    config = SwapConfig(LARGE, SMALL, workers=1, stop_accuracy=0.5)
+    result = train_swap(config, few_digits)
+    assert 1 < result.large_steps < 12
+    # The mean accuracy of the batches before the step reached it, so that of the
+    # weights behind it, on a full batch and with a falling loss, is no lower.
+    assert result.large.train.accuracy >= 0.5
+
+
+def test_a_worker_that_diverges_is_reported(few_digits):
+    config = SwapConfig(
+        LARGE, dataclasses.replace(SMALL, learning_rate=1e30), layout="vmap"
+    )
+    with pytest.raises(DivergedError, match="learning_rate=1e\\+30"):
+        train_swap(config, few_digits)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"workers": 0}, "workers=0 must be at least 1"),
+        ({"layout": "pmap"}, r"layout='pmap' is unknown; allowed are \['seq"),
+        ({"stop_accuracy": 1.5}, "stop_accuracy=1.5 must be above 0 and at most 1"),
+        (
+            {"small": dataclasses.replace(SMALL, model="cnn")},
+            "large has model='mlp' and small has model='cnn'",
+        ),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SwapConfig(**{"large": LARGE, "small": SMALL, **settings})
+
+
+class Normalised(nn.Module):
+    momentum: float
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.BatchNorm(use_running_average=not train, momentum=self.momentum)(
+            images
+        )
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.99])
+def test_statistics_are_means_over_the_batches(momentum):
+    images = np.random.default_rng(0).normal(3.0, 2.0, (20, 2, 2, 3))
+    images = images.astype(np.float32)
+    split = data.Split(jnp.asarray(images), jnp.zeros([20], jnp.int32))
+    model = Normalised(momentum)
+    variables = model.init(jax.random.key(0), split.images, train=False)
+    found = recomputed_statistics(
+        model, variables["params"], variables["batch_stats"], split, 8
+    )["BatchNorm_0"]
+    batches, shares = np.split(images, [8, 16]), np.array([0.4, 0.4, 0.2])
+    for name, statistic in (("mean", np.mean), ("var", np.var)):
+        expected = shares @ [statistic(b, axis=(0, 1, 2)) for b in batches]
+        # One minus a momentum of .99 is known to a part in 1e5.
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4)
+
+
+def test_a_model_without_batch_normalisation_has_none_to_recompute(few_digits):
+    model = models.build("mlp", 10)
+    assert recomputed_statistics(model, {}, {}, few_digits.train, 8) == {}
