@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -168,9 +169,13 @@ def _lbfgs(
     learning_rate: optax.ScalarOrSchedule, *, memory_size: int = 10
 ) -> Optimizer:
     # Without a line search: that of one mini-batch says little about the next.
-    return Optimizer(
-        optax.lbfgs(learning_rate, memory_size=memory_size, linesearch=None)
-    )
+    tx = optax.lbfgs(learning_rate, memory_size=memory_size, linesearch=None)
+
+    def init(params: Any) -> Any:
+        # Two fields of Optax's state are one buffer, which cannot be donated.
+        return jax.tree.map(jnp.copy, tx.init(params))
+
+    return Optimizer(optax.GradientTransformationExtraArgs(init, tx.update))
 
 
 def _nlcg(rule: str, preconditioner: Preconditioner) -> Builder:

@@ -24,6 +24,9 @@ NARROW, NARROW_MOMENTUM = 0.5, 0.9
 # Called with the number of classes and the dtype of the computation.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": Cnn,
+    "cnn_strided": functools.partial(
+        Cnn, features=(12, 24, 48), strides=(2, 2, 1)
+    ),  # for images of 16x16 on CPUs
     "mlp": Mlp,
     "resnet50": ResNet50,
     "resnet50_narrow": functools.partial(ResNet50, width=NARROW),

@@ -10,17 +10,19 @@ from experiments.models.batch_norm import BatchNorm
 
 
 class Cnn(nn.Module):
-    """Normalised convolutions, of stride 2 after the first, and a mean over space.
+    """Normalised convolutions and a mean over space.
 
     Attributes:
       num_classes: width of the output.
       features: channels of each convolution.
+      strides: of each convolution; by default 2, but 1 of the first.
       dtype: of the computation; parameters and logits are float32.
       ghost_batch_size: see `BatchNorm`.
     """
 
     num_classes: int
     features: tuple[int, ...] = (16, 32)
+    strides: tuple[int, ...] | None = None
     dtype: Any = jnp.float32
     ghost_batch_size: int | None = None
 
@@ -28,10 +30,10 @@ class Cnn(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits; with ``train`` the statistics of the batch normalise."""
         x = images
-        for layer, features in enumerate(self.features):
-            strides = (1, 1) if layer == 0 else (2, 2)
+        strides = self.strides or (1, *[2] * (len(self.features) - 1))
+        for features, stride in zip(self.features, strides, strict=True):
             x = nn.Conv(
-                features, (3, 3), strides=strides, use_bias=False, dtype=self.dtype
+                features, (3, 3), strides=stride, use_bias=False, dtype=self.dtype
             )(x)
             x = BatchNorm(
                 use_running_average=not train,
