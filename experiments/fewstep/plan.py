@@ -123,7 +123,7 @@ TRANSFER = (
 TEN_CLASSES = {
     "dataset": "cifar100",
     "classes": 10,
-    "halved": True,
+    "halved_images": True,
     "model": "cnn_strided",
     "train_examples": 960,
     "validation_examples": 1000,

@@ -6,7 +6,7 @@ import pytest
 from experiments.cells import Cell
 from experiments.config import RunConfig
 from experiments.fewstep import __main__ as fewstep
-from experiments.fewstep.plan import MOMENTA, Method, full_study, small_study
+from experiments.fewstep.plan import MOMENTA, Method, config_of, full_study, small_study
 from experiments.fewstep.report import (
     best_baseline,
     smoothed_losses,
@@ -48,6 +48,17 @@ def test_every_method_of_the_study_can_be_built_and_tuned_ones_have_equal_trials
                 assert len(variants) == (len(MOMENTA) if method.momentum else 1)
                 for options in variants:
                     assert build(method.optimizer, 0.1, options).transformation
+                config = config_of(
+                    study,
+                    task,
+                    task.batches[-1],
+                    method,
+                    options=method.variants()[0],
+                    learning_rate=method.centre,
+                    seed=3,
+                )
+                examples = config.epochs * task.examples
+                assert examples == study.steps * config.batch_size
 
 
 def test_what_is_recorded_is_left_out_and_later_cells_use_earlier_records(tmp_path):
