@@ -17,8 +17,8 @@ OPTIONAL = (
     "steps_per_call",
     "train_examples",
 )
-# Where arrays live, which may change when a run goes on.
-LAYOUT = ("axis_types", "data_devices", "shard_devices")
+# Where work is done, which may change when a run goes on.
+LAYOUT = ("axis_types", "data_devices", "decode_workers", "shard_devices")
 CHOICES = {
     "axis_types": ("auto", "explicit"),
     "partitioning": ("jit", "shard_map"),
@@ -55,6 +55,10 @@ class RunConfig:
         ``min(ema_decay, (1 + t) / (10 + t))`` at step t; zero for the weights
         themselves.
       augmentation: a name in `experiments.preprocessing.AUGMENTATIONS`.
+      standardisation: of raw pixels, a name in
+        `experiments.preprocessing.STANDARDISATIONS`.
+      image_size: side of the images of a streamed data set.
+      decode_workers: processes that decode a streamed data set; zero for threads.
       compute_dtype: a name in `experiments.models.DTYPES`.
       data_devices: devices along the axis of the mesh that holds copies of the
         parameters; None for as many as there are.
@@ -95,6 +99,9 @@ class RunConfig:
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     augmentation: str = "none"
+    standardisation: str = "image"
+    image_size: int = 224
+    decode_workers: int = 0
     compute_dtype: str = "float32"
     data_devices: int | None = None
     shard_devices: int | None = 1
@@ -135,6 +142,7 @@ class RunConfig:
             "shard_devices",
             "train_examples",
             "classes",
+            "image_size",
         ):
             value = getattr(self, name)
             optional = name in OPTIONAL and value is None
@@ -144,12 +152,14 @@ class RunConfig:
                 optional or (_is_int(value) and value >= 1),
                 "must be an integer of at least 1",
             )
-        _require(
-            "validation_examples",
-            self.validation_examples,
-            _is_int(self.validation_examples) and self.validation_examples >= 0,
-            "must be an integer of at least 0",
-        )
+        for name in ("validation_examples", "decode_workers"):
+            value = getattr(self, name)
+            _require(
+                name,
+                value,
+                _is_int(value) and value >= 0,
+                "must be an integer of at least 0",
+            )
         _require(
             "warmup_epochs",
             self.warmup_epochs,
@@ -181,7 +191,7 @@ class RunConfig:
             )
 
     def settings(self) -> dict[str, Any]:
-        """All that must be the same when a run goes on: not where arrays live."""
+        """All that must be the same when a run goes on: not where work is done."""
         given = dataclasses.asdict(self)
         return {name: value for name, value in given.items() if name not in LAYOUT}
 
@@ -194,6 +204,8 @@ class RunConfig:
             classes=self.classes,
             halved=self.halved_images,
             split_seed=self.split_seed,
+            image_size=self.image_size,
+            decode_workers=self.decode_workers,
         )
 
 

@@ -3,8 +3,9 @@
 ``python -m experiments.prepare cifar100`` downloads CIFAR-100 and writes it as
 TensorFlow Datasets would, without needing TensorFlow. ``--source DIRECTORY`` takes
 files at hand instead: the official archives, or npz parts as described in
-`experiments.data.npz_parts`. ``--form arrays`` writes one file of NumPy arrays, for
-machines without tensorflow-datasets.
+`experiments.data.npz_parts`. ImageNet (``imagenet2012``) is made from its official
+archives, which are given to registered users only. ``--form arrays`` writes one file of
+NumPy arrays, for machines without tensorflow-datasets.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ import tyro
 from experiments.data import DATA_DIR, arrays_file
 from experiments.data.files_at_hand import read_files
 from experiments.data.image_sets import IMAGE_SETS, ImageSet, LabelledImages
+from experiments.data.imagenet import NAME as IMAGENET
 from experiments.data.prepared import NotPreparedError, read_prepared, read_tfds
 from experiments.registry import look_up
 
@@ -28,7 +30,7 @@ class PrepareArguments:
     """Prepares a data set.
 
     Attributes:
-      dataset: cifar10, cifar100, mnist or fashion_mnist.
+      dataset: cifar10, cifar100, mnist, fashion_mnist or imagenet2012.
       source: directory of files at hand; downloads by default.
       data_dir: folder of all prepared data sets.
       form: ``tfds`` for ArrayRecord files as of TensorFlow Datasets, ``arrays`` for
@@ -42,8 +44,18 @@ class PrepareArguments:
     form: Literal["tfds", "arrays"] = "tfds"
 
 
-def prepare(arguments: PrepareArguments) -> dict[str, LabelledImages]:
-    """Prepares the data set and returns what a reader finds."""
+def prepare(arguments: PrepareArguments) -> dict[str, int]:
+    """Prepares the data set and returns how many images of each split there are."""
+    if arguments.dataset == IMAGENET:
+        if arguments.form != "tfds":
+            raise ValueError(f"form={arguments.form!r} must be 'tfds' for {IMAGENET}")
+        store = importlib.import_module("experiments.data.imagenet_store")
+        counts: dict[str, int] = store.prepare(arguments.data_dir, arguments.source)
+        return counts
+    return {name: len(s.labels) for name, s in _prepare_small(arguments).items()}
+
+
+def _prepare_small(arguments: PrepareArguments) -> dict[str, LabelledImages]:
     image_set = look_up("dataset", arguments.dataset, IMAGE_SETS)
     if arguments.form == "arrays":
         splits = _read_source(image_set, arguments)
@@ -66,11 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong or missing input ends it with a message."""
     given = tyro.cli(PrepareArguments, args=arguments)
     try:
-        splits = prepare(given)
+        counts = prepare(given)
     except (ValueError, OSError, NotPreparedError) as error:
         sys.exit(f"error: {error}")
-    counts = ", ".join(f"{len(s.labels)} {name}" for name, s in splits.items())
-    print(f"{given.dataset} is prepared in {given.data_dir}: {counts} images")
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"{given.dataset} is prepared in {given.data_dir}: {told} images")
 
 
 if __name__ == "__main__":

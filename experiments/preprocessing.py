@@ -9,6 +9,10 @@ from experiments.registry import look_up
 
 PADDING = 1 / 8  # of a side, on each end: 32x32 pixels are cropped from 40x40
 
+# Of ImageNet's training set, as everybody since arXiv 1512.03385 takes them.
+CHANNEL_MEANS = (123.675, 116.28, 103.53)
+CHANNEL_DEVIATIONS = (58.395, 57.12, 57.375)
+
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -26,6 +30,16 @@ def standardise(images: jax.Array) -> jax.Array:
     mean = jnp.mean(pixels, axes, keepdims=True)
     deviation = jnp.std(pixels, axes, keepdims=True)
     return (pixels - mean) / jnp.maximum(deviation, count**-0.5)
+
+
+def standardise_channels(images: jax.Array) -> jax.Array:
+    """Takes off the mean of ImageNet's training pixels and divides by their deviation.
+
+    Both are of each channel, and raw; floats are as they shall be.
+    """
+    if images.dtype != jnp.uint8:
+        return images
+    return (images - jnp.array(CHANNEL_MEANS)) / jnp.array(CHANNEL_DEVIATIONS)
 
 
 def crop_and_flip(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -55,6 +69,20 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "none": _as_they_are,
     "crop_flip": crop_and_flip,
 }
+
+STANDARDISATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "image": standardise,
+    "imagenet": standardise_channels,
+}
+
+
+def standardisation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """A function from raw images to what a model takes.
+
+    Raises:
+      ValueError: if the name is unknown.
+    """
+    return look_up("standardisation", name, STANDARDISATIONS)
 
 
 def augmentation(name: str) -> Augmentation:

@@ -8,12 +8,13 @@ import numpy as np
 
 from experiments.checkpoints import Checkpoints, Restored
 from experiments.config import RunConfig
-from experiments.data import Dataset
+from experiments.data import AnyDataset, Split
 from experiments.records import Line, RecordWriter
 from experiments.resumed_record import interrupted_record, take_back
 from experiments.training import (
     CompiledProgram,
     DivergedError,
+    Evaluation,
     Program,
     Report,
     TrainState,
@@ -29,7 +30,7 @@ def record_run(
     path: Path,
     compiled: CompiledProgram,
     config: RunConfig,
-    dataset: Dataset,
+    dataset: AnyDataset,
     *,
     trials: Iterable[Line] = (),
     on_report: OnReport | None = None,
@@ -134,7 +135,7 @@ def named(split: str, evaluation: Any) -> Line:
 
 
 def evaluation_of(
-    report: Report, program: Program, dataset: Dataset, seconds: float
+    report: Report, program: Program, dataset: AnyDataset, seconds: float
 ) -> Line:
     """Loss and accuracy on whole splits, with what they have cost so far."""
     state = report.state
@@ -144,11 +145,20 @@ def evaluation_of(
         "gradient_equivalents": program.gradient_equivalents * int(state.step),
         "seconds": seconds,
         "images_per_second": steps * program.batch_size / report.seconds,
-        **named("train", program.evaluate(state, dataset.train)),
+        **named("train", _on_training_data(program, report, dataset)),
     }
     if dataset.validation is None:  # nothing is left to choose
         return line | named("test", program.evaluate(state, dataset.test))
     return line | named("validation", program.evaluate(state, dataset.validation))
+
+
+def _on_training_data(
+    program: Program, report: Report, dataset: AnyDataset
+) -> Evaluation:
+    """A stream is not read once more: its figures are means over the last steps."""
+    if isinstance(dataset.train, Split):
+        return program.evaluate(report.state, dataset.train)
+    return Evaluation(*(report.metrics[name].mean() for name in Evaluation._fields))
 
 
 def write_steps(

@@ -59,7 +59,7 @@ class RunArguments:
 def run(arguments: RunArguments, console: rich.console.Console) -> Line:
     """Trains with a progress bar and prints the summary, which is returned."""
     config = arguments.config
-    dataset = data.load(config.dataset, config.data_options(arguments.data_dir))
+    dataset = data.load_or_open(config.dataset, config.data_options(arguments.data_dir))
     program = make_program(config, dataset)
     with console.status("compiling"):
         compiled = compile_program(program, dataset)

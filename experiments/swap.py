@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments import models
+from experiments import models, preprocessing
 from experiments.batch_statistics import recomputed_statistics
 from experiments.config import RunConfig
 from experiments.data import Dataset, Split
@@ -317,9 +317,10 @@ def _evaluated(
 ) -> Network:
     variables = {"params": params, "batch_stats": batch_stats}
     model = _model(config, dataset)
+    standardise = preprocessing.standardisation(config.standardisation)
     return Network(
         params,
         batch_stats,
-        evaluate_split(model, variables, dataset.train),
-        evaluate_split(model, variables, dataset.test),
+        evaluate_split(model, variables, dataset.train, standardise),
+        evaluate_split(model, variables, dataset.test, standardise),
     )

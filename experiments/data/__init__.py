@@ -3,14 +3,20 @@
 import functools
 from collections.abc import Callable
 
+from experiments.data.dataset import AnyDataset as AnyDataset
 from experiments.data.dataset import Dataset as Dataset
 from experiments.data.dataset import Split as Split
+from experiments.data.dataset import StreamedDataset as StreamedDataset
 from experiments.data.digits import load_digits
 from experiments.data.image_sets import IMAGE_SETS
+from experiments.data.imagenet import NAME as IMAGENET
+from experiments.data.imagenet import load_imagenet
 from experiments.data.options import DATA_DIR as DATA_DIR
 from experiments.data.options import DataOptions as DataOptions
 from experiments.data.prepared import NotPreparedError as NotPreparedError
 from experiments.data.small_images import load_small_images
+from experiments.data.stream import Share as Share
+from experiments.data.stream import Stream as Stream
 from experiments.registry import look_up
 
 DATASETS: dict[str, Callable[[DataOptions], Dataset]] = {
@@ -20,6 +26,25 @@ DATASETS: dict[str, Callable[[DataOptions], Dataset]] = {
         for name, image_set in IMAGE_SETS.items()
     },
 }
+
+STREAMED: dict[str, Callable[[DataOptions], StreamedDataset]] = {
+    IMAGENET: load_imagenet,
+}
+
+
+def load_or_open(name: str, options: DataOptions) -> AnyDataset:
+    """Loads a data set, or opens one that is too large for a device.
+
+    Args:
+      name: a name in `DATASETS` or `STREAMED`.
+      options: what of it is used, and where it is.
+
+    Raises:
+      ValueError: if the name is unknown or the options do not fit.
+      NotPreparedError: if it must be prepared first; the message says how.
+    """
+    known: dict[str, Callable[[DataOptions], AnyDataset]] = {**DATASETS, **STREAMED}
+    return look_up("dataset", name, known)(options)
 
 
 def load(name: str, options: DataOptions | None = None) -> Dataset:

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import jax
 
+from experiments.data.stream import Stream
+
 
 class Split(NamedTuple):
     """Part of a data set, on the device.
@@ -33,3 +35,15 @@ class Dataset(NamedTuple):
     train: Split
     validation: Split | None
     test: Split
+
+
+class StreamedDataset(NamedTuple):
+    """A `Dataset` that is read while it is used."""
+
+    num_classes: int
+    train: Stream
+    validation: Stream | None
+    test: Stream
+
+
+AnyDataset = Dataset | StreamedDataset

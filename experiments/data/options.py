@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
+
 DATA_DIR = Path("data")
 
 
@@ -18,6 +20,8 @@ class DataOptions:
       classes: the labels below this number are used, None for all.
       halved: whether height and width are halved, by means over 2x2 pixels.
       split_seed: of the choice of both.
+      image_size: side of the images of a streamed set.
+      decode_workers: processes that decode a streamed set; zero for threads.
     """
 
     data_dir: Path = DATA_DIR
@@ -26,3 +30,23 @@ class DataOptions:
     classes: int | None = None
     halved: bool = False
     split_seed: int = 0
+    image_size: int = 224
+    decode_workers: int = 0
+
+    def split(self, examples: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The rows that are held out, and those that are trained on.
+
+        Raises:
+          ValueError: if there are too few examples; ``name`` is that of the data set.
+        """
+        left = examples - self.validation_examples
+        trained_on = left if self.train_examples is None else self.train_examples
+        if not 1 <= trained_on <= left:
+            raise ValueError(
+                f"train_examples={self.train_examples!r} and validation_examples="
+                f"{self.validation_examples!r} must leave at least one training image "
+                f"and not exceed the {examples} of {name!r} together"
+            )
+        rows = np.random.default_rng(self.split_seed).permutation(examples)
+        end = self.validation_examples + trained_on
+        return rows[: self.validation_examples], rows[self.validation_examples : end]

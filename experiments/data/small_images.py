@@ -28,24 +28,11 @@ def load_small_images(image_set: ImageSet, options: DataOptions) -> Dataset:
     if options.halved:
         prepared = {name: _halved(image_set, split) for name, split in prepared.items()}
     everything = prepared["train"]
-    validation_examples = options.validation_examples
-    left = len(everything.labels) - validation_examples
-    train_examples = left if options.train_examples is None else options.train_examples
-    if not 1 <= train_examples <= left:
-        raise ValueError(
-            f"train_examples={options.train_examples!r} and validation_examples="
-            f"{validation_examples!r} must leave at least one training image and not "
-            f"exceed the {len(everything.labels)} of {image_set.name!r} together"
-        )
-    rows = np.random.default_rng(options.split_seed).permutation(len(everything.labels))
-    validation = None
-    if validation_examples:
-        validation = _on_device(everything, rows[:validation_examples])
-    train_rows = rows[validation_examples : validation_examples + train_examples]
+    held_out, trained_on = options.split(len(everything.labels), image_set.name)
     return Dataset(
         num_classes=num_classes,
-        train=_on_device(everything, train_rows),
-        validation=validation,
+        train=_on_device(everything, trained_on),
+        validation=_on_device(everything, held_out) if len(held_out) else None,
         test=_on_device(prepared["test"], slice(None)),
     )
 

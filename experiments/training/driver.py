@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from experiments.config import RunConfig
-from experiments.data import Dataset, Split
+from experiments.data import AnyDataset, Split
 from experiments.training.program import Program
 from experiments.training.step import Metrics, TrainState
 
@@ -47,19 +47,19 @@ class CompiledProgram(NamedTuple):
     compile_seconds: float
 
 
-def compile_program(program: Program, dataset: Dataset) -> CompiledProgram:
+def compile_program(program: Program, dataset: AnyDataset) -> CompiledProgram:
     """Compiles the training call ahead of time, so that no timing holds it."""
     start = time.perf_counter()
     compiled = (
         jax.jit(program.train, donate_argnums=0)
-        .lower(program.init(0, 1.0), dataset.train)
+        .lower(program.init(0, 1.0), program.feed(dataset.train).shapes)
         .compile()
     )
     return CompiledProgram(program, compiled, time.perf_counter() - start)
 
 
 def run_epochs(
-    compiled: CompiledProgram, config: RunConfig, dataset: Dataset, state: TrainState
+    compiled: CompiledProgram, config: RunConfig, dataset: AnyDataset, state: TrainState
 ) -> Iterator[Report]:
     """Trains to the end of ``config.epochs``, a report each ``epochs_per_report``.
 
@@ -69,11 +69,12 @@ def run_epochs(
     program = compiled.program
     steps_per_report = program.calls_per_report * program.steps_per_call
     reports = config.epochs // config.epochs_per_report
+    feed = program.feed(dataset.train).open(config.seed, int(state.step))
     for number in range(int(state.step) // steps_per_report, reports):
         start = time.perf_counter()
         calls: list[Metrics] = []
         for _ in range(program.calls_per_report):
-            state, metrics = compiled.train(state, dataset.train)
+            state, metrics = compiled.train(state, next(feed))
             calls.append(metrics)
             # Looks at the call before, so that the device always has work.
             if len(calls) > 1 and not np.isfinite(calls[-2]["loss"]).all():

@@ -1,17 +1,22 @@
 """Loss and accuracy of a model on a whole split."""
 
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from experiments import preprocessing
-from experiments.data import Split
+from experiments.data import Split, Stream
+from experiments.meshes import make_mesh
+from experiments.training.feeding import evaluation_batches
 from experiments.training.losses import cross_entropies, hits
 
 PyTree = Any
+
+Standardise = Callable[[jax.Array], jax.Array]
 
 EVALUATION_BATCH_SIZE = 1000
 
@@ -23,26 +28,54 @@ class Evaluation(NamedTuple):
     accuracy: jax.Array
 
 
-def evaluate_split(model: nn.Module, variables: PyTree, split: Split) -> Evaluation:
-    """Goes through a split in batches; the means are over all labels."""
+def evaluate_split(
+    model: nn.Module,
+    variables: PyTree,
+    split: Split | Stream,
+    standardise: Standardise,
+    mesh: Mesh | None = None,
+) -> Evaluation:
+    """Goes through a split in batches; the means are over all labels.
+
+    Args:
+      model: the network.
+      variables: its weights and statistics.
+      split: on the device or streamed; a negative label does not count.
+      standardise: what is done to images before.
+      mesh: of the devices over which a streamed batch is split; all by default.
+    """
     # No loop within the compiled call: on CPUs XLA is slow at convolutions in loops.
-    parts = [
-        _evaluate_batch(
-            model,
-            variables,
-            jax.tree.map(lambda x, at=at: x[at : at + EVALUATION_BATCH_SIZE], split),
-        )
-        for at in range(0, split.labels.shape[0], EVALUATION_BATCH_SIZE)
+    sums = [
+        _evaluate_batch(model, standardise, variables, batch)
+        for batch in _batches(split, mesh)
     ]
-    return jax.tree.map(lambda *sums: sum(sums) / split.labels.size, *parts)
+    total = jax.tree.map(lambda *parts: sum(parts), *sums)
+    return Evaluation(total.loss / total.labels, total.hits / total.labels)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _evaluate_batch(model: nn.Module, variables: PyTree, batch: Split) -> Evaluation:
-    """Sums, not means."""
-    images = preprocessing.standardise(batch.images)
-    logits = model.apply(variables, images, train=False)
-    return Evaluation(
-        jnp.sum(cross_entropies(logits, batch.labels)),
-        jnp.sum(hits(logits, batch.labels)),
+class _Sums(NamedTuple):
+    loss: jax.Array
+    hits: jax.Array
+    labels: jax.Array
+
+
+def _batches(split: Split | Stream, mesh: Mesh | None) -> Iterator[Split]:
+    if not isinstance(split, Split):
+        yield from evaluation_batches(split, EVALUATION_BATCH_SIZE, mesh or make_mesh())
+        return
+    for at in range(0, split.labels.shape[0], EVALUATION_BATCH_SIZE):
+        yield Split(*(x[at : at + EVALUATION_BATCH_SIZE] for x in split))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _evaluate_batch(
+    model: nn.Module, standardise: Standardise, variables: PyTree, batch: Split
+) -> _Sums:
+    logits = model.apply(variables, standardise(batch.images), train=False)
+    counts = batch.labels >= 0
+    losses = cross_entropies(logits, jnp.maximum(batch.labels, 0))
+    return _Sums(
+        jnp.sum(losses, where=counts),
+        jnp.sum(hits(logits, batch.labels), where=counts),
+        jnp.sum(counts),
     )

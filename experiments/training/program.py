@@ -14,8 +14,9 @@ from jax.sharding import NamedSharding
 
 from experiments import meshes
 from experiments.config import RunConfig
-from experiments.data import Dataset, Split
+from experiments.data import AnyDataset, Split, Stream
 from experiments.training.evaluation import Evaluation, evaluate_split
+from experiments.training.feeding import CallShape, Feed, make_feed
 from experiments.training.hyperparameters import hyperparameters_of
 from experiments.training.step import Metrics, TrainState, make_step
 
@@ -30,9 +31,10 @@ class Program(NamedTuple):
         program, further hyperparameters to the state before the first step.
       restart: from a state, weights and statistics of batch normalisation to a state
         before the first step that begins there.
-      train: from a state and the training split to the state after
-        ``steps_per_call`` steps and the metrics of each step, stacked.
+      train: from a state and the training split, or the batches of a call, to the
+        state after ``steps_per_call`` steps and the metrics of each step, stacked.
       evaluate: from a state and a split to loss and accuracy, batch by batch.
+      feed: from a training split to what the calls of ``train`` take.
       steps_per_call: steps in a call of ``train``; the examples that are left over
         when the last batch of a call is full are taken by the next call.
       calls_per_report: calls of ``train`` in ``config.epochs_per_report`` epochs.
@@ -43,7 +45,8 @@ class Program(NamedTuple):
     init: Callable[..., TrainState]
     restart: Callable[[TrainState, PyTree, PyTree], TrainState]
     train: Callable[[TrainState, Split], tuple[TrainState, Metrics]]
-    evaluate: Callable[[TrainState, Split], Evaluation]
+    evaluate: Callable[[TrainState, Split | Stream], Evaluation]
+    feed: Callable[[Split | Stream], Feed]
     steps_per_call: int
     calls_per_report: int
     batch_size: int
@@ -51,7 +54,7 @@ class Program(NamedTuple):
 
 
 def make_program(
-    config: RunConfig, dataset: Dataset, devices: Sequence[jax.Device] | None = None
+    config: RunConfig, dataset: AnyDataset, devices: Sequence[jax.Device] | None = None
 ) -> Program:
     """Builds the functions of a run; the batch is split over the devices.
 
@@ -64,7 +67,8 @@ def make_program(
       ValueError: if the configuration has an unknown name, or a batch size that the
         training set or the devices do not allow, or a mesh that is not theirs.
     """
-    examples = dataset.train.labels.shape[0]
+    streamed = not isinstance(dataset.train, Split)
+    examples = _count(dataset.train)
     batch_size = examples if config.batch_size is None else config.batch_size
     mesh = meshes.make_mesh(
         config.data_devices,
@@ -74,7 +78,8 @@ def make_program(
     )
     _check_batch_size(config, batch_size, examples, mesh.size)
     steps_per_report = config.epochs_per_report * examples // batch_size
-    steps_per_call = config.steps_per_call or steps_per_report
+    # Of a stream no more than needed is on the device.
+    steps_per_call = config.steps_per_call or (1 if streamed else steps_per_report)
     _check_steps_per_call(steps_per_call, steps_per_report)
     total_steps = config.epochs // config.epochs_per_report * steps_per_report
     # Within a call the compiler splits the work, whatever the types show outside.
@@ -92,7 +97,7 @@ def make_program(
         hyperparameters: Mapping[str, float] | None = None,
     ) -> TrainState:
         given = {**hyperparameters_of(config), **(hyperparameters or {})}
-        state = step.init(seed, learning_rate, given, dataset.train.images[:1])
+        state = step.init(seed, learning_rate, given, _example(dataset.train))
         meshes.report_copies(mesh, state.params)
         return meshes.place(state, shardings(state))
 
@@ -129,26 +134,42 @@ def make_program(
             return state, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
         return jax.lax.scan(step_on, state, rows, length=steps_per_call)
 
-    def train_on_explicit_axes(
+    def train_on_batches(
+        state: TrainState, batches: Split
+    ) -> tuple[TrainState, Metrics]:
+        if steps_per_call == 1:
+            state, metrics = step.update(state, jax.tree.map(lambda x: x[0], batches))
+            return state, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
+        return jax.lax.scan(step.update, state, batches)
+
+    call = train_on_batches if streamed else train
+
+    def call_on_explicit_axes(
         state: TrainState, split: Split
     ) -> tuple[TrainState, Metrics]:
         out = (shardings(state), meshes.replicated(mesh))
-        return jax.sharding.auto_axes(train, out_sharding=out)(state, split)
+        return jax.sharding.auto_axes(call, out_sharding=out)(state, split)
 
-    def evaluate(state: TrainState, split: Split) -> Evaluation:
+    def feed(split: Split | Stream) -> Feed:
+        micro_batch_size = batch_size // config.micro_batches
+        shape = CallShape(steps_per_call, config.micro_batches, micro_batch_size)
+        return make_feed(split, shape, mesh)
+
+    def evaluate(state: TrainState, split: Split | Stream) -> Evaluation:
         params = state.average if config.ema_decay else state.params
         variables = {"params": params, "batch_stats": state.batch_stats}
         variables = jax.tree.map(
             lambda x: jax.device_put(x, NamedSharding(within, x.sharding.spec)),
             variables,
         )
-        return evaluate_split(step.model, variables, split)
+        return evaluate_split(step.model, variables, split, step.standardise, within)
 
     return Program(
         init,
         restart,
-        train_on_explicit_axes if config.axis_types == "explicit" else train,
+        call_on_explicit_axes if config.axis_types == "explicit" else call,
         evaluate,
+        feed,
         steps_per_call,
         steps_per_report // steps_per_call,
         batch_size,
@@ -186,6 +207,17 @@ def _check_steps_per_call(steps_per_call: int, steps_per_report: int) -> None:
             f"steps_per_call={steps_per_call!r} must divide the {steps_per_report} "
             "steps between two reports, or be None for all of them"
         )
+
+
+def _count(train: Split | Stream) -> int:
+    return train.labels.shape[0] if isinstance(train, Split) else train.examples
+
+
+def _example(train: Split | Stream) -> jax.Array:
+    """One image, or what is shaped like one."""
+    if isinstance(train, Split):
+        return train.images[:1]
+    return jnp.zeros([1, *train.shape], jnp.uint8)
 
 
 def _in_parts(split: Split, parts: int) -> Split:

@@ -68,6 +68,7 @@ class TrainStep(NamedTuple):
         before the first step that begins there.
       shardings: from a state, or its shapes, to where each of its leaves lives.
       model: the network.
+      standardise: what it wants done to images.
       gradient_equivalents: mean cost of a step.
     """
 
@@ -76,6 +77,7 @@ class TrainStep(NamedTuple):
     restart: Callable[[TrainState, PyTree, PyTree], TrainState]
     shardings: Callable[[TrainState], TrainState]
     model: nn.Module
+    standardise: Callable[[jax.Array], jax.Array]
     gradient_equivalents: float
 
 
@@ -102,6 +104,7 @@ def make_step(
         config.model, num_classes, config.compute_dtype, config.ghost_batch_size
     )
     augment = preprocessing.augmentation(config.augmentation)
+    standardise = preprocessing.standardisation(config.standardisation)
     gradient, loss, outputs = _on_batches(config, mesh)
     copied: Any = meshes.replicated(mesh)
 
@@ -131,7 +134,7 @@ def make_step(
         images: jax.Array,
     ) -> TrainState:
         init_key, data_key = jax.random.split(jax.random.key(seed))
-        variables = _init_model(model, init_key, images)
+        variables = _init_model(model, init_key, standardise(images))
         params = variables["params"]
         return TrainState(
             step=jnp.zeros([], jnp.int32),
@@ -258,12 +261,16 @@ def make_step(
     def prepare_images(state: TrainState, images: jax.Array) -> jax.Array:
         _, key = jax.random.split(state.key)
         keys = jax.random.split(jax.random.fold_in(key, state.step), len(images))
-        return jax.vmap(lambda key, x: preprocessing.standardise(augment(key, x)))(
-            keys, images
-        )
+        return jax.vmap(lambda key, x: standardise(augment(key, x)))(keys, images)
 
     return TrainStep(
-        init, update, restart, shardings, model, optimizer.gradient_equivalents
+        init,
+        update,
+        restart,
+        shardings,
+        model,
+        standardise,
+        optimizer.gradient_equivalents,
     )
 
 
@@ -304,7 +311,7 @@ def _on_batches(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init_model(model: nn.Module, key: jax.Array, images: jax.Array) -> PyTree:
-    return model.init(key, preprocessing.standardise(images), train=False)
+    return model.init(key, images, train=False)
 
 
 def _moved_average(ema_decay: float, state: TrainState, params: PyTree) -> PyTree:

@@ -1,0 +1,67 @@
+"""ImageNet as a streamed data set."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.data.dataset import StreamedDataset
+from experiments.data.options import DataOptions
+from experiments.data.prepared import NotPreparedError
+
+NAME = "imagenet2012"
+
+
+class Rows:
+    """Some rows of a source, which is read when they are asked for."""
+
+    def __init__(self, source: Sequence[Any], rows: np.ndarray):
+        self._source = source
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> Any:
+        return self._source[int(self._rows[row])]
+
+
+def load_imagenet(options: DataOptions) -> StreamedDataset:
+    """Opens ImageNet (ILSVRC 2012), whose validation split is the test split here.
+
+    A permutation of the training images by ``options.split_seed`` comes first; its
+    head is held out for validation and what follows is trained on.
+
+    Raises:
+      NotPreparedError: if the data set is missing or half-written.
+      ValueError: if it is too small for the options.
+    """
+    try:
+        # Imported here so that nothing else needs tensorflow-datasets and grain.
+        store = importlib.import_module("experiments.data.imagenet_store")
+        photos = importlib.import_module("experiments.data.photo_stream")
+        training = store.open_split(options.data_dir, "train")
+        validation = store.open_split(options.data_dir, "validation")
+        for split in (training, validation):
+            split[len(split) - 1]  # a shard that is cut short has no end
+        num_classes = store.num_classes(options.data_dir)
+    # What a broken store raises is up to its library, down to bare RuntimeErrors.
+    except Exception as error:
+        raise NotPreparedError(
+            f"the data set {NAME!r} is missing or half-written in "
+            f"{str(options.data_dir)!r}; run\n  python -m experiments.prepare {NAME} "
+            f"--data-dir {options.data_dir} --source DIRECTORY\nwith the official "
+            f"archives in DIRECTORY ({type(error).__name__}: {error})"
+        ) from error
+    held_out, trained_on = options.split(len(training), NAME)
+
+    def stream(source: Any) -> Any:
+        return photos.PhotoStream(source, options.image_size, options.decode_workers)
+
+    return StreamedDataset(
+        num_classes=num_classes,
+        train=stream(Rows(training, trained_on)),
+        validation=stream(Rows(training, held_out)) if len(held_out) else None,
+        test=stream(validation),
+    )

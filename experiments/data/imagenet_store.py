@@ -1,0 +1,162 @@
+"""ImageNet as TensorFlow Datasets keeps it: ArrayRecord files of the original JPEGs.
+
+The stock generator needs TensorFlow; this builder does not, and what it writes is read
+in the same way. Name, version and features are the stock ones, so that a data set that
+was prepared elsewhere (with ``file_format=array_record``) is read as well.
+"""
+
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+Example = dict[str, Any]
+
+NAME, VERSION = "imagenet2012", "5.1.0"
+TRAINING_ARCHIVE = "ILSVRC2012_img_train.tar"  # a tar file of each class
+VALIDATION_ARCHIVE = "ILSVRC2012_img_val.tar"
+
+
+class ImageNetBuilder(  # type: ignore[call-arg]  # its base is seen as Any
+    tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
+    """Prepares ImageNet (ILSVRC 2012) from the official archives.
+
+    Args:
+      data_dir: folder of all prepared data sets.
+      source: directory of the archives.
+    """
+
+    def __init__(self, data_dir: Path, source: Path):
+        self.source = source
+        self.name = NAME
+        self.VERSION = tfds.core.Version(VERSION)
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="ImageNet (ILSVRC 2012), prepared without TensorFlow.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(names=class_names()),
+                    "file_name": tfds.features.Text(),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="https://image-net.org/",
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[str, Example]]]:
+        del dl_manager  # the archives are given to registered users only
+        return {
+            "train": self._generate_examples(training_images(self.source)),
+            "validation": self._generate_examples(validation_images(self.source)),
+        }
+
+    def _generate_examples(
+        self, images: Iterator[tuple[str, str, bytes]]
+    ) -> Iterator[tuple[str, Example]]:
+        for name, label, encoded in images:
+            yield (
+                name,
+                {"image": io.BytesIO(encoded), "label": label, "file_name": name},
+            )
+
+
+def class_names() -> list[str]:
+    """The 1000 synsets, such as ``n01440764``, in the order of their labels."""
+    return _stock_lines("labels.txt")
+
+
+def validation_class_names() -> list[str]:
+    """The synset of each validation image, by the name of its file."""
+    return _stock_lines("validation_labels.txt")
+
+
+def training_images(source: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Name, synset and content of every training image.
+
+    Raises:
+      ValueError: if the archive is broken or holds something else.
+    """
+    known = set(class_names())
+    for archive_name, archive in _members(source / TRAINING_ARCHIVE):
+        synset = archive_name.removesuffix(".tar")
+        if synset not in known:
+            raise ValueError(
+                f"{source / TRAINING_ARCHIVE} holds {archive_name!r}; allowed are tar "
+                "files that are named after the 1000 synsets of ILSVRC 2012"
+            )
+        inner = _members(source / TRAINING_ARCHIVE, io.BytesIO(archive))
+        for name, encoded in inner:
+            yield name, synset, encoded
+
+
+def validation_images(source: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Name, synset and content of every validation image."""
+    path = source / VALIDATION_ARCHIVE
+    with tarfile.open(path, "r:") as archive:
+        names = sorted(member.name for member in archive if member.isfile())
+    synsets = dict(zip(names, validation_class_names(), strict=False))
+    for name, encoded in _members(path):
+        yield name, synsets[name], encoded
+
+
+def prepare(data_dir: Path, source: Path | None) -> dict[str, int]:
+    """Prepares ImageNet anew; an attempt that failed leaves none.
+
+    Returns:
+      The number of images in each split.
+
+    Raises:
+      FileNotFoundError: if an archive is missing.
+      ValueError: if one is broken.
+    """
+    archives = (TRAINING_ARCHIVE, VALIDATION_ARCHIVE)
+    if source is None or not all((source / name).exists() for name in archives):
+        raise FileNotFoundError(
+            f"source={None if source is None else str(source)!r} must be a directory "
+            f"that holds {list(archives)}, from https://image-net.org/download-images"
+        )
+    try:
+        builder = ImageNetBuilder(data_dir, source)
+        builder.download_and_prepare()
+    except (EOFError, tarfile.TarError) as error:
+        raise ValueError(f"an archive in {str(source)!r} is broken: {error}") from error
+    return {name: split.num_examples for name, split in builder.info.splits.items()}
+
+
+def open_split(data_dir: Path, split: str) -> Sequence[Example]:
+    """A split by row, with encoded images.
+
+    Raises:
+      Exception: of some kind of the storage's, if it is missing or broken.
+    """
+    builder = tfds.builder_from_directory(data_dir / NAME / VERSION)
+    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+def num_classes(data_dir: Path) -> int:
+    """Of the prepared data set."""
+    builder = tfds.builder_from_directory(data_dir / NAME / VERSION)
+    return int(builder.info.features["label"].num_classes)
+
+
+def _members(path: Path, file: io.BytesIO | None = None) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(path, "r:", fileobj=file) as archive:
+        for member in archive:
+            found = archive.extractfile(member)
+            if found is not None:
+                yield member.name, found.read()
+
+
+def _stock_lines(name: str) -> list[str]:
+    path = tfds.core.tfds_path(f"datasets/{NAME}/{name}")
+    return path.read_text(encoding="utf-8").split()

@@ -1,0 +1,82 @@
+"""What a compiled call is fed with: a whole split, or the next batches of a stream."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from experiments.data import Share, Split, Stream
+from experiments.data.image_sets import LabelledImages
+from experiments.meshes import AXES
+
+
+class Feed(NamedTuple):
+    """What a call takes, time after time.
+
+    Attributes:
+      shapes: arrays, or their shapes, as `jax.jit` lowers them.
+      open: from a seed and the number of the next step to what the calls take from
+        there on.
+    """
+
+    shapes: Split
+    open: Callable[[int, int], Iterator[Split]]
+
+
+class CallShape(NamedTuple):
+    """Examples of a call, by step, by micro-batch."""
+
+    steps: int
+    micro_batches: int
+    micro_batch_size: int
+
+
+def make_feed(train: Split | Stream, shape: CallShape, mesh: Mesh) -> Feed:
+    """A split that is on the device is fed whole; a stream, as ``shape`` says."""
+    if isinstance(train, Split):
+        return Feed(train, lambda *_: itertools.repeat(train))
+    sharding = NamedSharding(mesh, P(None, None, AXES))
+
+    def open_stream(seed: int, step: int) -> Iterator[Split]:
+        share = _share_of_process()
+        batches = train.training_batches(
+            seed=seed,
+            first=step,
+            batch_size=shape.micro_batches * shape.micro_batch_size,
+            share=share,
+        )
+        while True:
+            steps = list(itertools.islice(batches, shape.steps))
+            local = jax.tree.map(lambda *xs: np.stack(xs), *steps)
+            yield _global(_in_parts(local, shape.micro_batches), sharding)
+
+    def spec(dtype: Any, *of_example: int) -> Any:
+        return jax.ShapeDtypeStruct((*shape, *of_example), dtype, sharding=sharding)
+
+    return Feed(Split(spec(jnp.uint8, *train.shape), spec(jnp.int32)), open_stream)
+
+
+def evaluation_batches(stream: Stream, batch_size: int, mesh: Mesh) -> Iterator[Split]:
+    """All examples of a stream once, the last batch padded, over all devices."""
+    sharding = NamedSharding(mesh, P(AXES))
+    whole = -(-batch_size // mesh.size) * mesh.size
+    share = _share_of_process()
+    for local in stream.evaluation_batches(batch_size=whole, share=share):
+        yield _global(local, sharding)
+
+
+def _share_of_process() -> Share:
+    return Share(jax.process_index(), jax.process_count())
+
+
+def _in_parts(local: LabelledImages, parts: int) -> LabelledImages:
+    return jax.tree.map(lambda x: x.reshape(len(x), parts, -1, *x.shape[2:]), local)
+
+
+def _global(local: LabelledImages, sharding: NamedSharding) -> Split:
+    return Split(*(jax.make_array_from_process_local_data(sharding, x) for x in local))
