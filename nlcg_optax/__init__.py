@@ -33,9 +33,9 @@ from nlcg_optax.methods import Method as Method
 from nlcg_optax.methods import limited_memory_method as limited_memory_method
 from nlcg_optax.methods import nlcg_method as nlcg_method
 from nlcg_optax.minimize import minimize as minimize
-from nlcg_optax.minimize_loop import Progress as Progress
 from nlcg_optax.minimize_result import MinimizeResult as MinimizeResult
 from nlcg_optax.minimize_result import Status as Status
+from nlcg_optax.minimize_state import Progress as Progress
 from nlcg_optax.monitoring import diagnostics as diagnostics
 from nlcg_optax.optimizers import nlcg as nlcg
 from nlcg_optax.paper import paper_nlcg as paper_nlcg

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlcg_optax.dtypes import PyTree
-from nlcg_optax.minimize_loop import MinimizeState
+from nlcg_optax.minimize_state import MinimizeState
 
 # Of the conjugate gradients that solve with the Hessian, relative to the right side.
 TOLERANCE = 1e-10

@@ -65,13 +65,17 @@ def nlcg_method(
     )
 
 
-def limited_memory_method(memory: int = 30, rule: Any = 0.0, **kwargs: Any) -> Method:
-    """NLCG in the metric of the last secant pairs; with β = 0 it is L-BFGS.
+def limited_memory_method(
+    memory: int = 30,
+    rule: str | float | jax.Array | ConjugacyRule | None = None,
+    **kwargs: Any,
+) -> Method:
+    """NLCG in the metric of the last secant pairs.
 
     Args:
       memory: how many pairs.
-      rule: see `scale_by_nlcg`.
-      **kwargs: further arguments of `scale_by_nlcg`.
+      rule: see `scale_by_nlcg`; None for no conjugate term, which is L-BFGS.
+      **kwargs: further arguments of `scale_by_nlcg`, if there is a rule.
 
     Returns:
       A method.
@@ -80,13 +84,14 @@ def limited_memory_method(memory: int = 30, rule: Any = 0.0, **kwargs: Any) -> M
       >>> limited_memory_method(5).initial_step
       'one'
     """
+    metric = scale_by_limited_memory(memory)
+    if rule is None:
+        # Not `scale_by_nlcg` with a β of zero: it protects the state of any
+        # preconditioner with a selection, which would rewrite all of the memory.
+        return Method(metric, initial_step="one")
     defaults = {"beta_min": -jnp.inf, "beta_max": jnp.inf}
-    direction = scale_by_nlcg(
-        rule,
-        preconditioner=scale_by_limited_memory(memory),
-        **{**defaults, **kwargs},
-    )
-    return Method(direction, WolfeRules(), "one")
+    direction = scale_by_nlcg(rule, preconditioner=metric, **{**defaults, **kwargs})
+    return Method(direction, initial_step="one")
 
 
 @functools.cache

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nlcg_optax import minimize_loop, validation
+from nlcg_optax import minimize_loop, minimize_state, validation
 from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.implicit import solve_implicitly
 from nlcg_optax.methods import Method, get_method
-from nlcg_optax.minimize_loop import Limits, MinimizeState, Progress
 from nlcg_optax.minimize_result import MinimizeResult, Status
+from nlcg_optax.minimize_state import Limits, MinimizeState, Progress
 
 TOLERANCES = ("value", "absolute", "relative")
 
@@ -32,6 +32,7 @@ def minimize(
     max_evaluations: float | jax.Array = 10_000,
     patience: int | jax.Array = 1000,
     state: MinimizeState | None = None,
+    new_objective: bool = False,
     callback: Callable[[Progress], None] | None = None,
 ) -> MinimizeResult:
     r"""Minimises a smooth function of a pytree of arrays.
@@ -66,9 +67,13 @@ def minimize(
         value alone a third.
       patience: iterations without a smaller objective or a halved gradient after
         which it gives up.
-      state: ``result.state`` of an earlier call with the same ``fun``, ``args``,
-        ``method`` and shapes, to go on where that ended, under new limits; the
-        counters go on, too. ``x0`` then only gives the shapes.
+      state: ``result.state`` of an earlier call with the same ``method`` and shapes, to
+        go on where that ended, under new limits; the counters go on, too. ``x0`` then
+        only gives the shapes.
+      new_objective: whether ``fun`` or ``args`` are others than in the call that
+        ``state`` is of, as along a path of problems (continuation). The point is then
+        measured anew and the counters begin at zero; kept are the secant pairs or
+        the previous direction, and the last step.
       callback: called on the host with a `Progress` after each iteration; for
         display, not for control.
 
@@ -78,7 +83,8 @@ def minimize(
     Raises:
       TypeError: if ``fun`` does not return a real floating-point scalar or ``x0`` has
         a leaf that is not floating point.
-      ValueError: if an argument is out of its range.
+      ValueError: if an argument is out of its range, or ``new_objective`` comes without
+        a ``state``.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -91,6 +97,10 @@ def minimize(
       True
     """
     _check(fun, tol, tol_kind, max_iterations, max_evaluations, patience)
+    if new_objective and state is None:
+        raise ValueError(
+            "new_objective=True needs a state, of an earlier call; got None"
+        )
     chosen = get_method(method)
     x0 = jax.tree.map(jnp.asarray, x0)
     accumulator_dtype(x0)
@@ -104,15 +114,18 @@ def minimize(
         max_evaluations=max_evaluations,
         patience=patience,
     )
-    return _minimize(fun, has_aux, chosen, callback, x0, args, limits, state)
+    return _minimize(
+        fun, has_aux, chosen, callback, bool(new_objective), x0, args, limits, state
+    )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _minimize(
     fun: Callable[..., Any],
     has_aux: bool,
     method: Method,
     callback: Callable[[Progress], None] | None,
+    new_objective: bool,
     x0: PyTree,
     args: tuple[Any, ...],
     limits: Limits,
@@ -136,9 +149,11 @@ def _minimize(
 
         limits_, earlier = settings
         if earlier is None:
-            begin = minimize_loop.initial_state(bound, method, u)
+            begin = minimize_state.initial_state(bound, method, u)
+        elif new_objective:
+            begin = minimize_state.onto_new_objective(bound, method, earlier)
         else:
-            begin = minimize_loop.resume(limits_, earlier)
+            begin = minimize_state.resume(limits_, earlier)
         return minimize_loop.run(bound, method, limits_, begin, callback)
 
     u0 = _split(x0)

@@ -132,8 +132,45 @@ def test_callback_sees_every_iteration():
     seen = []
     result = minimize(rosenbrock, START, callback=lambda p: seen.append(p), tol=1e-3)
     jax.effects_barrier()
-    # The start is told, too; the last point ends the loop before its callback.
-    assert sorted(int(p.nit) for p in seen) == list(range(int(result.nit)))
+    # The start is told, too.
+    assert sorted(int(p.nit) for p in seen) == list(range(int(result.nit) + 1))
+
+
+@pytest.mark.parametrize("method", ["limited-memory", "hs+"])
+def test_continuation_onto_a_changed_objective(x64, method):
+    weights = jnp.logspace(0, 3, 8)
+
+    def fun(x, a):
+        return jnp.sum(weights * (x - a) ** 2) + jnp.sum((x - a) ** 4)
+
+    run = functools.partial(minimize, fun, jnp.zeros(8), method=method, tol=1e-8)
+    state, work = run(args=(0.0,), max_iterations=1).state, {"memory": 0, "point": 0}
+    x = jnp.zeros(8)
+    for a in (1.0, 1.1, 1.2, 1.3):
+        result = run(args=(a,), state=state, new_objective=True)
+        assert bool(result.success)
+        np.testing.assert_allclose(result.x, a, atol=1e-8)
+        np.testing.assert_allclose(result.fun, fun(result.x, a), atol=1e-15)
+        # It began at the point that the run before had come to, and counts anew.
+        np.testing.assert_allclose(result.state.start_value, fun(x, a), rtol=1e-12)
+        cold = minimize(fun, x, args=(a,), method=method, tol=1e-8)
+        state, x = result.state, result.x
+        if a > 1.0:
+            work["memory"] += float(result.evaluations)
+            work["point"] += float(cold.evaluations)
+    # The secant pairs know the curvature already; a previous direction is no gain.
+    if method == "limited-memory":
+        assert work["memory"] < 0.5 * work["point"]
+
+
+def test_unbounded_below_is_not_taken_for_a_minimum(x64):
+    # f -> -inf linearly: its constant gradient gets small against 1 + |f|.
+    result = minimize(lambda x: jnp.sum(x) + jnp.sum(jnp.sin(x)) / 2, START)
+    assert int(result.status) == Status.UNBOUNDED_BELOW
+    # But a minimum far below zero is one.
+    deep = minimize(lambda x: 1e8 * jnp.sum(x**4 / 4 - x), START)
+    assert bool(deep.success)
+    np.testing.assert_allclose(deep.x, 1.0, atol=1e-6)
 
 
 def test_under_jit_and_vmap_equals_one_by_one(x64):
@@ -231,6 +268,7 @@ def test_what_cannot_be_minimised_gets_a_status(x64, method):
         ({"fun": lambda x: jnp.sum(x).astype(int)}, TypeError, "real floating-point"),
         ({"fun": 3}, TypeError, "fun=3"),
         ({"has_aux": True}, TypeError, "pair"),
+        ({"new_objective": True}, ValueError, "new_objective=True needs a state"),
     ],
 )
 def test_bad_input_is_named(kwargs, error, message):

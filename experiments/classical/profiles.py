@@ -116,7 +116,9 @@ def table(records: Records, reference: str) -> str:
     rows = []
     for solver, by in records.items():
         solved = sum(r["solved"] for r in by.values())
-        with_value = sum(is_solved_with_value(r, best[n]) for n, r in by.items())
+        with_value = sum(
+            is_solved_with_value(r, best.get(n, np.nan)) for n, r in by.items()
+        )
         ratio, common = work_ratio(records, solver, reference)
         per_evaluation = np.median(
             [1e6 * r["seconds"] / max(r["work"], 1) for r in by.values()]

@@ -33,7 +33,8 @@ class ScaleByLimitedMemoryState(NamedTuple):
       newest: slot of the newest pair in the circular memory.
       steps: the s_i, stacked along a leading axis of length m.
       grad_changes: the y_i, stacked likewise.
-      products: ``s_iᵀy_j`` by slots, shape ``(m, m)``, where i is not newer than j.
+      curvatures: ``s_iᵀy_i`` by slots, zero in an empty one.
+      inverse: R⁻¹ by slots, shape ``(m, m)``, zero in the rows of empty ones.
       params_prev: previous parameters.
       grad_prev: previous gradient.
       diagnostics: what the last update did.
@@ -43,7 +44,8 @@ class ScaleByLimitedMemoryState(NamedTuple):
     newest: jax.Array
     steps: PyTree
     grad_changes: PyTree
-    products: jax.Array
+    curvatures: jax.Array
+    inverse: jax.Array
     params_prev: PyTree
     grad_prev: PyTree
     diagnostics: LimitedMemoryDiagnostics
@@ -63,16 +65,17 @@ def scale_by_limited_memory(
     newest pair,
 
     .. math::
-        R a = S^\top g, \qquad q = \gamma (g - Y a), \qquad
-        R^\top b = D a - Y^\top q, \qquad P g = q + S b.
+        a = R^{-1} S^\top g, \qquad q = \gamma (g - Y a), \qquad
+        b = R^{-\top} (D a - Y^\top q), \qquad P g = q + S b.
 
     This is the two-loop recursion, Nocedal, "Updating quasi-Newton matrices with
     limited storage", Math. Comp. 35, 1980, with each loop as a triangular system, the
     form of Byrd, Nocedal and Schnabel, "Representations of quasi-Newton matrices and
     their use in limited memory methods", Math. Program. 63, 1994: a pass over the
-    parameters for all pairs together instead of one for each. Until the first pair,
-    P = I. A pair is taken only if :math:`s^\top y > \epsilon \|s\| \|y\|`, so that P
-    stays positive definite.
+    parameters for all pairs together instead of one for each. A new pair gives
+    :math:`R^{-1}` the column :math:`(-R^{-1} S^\top y, 1) / s^\top y`, a forgotten one
+    takes its row and column. Until the first pair, P = I. A pair is taken only if
+    :math:`s^\top y > \epsilon \|s\| \|y\|`, so that P stays positive definite.
 
     Nested as the ``preconditioner`` of `scale_by_nlcg` it gives limited-memory NLCG;
     with a β of zero that is L-BFGS.
@@ -117,7 +120,8 @@ def scale_by_limited_memory(
             newest=jnp.zeros([], jnp.int32),
             steps=jax.tree.map(stack, params),
             grad_changes=jax.tree.map(stack, params),
-            products=jnp.zeros([memory, memory], acc),
+            curvatures=jnp.zeros([memory], acc),
+            inverse=jnp.zeros([memory, memory], acc),
             params_prev=jax.tree.map(jnp.zeros_like, params),
             grad_prev=jax.tree.map(jnp.zeros_like, params),
             diagnostics=LimitedMemoryDiagnostics(
@@ -138,7 +142,7 @@ def scale_by_limited_memory(
             "scale_by_limited_memory", "params", params, "for the secant pairs"
         )
         validation.check_same_structure("updates", updates, state.grad_prev)
-        acc = state.products.dtype
+        acc = state.inverse.dtype
         s = difference(params, state.params_prev)
         y = difference(updates, state.grad_prev)
         s_y, s_s, y_y = vdots([(s, y), (s, s), (y, y)], axis_name=axis_name, dtype=acc)
@@ -161,11 +165,6 @@ def scale_by_limited_memory(
             return jax.tree.map(write_leaf, stack, tree)
 
         steps, grad_changes = write(state.steps, s), write(state.grad_changes, y)
-        column = stacked_vdots(steps, y, axis_name=axis_name).astype(acc)
-        is_slot = jnp.arange(memory) == slot
-        products = jnp.where(is_slot[:, None], 0, state.products)
-        products = jnp.where(is_slot[None, :], column[:, None], products)
-        products = jnp.where(taken, products, state.products)
         num_pairs = jnp.minimum(
             state.diagnostics.num_pairs + taken.astype(jnp.int32), memory
         )
@@ -173,13 +172,30 @@ def scale_by_limited_memory(
             taken, s_y / jnp.where(taken, y_y, 1), state.diagnostics.initial_scaling
         )
 
-        z = _multiply(updates, steps, grad_changes, products, slot, scaling, axis_name)
+        is_slot = jnp.arange(memory) == slot
+        curvatures = jnp.where(is_slot & taken, s_y, state.curvatures)
+
+        def multiply() -> tuple[PyTree, jax.Array]:
+            column = stacked_vdots(steps, y, axis_name=axis_name).astype(acc)
+            extended = _extended_inverse(state.inverse, column, is_slot, s_y)
+            inverse = jnp.where(taken, extended, state.inverse)
+            z = _multiply(
+                updates, steps, grad_changes, inverse, curvatures, scaling, axis_name
+            )
+            return z, inverse
+
+        # Behind a conditional the products read the memory that was just written;
+        # outside XLA would fuse the writing into each of them and copy the memory.
+        z, inverse = jax.lax.cond(
+            num_pairs > 0, multiply, lambda: (updates, state.inverse)
+        )
         new_state = ScaleByLimitedMemoryState(
             count=optax.safe_increment(state.count),
             newest=slot,
             steps=steps,
             grad_changes=grad_changes,
-            products=products,
+            curvatures=curvatures,
+            inverse=inverse,
             params_prev=optax.tree.cast_like(params, state.params_prev),
             grad_prev=optax.tree.cast_like(updates, state.grad_prev),
             diagnostics=LimitedMemoryDiagnostics(
@@ -194,29 +210,25 @@ def scale_by_limited_memory(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def _extended_inverse(
+    inverse: jax.Array, column: jax.Array, is_slot: jax.Array, s_y: jax.Array
+) -> jax.Array:
+    """R⁻¹ after the pair of a slot is replaced: its new last column of R is given."""
+    kept = jnp.where(is_slot[:, None] | is_slot[None, :], 0, inverse)
+    new = jnp.where(is_slot, 1, -_matvec(kept, column)) / jnp.where(s_y > 0, s_y, 1)
+    return jnp.where(is_slot[None, :], new[:, None], kept)
+
+
 def _multiply(
     g: PyTree,
     steps: PyTree,
     grad_changes: PyTree,
-    products: jax.Array,
-    newest: jax.Array,
+    inverse: jax.Array,
+    curvatures: jax.Array,
     scaling: jax.Array,
     axis_name: str | tuple[str, ...] | None,
 ) -> PyTree:
     """Computes P g from the stacked pairs."""
-    memory = products.shape[0]
-    oldest_first = (newest + 1 + jnp.arange(memory)) % memory
-    upper = jnp.triu(products[oldest_first][:, oldest_first])
-    diagonal = jnp.diagonal(upper)
-    # An empty slot is a pair of zeros: its row and column are those of the identity.
-    upper += jnp.diag(jnp.where(diagonal > 0, 0, 1).astype(upper.dtype))
-
-    def in_order(by_slot: jax.Array) -> jax.Array:
-        return by_slot[oldest_first]
-
-    def by_slot(in_order_: jax.Array) -> jax.Array:
-        # The inverse permutation; a scatter would become a loop on the CPU.
-        return in_order_[(jnp.arange(memory) - newest - 1) % memory]
 
     def combine(coefficients: jax.Array, stack: jax.Array, leaf: jax.Array) -> Any:
         dtype = compute_dtype(leaf.dtype)
@@ -227,22 +239,23 @@ def _multiply(
             precision=jax.lax.Precision.HIGHEST,
         )
 
-    s_g = in_order(stacked_vdots(steps, g, axis_name=axis_name))
-    a = jax.scipy.linalg.solve_triangular(upper, s_g)
-    a_slots = by_slot(a)
-
     def initial(g_: jax.Array, rows: jax.Array) -> jax.Array:
         dtype = compute_dtype(g_.dtype)
-        rest = g_.astype(dtype) - combine(a_slots, rows, g_)
-        return scaling.astype(dtype) * rest
+        return scaling.astype(dtype) * (g_.astype(dtype) - combine(a, rows, g_))
 
+    a = _matvec(inverse, stacked_vdots(steps, g, axis_name=axis_name))
     q = jax.tree.map(initial, g, grad_changes)
-    y_q = in_order(stacked_vdots(grad_changes, q, axis_name=axis_name))
-    b = jax.scipy.linalg.solve_triangular(upper, diagonal * a - y_q, trans="T")
-    b_slots = by_slot(b)
+    y_q = stacked_vdots(grad_changes, q, axis_name=axis_name)
+    b = _matvec(inverse.T, curvatures * a - y_q)
     return jax.tree.map(
-        lambda q_, rows, g_: (q_ + combine(b_slots, rows, q_)).astype(g_.dtype),
+        lambda q_, rows, g_: (q_ + combine(b, rows, q_)).astype(g_.dtype),
         q,
         steps,
         g,
+    )
+
+
+def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    return jnp.matmul(
+        matrix, vector.astype(matrix.dtype), precision=jax.lax.Precision.HIGHEST
     )

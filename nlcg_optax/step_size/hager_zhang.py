@@ -120,7 +120,8 @@ def scale_by_hager_zhang_linesearch(
         of (quasi-)Newton type.
       step_growth: see ``initial_step``.
       first_step: ψ0; the trial of the very first search moves the largest parameter
-        by this fraction of itself.
+        by this fraction of itself, but goes at most to the minimiser of a parabola
+        whose minimum is zero.
       quadratic_step: whether to begin with the value at the trial step and the
         minimiser of the parabola, instead of the trial step itself.
       max_evaluations: of values and gradients, a search.

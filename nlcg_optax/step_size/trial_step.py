@@ -125,10 +125,15 @@ def first_step(
 ) -> jax.Array:
     r"""A step for a direction whose length means nothing.
 
-    .. math:: \psi_0 \frac{\|x\|_\infty}{\|d\|_\infty}, \quad\text{at } x = 0\quad
-        \psi_0 \frac{|f|}{|f'|}, \quad\text{else } 1,
+    .. math:: \min\left\{\psi_0 \frac{\|x\|_\infty}{\|d\|_\infty},\;
+        \frac{2 |f|}{|f'|}\right\},
 
-    Hager and Zhang 2006, step I0, where d is the negative gradient.
+    of which a part that is zero does not count; 1 if both are. The first part moves
+    the largest parameter by a fraction of itself (Hager and Zhang 2006, step I0). The
+    second is the minimiser of a parabola whose minimum is zero (R. Fletcher,
+    "Practical Methods of Optimization", 1987, equation (2.6.8), with the decrease
+    |f|): an objective that is a sum of squares has nothing to gain beyond it but a
+    plateau.
 
     Args:
       value: f.
@@ -143,15 +148,18 @@ def first_step(
     Examples:
       >>> import jax.numpy as jnp
       >>> first_step(*map(jnp.float32, (8., -4., 0., 2.)), fraction=0.5)
-      Array(1., dtype=float32)
+      Array(4., dtype=float32)
+      >>> first_step(*map(jnp.float32, (8., -4., 6., 2.)), fraction=0.5)
+      Array(1.5, dtype=float32)
     """
 
     def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
         usable = (numerator > 0) & (denominator > 0)
-        out = fraction * numerator / jnp.where(usable, denominator, 1)
-        return jnp.where(usable & jnp.isfinite(out) & (out > 0), out, 0)
+        out = numerator / jnp.where(usable, denominator, 1)
+        return jnp.where(usable & jnp.isfinite(out) & (out > 0), out, jnp.inf)
 
-    by_params = ratio(params_max.astype(value.dtype), direction_max.astype(value.dtype))
-    by_value = ratio(jnp.abs(value), jnp.abs(slope))
-    step = jnp.where(by_params > 0, by_params, by_value)
-    return jnp.where(step > 0, step, 1).astype(value.dtype)
+    by_params = ratio(
+        fraction * params_max.astype(value.dtype), direction_max.astype(value.dtype)
+    )
+    step = jnp.minimum(by_params, ratio(2 * jnp.abs(value), jnp.abs(slope)))
+    return jnp.where(jnp.isfinite(step), step, 1).astype(value.dtype)

@@ -1,0 +1,239 @@
+"""State of `minimize`: what its loop keeps, how it begins and how it goes on."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nlcg_optax.dtypes import PyTree, accumulator_dtype
+from nlcg_optax.methods import Method
+from nlcg_optax.minimize_result import Status
+from nlcg_optax.step_size import trial_step, wolfe_search
+from nlcg_optax.step_size.trial_step import ErrorEstimate
+from nlcg_optax.step_size.wolfe_search import SearchState
+
+FALLEN = 0.1  # of the largest gradient, if the value counts in the tolerance
+
+Objective = Callable[[PyTree], tuple[jax.Array, PyTree]]
+
+
+class Limits(NamedTuple):
+    """When to end; scalars.
+
+    Attributes:
+      tol: the tolerance.
+      value_weight: weight of |f| in the scale of the tolerance.
+      constant_weight: weight of one in it.
+      start_weight: weight of the largest entry of the first gradient in it.
+      max_iterations: of iterations.
+      max_evaluations: of gradients plus a third of the values.
+      patience: of iterations without a smaller objective or gradient.
+    """
+
+    tol: Any
+    value_weight: Any
+    constant_weight: Any
+    start_weight: Any
+    max_iterations: Any
+    max_evaluations: Any
+    patience: Any
+
+
+class Progress(NamedTuple):
+    """What the callback of `minimize` is told after each iteration.
+
+    Attributes:
+      nit: iterations so far.
+      fun: the objective.
+      grad_max: largest absolute entry of the gradient.
+      step_size: the step just taken.
+      nfev: values measured so far without a gradient.
+      ngev: values measured so far with one.
+    """
+
+    nit: jax.Array
+    fun: jax.Array
+    grad_max: jax.Array
+    step_size: jax.Array
+    nfev: jax.Array
+    ngev: jax.Array
+
+
+class Evaluated(NamedTuple):
+    """A point and what is known there.
+
+    Attributes:
+      params: the point.
+      value: the objective.
+      grad: its gradient.
+      grad_max: largest absolute entry of the gradient.
+      aux: auxiliary output of the objective, or None.
+    """
+
+    params: PyTree
+    value: jax.Array
+    grad: PyTree
+    grad_max: jax.Array
+    aux: PyTree
+
+
+class MinimizeState(NamedTuple):
+    """State of `minimize` between two measurements.
+
+    Attributes:
+      current: where the line search set out.
+      candidate: the best point that this search has measured.
+      candidate_step: its step.
+      best: the best point of all.
+      direction: d.
+      direction_state: state of the direction's transformation.
+      search: the running line search.
+      error: estimate of the error of the objective.
+      previous_step: the last step taken.
+      start_value: the objective at x0.
+      start_grad_max: largest absolute entry of the gradient there.
+      largest_grad_max: the same of the largest gradient so far.
+      smallest_grad_max: the same of the smallest gradient so far.
+      num_stalled: iterations since objective or gradient last got smaller.
+      num_failed: failed searches in a row.
+      status: a `Status`.
+      nit: iterations.
+      nfev: values without a gradient.
+      ngev: values with one.
+    """
+
+    current: Evaluated
+    candidate: Evaluated
+    candidate_step: jax.Array
+    best: Evaluated
+    direction: PyTree
+    direction_state: PyTree
+    search: SearchState
+    error: ErrorEstimate
+    previous_step: jax.Array
+    start_value: jax.Array
+    start_grad_max: jax.Array
+    largest_grad_max: jax.Array
+    smallest_grad_max: jax.Array
+    num_stalled: jax.Array
+    num_failed: jax.Array
+    status: jax.Array
+    nit: jax.Array
+    nfev: jax.Array
+    ngev: jax.Array
+
+
+def initial_state(objective: Objective, method: Method, x0: PyTree) -> MinimizeState:
+    """The state before the first measurement, which is that of ``x0`` itself.
+
+    Args:
+      objective: x -> (f(x), aux).
+      method: direction and line search.
+      x0: a tree of real floating-point arrays.
+
+    Returns:
+      A state whose first turn measures ``x0``.
+    """
+    acc = accumulator_dtype(x0)
+    aux = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(objective, x0)[1]
+    )
+    infinite = jnp.full([], jnp.inf, acc)
+    zero, count = jnp.zeros([], acc), jnp.zeros([], jnp.int32)
+    zeros = jax.tree.map(jnp.zeros_like, x0)
+    nothing = Evaluated(x0, infinite, zeros, infinite, aux)
+    return MinimizeState(
+        current=nothing,
+        candidate=nothing,
+        candidate_step=zero,
+        best=nothing,
+        direction=zeros,
+        direction_state=method.direction.init(x0),
+        # A step of zero along no direction: the first turn measures x0.
+        search=wolfe_search.start(infinite, zero, zero, zero, probe=False),
+        error=trial_step.no_error_estimate(acc),
+        previous_step=zero,
+        start_value=infinite,
+        start_grad_max=infinite,
+        largest_grad_max=zero,
+        smallest_grad_max=infinite,
+        num_stalled=count,
+        num_failed=count,
+        status=jnp.full([], Status.RUNNING, jnp.int32),
+        nit=count,
+        nfev=count,
+        ngev=count,
+    )
+
+
+def resume(limits: Limits, state: MinimizeState) -> MinimizeState:
+    """Lets a run that a limit has ended go on under new limits.
+
+    Args:
+      limits: the new limits.
+      state: the state of an earlier run.
+
+    Returns:
+      The state, running again if a limit had ended it or if the new tolerance is
+      tighter than what was reached.
+    """
+    limited = (state.status == Status.MAX_ITERATIONS) | (
+        state.status == Status.MAX_EVALUATIONS
+    )
+    within = state.ngev + state.nfev / 3 < limits.max_evaluations
+    within &= state.nit < limits.max_iterations
+    loose = (state.status == Status.CONVERGED) & ~is_converged(
+        limits, state, state.current
+    )
+    running = (limited & within) | loose
+    return state._replace(
+        status=jnp.where(running, Status.RUNNING, state.status).astype(jnp.int32)
+    )
+
+
+def onto_new_objective(
+    objective: Objective, method: Method, state: MinimizeState
+) -> MinimizeState:
+    """Begins with another objective where an earlier run ended.
+
+    Args:
+      objective: x -> (f(x), aux), the new one.
+      method: that of the earlier run.
+      state: the state of the earlier run.
+
+    Returns:
+      A state whose first turn measures the point that the earlier run had come to.
+      It keeps what the direction remembers and the last step, nothing else.
+    """
+    fresh = initial_state(objective, method, state.current.params)
+    return fresh._replace(
+        direction_state=state.direction_state, previous_step=state.previous_step
+    )
+
+
+def is_converged(limits: Limits, state: MinimizeState, point: Evaluated) -> jax.Array:
+    """Whether the gradient at a point is as small as the limits ask.
+
+    Args:
+      limits: the tolerance and what it is relative to.
+      state: for f(x0) and the gradients seen so far.
+      point: what was measured.
+
+    Returns:
+      A boolean scalar.
+    """
+
+    def is_small(value: jax.Array) -> jax.Array:
+        scale = (
+            limits.constant_weight
+            + limits.value_weight * jnp.abs(value)
+            + limits.start_weight * state.start_grad_max
+        )
+        return point.grad_max <= limits.tol * scale
+
+    # On the way to minus infinity any gradient gets small against the value. Below
+    # -|f(x0)| it must have fallen, too.
+    known = jnp.minimum(jnp.abs(point.value), jnp.abs(state.start_value))
+    has_fallen = point.grad_max <= FALLEN * state.largest_grad_max
+    return is_small(known) | (is_small(point.value) & has_fallen)
