@@ -5,6 +5,9 @@ For example ``python -m experiments.run --config.optimizer adam
 
 With ``--checkpoint-dir runs/adam`` a run that was killed goes on when the same command
 is given again, and ends with the same weights as if it had not been killed.
+
+Text of your own, in ``DIRECTORY/text/*.txt``, is learned by ``python -m experiments.run
+--config.dataset text --config.model transformer --data-dir DIRECTORY``.
 """
 
 import contextlib

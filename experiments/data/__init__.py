@@ -17,10 +17,12 @@ from experiments.data.prepared import NotPreparedError as NotPreparedError
 from experiments.data.small_images import load_small_images
 from experiments.data.stream import Share as Share
 from experiments.data.stream import Stream as Stream
+from experiments.data.text import load_text
 from experiments.registry import look_up
 
 DATASETS: dict[str, Callable[[DataOptions], Dataset]] = {
     "digits": lambda _: load_digits(),
+    "text": load_text,
     **{
         name: functools.partial(load_small_images, image_set)
         for name, image_set in IMAGE_SETS.items()

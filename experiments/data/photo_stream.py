@@ -6,6 +6,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from experiments.data.crops import central_crop, random_resized_crop
 from experiments.data.image_sets import LabelledImages
@@ -68,6 +69,8 @@ class PhotoStream:
         mine = examples[share.index :: share.count]
         size = batch_size // share.count
         if self.workers:
+            if not flags.FLAGS.is_parsed():  # Grain reads its own from a command line
+                flags.FLAGS.mark_as_parsed()
             # A worker makes whole batches, so that what they hold is the same as here.
             batches = mine.batch(size, drop_remainder=True).to_iter_dataset(
                 grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)

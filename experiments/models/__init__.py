@@ -1,7 +1,8 @@
 """Flax models by name.
 
-Every model is called as ``model.apply(variables, images, train=...)`` and returns
-logits; what it keeps in the collection ``batch_stats`` the training loop carries along.
+Every model is called as ``model.apply(variables, images, train=...)``, a model of text
+with the numbers of characters instead, and returns logits; what it keeps in the
+collection ``batch_stats`` the training loop carries along.
 """
 
 import functools
@@ -15,6 +16,7 @@ from experiments.models.cnn import Cnn
 from experiments.models.mlp import Mlp
 from experiments.models.resnet50 import ResNet50
 from experiments.models.resnet_cifar import DEPTHS, ResNetCifar
+from experiments.models.transformer import Transformer
 from experiments.registry import look_up
 
 # Width of the models that a CPU trains, and the momentum of their statistics: after
@@ -28,6 +30,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         Cnn, features=(12, 24, 48), strides=(2, 2, 1)
     ),  # for images of 16x16 on CPUs
     "mlp": Mlp,
+    "transformer": Transformer,
     "resnet50": ResNet50,
     "resnet50_narrow": functools.partial(ResNet50, width=NARROW),
     **{
@@ -44,6 +47,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         for depth in DEPTHS
     },
 }
+OF_TEXT = frozenset({"transformer"})
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 

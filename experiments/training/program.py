@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from experiments import meshes
+from experiments import meshes, models
 from experiments.config import RunConfig
 from experiments.data import AnyDataset, Split, Stream
 from experiments.training.evaluation import Evaluation, evaluate_split
@@ -77,6 +77,7 @@ def make_program(
         devices=devices,
     )
     _check_batch_size(config, batch_size, examples, mesh.size)
+    _check_model(config, dataset)
     steps_per_report = config.epochs_per_report * examples // batch_size
     # Of a stream no more than needed is on the device.
     steps_per_call = config.steps_per_call or (1 if streamed else steps_per_report)
@@ -198,6 +199,20 @@ def _check_batch_size(
         raise ValueError(
             f"ghost_batch_size={together!r} must divide the {batch_size // parts} "
             "examples of a micro-batch, or be None for all of them"
+        )
+
+
+def _check_model(config: RunConfig, dataset: AnyDataset) -> None:
+    is_text = _example(dataset.train).ndim == 2
+    if is_text != (config.model in models.OF_TEXT):
+        takes, holds = ("text", "images") if not is_text else ("images", "text")
+        raise ValueError(
+            f"model={config.model!r} takes {takes}, but dataset={config.dataset!r} "
+            f"holds {holds}; models of text are {sorted(models.OF_TEXT)}"
+        )
+    if is_text and config.augmentation != "none":
+        raise ValueError(
+            f"augmentation={config.augmentation!r} must be 'none' for text"
         )
 
 

@@ -17,6 +17,8 @@ from experiments.training import make_program
         ({"epochs": 5, "epochs_per_report": 2}, "epochs_per_report=2 must divide"),
         ({"micro_batches": 0}, "micro_batches=0 must be an integer of at least 1"),
         ({"train_examples": 0}, "train_examples=0 must be an integer of at least 1"),
+        ({"decode_workers": -1}, "decode_workers=-1 must be an integer of at least 0"),
+        ({"image_size": 0}, "image_size=0 must be an integer of at least 1"),
         ({"validation_examples": -1}, "validation_examples=-1 must be an integer"),
         ({"ema_decay": 1.0}, r"ema_decay=1\.0 must be at least 0 and below 1"),
         ({"label_smoothing": -0.1}, r"label_smoothing=-0\.1 must be at least 0"),
@@ -77,6 +79,11 @@ def test_options_of_another_optimizer_are_refused():
         ({"augmentation": "mixup"}, "augmentation='mixup' is unknown"),
         ({"compute_dtype": "int8"}, "compute_dtype='int8' is unknown"),
         ({"model": "resnet"}, "model='resnet' is unknown"),
+        (
+            {"model": "transformer"},
+            "model='transformer' takes text, but .* holds images",
+        ),
+        ({"standardisation": "pixel"}, "standardisation='pixel' is unknown; allowed"),
         ({"optimizer": "lion"}, "optimizer='lion' is unknown"),
         ({"schedule": "step"}, "schedule='step' is unknown"),
         (

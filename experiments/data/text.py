@@ -1,0 +1,61 @@
+"""Text of one's own as a data set: the next character is to be predicted."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.data.dataset import Dataset, Split
+from experiments.data.options import DataOptions
+from experiments.data.prepared import NotPreparedError
+
+FOLDER = "text"
+LENGTH = 128  # characters of an example
+HELD_OUT = 0.05  # share of the text for validation, and again for the test
+
+
+def load_text(options: DataOptions) -> Dataset:
+    """Reads all ``*.txt`` files (UTF-8) in the folder ``text`` of the data folder.
+
+    The files, in the order of their names, make one text. Its last twentieth is the
+    test split and the one before the validation split; each split is cut into examples
+    of `LENGTH` characters, of which all are predicted from those before. A character's
+    number is its rank among those of the text.
+
+    Raises:
+      NotPreparedError: if there is no such file, or too little text.
+    """
+    folder = options.data_dir / FOLDER
+    paths = sorted(folder.glob("*.txt"))
+    if not paths:
+        raise NotPreparedError(
+            f"there is no *.txt file in {str(folder)!r}: put text into a folder named "
+            f"{FOLDER!r} and name the folder that holds it with --data-dir"
+        )
+    try:
+        text = "".join(path.read_text(encoding="utf-8") for path in paths)
+    except UnicodeDecodeError as error:
+        raise NotPreparedError(
+            f"a file in {str(folder)!r} is not UTF-8: {error}"
+        ) from error
+    codes, tokens = np.unique(
+        np.frombuffer(text.encode("utf-32-le"), np.uint32), return_inverse=True
+    )
+    held_out = int(HELD_OUT * len(tokens))
+    if held_out <= LENGTH:
+        raise NotPreparedError(
+            f"the text in {str(folder)!r} has {len(tokens)} characters; more than "
+            f"{round((LENGTH + 1) / HELD_OUT)} are needed"
+        )
+    train, validation, test = np.split(tokens, [-2 * held_out, -held_out])
+    return Dataset(
+        num_classes=len(codes),
+        train=_examples(train),
+        validation=_examples(validation),
+        test=_examples(test),
+    )
+
+
+def _examples(tokens: np.ndarray) -> Split:
+    count = (len(tokens) - 1) // LENGTH
+    inputs = tokens[: count * LENGTH].reshape(count, LENGTH)
+    targets = tokens[1 : count * LENGTH + 1].reshape(count, LENGTH)
+    return Split(jnp.asarray(inputs, jnp.int32), jnp.asarray(targets, jnp.int32))
