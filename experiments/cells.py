@@ -5,7 +5,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from experiments.config import RunConfig
 from experiments.records import RunRecord
@@ -39,6 +39,9 @@ OPTION_LABELS = {
     "beta": "β =",
     "across_halves": "across halves",
     "curvature_period": "curvature every",
+    "weight_decay": "decay",
+    "b1": "β₁",
+    "b2": "β₂",
 }
 
 
@@ -95,10 +98,29 @@ def by_batch_size(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     ordered = sorted(cells, key=lambda cell: cell.config.batch_size or math.inf)
     groups: dict[str, list[Cell]] = {}
     for cell in ordered:
-        size = cell.config.batch_size
-        name = "full batch" if size is None else f"batch size {size}"
+        name = batch_size_name(cell.config.batch_size)
         groups.setdefault(name, []).append(cell)
     return groups
+
+
+def short_labels(cells: Sequence[Cell]) -> list[str]:
+    """A label for each cell: without options where its batch size allows."""
+    bare = [
+        optimizer_label(dataclasses.replace(cell.config, optimizer_options={}))
+        for cell in cells
+    ]
+    places = [
+        (cell.config.batch_size, name) for cell, name in zip(cells, bare, strict=True)
+    ]
+    return [
+        name if places.count(place) == 1 else cell.label
+        for cell, name, place in zip(cells, bare, places, strict=True)
+    ]
+
+
+def batch_size_name(size: int | None) -> str:
+    """Names a batch size in words."""
+    return "full batch" if size is None else f"batch size {size}"
 
 
 def optimizer_family(name: str) -> str:
@@ -117,7 +139,7 @@ def optimizer_label(config: RunConfig) -> str:
         if kind:
             label += f" · {kind.replace('_', ', ')}"
     options = [
-        f"{OPTION_LABELS.get(name, name)} {value:g}"
+        f"{OPTION_LABELS.get(name, name)} {value:.3g}"
         for name, value in config.optimizer_options.items()
         if isinstance(value, int | float)
     ]

@@ -6,9 +6,11 @@ In this order:
 
 1. the paper's recipe for SGD, momentum, RMSProp and the paper's NLCG;
 2. the same number of quasi-random trials for every method over learning rate, memory
-   and decay of weights, chosen by validation accuracy, and the best with fresh seeds.
+   and decay of weights, chosen by validation accuracy, and the best with fresh seeds;
+3. SWAP from two thirds of the tuned large-batch runs of two methods, and its cost.
 
-The command goes on where it was stopped. Prepare the data first::
+The command goes on where it was stopped, and ends with reports in its folder. Prepare
+the data first::
 
     python -m experiments.prepare cifar100
     python -m experiments.cifar100_cpu
@@ -25,7 +27,11 @@ import tyro
 
 from experiments import data
 from experiments.config import RunConfig
+from experiments.records import read_record, read_records
+from experiments.report import write_report
 from experiments.runner import PlannedRun, Runner, finished
+from experiments.swap_config import SwapConfig
+from experiments.swap_records import PlannedSwap, record_swap, swap_table
 from experiments.sweep import Sweep, run_sweep
 
 PAPER_RATE_PER_IMAGE = 0.1 / 256
@@ -40,6 +46,8 @@ TUNED_OPTIMIZERS = (
     "lamb",
     "muon",
 )
+SWAP_OPTIMIZERS = ("nesterov", "nlcg_pr+_rms")
+WORKER_OPTIMIZER = "nesterov"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +65,10 @@ class Study:
       extensions: how often everybody may get further trials.
       seeds: of the paper's recipe.
       final_seeds: of the best trials.
+      swap_optimizers: of the first phase of SWAP, at the first batch size; the workers
+        are `WORKER_OPTIMIZER`, as tuned at the last one.
+      workers: of its second phase.
+      worker_epochs: of each of them.
     """
 
     batch_sizes: tuple[int | None, ...] = (256, None, 32)
@@ -69,6 +81,9 @@ class Study:
     extensions: int = 1
     seeds: tuple[int, ...] = (0, 1, 2)
     final_seeds: tuple[int, ...] = (10, 11, 12)
+    swap_optimizers: tuple[str, ...] = SWAP_OPTIMIZERS
+    workers: int = 4
+    worker_epochs: int = 5
 
 
 SMALL = Study(
@@ -81,6 +96,9 @@ SMALL = Study(
     trials=2,
     seeds=(0,),
     final_seeds=(10,),
+    swap_optimizers=("nesterov",),
+    workers=2,
+    worker_epochs=1,
 )
 
 
@@ -106,6 +124,10 @@ def run_study(study: Study, out: Path, runner: Runner) -> None:
             runner.run(planned)
     for batch_size in study.batch_sizes:
         run_sweep(tuned_sweep(study, batch_size), out / "tuned", runner)
+    for swap in swap_runs(study, out):
+        if not swap.path.exists():
+            dataset = runner.dataset(swap.config.large)
+            record_swap(swap.path, swap.config, dataset)
 
 
 def paper_runs(study: Study, folder: Path) -> Iterator[PlannedRun]:
@@ -145,6 +167,35 @@ def tuned_sweep(study: Study, batch_size: int | None) -> Sweep:
     )
 
 
+def swap_runs(study: Study, out: Path) -> Iterator[PlannedSwap]:
+    """SWAP from the tuned runs at the first batch size, with the last one's workers."""
+    finals = out / "tuned" / "finals"
+
+    def tuned(batch_size: int | None, optimizer: str, seed: int) -> RunConfig:
+        name = f"batch_{batch_size or 'full'}-{optimizer}-seed{seed}.jsonl"
+        return read_record(finals / name).config
+
+    for optimizer in study.swap_optimizers:
+        for seed in study.final_seeds:
+            large = tuned(study.batch_sizes[0], optimizer, seed)
+            small = tuned(study.batch_sizes[-1], WORKER_OPTIMIZER, seed)
+            config = SwapConfig(
+                # A report an epoch, at which it may stop.
+                large=dataclasses.replace(large, epochs_per_report=1),
+                small=dataclasses.replace(
+                    small,
+                    epochs=study.worker_epochs,
+                    epochs_per_report=study.worker_epochs,
+                    warmup_epochs=None,
+                    ema_decay=0.0,
+                ),
+                workers=study.workers,
+                stop_epoch=max(1, study.epochs * 2 // 3),
+            )
+            stem = f"batch_{study.batch_sizes[0] or 'full'}-{optimizer}-seed{seed}"
+            yield PlannedSwap(config, out / "swap" / f"{stem}.json")
+
+
 def base_config(study: Study, batch_size: int | None) -> RunConfig:
     """What all runs at a batch size have in common."""
     return RunConfig(
@@ -165,14 +216,24 @@ def base_config(study: Study, batch_size: int | None) -> RunConfig:
     )
 
 
+def write_reports(study: Study, out: Path, console: rich.console.Console) -> None:
+    """Writes a report of each table next to its records, and ``swap.md``."""
+    write_report(read_records(out / "paper"), out / "paper", console)
+    write_report(read_records(out / "tuned" / "finals"), out / "tuned", console)
+    paths = [planned.path for planned in swap_runs(study, out)]
+    (out / "swap.md").write_text(swap_table(paths), encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends it with a message."""
     given = tyro.cli(CpuArguments, args=arguments)
-    runner = Runner(given.data_dir, rich.console.Console())
+    console = rich.console.Console()
+    study = SMALL if given.small else Study()
     try:
-        run_study(SMALL if given.small else Study(), given.out, runner)
+        run_study(study, given.out, Runner(given.data_dir, console))
     except (ValueError, data.NotPreparedError) as error:
         raise SystemExit(f"error: {error}") from error
+    write_reports(study, given.out, console)
 
 
 if __name__ == "__main__":

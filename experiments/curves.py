@@ -1,4 +1,7 @@
-"""Curves of cells as one figure: loss, β and the angle to steepest descent."""
+"""Curves of cells as one figure: loss, β and the angle to steepest descent.
+
+What other figures of cells share, colours above all, is here too.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +10,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from experiments.cells import Cell, by_batch_size
+from experiments.cells import Cell, by_batch_size, short_labels
 
 # The colour tells the family (Okabe and Ito's palette, safe for colour blindness), the
 # dashes the preconditioner.
@@ -39,20 +43,20 @@ DASH_DOTTED = (0, (5, 1.5, 1, 1.5))
 DASH_DOT_DOTTED = (0, (5, 1.5, 1, 1.5, 1, 1.5))
 LINE_WIDTH, DOT_WIDTH = 1.6, 2.6  # dots stay visible on a line of their own colour
 LOSS_WINDOW, BETA_WINDOW = 5, 11  # steps of the running mean
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.titlelocation": "left",
+    "grid.color": "#e6e6e6",
+    "font.size": 10,
+}
 
 
 def draw(cells: Sequence[Cell], path: Path) -> None:
     """Draws the figure: a row for each batch size, a column for each quantity."""
     rows = by_batch_size(cells)
-    style = {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.titlelocation": "left",
-        "grid.color": "#e6e6e6",
-        "font.size": 10,
-    }
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(rows),
             4,
@@ -63,42 +67,50 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
         )
         for row, (name, members) in zip(axes, rows.items(), strict=True):
             _draw_row(row, name, members)
-        handles = {
-            line.get_label(): line for row in axes for line in row[0].get_lines()
-        }
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside lower center",
-            ncols=4,
-            frameon=False,
-            handlelength=3.4,
-        )
+        add_legend(figure, [row[0] for row in axes])
         figure.savefig(path, dpi=130)
         plt.close(figure)
 
 
+def look(cell: Cell, label: str) -> dict[str, Any]:
+    """How the lines of a cell are drawn."""
+    dashes = _dashes(cell)
+    return {
+        "color": FAMILY_COLOURS[cell.family],
+        "linestyle": dashes,
+        "linewidth": DOT_WIDTH if dashes is DOTTED else LINE_WIDTH,
+        "label": label,
+    }
+
+
+def add_legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
+    """One legend for all axes, below them."""
+    handles = {line.get_label(): line for axes in all_axes for line in axes.get_lines()}
+    figure.legend(
+        list(handles.values()),
+        [str(label) for label in handles],
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        handlelength=3.4,
+    )
+
+
 def _draw_row(row: Sequence[Axes], name: str, cells: Sequence[Cell]) -> None:
     loss, cost, beta, cosine = row
-    for cell in cells:
-        dashes = _dashes(cell)
-        look: dict[str, Any] = {
-            "color": FAMILY_COLOURS[cell.family],
-            "linestyle": dashes,
-            "linewidth": DOT_WIDTH if dashes is DOTTED else LINE_WIDTH,
-            "label": cell.label,
-        }
+    for cell, label in zip(cells, short_labels(cells), strict=True):
+        style = look(cell, label)
         longest = max(cell.records, key=lambda record: len(record.steps))
         steps = np.arange(1, len(longest.steps) + 1)
-        losses = _median_series(cell, "loss", LOSS_WINDOW)
-        loss.plot(steps, losses, **look)
-        cost.plot(longest.series("gradient_equivalents"), losses, **look)
+        losses = median_series(cell, "loss", LOSS_WINDOW)
+        loss.plot(steps, losses, **style)
+        cost.plot(longest.series("gradient_equivalents"), losses, **style)
         if "beta" in longest.steps[0]:
-            beta.plot(steps, _median_series(cell, "beta", BETA_WINDOW), **look)
-            cosine.plot(steps, _median_series(cell, "cosine", BETA_WINDOW), **look)
+            beta.plot(steps, median_series(cell, "beta", BETA_WINDOW), **style)
+            cosine.plot(steps, median_series(cell, "cosine", BETA_WINDOW), **style)
     for axes in (loss, cost):
         axes.set_yscale("log")
-        _limit_loss(axes)
+        limit_loss(axes)
     beta.set_ylim(-0.03, 1.03)
     cosine.set_ylim(-0.03, 1.03)
     titles = ("loss by steps", "loss by cost", "β", "cosine of −g and d")
@@ -109,7 +121,7 @@ def _draw_row(row: Sequence[Axes], name: str, cells: Sequence[Cell]) -> None:
     loss.set_ylabel("training loss of the batch")
 
 
-def _median_series(cell: Cell, name: str, window: int) -> np.ndarray:
+def median_series(cell: Cell, name: str, window: int) -> np.ndarray:
     """The median over seeds, then a running mean; NaN from where half diverged."""
     series = [record.series(name) for record in cell.records]
     length = max(map(len, series))
@@ -122,22 +134,24 @@ def _median_series(cell: Cell, name: str, window: int) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(padded, window).mean(axis=1)
 
 
-def _limit_loss(axes: Axes) -> None:
+def limit_loss(axes: Axes) -> None:
     """Leaves out spikes far above the first losses."""
     curves = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
     finite = [found for c in curves if (found := c[np.isfinite(c)]).size]
     if finite:
         first = max(curve[0] for curve in finite)
-        axes.set_ylim(0.7 * min(curve.min() for curve in finite), 2 * first)
+        highest = max(curve.max() for curve in finite)
+        lowest = min(curve.min() for curve in finite)
+        axes.set_ylim(0.8 * lowest, min(2 * first, 1.2 * highest))
 
 
 def _dashes(cell: Cell) -> str | tuple[int, tuple[float, ...]]:
+    optimizer = cell.config.optimizer
+    if optimizer.endswith(("_orthogonal", "_kronecker")):
+        return DASH_DOT_DOTTED
     if cell.config.optimizer_options.get("beta_smoothing"):
         return DASH_DOTTED
-    optimizer = cell.config.optimizer
     if optimizer.endswith("_rms"):
         return DASHED
-    if optimizer.endswith("_orthogonal"):
-        return DASH_DOT_DOTTED
     secant = optimizer.endswith("_secant") or optimizer.startswith("paper_")
     return DOTTED if secant else SOLID

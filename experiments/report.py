@@ -1,4 +1,10 @@
-"""``python -m experiments.report FOLDER``: tables and curves from records."""
+"""``python -m experiments.report FOLDER``: tables and curves from records.
+
+It writes ``report.md`` with a table for each batch size and one of accuracy against
+batch size, ``runs.csv`` with the figures of every run, and as PNG the training loss and
+the accuracy against steps, gradient-equivalents and seconds, the accuracy against the
+batch size, and β with the angle to steepest descent.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,9 +14,12 @@ from typing import Annotated
 import rich.console
 import tyro
 
+from experiments.batch_sizes import batch_size_table, draw_batch_sizes
 from experiments.cells import by_batch_size, group
 from experiments.curves import BETA_WINDOW, LOSS_WINDOW, draw
+from experiments.progress_curves import draw_progress
 from experiments.records import RunRecord, read_records
+from experiments.runs_table import write_runs
 from experiments.tables import markdown_table, rich_table
 
 
@@ -20,7 +29,7 @@ class ReportArguments:
 
     Attributes:
       records: folder with the records (``*.jsonl``).
-      out: where report.md and curves.png go; the folder above by default.
+      out: where the report goes; the folder above by default.
     """
 
     records: Annotated[Path, tyro.conf.Positional]
@@ -30,18 +39,27 @@ class ReportArguments:
 def write_report(
     records: Sequence[RunRecord], out: Path, console: rich.console.Console
 ) -> None:
-    """Prints the tables; writes ``report.md`` and ``curves.png``."""
+    """Prints the tables and writes the report."""
     cells = group(records)
     out.mkdir(parents=True, exist_ok=True)
-    parts = [f"{_provenance(records)}\n\n![Curves](curves.png)\n"]
+    draw(cells, out / "curves.png")
+    draw_progress(cells, "loss", out / "loss.png")
+    draw_progress(cells, "accuracy", out / "accuracy.png")
+    write_runs(cells, out / "runs.csv")
+    figures = ["loss", "accuracy", "curves"]
+    if len(by_batch_size(cells)) > 1:
+        draw_batch_sizes(cells, out / "batch_sizes.png")
+        figures.append("batch_sizes")
+    shown = "\n\n".join(f"![{name}]({name}.png)" for name in figures)
+    parts = [f"{_provenance(records)}\n\n{shown}\n"]
+    parts.append(f"\n### Test accuracy %\n\n{batch_size_table(cells)}")
     for name, members in by_batch_size(cells).items():
         steps = len(members[0].records[0].steps)
         title = f"{name}, {steps} steps, median over seeds"
         console.print(rich_table(title, members))
         parts.append(f"\n### {title.capitalize()}\n\n{markdown_table(members)}")
     (out / "report.md").write_text("".join(parts), encoding="utf-8")
-    draw(cells, out / "curves.png")
-    console.print(f"Tables in {out / 'report.md'}, curves in {out / 'curves.png'}.")
+    console.print(f"Tables and figures in {out / 'report.md'}.")
 
 
 def _provenance(records: Sequence[RunRecord]) -> str:
@@ -54,6 +72,7 @@ def _provenance(records: Sequence[RunRecord]) -> str:
     )
     device = first.header["device"]
     seeds = sorted({record.config.seed for record in records})
+    commits = dict.fromkeys(record.header["commit"] or "unknown" for record in records)
     return (
         f"Made by `experiments.report` from {len(records)} records: data set "
         f"{first.config.dataset}, model {first.config.model}, seeds "
@@ -62,7 +81,7 @@ def _provenance(records: Sequence[RunRecord]) -> str:
         "without the L2 term; the seconds hold no compilation. The curves are running "
         f"means over {LOSS_WINDOW} steps (loss) and {BETA_WINDOW} steps (β, cosine). "
         f"Device: {device['count']} x {device['kind']}; {versions}; "
-        f"commit {first.header['commit'] or 'unknown'}."
+        f"commit {', '.join(commits)}."
     )
 
 

@@ -1,7 +1,7 @@
 """Stochastic weight averaging in parallel (Gupta, Serrano, DeCoste, arXiv 2001.02312).
 
-1. All devices train one network with large batches, until a training accuracy or the
-   end of the epochs.
+1. All devices train one network with large batches, until a training accuracy, or an
+   epoch.
 2. Workers go on from there, each with small batches in an order of its own, an
    optimiser that starts anew, and no synchronisation.
 3. The workers' weights are averaged, and the statistics of batch normalisation
@@ -10,27 +10,21 @@
 The first two phases are runs like any other, so it works behind any optimiser.
 """
 
-import dataclasses
 import functools
 import time
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from experiments import models, preprocessing
 from experiments.batch_statistics import recomputed_statistics
 from experiments.config import RunConfig
-from experiments.data import Dataset, Split
+from experiments.data import Dataset
+from experiments.swap_config import SwapConfig
+from experiments.swap_workers import train_workers
 from experiments.training import (
-    CompiledProgram,
-    DivergedError,
     Evaluation,
-    Metrics,
     Program,
     TrainState,
     check_finite,
@@ -42,61 +36,6 @@ from experiments.training import (
 )
 
 PyTree = Any
-Layout = Literal["sequential", "vmap", "mesh"]
-
-LAYOUTS = ("sequential", "vmap", "mesh")
-WORKERS = "workers"  # axis of the mesh
-
-
-@dataclasses.dataclass(frozen=True)
-class SwapConfig:
-    """The settings of both phases.
-
-    Attributes:
-      large: of the first phase; its schedule runs over ``large.epochs``.
-      small: of each worker; it differs from ``large`` in how it trains, not in data
-        and model.
-      workers: of the second phase.
-      stop_accuracy: mean accuracy of the batches between two reports at which the first
-        phase ends; None for the end of ``large.epochs``.
-      layout: how workers share the devices: one after the other, vectorised on one
-        device, or along an axis of a mesh of all devices.
-    """
-
-    large: RunConfig
-    small: RunConfig
-    workers: int = 4
-    stop_accuracy: float | None = None
-    layout: Layout = "sequential"
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers={self.workers!r} must be at least 1")
-        if self.layout not in LAYOUTS:
-            raise ValueError(
-                f"layout={self.layout!r} is unknown; allowed are {list(LAYOUTS)}"
-            )
-        if self.stop_accuracy is not None and not 0 < self.stop_accuracy <= 1:
-            raise ValueError(
-                f"stop_accuracy={self.stop_accuracy!r} must be above 0 and at most 1, "
-                "or None"
-            )
-        for name in (
-            "dataset",
-            "model",
-            "compute_dtype",
-            "train_examples",
-            "validation_examples",
-            "split_seed",
-            "classes",
-            "halved_images",
-        ):
-            large, small = getattr(self.large, name), getattr(self.small, name)
-            if large != small:
-                raise ValueError(
-                    f"large has {name}={large!r} and small has {name}={small!r}; both "
-                    "phases need the same"
-                )
 
 
 class Network(NamedTuple):
@@ -152,7 +91,7 @@ def train_swap(config: SwapConfig, dataset: Dataset) -> SwapResult:
     # The weights that the first phase would be judged by are what workers start from.
     start = large.average if config.large.ema_decay else large.params
     start, statistics = jax.device_get((start, large.batch_stats))
-    workers, worker, worker_seconds = _train_workers(config, dataset, start, statistics)
+    workers, worker, worker_seconds = train_workers(config, dataset, start, statistics)
     small_steps = int(workers.steps[0])
     small_cost = worker.gradient_equivalents * worker.batch_size * small_steps
     begin = time.perf_counter()
@@ -193,114 +132,10 @@ def _train_large(
         accuracy = float(np.mean(report.metrics["accuracy"]))
         if config.stop_accuracy is not None and accuracy >= config.stop_accuracy:
             break
+        epoch = report.number * settings.epochs_per_report
+        if config.stop_epoch is not None and epoch >= config.stop_epoch:
+            break
     return state, program, seconds
-
-
-class _Workers(NamedTuple):
-    """What is left of the workers, on the host, stacked along the first axis."""
-
-    params: PyTree
-    batch_stats: PyTree
-    steps: Any
-
-
-def _train_workers(
-    config: SwapConfig, dataset: Dataset, params: PyTree, batch_stats: PyTree
-) -> tuple[_Workers, Program, float]:
-    # Of one device: workers do not know of each other.
-    program = make_program(config.small, dataset, devices=jax.local_devices()[:1])
-    states = [
-        _worker_state(config, program, worker, params, batch_stats)
-        for worker in range(config.workers)
-    ]
-    if config.layout == "sequential":
-        compiled = compile_program(program, dataset)
-        runs = [_run_alone(config, compiled, dataset, state) for state in states]
-        finals = [jax.tree.map(np.asarray, _left(config, state)) for state, _ in runs]
-        together = jax.tree.map(lambda *leaves: np.stack(leaves), *finals)
-        return together, program, sum(seconds for _, seconds in runs)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    split, train = dataset.train, jax.vmap(program.train, in_axes=(0, None))
-    if config.layout == "mesh":
-        mesh = _worker_mesh(config)
-        # Workers never speak to each other, so nothing is summed over the axis.
-        train = jax.shard_map(
-            train,
-            mesh=mesh,
-            in_specs=(P(WORKERS), P()),
-            out_specs=P(WORKERS),
-            check_vma=False,
-        )
-        stacked = jax.device_put(stacked, NamedSharding(mesh, P(WORKERS)))
-        split = jax.device_put(split, NamedSharding(mesh, P()))
-    final, seconds = _run_together(config, program, train, split, stacked)
-    return jax.tree.map(np.asarray, _left(config, final)), program, seconds
-
-
-def _worker_mesh(config: SwapConfig) -> Mesh:
-    devices = jax.devices()
-    if config.workers % len(devices):
-        raise ValueError(
-            f"workers={config.workers!r} cannot be shared equally by {len(devices)} "
-            f"devices; allowed are multiples of {len(devices)}"
-        )
-    return Mesh(np.array(devices), (WORKERS,))
-
-
-def _worker_state(
-    config: SwapConfig,
-    program: Program,
-    worker: int,
-    params: PyTree,
-    batch_stats: PyTree,
-) -> TrainState:
-    """The state of a worker, whose number is in the key of its data."""
-    small = config.small
-    state = program.init(small.seed, small.learning_rate, hyperparameters_of(small))
-    state = program.restart(state, params, batch_stats)
-    return state._replace(key=jax.random.fold_in(state.key, worker))
-
-
-def _run_alone(
-    config: SwapConfig, compiled: CompiledProgram, dataset: Dataset, state: TrainState
-) -> tuple[TrainState, float]:
-    seconds = 0.0
-    for report in run_epochs(compiled, config.small, dataset, state):
-        check_finite(report, config.small)
-        state = report.state
-        seconds += report.seconds
-    return state, seconds
-
-
-def _run_together(
-    config: SwapConfig,
-    program: Program,
-    train: Callable[..., tuple[TrainState, Metrics]],
-    split: Split,
-    states: TrainState,
-) -> tuple[TrainState, float]:
-    compiled = jax.jit(train, donate_argnums=0).lower(states, split).compile()
-    start, losses = time.perf_counter(), []
-    reports = config.small.epochs // config.small.epochs_per_report
-    for _ in range(reports * program.calls_per_report):
-        states, metrics = compiled(states, split)
-        losses.append(metrics["loss"])
-    jax.block_until_ready(states)
-    seconds = time.perf_counter() - start
-    for call, found in enumerate(jax.device_get(losses)):
-        if not np.isfinite(found).all():
-            raise DivergedError(
-                f"the loss of a worker is not finite in call {call} with optimizer="
-                f"{config.small.optimizer!r} and learning_rate="
-                f"{config.small.learning_rate!r}; a smaller learning rate may help"
-            )
-    return states, seconds
-
-
-def _left(config: SwapConfig, state: TrainState) -> _Workers:
-    """The weights that an evaluation takes, and the rest that is needed."""
-    weights = state.average if config.small.ema_decay else state.params
-    return _Workers(weights, state.batch_stats, state.step)
 
 
 def _model(config: RunConfig, dataset: Dataset) -> Any:

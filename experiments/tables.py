@@ -55,17 +55,18 @@ def _row(cell: Cell, *, with_range: bool) -> list[str]:
     return [
         cell.label,
         f"{cell.config.learning_rate:.3g}",
-        _with_losses(cell, _over_seeds(cell, "train_loss", "{:.4f}", 1.0, with_range)),
-        _over_seeds(cell, "test_accuracy", "{:.1f}", 100.0, with_range),
+        _with_losses(
+            cell, over_seeds(cell, "train_loss", "{:.4f}", with_range=with_range)
+        ),
+        over_seeds(cell, "test_accuracy", "{:.1f}", with_range=with_range),
         _figure(cell.median("gradient_equivalents"), "{:.0f}"),
         _figure(cell.median("seconds"), "{:.2f}"),
     ]
 
 
-def _over_seeds(
-    cell: Cell, name: str, form: str, factor: float, with_range: bool
-) -> str:
-    """The median over seeds and, if asked for, their range."""
+def over_seeds(cell: Cell, name: str, form: str, *, with_range: bool = True) -> str:
+    """The median over seeds and, if asked for, their range; accuracies in per cent."""
+    factor = 100.0 if name.endswith("accuracy") else 1.0
     finite = [factor * v for v in cell.values(name) if math.isfinite(v)]
     text = _figure(factor * cell.median(name), form)
     if with_range and len(finite) > 1:

@@ -1,14 +1,23 @@
+import csv
 import io
 
 import pytest
 import rich.console
 
-from experiments.cells import by_batch_size, group, optimizer_family, optimizer_label
+from experiments.batch_sizes import batch_size_table
+from experiments.cells import (
+    by_batch_size,
+    group,
+    optimizer_family,
+    optimizer_label,
+    short_labels,
+)
 from experiments.config import RunConfig
 from experiments.curves import FAMILY_COLOURS
 from experiments.optimizers import OPTIMIZERS
 from experiments.records import RecordWriter, read_records
 from experiments.report import main
+from experiments.runs_table import write_runs
 from experiments.tables import markdown_table, rich_table
 
 
@@ -17,6 +26,7 @@ def write(folder, name, settings, losses, *, final):
     with RecordWriter(folder / f"{name}.jsonl", config) as writer:
         for step, loss in enumerate(losses):
             line = {"step": step, "loss": loss, "gradient_equivalents": step + 1}
+            line |= {"seconds": 0.1 * (step + 1)}
             if "nlcg" in config.optimizer:
                 line |= {"beta": 0.5, "cosine": 0.9}
             writer.write("step", line)
@@ -25,6 +35,9 @@ def write(folder, name, settings, losses, *, final):
         else:
             summary = {"gradient_equivalents": len(losses), "seconds": 0.5}
             summary |= {"train_loss": final, "test_accuracy": 1 - final}
+            evaluation = {**summary, "step": len(losses)}
+            evaluation |= {"validation_accuracy": 0.5}
+            writer.write("evaluation", evaluation)
             writer.write("summary", summary)
 
 
@@ -65,13 +78,68 @@ def test_a_table_says_median_range_and_divergence(folder):
     assert "0.2000" in text
 
 
+def test_accuracy_against_batch_size_has_a_column_for_each_method(folder):
+    # The same method at another batch size, with options that were searched.
+    tuned = {"optimizer": "nlcg_pr+_rms", "batch_size": 8}
+    tuned["optimizer_options"] = {"beta_smoothing": 0.9, "beta_max": 0.87654}
+    write(folder, "d0", tuned, [1.0] * 7, final=0.25)
+    cells = group(read_records(folder))
+    assert batch_size_table(cells).splitlines() == [
+        "| batch | steps | SGD | NLCG PR+ · rms |",
+        "|---|---:|---:|---:|",
+        "| 8 | 7 |  | **75.0** |",
+        "| 256 | 3 | **80.0 [70.0, 90.0]** | – |",
+        "| full | 15 |  | **50.0** |",
+    ]
+    # Two of one method at a batch size are told apart by their options.
+    write(folder, "e0", {"optimizer": "nlcg_pr+_rms"}, [1.0], final=0.1)
+    labels = short_labels(group(read_records(folder)))
+    assert labels == [
+        "SGD",
+        "NLCG PR+ · rms, β smoothing 0.9",
+        "NLCG PR+ · rms",
+        "NLCG PR+ · rms",
+        "NLCG PR+ · rms",
+    ]
+
+
+def test_every_run_has_a_line_with_its_figures(folder, tmp_path):
+    write_runs(group(read_records(folder)), tmp_path / "runs.csv")
+    with (tmp_path / "runs.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 6
+    assert [line["seed"] for line in lines] == ["0", "1", "2", "0", "1", "0"]
+    assert lines[2] | {"commit": ""} == {
+        "optimizer": "sgd",
+        "batch_size": "256",
+        "options": "",
+        "learning_rate": "0.5",
+        "l2": "0",
+        "seed": "2",
+        "steps": "3",
+        "train_loss": "0.3",
+        "train_accuracy": "",
+        "validation_accuracy": "",
+        "test_loss": "",
+        "test_accuracy": "0.7",
+        "gradient_equivalents": "3",
+        "seconds": "0.5",
+        "commit": "",
+    }
+    assert lines[3]["options"] == "beta_smoothing=0.9"
+    assert lines[4]["train_loss"] == ""
+
+
 def test_the_command_writes_tables_and_curves(folder, capsys):
     main([str(folder)])
     assert "SGD" in capsys.readouterr().out
     report = (folder.parent / "report.md").read_text(encoding="utf-8")
     assert "from 6 records" in report
     assert "### Full batch, 15 steps" in report
-    assert (folder.parent / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("curves", "loss", "accuracy", "batch_sizes"):
+        picture = (folder.parent / f"{name}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert f"![{name}]({name}.png)" in report
 
 
 def test_every_optimizer_has_a_label_and_a_colour_of_its_family():

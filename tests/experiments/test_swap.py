@@ -1,6 +1,7 @@
 """SWAP: layouts of the workers agree, the average and its statistics, and its costs."""
 
 import dataclasses
+import json
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,9 @@ import pytest
 from experiments import data, models
 from experiments.batch_statistics import recomputed_statistics
 from experiments.config import RunConfig
-from experiments.swap import SwapConfig, train_swap
+from experiments.swap import train_swap
+from experiments.swap_config import SwapConfig
+from experiments.swap_records import record_swap, swap_table
 from experiments.training import DivergedError
 
 LARGE = RunConfig(
@@ -92,6 +95,11 @@ def test_the_first_phase_ends_at_an_accuracy(few_digits):
     assert result.large.train.accuracy >= 0.5
 
 
+def test_the_first_phase_ends_at_an_epoch(few_digits):
+    config = SwapConfig(LARGE, SMALL, workers=1, stop_epoch=5)
+    assert train_swap(config, few_digits).large_steps == 5
+
+
 def test_a_worker_that_diverges_is_reported(few_digits):
     config = SwapConfig(
         LARGE, dataclasses.replace(SMALL, learning_rate=1e30), layout="vmap"
@@ -105,6 +113,7 @@ def test_a_worker_that_diverges_is_reported(few_digits):
     [
         ({"workers": 0}, "workers=0 must be at least 1"),
         ({"layout": "pmap"}, r"layout='pmap' is unknown; allowed are \['seq"),
+        ({"stop_epoch": 0}, "stop_epoch=0 must be at least 1, or None"),
         ({"stop_accuracy": 1.5}, "stop_accuracy=1.5 must be above 0 and at most 1"),
         (
             {"small": dataclasses.replace(SMALL, model="cnn")},
@@ -147,3 +156,19 @@ def test_statistics_are_means_over_the_batches(momentum):
 def test_a_model_without_batch_normalisation_has_none_to_recompute(few_digits):
     model = models.build("mlp", 10)
     assert recomputed_statistics(model, {}, {}, few_digits.train, 8) == {}
+
+
+def test_a_record_holds_figures_and_costs(few_digits, tmp_path):
+    config = SwapConfig(dataclasses.replace(LARGE, epochs=2), SMALL, workers=2)
+    path = tmp_path / "swap" / "run.json"
+    line = record_swap(path, config, few_digits)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["large_epochs"] == 2.0
+    assert found["worker_epochs"] == 4.0
+    assert len(found["after_workers"]) == 2
+    assert found["averaged"] == line["averaged"]
+    averaged = 100 * found["averaged"]["test_accuracy"]
+    (row,) = swap_table([path]).splitlines()[2:]
+    assert row.startswith("| NLCG PR+ · rms | ")
+    assert f"| {averaged:.1f} [{averaged:.1f}, {averaged:.1f}] | 2 + 16 |" in row
+    assert row.endswith("| 2.0 + 4.0 |")
