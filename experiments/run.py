@@ -138,7 +138,11 @@ def _progress_of(evaluation: Line) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input and divergence end it with a message."""
-    given = tyro.cli(RunArguments, args=arguments)
+    execute(tyro.cli(RunArguments, args=arguments))
+
+
+def execute(given: RunArguments) -> None:
+    """Does what ``main`` does behind the command line."""
     # Orbax logs whole traces of what a CheckpointError says in a line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
