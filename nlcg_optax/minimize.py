@@ -44,9 +44,13 @@ def minimize(
     .. math:: \max_i |g_i| \le \mathrm{tol} \cdot
         \{1 + |f|, \; 1, \; \max_i |g_i(x_0)|\}
 
-    for the ``tol_kind`` ``"value"``, ``"absolute"`` and ``"relative"``. It works
-    under ``jit`` and ``vmap``. The solution ``x`` has derivatives with respect to
-    everything that ``fun`` depends on, ``args`` and closed-over arrays, by the
+    for the ``tol_kind`` ``"value"``, ``"absolute"`` and ``"relative"``. Where f is
+    below :math:`-|f(x_0)|` its size counts only once the gradient has fallen to a
+    tenth of the largest one seen: on the way to minus infinity any gradient gets small
+    against the value.
+
+    It works under ``jit`` and ``vmap``. The solution ``x`` has derivatives with respect
+    to everything that ``fun`` depends on, ``args`` and closed-over arrays, by the
     implicit function theorem, :math:`\nabla^2 f\, dx = -d\nabla f`, solved by
     conjugate gradients on Hessian-vector products; they are those of an exact
     stationary point with a positive definite Hessian. The other results carry none.

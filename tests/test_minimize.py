@@ -163,6 +163,20 @@ def test_continuation_onto_a_changed_objective(x64, method):
         assert work["memory"] < 0.5 * work["point"]
 
 
+def test_the_first_step_does_not_leap_onto_a_plateau(x64):
+    # NIST's Rat42 (D. A. Ratkowsky, 1983, yields of a pasture): far away the gradient
+    # vanishes at 18223.4; certified sum of squares 8.0565229338.
+    t = jnp.array([9.0, 14.0, 21.0, 28.0, 42.0, 57.0, 63.0, 70.0, 79.0])
+    y = [8.93, 10.80, 18.59, 22.33, 39.35, 56.11, 61.73, 64.62, 67.08]
+
+    def fun(b):
+        return jnp.sum((jnp.array(y) - b[0] / (1 + jnp.exp(b[1] - b[2] * t))) ** 2)
+
+    for method in ("limited-memory", "hs+"):
+        result = minimize(fun, jnp.array([100.0, 1.0, 0.1]), method=method)
+        np.testing.assert_allclose(result.fun, 8.0565229338, rtol=1e-9)
+
+
 def test_unbounded_below_is_not_taken_for_a_minimum(x64):
     # f -> -inf linearly: its constant gradient gets small against 1 + |f|.
     result = minimize(lambda x: jnp.sum(x) + jnp.sum(jnp.sin(x)) / 2, START)
