@@ -5,6 +5,7 @@ trials of the search that chose the learning rate, steps and evaluations, and la
 summary, or the reason why the run was stopped. A number that is not finite is null.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -62,11 +63,11 @@ class RecordWriter:
       path: of the file; its folder is made.
       config: of the run, for the header.
       overwrite: whether a record that exists is replaced.
-
       resume: whether the lines that the file has are kept and more are added.
 
     Raises:
       FileExistsError: if the record exists and neither is true.
+      OSError: if it cannot be written.
     """
 
     def __init__(
@@ -95,19 +96,26 @@ class RecordWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            self._file.close()
-        except (
-            OSError
-        ):  # what could not be written, such as on a full disk, still can't
-            if error is None:
-                raise
+        self._file.close()
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Adds a line."""
+        """Adds a line.
+
+        Raises:
+          OSError: if there is no room for it, for instance.
+        """
         line = {"kind": kind, **{name: _plain(value) for name, value in values.items()}}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # which tries once more to write
+                self._file.close()
+            raise OSError(
+                error.errno,
+                f"the record {self._file.name!r} could not be written, what it holds "
+                f"is kept: {error.strerror}",
+            ) from error
 
     def sync(self) -> None:
         """Waits until the disk has all lines, before a checkpoint relies on them."""

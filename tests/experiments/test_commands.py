@@ -51,13 +51,32 @@ def test_run_writes_for_tensorboard_what_it_records(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
+        ("--config.dataset=mnits", "error: dataset='mnits' is unknown; allowed are"),
+        (
+            "--config.batch-size=100",
+            "error: batch_size=100 gives .* allowed are multip",
+        ),
+        ("--config.batch-size=2000", "error: batch_size=2000 exceeds the training set"),
+        ("--checkpoint-every=0", "error: every=0 must be an integer of at least 1"),
         ("--config.optimizer=lion", "error: optimizer='lion' is unknown"),
         ("--config.learning-rate=1e30", "error: the loss became"),
     ],
 )
 def test_run_ends_with_a_message(argument, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
-        run.main([argument, f"--record={tmp_path / 'run.jsonl'}"])
+        run.main(
+            [
+                argument,
+                f"--record={tmp_path / 'run.jsonl'}",
+                f"--checkpoint-dir={tmp_path / 'checkpoints'}",
+            ]
+        )
+
+
+def test_run_refuses_a_setting_that_is_unknown(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["--config.momentum=0.9"])
+    assert "momentum" in capsys.readouterr().err
 
 
 @pytest.mark.slow

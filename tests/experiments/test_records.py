@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from pathlib import Path
 
 import jax
 import pytest
@@ -105,3 +106,9 @@ def test_a_record_can_be_read_while_the_run_goes_on(tmp_path):
     with RecordWriter(path, CONFIG) as writer:
         writer.write("step", {"loss": 1.5})
         assert read_record(path).series("loss") == [1.5]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_record_that_finds_no_room_is_told():
+    with pytest.raises(OSError, match="'/dev/full' could not be written, .*No space"):
+        RecordWriter(Path("/dev/full"), RunConfig(), overwrite=True)
