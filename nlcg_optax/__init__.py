@@ -22,9 +22,9 @@ from nlcg_optax.curvature import hessian_vector_product as hessian_vector_produc
 from nlcg_optax.curvature import (
     value_grad_and_hessian_vector_product as value_grad_and_hessian_vector_product,
 )
-from nlcg_optax.direction import NlcgDiagnostics as NlcgDiagnostics
-from nlcg_optax.direction import ScaleByNlcgState as ScaleByNlcgState
 from nlcg_optax.direction import scale_by_nlcg as scale_by_nlcg
+from nlcg_optax.direction_state import NlcgDiagnostics as NlcgDiagnostics
+from nlcg_optax.direction_state import ScaleByNlcgState as ScaleByNlcgState
 from nlcg_optax.extra_args import for_linesearch as for_linesearch
 from nlcg_optax.extra_args import only_extra_args as only_extra_args
 from nlcg_optax.inner_products import InnerProducts as InnerProducts

@@ -1,6 +1,6 @@
 """The NLCG search direction as an Optax transformation."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,8 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.conjugacy import ConjugacyRule, get_rule, products_used
-from nlcg_optax.curvature import hessian_vector_product
+from nlcg_optax.direction_extras import check_across_halves, halves, hessian_product
+from nlcg_optax.direction_state import NlcgDiagnostics, ScaleByNlcgState
 from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
@@ -17,70 +18,10 @@ from nlcg_optax.dtypes import (
     strong_types,
     times,
 )
-from nlcg_optax.extra_args import bind_extra_args
 from nlcg_optax.inner_products import InnerProducts, Scope, settle, vdots
 
 POWELL_ORTHOGONALITY = 0.2  # Powell, 1977: restart once |g_prevᵀP g| >= .2 gᵀP g
 RESTARTS = (None, "powell")
-
-
-class NlcgDiagnostics(NamedTuple):
-    """What the last call of `scale_by_nlcg`'s update did, as scalars.
-
-    Attributes:
-      beta: the β that was used, zero at a restart; the mean over leaves in the scope
-        ``"per_leaf"``.
-      cosine: cosine of the angle between ``-g`` and ``d``.
-      grad_norm: Euclidean norm of the gradient that came in.
-      direction_norm: Euclidean norm of ``d``.
-      restarted: whether β was set to zero (in any leaf), the first step included.
-      skipped: whether the step was skipped because something was not finite; the
-        other fields are then those of the last step that was taken.
-      num_restarts: restarts so far, the first step included.
-      num_skips: skipped steps so far.
-    """
-
-    beta: jax.Array
-    cosine: jax.Array
-    grad_norm: jax.Array
-    direction_norm: jax.Array
-    restarted: jax.Array
-    skipped: jax.Array
-    num_restarts: jax.Array
-    num_skips: jax.Array
-
-
-class ScaleByNlcgState(NamedTuple):
-    """State of `scale_by_nlcg`.
-
-    A tree that the rule does not need is the empty tuple. The scalars are vectors
-    with an entry a leaf in the scope ``"per_leaf"``.
-
-    Attributes:
-      count: number of steps taken (skipped ones do not count).
-      direction: the previous search direction d.
-      grad_prev: the previous gradient.
-      precond_grad_prev: the previous ``z = P g``.
-      g_prev_z_prev: previous ``gᵀz``.
-      d_g_prev: slope ``dᵀg`` at which ``direction`` set out.
-      d_d: ``dᵀd`` of ``direction``.
-      d_pinv_d: ``dᵀP⁻¹d`` of ``direction``.
-      beta_average: exponential average of the clipped β.
-      preconditioner_state: state of the nested preconditioner.
-      diagnostics: what the last update did.
-    """
-
-    count: jax.Array  # type: ignore[assignment]
-    direction: PyTree
-    grad_prev: PyTree
-    precond_grad_prev: PyTree
-    g_prev_z_prev: jax.Array
-    d_g_prev: jax.Array
-    d_d: jax.Array
-    d_pinv_d: jax.Array
-    beta_average: jax.Array
-    preconditioner_state: PyTree
-    diagnostics: NlcgDiagnostics
 
 
 def scale_by_nlcg(
@@ -185,7 +126,7 @@ def scale_by_nlcg(
     validation.check_decay("beta_smoothing", beta_smoothing)
     validation.check_choice("restart", restart, RESTARTS)
     validation.check_scope(scope)
-    _check_across_halves(across_halves, rule, used)
+    check_across_halves(across_halves, rule, used)
     if restart_period is not None:
         validation.check_positive_int("restart_period", restart_period)
     if state_dtype is not None:
@@ -270,10 +211,10 @@ def scale_by_nlcg(
             if "g_z_prev" in used:
                 pairs["g_z_prev"] = (g, state.precond_grad_prev)
         if needs_curvature:
-            h_d = _hessian_product(params, d, extra_args)
+            h_d = hessian_product(params, d, extra_args)
             pairs |= {"z_h_d": (z, h_d), "d_h_d": (d, h_d)}
         if across_halves:
-            a, b = _halves(extra_args.get("half_grads"), g)
+            a, b = halves(extra_args.get("half_grads"), g)
             pairs["a_z_b"] = (a, preconditioned_half(b))
             pairs["b_z_a"] = (b, preconditioned_half(a))
         products = dict(
@@ -413,44 +354,6 @@ def scale_by_nlcg(
         return new_updates, new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _check_across_halves(given: Any, rule: Any, used: frozenset[str]) -> None:
-    if not isinstance(given, bool):
-        raise ValueError(f"across_halves={given!r} must be True or False")
-    biased = sorted(used & {"y_p_y", "d_pinv_d"})
-    if given and biased:
-        raise ValueError(
-            f"across_halves=True does not correct {biased}, which rule={rule!r} reads; "
-            "take another rule, such as 'pr+'"
-        )
-
-
-def _halves(half_grads: Any, grads: PyTree) -> tuple[PyTree, PyTree]:
-    validation.require(
-        "scale_by_nlcg", "half_grads", half_grads, "across_halves=True multiplies them"
-    )
-    if not isinstance(half_grads, tuple | list) or len(half_grads) != 2:
-        raise ValueError(
-            f"half_grads={half_grads!r} must be a pair of trees like the gradient"
-        )
-    for name, half in zip(("half_grads[0]", "half_grads[1]"), half_grads, strict=True):
-        validation.check_same_structure(name, half, grads)
-    first, second = half_grads
-    return first, second
-
-
-def _hessian_product(
-    params: PyTree, direction: PyTree, extra_args: dict[str, Any]
-) -> PyTree:
-    why = "the rule reads curvature"
-    validation.require("scale_by_nlcg", "params", params, why)
-    value_fn = validation.require(
-        "scale_by_nlcg", "value_fn", extra_args.get("value_fn"), why
-    )
-    return hessian_vector_product(
-        bind_extra_args(value_fn, extra_args), params, direction
-    )
 
 
 def _stored_dtype(leaf: jax.Array, state_dtype: Any) -> jnp.dtype:

@@ -1,0 +1,66 @@
+"""State and diagnostics of the NLCG direction."""
+
+from typing import NamedTuple
+
+import jax
+
+from nlcg_optax.dtypes import PyTree
+
+
+class NlcgDiagnostics(NamedTuple):
+    """What the last call of `scale_by_nlcg`'s update did, as scalars.
+
+    Attributes:
+      beta: the β that was used, zero at a restart; the mean over leaves in the scope
+        ``"per_leaf"``.
+      cosine: cosine of the angle between ``-g`` and ``d``.
+      grad_norm: Euclidean norm of the gradient that came in.
+      direction_norm: Euclidean norm of ``d``.
+      restarted: whether β was set to zero (in any leaf), the first step included.
+      skipped: whether the step was skipped because something was not finite; the
+        other fields are then those of the last step that was taken.
+      num_restarts: restarts so far, the first step included.
+      num_skips: skipped steps so far.
+    """
+
+    beta: jax.Array
+    cosine: jax.Array
+    grad_norm: jax.Array
+    direction_norm: jax.Array
+    restarted: jax.Array
+    skipped: jax.Array
+    num_restarts: jax.Array
+    num_skips: jax.Array
+
+
+class ScaleByNlcgState(NamedTuple):
+    """State of `scale_by_nlcg`.
+
+    A tree that the rule does not need is the empty tuple. The scalars are vectors
+    with an entry a leaf in the scope ``"per_leaf"``.
+
+    Attributes:
+      count: number of steps taken (skipped ones do not count).
+      direction: the previous search direction d.
+      grad_prev: the previous gradient.
+      precond_grad_prev: the previous ``z = P g``.
+      g_prev_z_prev: previous ``gᵀz``.
+      d_g_prev: slope ``dᵀg`` at which ``direction`` set out.
+      d_d: ``dᵀd`` of ``direction``.
+      d_pinv_d: ``dᵀP⁻¹d`` of ``direction``.
+      beta_average: exponential average of the clipped β.
+      preconditioner_state: state of the nested preconditioner.
+      diagnostics: what the last update did.
+    """
+
+    count: jax.Array  # type: ignore[assignment]
+    direction: PyTree
+    grad_prev: PyTree
+    precond_grad_prev: PyTree
+    g_prev_z_prev: jax.Array
+    d_g_prev: jax.Array
+    d_d: jax.Array
+    d_pinv_d: jax.Array
+    beta_average: jax.Array
+    preconditioner_state: PyTree
+    diagnostics: NlcgDiagnostics
