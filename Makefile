@@ -37,6 +37,7 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.experiments
 	$(BIN)/python -m experiments.bench $(BENCH_ARGS)
+	$(BIN)/python -m experiments.bench_curvature $(BENCH_CURVATURE_ARGS)
 
 docs: $(VENV)/.experiments
 	$(PIP) --editable '.[docs]'

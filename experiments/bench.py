@@ -23,6 +23,7 @@ import rich.table
 import tyro
 
 from experiments import models
+from experiments.timing import median_ratio, timed
 from nlcg_optax import nlcg, scale_by_diagonal_secant
 
 # glibc otherwise hands large buffers back to the kernel after every step, and the
@@ -133,13 +134,13 @@ def measure(
         for name, peer in contestants.items():
             on_turn(name)
             grads = gradients[turn % 2]
-            seconds, (updates, peer.state) = _timed(
+            seconds, (updates, peer.state) = timed(
                 peer.update, peer.state, grads, params
             )
             del updates
             peer.update_times.append(seconds)
             # The parameters go from peer to peer: their values do not matter.
-            seconds, (params, peer.state) = _timed(peer.step, params, peer.state, grads)
+            seconds, (params, peer.state) = timed(peer.step, params, peer.state, grads)
             peer.step_times.append(seconds)
     params_bytes = _bytes(params)
     adam = contestants[REFERENCE]
@@ -147,9 +148,9 @@ def measure(
         Measurement(
             peer=name,
             update_ms=1e3 * statistics.median(peer.update_times[1:]),
-            update_ratio=_ratio(peer.update_times, adam.update_times),
+            update_ratio=median_ratio(peer.update_times, adam.update_times),
             step_ms=1e3 * statistics.median(peer.step_times[1:]),
-            step_ratio=_ratio(peer.step_times, adam.step_times),
+            step_ratio=median_ratio(peer.step_times, adam.step_times),
             state_per_params=_bytes(peer.state) / params_bytes,
             compile_seconds=peer.compile_seconds,
         )
@@ -183,19 +184,6 @@ def _random_tree(shapes: Sequence[Shape], seed: int) -> PyTree:
         SCALE * jax.random.normal(key, shape)
         for key, shape in zip(keys, shapes, strict=True)
     ]
-
-
-def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = jax.block_until_ready(function(*arguments))
-    return time.perf_counter() - start, result
-
-
-def _ratio(times: Sequence[float], reference: Sequence[float]) -> float:
-    """The median over turns, without the first, of the ratio within a turn."""
-    return statistics.median(
-        own / other for own, other in zip(times[1:], reference[1:], strict=True)
-    )
 
 
 def _bytes(tree: PyTree) -> int:

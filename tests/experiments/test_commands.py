@@ -6,7 +6,7 @@ import struct
 import pytest
 from tensorboardX.proto import event_pb2
 
-from experiments import bench, demo, run
+from experiments import bench, bench_curvature, demo, run
 from experiments.records import read_record, read_records
 
 
@@ -113,6 +113,32 @@ def test_bench_measures_every_peer(tmp_path, capsys):
     assert result["leaves"] == 3
     # The stem's kernel and the dense layer.
     assert result["parameters"] == 7 * 7 * 3 * 64 + 1000 + 2048 * 1000
+
+
+@pytest.mark.slow
+def test_bench_of_curvature_measures_every_peer(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    bench_curvature.main(
+        [
+            "--model=mlp",
+            "--batch-size=4",
+            "--image-size=4",
+            "--rounds=1",
+            f"--json={path}",
+        ]
+    )
+    assert "4 images" in capsys.readouterr().out
+    result = json.loads(path.read_text(encoding="utf-8"))
+    by_peer = {m["peer"]: m for m in result["measurements"]}
+    assert by_peer["gradient"]["ratio"] == 1
+    targets = {m["target"] for m in by_peer.values()}
+    assert targets == {None, 3.0, 2.0, 1.3}
+    assert all(m["least_ms"] <= m["ms"] for m in by_peer.values())
+
+
+def test_bench_of_curvature_refuses_an_empty_batch():
+    with pytest.raises(SystemExit):
+        bench_curvature.main(["--batch-size=0"])
 
 
 def test_bench_refuses_no_rounds():
