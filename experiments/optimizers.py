@@ -198,6 +198,7 @@ def _nlcg(rule: str, preconditioner: Preconditioner) -> Builder:
         weight_decay: float = 0.0,
         **nested: Any,
     ) -> Optimizer:
+        built = preconditioner.build(**nested)  # which refuses bad options
         extras, cost = preconditioner.extras, 1 + preconditioner.extra_cost(**nested)
         step_control = None
         if rule == "subspace":
@@ -214,7 +215,7 @@ def _nlcg(rule: str, preconditioner: Preconditioner) -> Builder:
         if across_halves:
             extras = (*extras, "half_grads")
         settings: dict[str, Any] = {
-            "preconditioner": preconditioner.build(**nested),
+            "preconditioner": built,
             "beta_max": beta_max,
             "beta_smoothing": beta_smoothing,
             "across_halves": bool(across_halves),
