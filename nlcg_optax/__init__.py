@@ -88,6 +88,8 @@ from nlcg_optax.preconditioners import (
 from nlcg_optax.preconditioners import (
     scale_by_orthogonalisation as scale_by_orthogonalisation,
 )
+from nlcg_optax.presets import large_batch_nlcg as large_batch_nlcg
+from nlcg_optax.presets import tuning_free_nlcg as tuning_free_nlcg
 from nlcg_optax.step_size import ConstrainNormState as ConstrainNormState
 from nlcg_optax.step_size import (
     CurvatureStepDiagnostics as CurvatureStepDiagnostics,
