@@ -98,9 +98,8 @@ def mean_loss(
     def loss_of(batch: PyTree) -> jax.Array:
         return loss_fn(params, batch_stats, batch)[0]
 
-    if _count(batches) == 1:
-        return loss_of(_part(batches, 0))
-    return jnp.mean(jax.lax.map(jax.checkpoint(loss_of), batches))
+    part_loss = loss_of if _count(batches) == 1 else jax.checkpoint(loss_of)
+    return jnp.mean(_map_parts(part_loss, batches))
 
 
 def half_gradients(
@@ -160,6 +159,19 @@ def varying(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
     if _pcast is None:
         return getattr(jax.lax, "pvary")(tree, axes)  # noqa: B009
     return jax.tree.map(lambda leaf: _pcast(leaf, axes, to="varying"), tree)
+
+
+def _map_parts(function: Callable[[PyTree], jax.Array], batches: PyTree) -> jax.Array:
+    """The results for all micro-batches, stacked."""
+    count = _count(batches)
+    if count == 1 or _unrolls():
+        return jnp.stack([function(_part(batches, row)) for row in range(count)])
+    return jax.lax.map(function, batches)
+
+
+def _unrolls() -> bool:
+    """Whether to do without loops: on CPUs XLA is slow at convolutions in them."""
+    return jax.default_backend() == "cpu"
 
 
 def _count(batches: PyTree) -> int:

@@ -69,14 +69,40 @@ def _kronecker(
     )
 
 
+def _hutchinson(
+    *, refresh_period: int = 10, power: float = 1.0
+) -> optax.GradientTransformation:
+    return nlcg_optax.scale_by_hutchinson(refresh_period=refresh_period, power=power)
+
+
+def _equilibration(
+    *, refresh_period: int = 10, power: float = 1.0
+) -> optax.GradientTransformation:
+    return nlcg_optax.scale_by_equilibration(refresh_period=refresh_period, power=power)
+
+
+def _bartlett(
+    *, refresh_period: int = 10, power: float = 1.0
+) -> optax.GradientTransformation:
+    return nlcg_optax.scale_by_gauss_newton_bartlett(
+        refresh_period=refresh_period, power=power
+    )
+
+
+def _every(cost: float, period: int) -> Callable[..., float]:
+    """The mean cost a step of something every so many steps."""
+    return lambda *, refresh_period=period, **_: cost / refresh_period
+
+
 PRECONDITIONERS: dict[str, Preconditioner] = {
     "": Preconditioner(lambda: None),
     "rms": Preconditioner(_rms),
-    "secant": Preconditioner(
-        _secant,
-        ("value_fn",),
-        lambda *, refresh_period=5: HVP_COST / refresh_period,
+    "secant": Preconditioner(_secant, ("value_fn",), _every(HVP_COST, 5)),
+    "hutchinson": Preconditioner(_hutchinson, ("value_fn",), _every(HVP_COST, 10)),
+    "equilibration": Preconditioner(
+        _equilibration, ("value_fn",), _every(HVP_COST, 10)
     ),
+    "bartlett": Preconditioner(_bartlett, ("outputs_fn",), _every(1.0, 10)),
     "orthogonal": Preconditioner(_orthogonal),
     "kronecker": Preconditioner(_kronecker),
 }

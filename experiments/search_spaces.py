@@ -91,6 +91,9 @@ _NLCG_BY_PRECONDITIONER = {
     "": (0.2, _L2),
     "rms": (0.005, _DECOUPLED),
     "secant": (0.2, _L2),
+    "hutchinson": (0.1, _DECOUPLED),
+    "equilibration": (0.1, _DECOUPLED),
+    "bartlett": (0.1, _DECOUPLED),
     "orthogonal": (0.02, _DECOUPLED),
     "kronecker": (0.02, _DECOUPLED),
 }

@@ -96,6 +96,7 @@ STOCHASTIC = [
     _stochastic("pr+", rule="pr+"),
     _stochastic("hz", rule="hz", **UNBOUNDED),
     _stochastic("constant", rule=0.9),
+    _stochastic("daniel", ("value_fn",), rule="daniel"),
     _stochastic("per_leaf", rule="pr+", scope="per_leaf"),
     _stochastic("smoothed", rule="fr", beta_smoothing=0.5),
     _stochastic("restarted", rule="hs", restart="powell", restart_period=7),
