@@ -8,7 +8,9 @@ points between its best one and the neighbours elsewhere.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
+
+Criterion: TypeAlias = Literal["train_loss", "validation_loss"]
 
 EXTENSION = 2  # points by which a grid grows at once
 

@@ -1,8 +1,8 @@
 """``python -m experiments.fewstep``: who gets furthest in sixty large-batch steps.
 
 Ten classes of CIFAR-100 at half the resolution and a small network with batch
-normalisation; digits where CIFAR-100 is not prepared. Every method is tuned on
-validation images and runs again on fresh seeds: baselines over learning rate and
+normalisation; digits where CIFAR-100 is not prepared. Every method is tuned for the
+least training loss and runs again on fresh seeds: baselines over learning rate and
 momentum, NLCG over the learning rate only, the tuning-free presets not at all. A run
 that is recorded is not repeated, so that the command can be stopped and called again.
 It ends in tables and curves; ``--report-only`` makes these from what there is.
@@ -32,6 +32,8 @@ class FewStepArguments:
       tasks: names of the tasks to run, all by default.
       parts: batch sizes to run, as parts of the training set, all by default; several
         commands can share the work like that.
+      grid_extensions: how often the grids of a batch size may grow, for all methods
+        together, where the best learning rate of one is on its edge.
       small: a few methods for a few steps, to see that everything runs.
       report_only: run nothing.
     """
@@ -40,6 +42,7 @@ class FewStepArguments:
     out: Path = Path("runs/fewstep")
     tasks: tuple[str, ...] = ()
     parts: tuple[int, ...] = ()
+    grid_extensions: int = 1
     small: bool = False
     report_only: bool = False
 
@@ -47,6 +50,7 @@ class FewStepArguments:
 def run(given: FewStepArguments, console: rich.console.Console) -> None:
     """Runs what is not recorded, then reports."""
     study = small_study() if given.small else full_study(with_images=_has_images(given))
+    study = dataclasses.replace(study, grid_extensions=given.grid_extensions)
     names = [task.name for task in study.tasks]
     if unknown := set(given.tasks) - set(names):
         raise ValueError(f"tasks={sorted(unknown)!r} are unknown; allowed are {names}")
