@@ -1,161 +1,75 @@
-"""Stochastic weight averaging in parallel (Gupta, Serrano, DeCoste, arXiv 2001.02312).
+"""``python -m experiments.swap``: one run of SWAP, from the command line to its record.
 
-1. All devices train one network with large batches, until a training accuracy, or an
-   epoch.
-2. Workers go on from there, each with small batches in an order of its own, an
-   optimiser that starts anew, and no synchronisation.
-3. The workers' weights are averaged, and the statistics of batch normalisation
-   recomputed on the training images.
+For example, with the optimiser of each phase and four workers along a mesh of devices::
 
-The first two phases are runs like any other, so it works behind any optimiser.
+    python -m experiments.swap --config.large.optimizer nlcg_pr+_rms
+    --config.small.optimizer nesterov --config.small.learning-rate 0.02
+    --config.stop-accuracy 0.9 --config.layout mesh --record runs/swap.json
 """
 
-import functools
-import time
-from typing import Any, NamedTuple
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-import jax
-import numpy as np
+import rich.console
+import tyro
 
-from experiments import models, preprocessing
-from experiments.batch_statistics import recomputed_statistics
-from experiments.config import RunConfig
-from experiments.data import Dataset
+from experiments import data
+from experiments.records import Line
 from experiments.swap_config import SwapConfig
-from experiments.swap_workers import train_workers
-from experiments.training import (
-    Evaluation,
-    Program,
-    TrainState,
-    check_finite,
-    compile_program,
-    evaluate_split,
-    hyperparameters_of,
-    make_program,
-    run_epochs,
-)
-
-PyTree = Any
+from experiments.swap_records import record_swap
+from experiments.training import DivergedError
 
 
-class Network(NamedTuple):
-    """Weights with their statistics, and how well they do.
+@dataclasses.dataclass(frozen=True)
+class SwapArguments:
+    """Trains with large batches, then workers with small ones, and averages these.
 
     Attributes:
-      params: the weights.
-      batch_stats: statistics of batch normalisation.
-      train: loss and accuracy on the training images.
-      test: likewise on the test images.
+      config: of both phases; data set and model must be the same in both.
+      record: the JSON file to write; it must not exist.
+      data_dir: folder of all prepared data sets.
     """
 
-    params: PyTree
-    batch_stats: PyTree
-    train: Evaluation
-    test: Evaluation
+    config: SwapConfig = dataclasses.field(default_factory=SwapConfig)
+    record: Path = Path("runs/swap.json")
+    data_dir: Path = data.DATA_DIR
 
 
-class SwapResult(NamedTuple):
-    """What the phases made, and what they cost.
-
-    Attributes:
-      large: the network behind the first phase.
-      workers: each worker's network behind the second.
-      averaged: the network of the averaged weights.
-      large_steps: of the first phase.
-      small_steps: of each worker.
-      gradients: of single images, in gradient-equivalents, of the first phase and of
-        all workers together.
-      seconds: of the phases: the first, the second of all workers together, the third.
-    """
-
-    large: Network
-    workers: list[Network]
-    averaged: Network
-    large_steps: int
-    small_steps: int
-    gradients: tuple[float, float]
-    seconds: tuple[float, float, float]
-
-
-def train_swap(config: SwapConfig, dataset: Dataset) -> SwapResult:
-    """Runs all three phases.
-
-    Raises:
-      DivergedError: if a loss is not finite.
-      ValueError: if the devices cannot share workers or a batch equally, or a
-        configuration is wrong.
-    """
-    evaluate = functools.partial(_evaluated, config.large, dataset)
-    large, program, large_seconds = _train_large(config, dataset)
-    large_cost = program.gradient_equivalents * program.batch_size * int(large.step)
-    # The weights that the first phase would be judged by are what workers start from.
-    start = large.average if config.large.ema_decay else large.params
-    start, statistics = jax.device_get((start, large.batch_stats))
-    workers, worker, worker_seconds = train_workers(config, dataset, start, statistics)
-    small_steps = int(workers.steps[0])
-    small_cost = worker.gradient_equivalents * worker.batch_size * small_steps
-    begin = time.perf_counter()
-    averaged = jax.tree.map(lambda leaf: np.mean(leaf, axis=0), workers.params)
-    model = _model(config.large, dataset)
-    new_statistics = recomputed_statistics(
-        model, averaged, statistics, dataset.train, worker.batch_size
+def run(arguments: SwapArguments, console: rich.console.Console) -> Line:
+    """Runs SWAP and prints what each phase made of the test accuracy, and its cost."""
+    if arguments.record.exists():
+        raise FileExistsError(
+            f"the record {str(arguments.record)!r} exists; name another, or delete it"
+        )
+    large = arguments.config.large
+    dataset = data.load(large.dataset, large.data_options(arguments.data_dir))
+    with console.status("running"):
+        line = record_swap(arguments.record, arguments.config, dataset)
+    workers = [found["test_accuracy"] for found in line["after_workers"]]
+    console.print(
+        f"test accuracy {line['large']['test_accuracy']:.1%} behind large batches, "
+        f"{min(workers):.1%} to {max(workers):.1%} of the workers, "
+        f"{line['averaged']['test_accuracy']:.1%} averaged; "
+        f"{line['large_epochs']:.1f} + {line['worker_epochs']:.1f} epochs; record in "
+        f"{arguments.record}"
     )
-    averaging_seconds = time.perf_counter() - begin
-    return SwapResult(
-        large=evaluate(start, statistics),
-        workers=[
-            evaluate(*jax.tree.map(lambda x, row=row: x[row], workers[:2]))
-            for row in range(config.workers)
-        ],
-        averaged=evaluate(averaged, new_statistics),
-        large_steps=int(large.step),
-        small_steps=small_steps,
-        gradients=(large_cost, config.workers * small_cost),
-        seconds=(large_seconds, worker_seconds, averaging_seconds),
-    )
+    return line
 
 
-def _train_large(
-    config: SwapConfig, dataset: Dataset
-) -> tuple[TrainState, Program, float]:
-    settings = config.large
-    program = make_program(settings, dataset)
-    compiled = compile_program(program, dataset)
-    state = program.init(
-        settings.seed, settings.learning_rate, hyperparameters_of(settings)
-    )
-    seconds = 0.0
-    for report in run_epochs(compiled, settings, dataset, state):
-        check_finite(report, settings)
-        state = report.state
-        seconds += report.seconds
-        accuracy = float(np.mean(report.metrics["accuracy"]))
-        if config.stop_accuracy is not None and accuracy >= config.stop_accuracy:
-            break
-        epoch = report.number * settings.epochs_per_report
-        if config.stop_epoch is not None and epoch >= config.stop_epoch:
-            break
-    return state, program, seconds
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; wrong input and divergence end it with a message."""
+    try:
+        run(tyro.cli(SwapArguments, args=arguments), rich.console.Console())
+    except (
+        ValueError,
+        FileExistsError,
+        DivergedError,
+        data.NotPreparedError,
+    ) as error:
+        sys.exit(f"error: {error}")
 
 
-def _model(config: RunConfig, dataset: Dataset) -> Any:
-    return models.build(
-        config.model,
-        dataset.num_classes,
-        config.compute_dtype,
-        config.ghost_batch_size,
-    )
-
-
-def _evaluated(
-    config: RunConfig, dataset: Dataset, params: PyTree, batch_stats: PyTree
-) -> Network:
-    variables = {"params": params, "batch_stats": batch_stats}
-    model = _model(config, dataset)
-    standardise = preprocessing.standardisation(config.standardisation)
-    return Network(
-        params,
-        batch_stats,
-        evaluate_split(model, variables, dataset.train, standardise),
-        evaluate_split(model, variables, dataset.test, standardise),
-    )
+if __name__ == "__main__":
+    main()

@@ -27,8 +27,10 @@ class SwapConfig:
         device, or along an axis of a mesh of all devices.
     """
 
-    large: RunConfig
-    small: RunConfig
+    large: RunConfig = dataclasses.field(default_factory=RunConfig)
+    small: RunConfig = dataclasses.field(
+        default_factory=lambda: RunConfig(batch_size=32, epochs=2)
+    )
     workers: int = 4
     stop_accuracy: float | None = None
     stop_epoch: int | None = None

@@ -11,8 +11,8 @@ from experiments.cells import optimizer_label
 from experiments.config import RunConfig
 from experiments.data import Dataset
 from experiments.records import Line, header
-from experiments.swap import Network, train_swap
 from experiments.swap_config import SwapConfig
+from experiments.swap_phases import Network, train_swap
 
 
 class PlannedSwap(NamedTuple):

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import data, models
+from experiments import data, models, swap
 from experiments.batch_statistics import recomputed_statistics
 from experiments.config import RunConfig
-from experiments.swap import train_swap
 from experiments.swap_config import SwapConfig
+from experiments.swap_phases import train_swap
 from experiments.swap_records import record_swap, swap_table
 from experiments.training import DivergedError
 
@@ -172,3 +172,20 @@ def test_a_record_holds_figures_and_costs(few_digits, tmp_path):
     assert row.startswith("| NLCG PR+ · rms | ")
     assert f"| {averaged:.1f} [{averaged:.1f}, {averaged:.1f}] | 2 + 16 |" in row
     assert row.endswith("| 2.0 + 4.0 |")
+
+
+def test_the_command_leaves_a_record_and_refuses_to_replace_it(
+    few_digits, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(data, "load", lambda name, options: few_digits)
+    path = tmp_path / "run.json"
+    options = ["--config.large.batch-size=64", "--config.large.epochs=1"]
+    options += ["--config.small.epochs=1", "--config.workers=1", f"--record={path}"]
+    swap.main(options)
+    assert "1.0 + 1.0 epochs" in " ".join(capsys.readouterr().out.split())
+    assert json.loads(path.read_text(encoding="utf-8"))["small_steps"] == 2
+    with pytest.raises(SystemExit, match="error: the record .* exists"):
+        swap.main(options)
+    with pytest.raises(SystemExit):
+        swap.main([*options, "--config.small.model=cnn"])
+    assert "large has model='mlp' and small has" in capsys.readouterr().err
