@@ -55,6 +55,7 @@ def test_equals_the_dense_matrix(x64, kind, count):
         _check(found, kind, params, directions, 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hessian", "gauss_newton"])
 def test_under_scan_and_vmap(x64, kind):
     params, directions = network_params(), _directions(4)
@@ -67,6 +68,7 @@ def test_under_scan_and_vmap(x64, kind):
     np.testing.assert_allclose(scanned, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hessian", "gauss_newton"])
 def test_sharded_parameters(x64, kind):
     mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -97,6 +99,7 @@ def test_narrow_dtypes(x64, kind, dtype, rtol):
         np.testing.assert_allclose(mine, reference, rtol=rtol, atol=rtol)
 
 
+@pytest.mark.slow
 def test_complex_parameters_count_as_two(x64):
     f = lambda z: jnp.sum(jnp.abs(z) ** 4) + jnp.real(z[0] * z[1] ** 2)
     split = lambda u: jnp.concatenate([u.real, u.imag])
@@ -110,6 +113,7 @@ def test_complex_parameters_count_as_two(x64):
     )
 
 
+@pytest.mark.slow
 def test_outputs_may_be_a_tree(x64):
     params, (d,) = network_params(), _directions(1)
     as_tree = lambda p: {"logits": logits(p), "norm": jnp.sum(p["b"] ** 2)}

@@ -150,6 +150,7 @@ def test_gauss_newton_equals_the_materialised_matrix(x64):
         )
 
 
+@pytest.mark.slow
 def test_gauss_newton_of_complex_parameters_is_that_of_the_real_twin(x64):
     model = lambda z: jnp.stack([z[0] * z[1], jnp.exp(1j * z[1])])
     output_loss = lambda z: jnp.sum(jnp.abs(z - 1) ** 4)
@@ -163,6 +164,7 @@ def test_gauss_newton_of_complex_parameters_is_that_of_the_real_twin(x64):
     np.testing.assert_allclose(split(product), matrix @ split(v), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_gauss_newton_under_vmap_and_in_bfloat16():
     params = network_params(jnp.float32)
     vectors = [network_params(jnp.float32, seed) for seed in (1, 2)]

@@ -116,6 +116,7 @@ def test_bartlett_is_unbiased_for_labels_drawn_from_the_model(x64):
     assert np.median(allowed / diagonal) < 0.5
 
 
+@pytest.mark.slow
 def test_bartlett_of_squared_errors_is_unbiased(x64):
     params = network_params()
     tx = scale_by_gauss_newton_bartlett("gaussian", decay=0.0, refresh_period=1)
@@ -129,6 +130,7 @@ def test_bartlett_of_squared_errors_is_unbiased(x64):
     assert np.all(np.abs(mean - diagonal) <= allowed * diagonal)
 
 
+@pytest.mark.slow
 def test_complex_parameters_have_the_mean_curvature_of_their_parts(x64):
     # Curvature 2 in the real and 6 in the imaginary part; no mixed terms.
     f = lambda z: jnp.sum(jnp.real(z) ** 2 + 3 * jnp.imag(z) ** 2)
@@ -216,6 +218,7 @@ def test_no_curvature_at_all_is_the_identity():
     np.testing.assert_array_equal(z, x)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_every_number():
     params = network_params(jnp.float32)
 
@@ -261,6 +264,7 @@ def test_probes_of_parts_split_by_hand_are_independent():
     np.testing.assert_allclose(means, total)
 
 
+@pytest.mark.slow
 def test_behind_the_direction_it_rescales_what_gradients_do_not(x64):
     """A quadratic of condition 1e4 in as many steps as one of condition one."""
     h = jnp.logspace(0, 4, 6)
@@ -273,6 +277,7 @@ def test_behind_the_direction_it_rescales_what_gradients_do_not(x64):
     np.testing.assert_allclose(x + updates, 0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_narrow_parameters_have_a_wide_average():
     params = network_params(jnp.bfloat16)
     for make, extras in (

@@ -124,6 +124,7 @@ def test_the_damping_follows_the_reduction_ratio(x64):
     assert diagnostics(state)["damping"] == 0
 
 
+@pytest.mark.slow
 def test_coefficients_are_kept_between_measurements(x64):
     tx = scale_by_subspace_step(refresh_period=2, initial_damping=0.1)
     rng = np.random.default_rng(0)
@@ -195,6 +196,7 @@ def test_a_loss_that_is_not_finite_at_the_new_point_is_refused(x64):
     assert diagnostics(state)["reduction_ratio"] == -np.inf
 
 
+@pytest.mark.slow
 def test_an_own_product(x64):
     tx = scale_by_subspace_step(initial_damping=0.0)
     rng = np.random.default_rng(0)
