@@ -6,6 +6,7 @@ the optimiser's state has a shape of its own, are split over ``shard`` and copie
 sharded, anything between is hybrid.
 """
 
+import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -109,7 +110,7 @@ def shardings_of(mesh: Mesh, tree: PyTree) -> PyTree:
 
 
 def report_copies(mesh: Mesh, params: PyTree) -> None:
-    """Logs what could not be split although it is large; says nothing otherwise."""
+    """Logs, once, what could not be split although it is large."""
     shards = mesh.shape[SHARD]
     leaves = jax.tree_util.tree_leaves_with_path(params)
     copied = [
@@ -118,19 +119,24 @@ def report_copies(mesh: Mesh, params: PyTree) -> None:
         if leaf.size >= SMALLEST_SHARDED and spec_of(leaf.shape, shards) == P()
     ]
     if shards > 1 and copied:
-        _log.warning(
-            "no dimension of %d of %d parameters is divisible by shard_devices=%d: "
-            "every device holds a copy of %s",
-            len(copied),
-            len(leaves),
-            shards,
-            ", ".join(copied),
+        _warn_once(
+            f"no dimension of {len(copied)} of {len(leaves)} parameters is divisible "
+            f"by shard_devices={shards}: every device holds a copy of "
+            f"{', '.join(copied)}"
         )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _log.warning(message)
 
 
 def place(tree: PyTree, shardings: PyTree) -> PyTree:
     """Puts arrays, which every process holds in full, where they belong."""
-    return jax.device_put(tree, shardings)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    # A device of another process cannot be put to, but computed on.
+    return jax.jit(lambda arrays: arrays, out_shardings=shardings)(tree)
 
 
 def constrain(tree: PyTree, shardings: PyTree) -> PyTree:
@@ -145,8 +151,25 @@ def constrain(tree: PyTree, shardings: PyTree) -> PyTree:
 
 def on_all_devices(tree: PyTree) -> PyTree:
     """Copies arrays, which every process holds in full, to all devices."""
-    mesh = make_mesh()
-    return jax.tree.map(lambda x: jax.device_put(np.asarray(x), replicated(mesh)), tree)
+    everywhere = replicated(make_mesh())
+    tree = jax.tree.map(np.asarray, tree)
+    return place(tree, jax.tree.map(lambda _: everywhere, tree))
+
+
+def joined(parts: PyTree, sharding: NamedSharding) -> PyTree:
+    """One batch out of what each process holds of it.
+
+    Args:
+      parts: arrays of the examples of this process, of equal shape on all processes.
+      sharding: of the whole arrays, such as that of `BATCH`.
+
+    Returns:
+      Arrays of the examples of all processes, in the order of the processes.
+    """
+    return jax.tree.map(
+        lambda part: jax.make_array_from_process_local_data(sharding, np.asarray(part)),
+        parts,
+    )
 
 
 def with_auto_axes(mesh: Mesh) -> Mesh:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.experimental import multihost_utils
 
 from experiments.checkpoints import Checkpoints, Restored
 from experiments.config import RunConfig
 from experiments.data import AnyDataset, Split
-from experiments.records import Line, RecordWriter
+from experiments.processes import is_first
+from experiments.records import Line, RecordWriter, SilentWriter
 from experiments.resumed_record import interrupted_record, take_back
 from experiments.training import (
     CompiledProgram,
@@ -39,6 +41,8 @@ def record_run(
 ) -> Line:
     """Trains, evaluates and writes the record.
 
+    Of several processes the first one writes the record.
+
     With checkpoints a run that was interrupted goes on from the newest one, to the same
     numbers and the same record as if it had not been, the seconds aside. One that had
     come to its end is not repeated.
@@ -54,7 +58,7 @@ def record_run(
       checkpoints: where the state is saved and taken up, of the same ``config``.
 
     Returns:
-      The summary.
+      The summary; nothing, in other processes, of a run that had come to its end.
 
     Raises:
       CheckpointError: if a checkpoint cannot be written, or none be read.
@@ -66,14 +70,16 @@ def record_run(
     state = program.init(config.seed, config.learning_rate, hyperparameters_of(config))
     restored = None
     if checkpoints is not None:
-        earlier = interrupted_record(path, config)
-        if earlier is not None and earlier.summary is not None:
-            return earlier.summary
+        finished, summary = _finished(path, config)
+        if finished:
+            return summary
         restored = checkpoints.restore(state)
         overwrite = True  # killed before its first checkpoint, it begins again
     start = _Start(state, 0.0, {}) if restored is None else _resumed(path, restored)
-    with RecordWriter(
-        path, config, overwrite=overwrite, resume=restored is not None
+    with (
+        RecordWriter(path, config, overwrite=overwrite, resume=restored is not None)
+        if is_first()
+        else SilentWriter()
     ) as writer:
         if restored is None:
             for trial in trials:
@@ -118,7 +124,17 @@ class _Start(NamedTuple):
     evaluation: Line
 
 
+def _finished(path: Path, config: RunConfig) -> tuple[bool, Line]:
+    """Whether the run has come to its end, as the first process sees it."""
+    earlier = interrupted_record(path, config) if is_first() else None
+    summary = None if earlier is None else earlier.summary
+    finished = multihost_utils.broadcast_one_to_all(np.int32(summary is not None))
+    return bool(finished), summary or {}
+
+
 def _resumed(path: Path, restored: Restored) -> _Start:
+    if not is_first():
+        return _Start(restored.state, restored.progress["seconds"], {})
     if not path.exists():
         raise ValueError(
             f"record={str(path)!r} does not exist, but the run has a checkpoint at "

@@ -122,6 +122,22 @@ class RecordWriter:
         os.fsync(self._file.fileno())
 
 
+class SilentWriter(RecordWriter):
+    """Writes nothing, for processes beside the one that keeps the record."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def write(self, kind: str, values: Mapping[str, Any]) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+
 def header(config: RunConfig) -> Line:
     """What must be known to repeat a run."""
     device = jax.devices()[0]

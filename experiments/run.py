@@ -8,23 +8,36 @@ is given again, and ends with the same weights as if it had not been killed.
 
 Text of your own, in ``DIRECTORY/text/*.txt``, is learned by ``python -m experiments.run
 --config.dataset text --config.model transformer --data-dir DIRECTORY``.
+
+Several processes become one run when each is given the same command, the same
+``--processes.coordinator`` and ``--processes.count``, and its own
+``--processes.index``; on a TPU slice ``--processes.auto`` is enough.
 """
 
 import contextlib
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import rich.console
 import rich.progress
 import tyro
 
-from experiments import data
+from experiments import data, meshes
 from experiments.checkpoints import CheckpointError, Checkpoints
 from experiments.config import RunConfig
 from experiments.data import NotPreparedError
+from experiments.processes import (
+    CoordinatorError,
+    ProcessOptions,
+    connect,
+    is_first,
+    wait_for_all,
+)
 from experiments.recorded_run import record_run
 from experiments.records import Line
 from experiments.tensorboard import TensorBoard
@@ -48,6 +61,7 @@ class RunArguments:
       checkpoint_every: reports from one checkpoint to the next.
       keep: newest checkpoints that are kept.
       tensorboard_dir: folder of the metrics of this run for TensorBoard.
+      processes: how several processes find each other.
     """
 
     config: RunConfig = dataclasses.field(default_factory=RunConfig)
@@ -57,15 +71,20 @@ class RunArguments:
     checkpoint_every: int = 1
     keep: int = 3
     tensorboard_dir: Path | None = None
+    processes: ProcessOptions = dataclasses.field(default_factory=ProcessOptions)
 
 
 def run(arguments: RunArguments, console: rich.console.Console) -> Line:
     """Trains with a progress bar and prints the summary, which is returned."""
     config = arguments.config
     dataset = data.load_or_open(config.dataset, config.data_options(arguments.data_dir))
+    if isinstance(dataset, data.Dataset):
+        splits = (dataset.train, dataset.validation, dataset.test)
+        dataset = data.Dataset(dataset.num_classes, *meshes.on_all_devices(splits))
     program = make_program(config, dataset)
     with console.status("compiling"):
         compiled = compile_program(program, dataset)
+        wait_for_all("compiled")
     with (
         _checkpoints(arguments) as checkpoints,
         _tensorboard(arguments) as tensorboard,
@@ -96,6 +115,8 @@ def run(arguments: RunArguments, console: rich.console.Console) -> Line:
             on_report=on_report,
             checkpoints=checkpoints,
         )
+    if not is_first():
+        return summary
     console.print(
         f"training loss {summary['train_loss']:.4f}, test accuracy "
         f"{summary['test_accuracy']:.1%}, {summary['gradient_equivalents']:.0f} "
@@ -122,7 +143,7 @@ def _checkpoints(
 def _tensorboard(
     arguments: RunArguments,
 ) -> contextlib.AbstractContextManager[TensorBoard | None]:
-    if arguments.tensorboard_dir is None:
+    if arguments.tensorboard_dir is None or not is_first():
         return contextlib.nullcontext()
     return TensorBoard(arguments.tensorboard_dir)
 
@@ -146,15 +167,33 @@ def execute(given: RunArguments) -> None:
     # Orbax logs whole traces of what a CheckpointError says in a line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
-        run(given, rich.console.Console())
+        connect(given.processes)
+        run(given, rich.console.Console(quiet=not is_first()))
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        _end(
+            f"process {jax.process_index()} of {jax.process_count()} lost the others; "
+            "start all of them again, and with --checkpoint-dir the run goes on from "
+            f"its newest checkpoint ({str(error).partition(chr(10))[0]})"
+        )
     except (
         ValueError,
         OSError,
         CheckpointError,
+        CoordinatorError,
         DivergedError,
         NotPreparedError,
     ) as error:
-        sys.exit(f"error: {error}")
+        _end(str(error))
+
+
+def _end(message: str) -> None:
+    if jax.process_count() == 1:
+        sys.exit(f"error: {message}")
+    # The usual way out would wait for the others, who wait for this one.
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 if __name__ == "__main__":

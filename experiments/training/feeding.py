@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.data import Share, Split, Stream
 from experiments.data.image_sets import LabelledImages
-from experiments.meshes import AXES
+from experiments.meshes import AXES, joined
 
 
 class Feed(NamedTuple):
@@ -53,7 +53,8 @@ def make_feed(train: Split | Stream, shape: CallShape, mesh: Mesh) -> Feed:
         while True:
             steps = list(itertools.islice(batches, shape.steps))
             local = jax.tree.map(lambda *xs: np.stack(xs), *steps)
-            yield _global(_in_parts(local, shape.micro_batches), sharding)
+            parts = _in_parts(local, shape.micro_batches)
+            yield Split(*joined(tuple(parts), sharding))
 
     def spec(dtype: Any, *of_example: int) -> Any:
         return jax.ShapeDtypeStruct((*shape, *of_example), dtype, sharding=sharding)
@@ -67,7 +68,7 @@ def evaluation_batches(stream: Stream, batch_size: int, mesh: Mesh) -> Iterator[
     whole = -(-batch_size // mesh.size) * mesh.size
     share = _share_of_process()
     for local in stream.evaluation_batches(batch_size=whole, share=share):
-        yield _global(local, sharding)
+        yield Split(*joined(tuple(local), sharding))
 
 
 def _share_of_process() -> Share:
@@ -76,7 +77,3 @@ def _share_of_process() -> Share:
 
 def _in_parts(local: LabelledImages, parts: int) -> LabelledImages:
     return jax.tree.map(lambda x: x.reshape(len(x), parts, -1, *x.shape[2:]), local)
-
-
-def _global(local: LabelledImages, sharding: NamedSharding) -> Split:
-    return Split(*(jax.make_array_from_process_local_data(sharding, x) for x in local))

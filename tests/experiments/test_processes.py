@@ -1,0 +1,189 @@
+"""Several processes on this machine, as several hosts would be."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.processes import CoordinatorError, ProcessOptions, connect
+from experiments.records import read_record
+from tests.experiments import process_worker
+
+HEARTBEAT = 60
+DEADLINE = 240  # for what takes some seconds on a machine that has nothing else to do
+
+
+def free_address():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{sock.getsockname()[1]}"
+
+
+def start(arguments, devices, log):
+    """A process with devices of its own."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    with log.open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=Path(__file__).parents[2],
+        )
+
+
+def start_runs(folder, count, devices, layout):
+    """All processes of `experiments.run`, with their logs in ``folder``."""
+    address = free_address()
+    return [
+        start(
+            [
+                "-m",
+                "experiments.run",
+                "--config.optimizer=nlcg_pr+_rms",
+                "--config.batch-size=None",
+                "--config.epochs=150",
+                "--config.epochs-per-report=25",
+                *layout,
+                f"--record={folder / 'run.jsonl'}",
+                f"--checkpoint-dir={folder / 'checkpoints'}",
+                f"--processes.coordinator={address}",
+                f"--processes.count={count}",
+                f"--processes.index={index}",
+                f"--processes.heartbeat-seconds={HEARTBEAT}",
+            ],
+            devices,
+            folder / f"{count}.{index}.log",
+        )
+        for index in range(count)
+    ]
+
+
+def stop(processes):
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_run_which_goes_on_with_other_processes(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    fully_sharded = ["--config.data-devices=1", "--config.shard-devices=None"]
+    runs = start_runs(tmp_path, 2, 2, fully_sharded)
+    try:
+        end = time.monotonic() + DEADLINE
+        while not any(name.isdigit() for name in names_in(checkpoints)):
+            assert time.monotonic() < end, (tmp_path / "2.0.log").read_text()
+            assert runs[0].poll() is None, (tmp_path / "2.0.log").read_text()
+            time.sleep(0.05)
+        runs[1].send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        assert runs[0].wait(timeout=DEADLINE) != 0
+        # A broken connection tells at once; without one the heartbeat does.
+        assert time.monotonic() - killed < 2 * HEARTBEAT
+    finally:
+        stop(runs)
+    told = (tmp_path / "2.0.log").read_text()
+    assert re.search("error: process 0 of 2 lost the others|another task died", told)
+    complete = max(int(name) for name in names_in(checkpoints) if name.isdigit())
+    assert complete < 150
+
+    runs = start_runs(tmp_path, 4, 1, ["--config.shard-devices=2"])
+    try:
+        codes = [run.wait(timeout=DEADLINE) for run in runs]
+    finally:
+        stop(runs)
+    assert codes == [0] * 4, (tmp_path / "4.0.log").read_text()
+    assert "record in" in (tmp_path / "4.0.log").read_text()
+    record = read_record(tmp_path / "run.jsonl")
+    assert [step["step"] for step in record.steps] == list(range(150))
+
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (run,) = start_runs(alone, 1, 1, [])
+    try:
+        assert run.wait(timeout=DEADLINE) == 0, (alone / "1.0.log").read_text()
+    finally:
+        stop([run])
+    expected = read_record(alone / "run.jsonl")
+    # Sums in another order: roundings of 2^-24 in each of 150 steps, a few sums each,
+    # while the loss falls to a tenth.
+    np.testing.assert_allclose(
+        record.series("loss"), expected.series("loss"), rtol=10 * 150 * 2**-24 * 10
+    )
+    assert expected.series("loss")[-1] < 0.5 * expected.series("loss")[0]
+
+
+def names_in(folder):
+    return os.listdir(folder) if folder.exists() else []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_every_process_brings_its_own_part_of_the_batch(count, tmp_path):
+    address, worker = free_address(), "tests.experiments.process_worker"
+    logs = [tmp_path / f"{index}.log" for index in range(count)]
+    workers = [
+        start(["-m", worker, address, str(count), str(index)], 4 // count, log)
+        for index, log in enumerate(logs)
+    ]
+    try:
+        codes = [process.wait(timeout=DEADLINE) for process in workers]
+    finally:
+        stop(workers)
+    assert codes == [0] * count, logs[0].read_text()
+    expected = process_worker.train(1, 0)  # on the eight devices of this process
+    for log in logs:
+        losses = json.loads(log.read_text().splitlines()[-1])
+        np.testing.assert_allclose(losses, expected, rtol=10 * 20 * 2**-24 * 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"coordinator": "a:1"}, "count=None and index=None: give all three"),
+        ({"auto": True, "coordinator": "a:1", "count": 2, "index": 0}, "auto=True"),
+        ({"coordinator": "a", "count": 2, "index": 0}, "must be an address and a port"),
+        ({"coordinator": "a:1", "count": 2, "index": 2}, "index=2 must be from 0 to"),
+        ({"heartbeat_seconds": 0}, "heartbeat_seconds=0 must be at least 1"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ProcessOptions(**settings)
+
+
+def test_a_coordinator_that_is_not_there():
+    address = free_address()
+    with pytest.raises(
+        CoordinatorError,
+        match=rf"coordinator='{address}' was not reached in 1 s .*is process 0 running",
+    ):
+        connect(ProcessOptions(False, address, 2, 1, start_seconds=1))
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_come(tmp_path):
+    code = (
+        "from experiments.processes import ProcessOptions, connect\n"
+        f"connect(ProcessOptions(False, '{free_address()}', 2, 0, start_seconds=3))"
+    )
+    process = start(["-c", code], 1, tmp_path / "log")
+    try:
+        assert process.wait(timeout=DEADLINE) != 0
+    finally:
+        stop([process])
+    assert re.search(
+        "did not find each other in 3 s|Terminating process because the JAX distrib",
+        (tmp_path / "log").read_text(),
+    )
