@@ -23,10 +23,11 @@ OPTIMIZERS = (
     "nlcg_fr",
     "nlcg_pr+_rms",
     "nlcg_hs_secant",  # Hessian-vector products
-    "nlcg_fr_orthogonal",
+    "nlcg_fr_orthogonal",  # matrices
+    "nlcg_pr+_kronecker",
+    "nlcg_daniel",
+    "nlcg_subspace",
     "paper_nlcg_pr_online",
-    "muon",
-    "lars",
 )
 
 
