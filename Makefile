@@ -17,13 +17,18 @@ $(VENV)/.test: $(VENV)/.experiments
 	$(PIP) --editable '.[experiments,test]'
 	touch $@
 
+# The compiler for TPUs, where there is one for this machine.
+$(VENV)/.tpu: $(VENV)/.test
+	$(PIP) --editable '.[tpu]'
+	touch $@
+
 demo: $(VENV)/.experiments
 	$(BIN)/python -m experiments.demo $(DEMO_ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(TEST_ARGS)
 
-test-slow: $(VENV)/.test
+test-slow: $(VENV)/.tpu
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(TEST_ARGS)
 
 # The suite on every interpreter that is found, and on the oldest declared versions.

@@ -40,8 +40,8 @@ class CompileArguments:
       topologies: slices to compile for.
       layouts: ``data`` (parallel) and ``hybrid``, where parameters and state are split
         over the first dimension of the slice.
-      optimizers: names of `experiments.optimizers.OPTIMIZERS`, and ``lbfgs`` and
-        ``nlcg_pr+_search``, with line searches.
+      optimizers: names of `experiments.optimizers.OPTIMIZERS`, and ``lbfgs_search``
+        and ``nlcg_pr+_search``, with line searches.
       model: a name in `experiments.models.MODELS`.
       image_size: pixels in a row.
       batch_size: examples in a step, on all chips together.

@@ -170,7 +170,9 @@ def _at(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeSt
 
 
 def _told(error: Exception) -> str:
-    """The sentence with the numbers, out of pages of them."""
+    """The numbers, out of pages of them."""
     text = str(error)
-    used = re.search(r"Used [\d.]+\w+ of [\d.]+\w+ hbm", text)
-    return used[0] if used else text.partition("\n")[0][:200]
+    needed = re.search(r"\(([\d.]+\w+)\) exceeds available HBM \(([\d.]+\w+)\)", text)
+    if needed is None:
+        return text.partition("\n")[0][:200]
+    return f"{needed[1]} of {needed[2]}"

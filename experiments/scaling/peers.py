@@ -1,4 +1,4 @@
-"""The optimisers that are compared: those of the registry, and two line searches."""
+"""The optimisers that are compared: those of the registry, and line searches."""
 
 from collections.abc import Callable, Mapping
 
@@ -14,7 +14,7 @@ SEARCH_EXTRAS = ("value", "grad", "value_fn")
 
 # Deterministic methods: their line search finds the step size.
 SEARCHING: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
-    "lbfgs": optax.lbfgs,
+    "lbfgs_search": optax.lbfgs,
     "nlcg_pr+_search": lambda: nlcg_optax.nlcg(None, "pr+"),
 }
 
@@ -22,7 +22,7 @@ PEERS = (
     MOMENTUM,
     ADAMW,
     "lars",
-    "lbfgs",
+    "lbfgs_search",
     "nlcg_fr",
     NLCG,
     "nlcg_pr+_rms",

@@ -5,8 +5,10 @@ import os
 import jax
 from jax.experimental import topologies
 
-# What libtpu asks the metadata server of a TPU machine for, where there is none.
+# What libtpu asks the metadata server of a TPU machine for, where there is none; and
+# leave to load it in several processes, which no chip forbids here.
 INSTEAD_OF_A_TPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_STDERR_LOG_LEVEL": "3",
