@@ -83,7 +83,7 @@ def test_the_table_compares_with_adamw_and_momentum():
     assert (
         "| 5.00 | 1.2500 | 2.00 | 10 all-reduce, 4.00 | 1.0100 |" in rows["| nlcg_pr+"]
     )
-    assert "| out of memory: 20.1G of 15.75G |" in rows["lbfgs_search"]
+    assert "| out of memory: 20.1G of 15.75G |" in rows["| lbfgs_search"]
 
 
 def test_figures_are_kept_and_read_back(tmp_path):
