@@ -10,11 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-Criterion: TypeAlias = Literal["train_loss", "validation_loss"]
+Criterion: TypeAlias = Literal["train_loss", "validation_loss", "validation_accuracy"]
 
 EXTENSION = 2  # points by which a grid grows at once
-
-Criterion = Literal["validation_loss", "validation_accuracy"]
 
 
 class Trial(NamedTuple):
