@@ -134,7 +134,8 @@ def test_a_step_is_compiled_for_a_slice_without_having_one(tmp_path):
     command = [
         *(sys.executable, "-m", "experiments.scaling.compile"),
         *("--topologies", "v5e:2x2", "--model", "resnet50_narrow"),
-        *("--image-size", "32", "--batch-size", "64", f"--out={out}"),
+        # As on a pod, activations outweigh the state: 128 images a chip.
+        *("--image-size", "64", "--batch-size", "512", f"--out={out}"),
         *("--optimizers", "heavy_ball", "adamw", "nlcg_pr+"),
     ]
     done = subprocess.run(
