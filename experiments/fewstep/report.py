@@ -20,7 +20,7 @@ HEADINGS = (
     "learning rate",
     "training loss",
     "validation accuracy %",
-    "steps to target",
+    "steps to objective",
     "of best baseline",
     "gradient-equivalents",
     "seconds",
@@ -41,12 +41,10 @@ def write_report(study: Study, out: Path, console: rich.console.Console) -> None
     for task in study.tasks:
         sections, drawn = [], []
         for divisor in task.batches:
-            folder = out / task.name / f"part{divisor}" / "final"
-            found = [finished(path) for path in sorted(folder.glob("*.jsonl"))]
-            records = [record for record in found if record is not None]
-            if not records:
+            cells = _cells(task, out / task.name / f"part{divisor}")
+            if not cells:
                 continue
-            cells = group(records)
+            records = cells[0].records
             size = records[0].config.batch_size or "full batch"
             sections.append(
                 f"\n### {task.name}: batch {size}, {len(records[0].steps)} steps\n\n"
@@ -62,6 +60,29 @@ def write_report(study: Study, out: Path, console: rich.console.Console) -> None
     console.print(f"Tables and curves in {out}.")
 
 
+def _cells(task: Task, folder: Path) -> list[Cell]:
+    """The final runs of each method; where there are none yet, its best trial."""
+    finals = group(_records(folder / "final"))
+    seen = [(c.config.optimizer, c.config.optimizer_options) for c in finals]
+    trials = [r for r in _records(folder / "search") if r.summary is not None]
+    for method in task.methods:
+        variants = [(method.optimizer, options) for options in method.variants()]
+        own = [
+            trial
+            for trial in trials
+            if (trial.config.optimizer, trial.config.optimizer_options) in variants
+        ]
+        if own and not any(variant in seen for variant in variants):
+            losses = [record.summary["train_loss"] for record in own if record.summary]
+            finals.append(Cell((own[int(np.argmin(losses))],)))
+    return finals
+
+
+def _records(folder: Path) -> list[RunRecord]:
+    found = [finished(path) for path in sorted(folder.glob("*.jsonl"))]
+    return [record for record in found if record is not None]
+
+
 def table(cells: Sequence[Cell]) -> str:
     """A Markdown table, the least training loss first."""
     best = best_baseline(cells)
@@ -74,7 +95,8 @@ def table(cells: Sequence[Cell]) -> str:
         ratio = None if steps is None or peer is None else steps / peer
         cost = _cost(cell, "gradient_equivalents", steps)
         row = (
-            f"**{cell.label}**" if cell is best else cell.label,
+            (f"**{cell.label}**" if cell is best else cell.label)
+            + ("" if len(cell.records) > 1 else " (one trial)"),
             _rate(cell),
             _range(cell, "train_loss", "{:.4f}", 1.0),
             _range(cell, "validation_accuracy", "{:.1f}", 100.0),
@@ -89,7 +111,7 @@ def table(cells: Sequence[Cell]) -> str:
 
 
 def best_baseline(cells: Sequence[Cell]) -> Cell | None:
-    """The baseline whose loss is least at the end, None where there is none."""
+    """The baseline whose objective is least at the end, None where there is none."""
     baselines = [cell for cell in cells if cell.config.optimizer in BASELINE_NAMES]
     ends = [(smoothed_losses(cell)[-1], cell) for cell in baselines]
     ends = [(loss, cell) for loss, cell in ends if math.isfinite(loss)]
@@ -97,7 +119,10 @@ def best_baseline(cells: Sequence[Cell]) -> Cell | None:
 
 
 def smoothed_losses(cell: Cell) -> np.ndarray:
-    """Losses of the batches: the median over seeds, then the mean of five steps.
+    """Objectives of the batches: the median over seeds, then the mean of five steps.
+
+    The objective is what is minimised: the loss of the augmented batch with its L2
+    term, unlike the training loss of the table, which is without either.
 
     Entry t is of steps t - 4 to t; a run that diverged counts as infinite.
     """
