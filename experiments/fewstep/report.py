@@ -9,7 +9,7 @@ import numpy as np
 import rich.console
 
 from experiments.cells import Cell, group
-from experiments.curves import draw
+from experiments.fewstep.picture import draw, look_of
 from experiments.fewstep.plan import BASELINES, TUNING_FREE, Study, Task
 from experiments.fewstep.runner import finished
 from experiments.records import RunRecord
@@ -27,12 +27,6 @@ HEADINGS = (
     "mean β",
 )
 BASELINE_NAMES = {method.optimizer for method in BASELINES}
-# Of the curves, where all methods would be too many.
-DRAWN = (
-    *("sgd", "nesterov", "adam", "muon", "shampoo", "nlcg_pr+"),
-    *("nlcg_pr+_rms", "nlcg_pr+_orthogonal", "nlcg_pr+_kronecker"),
-    "nlcg_subspace_orthogonal",
-)
 
 
 def write_report(study: Study, out: Path, console: rich.console.Console) -> None:
@@ -50,10 +44,10 @@ def write_report(study: Study, out: Path, console: rich.console.Console) -> None
                 f"\n### {task.name}: batch {size}, {len(records[0].steps)} steps\n\n"
                 + table(cells)
             )
-            drawn += [cell for cell in cells if cell.config.optimizer in DRAWN]
+            drawn += [cell for cell in cells if look_of(cell) is not None]
         if sections:
-            parts += [_provenance(task, drawn or cells), *sections]
-            draw(_plain(drawn or cells), out / f"curves_{task.name}.png")
+            parts += [_provenance(task, drawn), *sections]
+            draw(_plain(drawn), out / f"curves_{task.name}.png")
     if not parts:
         raise ValueError(f"out={str(out)!r} holds no record of this study")
     (out / "report.md").write_text("".join(parts), encoding="utf-8")
