@@ -33,7 +33,8 @@ def write_report(study: Study, out: Path, console: rich.console.Console) -> None
     """Writes ``report.md`` and, for every task, ``curves_TASK.png``."""
     parts = []
     for task in study.tasks:
-        sections, drawn = [], []
+        sections: list[str] = []
+        shown: list[Cell] = []
         for divisor in task.batches:
             cells = _cells(task, out / task.name / f"part{divisor}")
             if not cells:
@@ -44,10 +45,14 @@ def write_report(study: Study, out: Path, console: rich.console.Console) -> None
                 f"\n### {task.name}: batch {size}, {len(records[0].steps)} steps\n\n"
                 + table(cells)
             )
-            drawn += [cell for cell in cells if look_of(cell) is not None]
+            shown += cells
         if sections:
-            parts += [_provenance(task, drawn), *sections]
-            draw(_plain(drawn), out / f"curves_{task.name}.png")
+            parts.append(_provenance(task, shown))
+            drawn = [cell for cell in _plain(shown) if look_of(cell) is not None]
+            if drawn:
+                draw(drawn, out / f"curves_{task.name}.png")
+                parts.append(f"\n![Curves](curves_{task.name}.png)\n")
+            parts += sections
     if not parts:
         raise ValueError(f"out={str(out)!r} holds no record of this study")
     (out / "report.md").write_text("".join(parts), encoding="utf-8")
@@ -191,5 +196,4 @@ def _provenance(task: Task, cells: Sequence[Cell]) -> str:
     return (
         f"\n## {task.name}\n\n{settings}; final seeds {', '.join(map(str, seeds))}; "
         f"{header['device']['kind']}; commit {', '.join(commits)}.\n"
-        f"\n![Curves](curves_{task.name}.png)\n"
     )

@@ -61,7 +61,7 @@ def test_every_method_of_the_study_can_be_built_and_tuned_ones_have_equal_trials
                 assert examples == study.steps * config.batch_size
 
 
-def test_what_is_recorded_is_left_out_and_later_cells_use_earlier_records(tmp_path):
+def test_the_first_cell_is_a_trial_at_the_batch_size_of_its_part(tmp_path):
     study = dataclasses.replace(small_study(), tasks=small_study().tasks[:1])
     first = next(iter(cells(study, tmp_path)))
     assert first.path.parent.name == "search"
@@ -83,7 +83,7 @@ def test_steps_to_the_loss_of_the_best_baseline():
     assert steps_to(faster, target) == 8  # .2 lower a step: two steps earlier
     assert steps_to(worse, target) is None
     lines = table([worse, faster, peer]).splitlines()
-    assert lines[2].split("|")[1].strip() == "NLCG FR"
+    assert lines[2].split("|")[1].strip() == "NLCG FR (one trial)"
     assert [part.strip() for part in lines[2].split("|")[5:8]] == ["8", "0.80", "16"]
     assert lines[3].split("|")[1].strip() == "**Muon**"
 
