@@ -56,7 +56,10 @@ def scale_by_hutchinson(
         ``"gauss_newton"``, for which it needs ``outputs_fn`` and ``output_loss_fn``;
         or pass ``hvp_fn(params, vector)``, see `scale_by_curvature_step`.
       decay: of the average, in [0, 1).
-      refresh_period: steps between samples. A sample costs about two gradients.
+      refresh_period: steps between samples. A sample costs about two gradients. The
+        extra argument ``refresh=True`` or ``False`` (a Python boolean) of ``update``
+        decides in its place, for loops that compile a step of either kind: on CPUs,
+        XLA makes convolutions slow inside the conditional that a period needs.
       damping: added to D, as a multiple of its mean.
       power: of the denominator; .5 tempers a noisy estimate.
       average_windows: whether to replace a sample by its mean over the window of a

@@ -11,6 +11,7 @@ from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype
 from nlcg_optax.inner_products import mean, window_means
 from nlcg_optax.preconditioners.diagonal_scaling import divide_by_diagonal
+from nlcg_optax.refresh import if_due, is_due
 
 # Checks the parameters and the extra arguments of `update`, and returns a function
 # from a random key to an unbiased sample of what is averaged.
@@ -158,10 +159,8 @@ def scale_by_sampled_diagonal(
                 state.key,
             )
 
-        due = state.count % jnp.asarray(refresh_period, jnp.int32) == 0
-        average, num_samples, diagonal_mean, key = jax.lax.cond(
-            due, refreshed, as_it_was
-        )
+        due = is_due(state.count, refresh_period, extra_args)
+        average, num_samples, diagonal_mean, key = if_due(due, refreshed, as_it_was)
         precond_grad = divide_by_diagonal(
             updates,
             curvature(average, num_samples),

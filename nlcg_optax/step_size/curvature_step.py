@@ -9,6 +9,7 @@ import optax
 from nlcg_optax import validation
 from nlcg_optax.curvature.source import CURVATURES, CurvatureKind, curvature_along_fn
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
+from nlcg_optax.refresh import if_due, is_due
 
 MAX_RATIO = 10.0  # of a minimiser to the average, and of the step to the minimiser
 
@@ -154,18 +155,18 @@ def scale_by_curvature_step(
         )
         validation.check_same_structure("updates", updates, params)
         acc = state.minimizer_average.dtype
-        due = state.count % jnp.asarray(refresh_period, jnp.int32) == 0
+        due = is_due(state.count, refresh_period, extra_args)
 
         def measured() -> tuple[jax.Array, jax.Array]:
             # Along -d: of the slope only the sign differs, of the curvature nothing.
             found = along([updates])
             return found.slopes[0].astype(acc), found.matrix[0, 0].astype(acc)
 
-        descent, curve = jax.lax.cond(
+        descent, curve = if_due(
             due, measured, lambda: (jnp.zeros([], acc), jnp.zeros([], acc))
         )
         new_state = _next_state(
-            state, due, descent, curve, jnp.asarray(decay).astype(acc)
+            state, jnp.asarray(due), descent, curve, jnp.asarray(decay).astype(acc)
         )
         step_size = new_state.diagnostics.step_size
         scaled = jax.tree.map(lambda u: times(step_size, u), updates)

@@ -15,6 +15,7 @@ from nlcg_optax.curvature.source import (
 )
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, times
 from nlcg_optax.inner_products import vdots
+from nlcg_optax.refresh import if_due, is_due
 from nlcg_optax.step_size.reduction_ratio import reduction_ratio
 
 GOOD_RATIO, BAD_RATIO = 0.75, 0.25
@@ -191,8 +192,8 @@ def scale_by_scaled_cg_step(
 
             return _next(last, value, mu, rayleigh, norm, value_after, max_trials)
 
-        due = state.count % jnp.asarray(refresh_period, jnp.int32) == 0
-        diagnostics = jax.lax.cond(due, measured, lambda: last)
+        due = is_due(state.count, refresh_period, extra_args)
+        diagnostics = if_due(due, measured, lambda: last)
         step_size = diagnostics.step_size
         scaled = jax.tree.map(lambda u: times(step_size, u), updates)
         scaled = jax.tree.map(lambda x: jnp.where(step_size == 0, 0, x), scaled)

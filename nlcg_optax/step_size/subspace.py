@@ -21,6 +21,7 @@ from nlcg_optax.dtypes import (
     times,
     zeros_like,
 )
+from nlcg_optax.refresh import if_due, is_due
 from nlcg_optax.step_size.reduction_ratio import ReductionRatio, reduction_ratio
 
 # Levenberg-Marquardt, as Martens (2010) adapts it.
@@ -187,7 +188,7 @@ def scale_by_subspace_step(
         previous = state.previous_updates
         validation.check_same_structure("updates", updates, previous)
         acc = last.damping.dtype
-        due = state.count % jnp.asarray(refresh_period, jnp.int32) == 0
+        due = is_due(state.count, refresh_period, extra_args)
 
         def measured() -> DirectionalCurvature:
             found = along([updates, previous])
@@ -199,7 +200,7 @@ def scale_by_subspace_step(
             one = jnp.ones([], acc)
             return DirectionalCurvature(one, jnp.ones([2], acc), jnp.eye(2, dtype=acc))
 
-        found = jax.lax.cond(due, measured, not_measured)
+        found = if_due(due, measured, not_measured)
         plane = _best_in_plane(found, last.damping, last.step_size)
         step_size = jnp.where(due, plane.step_size, last.step_size)
         momentum = jnp.where(due, plane.momentum, jnp.clip(last.momentum, -1, 1))
