@@ -71,7 +71,9 @@ def test_large_batch_is_smoothed_pr_on_kronecker_factors():
     np.testing.assert_allclose(run(tx, w=start)[0], run(chain, w=start)[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("curvature", ["gauss_newton", "hessian"])
+@pytest.mark.parametrize(
+    "curvature", ["gauss_newton", pytest.param("hessian", marks=pytest.mark.slow)]
+)
 def test_tuning_free_takes_the_minimiser_along_the_direction(curvature):
     tx = tuning_free_nlcg(
         0.5,
@@ -95,6 +97,7 @@ def test_tuning_free_does_not_depend_on_the_scale_of_the_loss():
     assert diagnostics(state)["num_curvature_skips"] == 0
 
 
+@pytest.mark.slow
 def test_tuning_free_solves_least_squares():
     w, _ = run(tuning_free_nlcg(optax.linear_schedule(1.0, 0.0, 60)), steps=60)
     best = np.linalg.lstsq(np.asarray(INPUTS).T, np.asarray(TARGETS).T, rcond=None)[0].T

@@ -12,7 +12,14 @@ def square(params):
     return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def marked(name):
+    """One rule of NLCG stands for all in the fast suite."""
+    slow = name.startswith("nlcg_") and not name.startswith("nlcg_pr+")
+    whole = name.count("_") == 1  # a rule without a preconditioner
+    return pytest.param(name, marks=pytest.mark.slow) if slow and not whole else name
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in optimizers.OPTIMIZERS])
 def test_every_optimizer_updates_with_just_its_extras(name):
     optimizer = optimizers.build(name, 0.05)
     tx = optax.with_extra_args_support(optimizer.transformation)

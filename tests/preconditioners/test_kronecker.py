@@ -151,7 +151,9 @@ def test_inverse_root_of_a_singular_and_of_a_zero_matrix():
     np.testing.assert_array_equal(inverse_root(jnp.zeros([2, 2]), 4, 0.1), np.eye(2))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)]
+)
 def test_narrow_gradients_have_wide_factors(dtype):
     grads = [jnp.asarray(random(4, 3, seed=s)).astype(dtype) for s in range(3)]
     small = [g * jnp.asarray(2.0**-10, dtype) for g in grads]
@@ -203,6 +205,7 @@ def test_the_roots_are_computed_at_refreshes_only():
     assert "syevd" not in before.split("@main")[-1]
 
 
+@pytest.mark.slow
 def test_nested_it_reaches_the_minimum_of_a_matrix_problem():
     scale = jnp.asarray(np.geomspace(1, 100, 12).reshape(4, 3), jnp.float32)
 

@@ -68,6 +68,7 @@ def test_muons_steps_to_the_number_at_any_scale(x64):
         np.testing.assert_allclose(z, x.T, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalisation", ["spectral", "aol", "schatten"])
 def test_every_normalisation_leads_to_singular_values_near_one(normalisation):
     tx = scale_by_orthogonalisation(normalisation=normalisation)
@@ -88,7 +89,14 @@ def test_restored_norm_makes_the_product_of_second_degree(x64):
         np.testing.assert_allclose(products[1], 9 * products[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.complex64])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        jnp.float16,
+        pytest.param(jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param(jnp.complex64, marks=pytest.mark.slow),
+    ],
+)
 def test_dtypes_are_kept_and_computed_wide(dtype):
     w, b = random(6, 4), np.array([2.0, -7.0])
     if dtype == jnp.complex64:
