@@ -40,7 +40,6 @@ FAMILY_COLOURS = {
 }
 SOLID, DASHED, DOTTED = "-", (0, (5, 1.5)), (0, (1, 1.3))
 DASH_DOTTED = (0, (5, 1.5, 1, 1.5))
-DASH_DOT_DOTTED = (0, (5, 1.5, 1, 1.5, 1, 1.5))
 LINE_WIDTH, DOT_WIDTH = 1.6, 2.6  # dots stay visible on a line of their own colour
 LOSS_WINDOW, BETA_WINDOW = 5, 11  # steps of the running mean
 STYLE = {
@@ -148,7 +147,7 @@ def limit_loss(axes: Axes) -> None:
 def _dashes(cell: Cell) -> str | tuple[int, tuple[float, ...]]:
     optimizer = cell.config.optimizer
     if optimizer.endswith(("_orthogonal", "_kronecker")):
-        return DASH_DOT_DOTTED
+        return DOTTED
     if cell.config.optimizer_options.get("beta_smoothing"):
         return DASH_DOTTED
     if optimizer.endswith("_rms"):
