@@ -17,6 +17,8 @@ import jax.numpy as jnp
 
 from nlcg_optax.inner_products import InnerProducts
 
+# Products that take a Hessian-vector product, which only some callers can give.
+CURVATURE_PRODUCTS = frozenset({"z_h_d", "d_h_d"})
 ConjugacyRule: TypeAlias = Callable[[InnerProducts], jax.Array]
 
 

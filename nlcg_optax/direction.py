@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.conjugacy import ConjugacyRule, get_rule, products_used
+from nlcg_optax.conjugacy import (
+    CURVATURE_PRODUCTS,
+    ConjugacyRule,
+    get_rule,
+    products_used,
+)
 from nlcg_optax.direction_extras import check_across_halves, halves, hessian_product
 from nlcg_optax.direction_state import NlcgDiagnostics, ScaleByNlcgState
 from nlcg_optax.dtypes import (
@@ -137,7 +142,7 @@ def scale_by_nlcg(
     keep_grad = bool(used & {"y_z", "y_p_y"}) or restart == "powell"
     keep_grad = keep_grad or ("g_z_prev" in used and not preconditioned)
     keep_precond_grad = preconditioned and bool(used & {"g_z_prev", "y_p_y"})
-    needs_curvature = bool(used & {"z_h_d", "d_h_d"})
+    needs_curvature = bool(used & CURVATURE_PRODUCTS)
 
     def kept_like(tree: PyTree) -> PyTree:
         # Distinct zero buffers for every field: donation must not meet one twice.

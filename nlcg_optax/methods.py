@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.conjugacy import RULES, ConjugacyRule
+from nlcg_optax.conjugacy import (
+    CURVATURE_PRODUCTS,
+    RULES,
+    ConjugacyRule,
+    get_rule,
+    products_used,
+)
 from nlcg_optax.direction import scale_by_nlcg
 from nlcg_optax.preconditioners.limited_memory import scale_by_limited_memory
 from nlcg_optax.step_size.wolfe_search import WolfeRules
@@ -31,14 +37,20 @@ class Method(NamedTuple):
     initial_step: Literal["one", "previous"] = "previous"
 
 
+@functools.cache
 def names() -> tuple[str, ...]:
     """The names that `get_method` knows.
+
+    The rules that read curvature are not among them: a line search gives none.
 
     Examples:
       >>> names()[:4]
       ('limited-memory', 'cd', 'dk', 'dy')
     """
-    return (LIMITED_MEMORY, *sorted(RULES))
+    rules = (
+        name for name in RULES if not products_used(get_rule(name)) & CURVATURE_PRODUCTS
+    )
+    return (LIMITED_MEMORY, *sorted(rules))
 
 
 def nlcg_method(
