@@ -40,7 +40,7 @@ def draw_batch_sizes(cells: Sequence[Cell], path: Path) -> None:
     sizes = _sizes(cells)
     found = _by_method(cells)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
+        figure, axes = plt.subplots(figsize=(10.5, 5.6), layout="constrained")
         for number, (label, cells_of) in enumerate(found.items()):
             shift = 0.04 * (number - (len(found) - 1) / 2)  # so that bars do not hide
             places, middles, below, above = [], [], [], []
