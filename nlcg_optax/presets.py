@@ -52,11 +52,14 @@ def large_batch_nlcg(
       >>> import jax, jax.numpy as jnp, optax
       >>> loss = lambda w: jnp.sum((w @ jnp.arange(6.).reshape(3, 2) - 1.)**2)
       >>> tx = large_batch_nlcg(optax.linear_schedule(0.3, 0., 60))
+      >>> @jax.jit
+      ... def step(w, state):
+      ...     updates, state = tx.update(jax.grad(loss)(w), state, w)
+      ...     return optax.apply_updates(w, updates), state
       >>> w = jnp.zeros([4, 3])
       >>> state = tx.init(w)
       >>> for _ in range(60):
-      ...     updates, state = tx.update(jax.grad(loss)(w), state, w)
-      ...     w = optax.apply_updates(w, updates)
+      ...     w, state = step(w, state)
       >>> bool(loss(w) < 1e-2)
       True
     """
@@ -113,13 +116,16 @@ def tuning_free_nlcg(
       >>> model = lambda w: w @ inputs
       >>> output_loss = lambda outputs: jnp.sum((outputs - 1.)**2)
       >>> tx = tuning_free_nlcg()
-      >>> w = jnp.zeros([4, 3])
-      >>> state = tx.init(w)
-      >>> for _ in range(60):
+      >>> @jax.jit
+      ... def step(w, state):
       ...     grads = jax.grad(lambda w: output_loss(model(w)))(w)
       ...     updates, state = tx.update(grads, state, w, outputs_fn=model,
       ...                                output_loss_fn=output_loss)
-      ...     w = optax.apply_updates(w, updates)
+      ...     return optax.apply_updates(w, updates), state
+      >>> w = jnp.zeros([4, 3])
+      >>> state = tx.init(w)
+      >>> for _ in range(60):
+      ...     w, state = step(w, state)
       >>> bool(output_loss(model(w)) < 1e-2)
       True
     """
