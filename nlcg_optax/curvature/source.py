@@ -80,9 +80,11 @@ def value_at_fn(
 
     ``value_fn``, or for ``"gauss_newton"`` without it the composition of
     ``outputs_fn`` and ``output_loss_fn``. Arguments and errors are those of
-    `curvature_along_fn`.
+    `curvature_along_fn`; with ``hvp_fn``, ``value`` has to be given too.
     """
-    _, function = _readers(transformation, curvature, extra_args)
+    require, function = _readers(transformation, curvature, extra_args)
+    if extra_args.get("hvp_fn") is not None:
+        require("value", extra_args.get("value"), "hvp_fn gives no loss")
     if curvature == "hessian" or extra_args.get("value_fn") is not None:
         value_fn = function("value_fn")
     else:

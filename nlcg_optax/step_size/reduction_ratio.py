@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nlcg_optax.dtypes import PyTree, compute_dtype
+
 ROUNDINGS = 16  # of a loss, that may stand between two of its values
 
 
@@ -48,3 +50,19 @@ def reduction_ratio(
         jnp.where(jnp.isfinite(ratio), ratio, -jnp.inf),
         meaningful | ~jnp.isfinite(new_value),
     )
+
+
+def params_after(params: PyTree, step: PyTree) -> PyTree:
+    """The parameters less a step, in their own dtypes.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> params_after(jnp.array([3., 1.]), jnp.array([1., 1.]))
+      Array([2., 0.], dtype=float32)
+    """
+
+    def minus(param: jax.Array, change: jax.Array) -> jax.Array:
+        dtype = compute_dtype(param.dtype)
+        return (param.astype(dtype) - change.astype(dtype)).astype(param.dtype)
+
+    return jax.tree.map(minus, params, step)

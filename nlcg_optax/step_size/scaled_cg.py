@@ -13,10 +13,10 @@ from nlcg_optax.curvature.source import (
     curvature_along_fn,
     value_at_fn,
 )
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
 from nlcg_optax.inner_products import vdots
 from nlcg_optax.refresh import if_due, is_due
-from nlcg_optax.step_size.reduction_ratio import reduction_ratio
+from nlcg_optax.step_size.reduction_ratio import params_after, reduction_ratio
 
 GOOD_RATIO, BAD_RATIO = 0.75, 0.25
 SHRINK = 0.25
@@ -167,9 +167,6 @@ def scale_by_scaled_cg_step(
             name, curvature, params, extra_args, axis_name=axis_name
         )
         value_at = value_at_fn(name, curvature, extra_args)
-        if extra_args.get("hvp_fn") is not None:
-            given = extra_args.get("value")
-            validation.require(name, "value", given, "hvp_fn gives no loss")
         validation.check_same_structure("updates", updates, params)
         acc = last.damping.dtype
 
@@ -180,15 +177,8 @@ def scale_by_scaled_cg_step(
             (norm,) = vdots([(updates, updates)], axis_name=axis_name, dtype=acc)
 
             def value_after(step_size: jax.Array) -> jax.Array:
-                moved = jax.tree.map(
-                    lambda p, u: (
-                        p.astype(compute_dtype(p.dtype))
-                        - times(step_size, u).astype(compute_dtype(p.dtype))
-                    ).astype(p.dtype),
-                    params,
-                    updates,
-                )
-                return value_at(moved).astype(acc)
+                step = jax.tree.map(lambda u: times(step_size, u), updates)
+                return value_at(params_after(params, step)).astype(acc)
 
             return _next(last, value, mu, rayleigh, norm, value_after, max_trials)
 

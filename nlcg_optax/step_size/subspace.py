@@ -22,7 +22,11 @@ from nlcg_optax.dtypes import (
     zeros_like,
 )
 from nlcg_optax.refresh import if_due, is_due
-from nlcg_optax.step_size.reduction_ratio import ReductionRatio, reduction_ratio
+from nlcg_optax.step_size.reduction_ratio import (
+    ReductionRatio,
+    params_after,
+    reduction_ratio,
+)
 
 # Levenberg-Marquardt, as Martens (2010) adapts it.
 GOOD_RATIO, BAD_RATIO = 0.75, 0.25
@@ -182,9 +186,6 @@ def scale_by_subspace_step(
         value_at = None
         if adapt_damping:
             value_at = value_at_fn(name, curvature, extra_args)
-            if extra_args.get("hvp_fn") is not None:
-                given = extra_args.get("value")
-                validation.require(name, "value", given, "hvp_fn gives no loss")
         previous = state.previous_updates
         validation.check_same_structure("updates", updates, previous)
         acc = last.damping.dtype
@@ -217,7 +218,7 @@ def scale_by_subspace_step(
         if value_at is not None:
 
             def value_after() -> jax.Array:
-                return value_at(jax.tree.map(_minus, params, step)).astype(acc)
+                return value_at(params_after(params, step)).astype(acc)
 
             trial = jax.lax.cond(due & plane.moves, value_after, lambda: found.value)
             achieved = reduction_ratio(found.value, trial, plane.predicted)
@@ -314,8 +315,3 @@ def _adapted(damping: jax.Array, achieved: ReductionRatio) -> jax.Array:
     shrunk = jnp.maximum(damping * SHRINK, jnp.minimum(damping, low))
     bad, good = achieved.ratio < BAD_RATIO, achieved.ratio > GOOD_RATIO
     return jnp.where(bad, grown, jnp.where(good, shrunk, damping))
-
-
-def _minus(param: jax.Array, step: jax.Array) -> jax.Array:
-    dtype = compute_dtype(param.dtype)
-    return (param.astype(dtype) - step.astype(dtype)).astype(param.dtype)
