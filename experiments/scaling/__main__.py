@@ -36,7 +36,8 @@ class ScalingArguments:
     """Reports how steps scale.
 
     Attributes:
-      compiled: figures of ``experiments.scaling.compile``; one file or several.
+      compiled: figures of ``experiments.scaling.compile``; one file or several, or none
+        to leave the model out.
       batch_size: images in a step on all chips together, for the model.
       optimizers: for weak scaling; the first is the reference.
       devices: numbers of virtual devices, for weak scaling; one of them 1.
@@ -56,6 +57,8 @@ class ScalingArguments:
     def __post_init__(self) -> None:
         if self.rounds < 0:
             raise ValueError(f"rounds={self.rounds!r} must not be below 0")
+        if not self.rounds and not self.compiled:
+            raise ValueError("rounds=0 with an empty compiled leaves nothing to report")
         for path in self.compiled:
             if not path.exists():
                 raise ValueError(
@@ -167,13 +170,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 given.optimizers, given.devices, given.images_per_device, given.rounds
             )
             parts.append(weak_scaling_table(measured))
-        parts.append(model_table(entries, given.batch_size))
+        if entries:
+            parts.append(model_table(entries, given.batch_size))
     except ValueError as error:
         sys.exit(f"error: {error}")
     given.out.mkdir(parents=True, exist_ok=True)
     text = "\n".join(parts)
     (given.out / "scaling.md").write_text(text, encoding="utf-8")
-    draw(modelled(entries), given.batch_size, given.out / "scaling.png")
+    if entries:
+        draw(modelled(entries), given.batch_size, given.out / "scaling.png")
     rich.console.Console().print(text, markup=False, soft_wrap=True)
 
 
@@ -182,4 +187,5 @@ if __name__ == "__main__":
     if flag not in os.environ.get("XLA_FLAGS", ""):
         # Read when JAX starts its backend, which no import does.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=8".strip()
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # where virtual devices are
     main()

@@ -124,6 +124,13 @@ def test_wrong_arguments_are_refused(arguments, message):
         compile_command.CompileArguments(**arguments)
 
 
+def test_the_report_needs_something_to_report(tmp_path):
+    with pytest.raises(ValueError, match="rounds=0 with an empty compiled"):
+        report.ScalingArguments(compiled=(), rounds=0)
+    with pytest.raises(ValueError, match="does not exist; make it with"):
+        report.ScalingArguments(compiled=(tmp_path / "none.jsonl",))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
