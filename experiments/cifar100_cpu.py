@@ -7,7 +7,9 @@ In this order:
 1. the paper's recipe for SGD, momentum, RMSProp and the paper's NLCG;
 2. the same number of quasi-random trials for every method over learning rate, memory
    and decay of weights, chosen by validation accuracy, and the best with fresh seeds;
-3. SWAP from two thirds of the tuned large-batch runs of two methods, and its cost.
+3. the mean of the β that NLCG found there, as the constant memory of two methods that
+   are tuned anew with it;
+4. SWAP from two thirds of the tuned large-batch runs of two methods, and its cost.
 
 The command goes on where it was stopped, and ends with reports in its folder. Prepare
 the data first::
@@ -27,7 +29,12 @@ import tyro
 
 from experiments import data
 from experiments.config import RunConfig
-from experiments.records import read_record, read_records
+from experiments.records import (
+    RunRecord,
+    mean_over_steps,
+    read_record,
+    read_records,
+)
 from experiments.report import write_report
 from experiments.runner import PlannedRun, Runner, finished
 from experiments.swap_config import SwapConfig
@@ -46,6 +53,9 @@ TUNED_OPTIMIZERS = (
     "lamb",
     "muon",
 )
+# Whose β is averaged, and the options that then hold the mean.
+ADAPTIVE_OPTIMIZER = "nlcg_pr+_orthogonal"
+CONSTANT_MEMORY = {"muon": "momentum", "nlcg_constant_orthogonal": "beta"}
 SWAP_OPTIMIZERS = ("nesterov", "nlcg_pr+_rms")
 WORKER_OPTIMIZER = "nesterov"
 
@@ -92,7 +102,7 @@ SMALL = Study(
     validation_examples=64,
     epochs=2,
     epochs_per_report=1,
-    optimizers=("nesterov", "nlcg_pr+_rms"),
+    optimizers=("nesterov", "nlcg_pr+_orthogonal"),
     trials=2,
     seeds=(0,),
     final_seeds=(10,),
@@ -124,6 +134,9 @@ def run_study(study: Study, out: Path, runner: Runner) -> None:
             runner.run(planned)
     for batch_size in study.batch_sizes:
         run_sweep(tuned_sweep(study, batch_size), out / "tuned", runner)
+    for batch_size in study.batch_sizes:
+        sweep = mean_beta_sweep(study, batch_size, out)
+        run_sweep(sweep, out / "mean_beta", runner)
     for swap in swap_runs(study, out):
         if not swap.path.exists():
             dataset = runner.dataset(swap.config.large)
@@ -167,18 +180,36 @@ def tuned_sweep(study: Study, batch_size: int | None) -> Sweep:
     )
 
 
+def mean_beta_sweep(study: Study, batch_size: int | None, out: Path) -> Sweep:
+    """What `ADAPTIVE_OPTIMIZER` is worth beside a constant memory of the same mean."""
+    finals = [
+        _tuned(out, batch_size, ADAPTIVE_OPTIMIZER, seed) for seed in study.final_seeds
+    ]
+    memory = round(mean_over_steps(finals, "beta"), 3)
+    sweep = tuned_sweep(study, batch_size)
+    return dataclasses.replace(
+        sweep,
+        configs=tuple(
+            dataclasses.replace(
+                sweep.configs[0], optimizer=optimizer, optimizer_options={name: memory}
+            )
+            for optimizer, name in CONSTANT_MEMORY.items()
+        ),
+        dimensions=("learning_rate", "decay"),
+    )
+
+
+def _tuned(out: Path, batch_size: int | None, optimizer: str, seed: int) -> RunRecord:
+    name = f"batch_{batch_size or 'full'}-{optimizer}-seed{seed}.jsonl"
+    return read_record(out / "tuned" / "finals" / name)
+
+
 def swap_runs(study: Study, out: Path) -> Iterator[PlannedSwap]:
     """SWAP from the tuned runs at the first batch size, with the last one's workers."""
-    finals = out / "tuned" / "finals"
-
-    def tuned(batch_size: int | None, optimizer: str, seed: int) -> RunConfig:
-        name = f"batch_{batch_size or 'full'}-{optimizer}-seed{seed}.jsonl"
-        return read_record(finals / name).config
-
     for optimizer in study.swap_optimizers:
         for seed in study.final_seeds:
-            large = tuned(study.batch_sizes[0], optimizer, seed)
-            small = tuned(study.batch_sizes[-1], WORKER_OPTIMIZER, seed)
+            large = _tuned(out, study.batch_sizes[0], optimizer, seed).config
+            small = _tuned(out, study.batch_sizes[-1], WORKER_OPTIMIZER, seed).config
             config = SwapConfig(
                 # A report an epoch, at which it may stop.
                 large=dataclasses.replace(large, epochs_per_report=1),
@@ -219,7 +250,8 @@ def base_config(study: Study, batch_size: int | None) -> RunConfig:
 def write_reports(study: Study, out: Path, console: rich.console.Console) -> None:
     """Writes a report of each table next to its records, and ``swap.md``."""
     write_report(read_records(out / "paper"), out / "paper", console)
-    write_report(read_records(out / "tuned" / "finals"), out / "tuned", console)
+    for name in ("tuned", "mean_beta"):
+        write_report(read_records(out / name / "finals"), out / name, console)
     paths = [planned.path for planned in swap_runs(study, out)]
     (out / "swap.md").write_text(swap_table(paths), encoding="utf-8")
 

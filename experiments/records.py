@@ -13,8 +13,9 @@ import json
 import math
 import os
 import platform
+import statistics
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -206,6 +207,21 @@ def read_records(folder: Path) -> list[RunRecord]:
     if not paths:
         raise FileNotFoundError(f"there is no record (*.jsonl) in {str(folder)!r}")
     return [read_record(path) for path in paths]
+
+
+def mean_over_steps(records: Sequence[RunRecord], name: str) -> float:
+    """The mean of a metric over the steps of all records in which it is finite.
+
+    NaN where no record has the metric.
+    """
+    values = [
+        value
+        for record in records
+        if record.steps and name in record.steps[0]
+        for value in record.series(name)
+        if math.isfinite(value)
+    ]
+    return statistics.fmean(values) if values else math.nan
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """Tables and curves of the study, from its records."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from experiments.cells import Cell, group
 from experiments.fewstep.picture import draw, look_of
 from experiments.fewstep.plan import BASELINES, TUNING_FREE, Study, Task
 from experiments.fewstep.runner import finished
-from experiments.records import RunRecord
+from experiments.records import RunRecord, mean_over_steps
 
 WINDOW = 5  # steps of the running mean in which a loss is reached
 HEADINGS = (
@@ -103,7 +102,7 @@ def table(cells: Sequence[Cell]) -> str:
             "–" if ratio is None else f"{ratio:.2f}",
             "–" if cost is None else f"{cost:.0f}",
             _figure(cell.median("seconds"), "{:.1f}"),
-            _figure(mean_beta(cell), "{:.2f}"),
+            _figure(mean_over_steps(cell.records, "beta"), "{:.2f}"),
         )
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
@@ -140,18 +139,6 @@ def steps_to(cell: Cell, target: float) -> int | None:
     """The first step after which the smoothed loss is at the target, if it ever is."""
     reached = np.flatnonzero(smoothed_losses(cell) <= target)
     return int(reached[0]) + 1 if reached.size else None
-
-
-def mean_beta(cell: Cell) -> float:
-    """The mean of β over steps and seeds; NaN for methods without."""
-    betas = [
-        beta
-        for record in cell.records
-        if "beta" in record.steps[0]
-        for beta in record.series("beta")
-        if math.isfinite(beta)
-    ]
-    return statistics.fmean(betas) if betas else math.nan
 
 
 def _cost(cell: Cell, name: str, steps: int | None) -> float | None:

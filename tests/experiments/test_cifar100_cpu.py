@@ -15,23 +15,25 @@ from experiments.cifar100_cpu import (
     tuned_sweep,
     write_reports,
 )
-from experiments.records import RecordWriter
+from experiments.records import RecordWriter, read_record
 
 
 class FakeRunner:
     """Stands for training; the greater the learning rate, the better."""
 
     def __init__(self):
-        self.ran = []
+        self.ran, self.paths = [], []
 
     def run(self, planned):
         self.ran.append(planned.path.stem)
+        self.paths.append(planned.path)
         config = planned.config
         with RecordWriter(planned.path, config, overwrite=True) as writer:
             for trial in planned.trials:
                 writer.write("trial", trial)
             costs = {"step": 1, "gradient_equivalents": 1.0, "seconds": 0.1}
-            writer.write("step", {**costs, "loss": 2.0})
+            writer.write("step", {**costs, "loss": 2.0, "beta": 0.25, "cosine": 1.0})
+            writer.write("step", {**costs, "loss": 2.0, "beta": 0.75, "cosine": 1.0})
             accuracies = dict.fromkeys(
                 ("train_accuracy", "validation_accuracy", "test_accuracy"),
                 config.learning_rate,
@@ -71,7 +73,13 @@ def test_the_study_runs_everything_once_and_reports_it(tmp_path, monkeypatch):
     ]
     assert runner.ran[:8] == paper
     # Two trials of two methods, the best of which lie on an edge, so two more; a final.
-    assert len(runner.ran) == len(set(runner.ran)) == 8 + 2 * (2 * (2 + 2) + 2)
+    # All that once more for two methods with the mean of beta.
+    assert len(runner.ran) == 8 + 2 * (2 * 2 * (2 + 2) + 2 * 2)
+    assert len(set(runner.paths)) == len(runner.paths)
+    for optimizer, option in cifar100_cpu.CONSTANT_MEMORY.items():
+        name = f"mean_beta/finals/batch_32-{optimizer}-seed10.jsonl"
+        options = read_record(tmp_path / name).config.optimizer_options
+        assert options[option] == 0.5
     assert [p.name for p in (tmp_path / "swap").iterdir()] == [
         "batch_32-nesterov-seed10.json"
     ]
@@ -80,7 +88,7 @@ def test_the_study_runs_everything_once_and_reports_it(tmp_path, monkeypatch):
     console = rich.console.Console(file=open("/dev/null", "w"))  # noqa: SIM115
     write_reports(SMALL, tmp_path, console)
     console.file.close()
-    for folder in ("paper", "tuned"):
+    for folder in ("paper", "tuned", "mean_beta"):
         assert (tmp_path / folder / "report.md").exists()
         assert (tmp_path / folder / "batch_sizes.png").exists()
     assert (tmp_path / "swap.md").read_text(encoding="utf-8").splitlines()[2] == (
