@@ -1,5 +1,7 @@
 """`refresh`: the caller says which calls look at curvature."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,13 @@ import pytest
 from nlcg_optax import (
     diagnostics,
     scale_by_curvature_step,
+    scale_by_diagonal_secant,
     scale_by_hutchinson,
+    scale_by_kronecker,
     scale_by_subspace_step,
 )
+
+SAME_BATCH_SECANT = functools.partial(scale_by_diagonal_secant, secant="hvp")
 
 
 def _loss(x):
@@ -18,19 +24,26 @@ def _loss(x):
 
 
 @pytest.mark.parametrize(
-    "make", [scale_by_curvature_step, scale_by_subspace_step, scale_by_hutchinson]
+    "make",
+    [
+        scale_by_curvature_step,
+        scale_by_subspace_step,
+        scale_by_hutchinson,
+        scale_by_kronecker,
+        SAME_BATCH_SECANT,
+    ],
 )
 def test_said_or_counted_the_numbers_are_the_same(x64, make):
-    x = jnp.array([1.0, -2.0])
+    x = jnp.array([[1.0, -2.0]])
     tx = make(refresh_period=2)
     one, other = tx.init(x), tx.init(x)
-    by_count = jax.jit(lambda u, s: tx.update(u, s, x, value_fn=_loss))
-    by_word = {
-        refresh: jax.jit(
-            lambda u, s, r=refresh: tx.update(u, s, x, value_fn=_loss, refresh=r)
-        )
-        for refresh in (True, False)
-    }
+
+    def update(u, s, refresh=None):
+        extra_args = {"value_fn": _loss, "previous_direction": -x}
+        return tx.update(u, s, x, **extra_args, refresh=refresh)
+
+    by_count = jax.jit(update)
+    by_word = {r: jax.jit(functools.partial(update, refresh=r)) for r in (True, False)}
     for t in range(4):
         u = jax.grad(_loss)(x) * (1 + 0.1 * t)
         updates, one = by_count(u, one)
@@ -40,14 +53,28 @@ def test_said_or_counted_the_numbers_are_the_same(x64, make):
         np.testing.assert_allclose(value, diagnostics(other)[name], rtol=1e-12)
 
 
-@pytest.mark.parametrize("make", [scale_by_curvature_step, scale_by_hutchinson])
-@pytest.mark.parametrize(("refresh", "count"), [(None, 1), (True, 0), (False, 0)])
-def test_no_conditional_where_it_is_known(make, refresh, count):
-    x, tx = jnp.ones(2), make(refresh_period=2)
-    program = jax.make_jaxpr(
-        lambda u, s: tx.update(u, s, x, value_fn=_loss, refresh=refresh)
-    )(x, tx.init(x))
-    assert str(program).count("cond[") == count
+@pytest.mark.parametrize(
+    "make",
+    [
+        scale_by_curvature_step,
+        scale_by_hutchinson,
+        scale_by_kronecker,
+        SAME_BATCH_SECANT,
+    ],
+)
+def test_no_conditional_where_it_is_known(make):
+    x, tx = jnp.ones([2, 2]), make(refresh_period=2)
+
+    def conditionals(refresh):
+        extra_args = {"value_fn": _loss, "previous_direction": x, "refresh": refresh}
+        program = jax.make_jaxpr(lambda u, s: tx.update(u, s, x, **extra_args))(
+            x, tx.init(x)
+        )
+        return str(program).count("cond[")
+
+    # Whatever else there is: one more where the step has to be looked at.
+    assert conditionals(None) - conditionals(True) == 1
+    assert conditionals(None) - conditionals(False) == 1
 
 
 def test_a_traced_refresh_is_refused():

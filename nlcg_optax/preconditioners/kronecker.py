@@ -19,6 +19,7 @@ from nlcg_optax.preconditioners.matrices import (
     vector_mask,
     widened,
 )
+from nlcg_optax.refresh import if_due, is_due
 
 
 class KroneckerDiagnostics(NamedTuple):
@@ -132,7 +133,8 @@ def scale_by_kronecker(
 
     Args:
       decay: of the averages, in [0, 1).
-      refresh_period: steps between two refreshes of the roots.
+      refresh_period: steps between two refreshes of the roots. Where ``update`` is
+        given ``refresh=True`` or ``refresh=False``, that decides instead.
       damping: the :math:`\epsilon` above, relative to the largest eigenvalue.
       block_size: greatest side of a factor.
       one_sided_ratio: of the sides, beyond which the longer one has no factor; at
@@ -244,10 +246,10 @@ def scale_by_kronecker(
             for found, cut, old_of_leaf in zip(blocks, split, old_factors, strict=True)
         ]
         count = state.count + finite.astype(jnp.int32)
-        due = finite & (state.count % jnp.asarray(refresh_period, jnp.int32) == 0)
-        roots, failures = jax.lax.cond(
+        due = is_due(state.count, refresh_period, extra_args)
+        roots, failures = if_due(
             due,
-            lambda: _refreshed(factors, old_roots, count, decay, damping),
+            lambda: _refreshed(factors, old_roots, count, decay, damping, finite),
             lambda: (old_roots, jnp.zeros([], jnp.int32)),
         )
         leaves = jax.tree.leaves(diagonals)
@@ -262,7 +264,8 @@ def scale_by_kronecker(
             roots=jax.tree.unflatten(treedef, roots),
             diagonal=select(finite, diagonal_state, state.diagonal),
             diagnostics=KroneckerDiagnostics(
-                num_refreshes=state.diagnostics.num_refreshes + due.astype(jnp.int32),
+                num_refreshes=state.diagnostics.num_refreshes
+                + (finite & due).astype(jnp.int32),
                 num_root_failures=state.diagnostics.num_root_failures + failures,
             ),
         )
@@ -317,8 +320,12 @@ def _refreshed(
     count: jax.Array,
     decay: float | jax.Array,
     damping: float | jax.Array,
+    finite: jax.Array,
 ) -> tuple[list[list[jax.Array]], jax.Array]:
-    """The inverse roots of all factors, and how many of them were refused."""
+    """The inverse roots of all factors, and how many of them were refused.
+
+    Where the gradient was not finite there is nothing new: the old roots stay.
+    """
     failures = jnp.zeros([], jnp.int32)
     roots: list[list[jax.Array]] = []
     for of_leaf, old_of_leaf in zip(factors, old_roots, strict=True):
@@ -330,8 +337,8 @@ def _refreshed(
                 times(1 / correction, factor), 2 * len(of_leaf), damping
             )
             good = jnp.all(jnp.isfinite(root))
-            roots[-1].append(jnp.where(good, root, old))
-            failures += (~good).astype(jnp.int32)
+            roots[-1].append(jnp.where(finite & good, root, old))
+            failures += (finite & ~good).astype(jnp.int32)
     return roots, failures
 
 

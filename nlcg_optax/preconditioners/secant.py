@@ -19,6 +19,7 @@ from nlcg_optax.dtypes import (
 )
 from nlcg_optax.inner_products import settle, vdots
 from nlcg_optax.preconditioners.diagonal_scaling import abs_squared, divide_by_diagonal
+from nlcg_optax.refresh import if_due, is_due
 
 SECANTS = ("difference", "hvp")
 MIN_CURVATURE_COSINE = 1e-6  # below it dᵀHd is rounding, not curvature
@@ -95,7 +96,8 @@ def scale_by_diagonal_secant(
         ``secant="difference"``.
       secant: where y comes from.
       refresh_period: look at a pair every so many steps. The product with the Hessian
-        is then paid only at those steps.
+        is then paid only at those steps. Where ``update`` is given ``refresh=True`` or
+        ``refresh=False``, that decides instead.
       reset_period: set h to one every so many steps; the paper's program has 100,
         switched off. None for never.
       spectral_scaling: replace the last term by
@@ -188,7 +190,8 @@ def scale_by_diagonal_secant(
         validation.check_same_structure("updates", g, h)
         acc = state.diagnostics.curvature.dtype
         d, length = step_taken(state, params, extra_args)
-        due = (state.count > 0) & (state.count % refresh_period == 0)
+        refresh = is_due(state.count, refresh_period, extra_args)
+        due = (state.count > 0) & refresh
         if reset_period is not None:
             reset = (state.count > 0) & (state.count % reset_period == 0)
             h = jax.tree.map(lambda x: jnp.where(reset, jnp.ones_like(x), x), h)
@@ -200,8 +203,8 @@ def scale_by_diagonal_secant(
             product = product_fn(
                 "scale_by_diagonal_secant", "hessian", params, extra_args
             )
-            y = jax.lax.cond(
-                due,
+            y = if_due(
+                refresh if isinstance(refresh, bool) else due,
                 lambda: optax.tree.cast_like(product(d), params),
                 lambda: zeros_like(params),
             )
