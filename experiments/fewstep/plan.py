@@ -109,6 +109,11 @@ NOISE = (
     Method("nlcg_pr+_orthogonal", 0.07, {"beta_smoothing": 0.9}),
     *(Method(f"nlcg_{rule}_orthogonal", 0.07) for rule in ("fr", "hs")),
 )
+# Curvature sampled at every step: on CPUs convolutions are slow inside conditionals.
+DIAGONALS = tuple(
+    Method(f"nlcg_pr+_{preconditioner}", 0.1, {**SMOOTHED, "refresh_period": 1})
+    for preconditioner in ("hutchinson", "equilibration", "bartlett", "secant")
+)
 # The optimum of β found by itself, to be compared with its mean and with its replay.
 ABLATED = Method("nlcg_pr+_orthogonal", 0.05, SMOOTHED)
 # For tasks that nothing was developed on: the strongest peers and what needs no number.
@@ -181,6 +186,7 @@ def full_study(*, with_images: bool) -> Study:
             Task("noise", halves, examples, noise_parts, NOISE),
             digits,
             *([others] if with_images else []),
+            Task("diagonals", first, examples, parts[1:], DIAGONALS),
         ),
         steps=60 if with_images else 64,
     )
