@@ -136,6 +136,17 @@ def test_bench_of_curvature_measures_every_peer(tmp_path, capsys):
     assert all(m["least_ms"] <= m["ms"] for m in by_peer.values())
 
 
+def test_bench_of_curvature_measures_what_is_named(tmp_path):
+    path = tmp_path / "bench.json"
+    size = ["--model=mlp", "--batch-size=4", "--image-size=4", "--rounds=1"]
+    bench_curvature.main([*size, "--peers", "Newton-v", f"--json={path}"])
+    result = json.loads(path.read_text(encoding="utf-8"))
+    names = [m["peer"] for m in result["measurements"]]
+    assert names == ["gradient", "Gauss-Newton-vector product"]
+    with pytest.raises(SystemExit, match="peers has 'Newtn', which is in none of"):
+        bench_curvature.main([*size, "--peers", "Newtn"])
+
+
 def test_bench_of_curvature_refuses_an_empty_batch():
     with pytest.raises(SystemExit):
         bench_curvature.main(["--batch-size=0"])
