@@ -8,9 +8,16 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype
+from nlcg_optax.preconditioners.kronecker_factors import (
+    Blocks,
+    averaged,
+    blocks_for,
+    gram,
+    multiplied,
+    refreshed_roots,
+)
 from nlcg_optax.preconditioners.matrices import (
-    MatrixView,
     all_finite,
     matrix_views,
     of_norm,
@@ -54,45 +61,6 @@ class ScaleByKroneckerState(NamedTuple):
     roots: PyTree
     diagonal: PyTree
     diagnostics: KroneckerDiagnostics
-
-
-class _Blocks(NamedTuple):
-    """How a stack of matrices is cut into blocks, and which sides have a factor.
-
-    Attributes:
-      view: the leaf as a stack of matrices.
-      rows: size of a block's rows; of all of them if the rows have no factor.
-      columns: likewise.
-      sides: out of ``"rows"`` and ``"columns"``.
-    """
-
-    view: MatrixView
-    rows: int
-    columns: int
-    sides: tuple[str, ...]
-
-    def split(self, leaf: jax.Array) -> jax.Array:
-        """``[matrix, row block, column block, rows, columns]``, padded with zeros."""
-        count, rows, columns = self.view.shape_of(leaf)
-        row_blocks, column_blocks = -(-rows // self.rows), -(-columns // self.columns)
-        margins = (
-            row_blocks * self.rows - rows,
-            column_blocks * self.columns - columns,
-        )
-        stack = self.view.stack(leaf)
-        if any(margins):
-            stack = jnp.pad(stack, ((0, 0), (0, margins[0]), (0, margins[1])))
-        stack = stack.reshape(count, row_blocks, self.rows, column_blocks, self.columns)
-        return jnp.swapaxes(stack, 2, 3)
-
-    def join(self, blocks: jax.Array, leaf: jax.Array) -> jax.Array:
-        """The inverse of `split`."""
-        count, rows, columns = self.view.shape_of(leaf)
-        _, row_blocks, column_blocks, _, _ = blocks.shape
-        stack = jnp.swapaxes(blocks, 2, 3).reshape(
-            count, row_blocks * self.rows, column_blocks * self.columns
-        )
-        return self.view.unstack(stack[:, :rows, :columns], leaf)
 
 
 def scale_by_kronecker(
@@ -179,9 +147,11 @@ def scale_by_kronecker(
             transform_diagonal, vector_mask(weight_dimension_numbers)
         )
 
-    def blocks_of(tree: PyTree) -> list[_Blocks | None]:
+    def blocks_of(tree: PyTree) -> list[Blocks | None]:
         return [
-            None if view is None else _blocks(view, leaf, block_size, one_sided_ratio)
+            None
+            if view is None
+            else blocks_for(view, leaf, block_size, one_sided_ratio)
             for view, leaf in zip(
                 matrix_views(tree, weight_dimension_numbers),
                 jax.tree.leaves(tree),
@@ -193,7 +163,7 @@ def scale_by_kronecker(
         wide = jax.tree.map(widened, params)
         accumulator_dtype(params)  # raises where a leaf is not floating point
 
-        def nothing_yet(blocks: _Blocks | None, leaf: jax.Array) -> list[jax.Array]:
+        def nothing_yet(blocks: Blocks | None, leaf: jax.Array) -> list[jax.Array]:
             if blocks is None:
                 return []
             shape = jax.eval_shape(blocks.split, leaf).shape
@@ -238,7 +208,7 @@ def scale_by_kronecker(
         ]
         factors = [
             [
-                _averaged(old, _gram(cut, side), decay, finite)
+                averaged(old, gram(cut, side), decay, finite)
                 for old, side in zip(old_of_leaf, found.sides, strict=True)
             ]
             if found is not None and cut is not None
@@ -249,13 +219,13 @@ def scale_by_kronecker(
         due = is_due(state.count, refresh_period, extra_args)
         roots, failures = if_due(
             due,
-            lambda: _refreshed(factors, old_roots, count, decay, damping, finite),
+            lambda: refreshed_roots(factors, old_roots, count, decay, damping, finite),
             lambda: (old_roots, jnp.zeros([], jnp.int32)),
         )
         leaves = jax.tree.leaves(diagonals)
         for i, (found, cut) in enumerate(zip(blocks, split, strict=True)):
             if found is not None and cut is not None:
-                z = found.join(_multiplied(cut, roots[i], found.sides), grads[i])
+                z = found.join(multiplied(cut, roots[i], found.sides), grads[i])
                 leaves[i] = of_norm(z, leaves[i]) if graft else z
         z = optax.tree.cast_like(jax.tree.unflatten(treedef, leaves), updates)
         return z, ScaleByKroneckerState(
@@ -273,114 +243,8 @@ def scale_by_kronecker(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _blocks(
-    view: MatrixView, leaf: jax.Array, block_size: int, one_sided_ratio: float
-) -> _Blocks:
-    _, rows, columns = view.shape_of(leaf)
-    if rows > one_sided_ratio * columns:
-        return _Blocks(view, rows, _block(columns, block_size), ("columns",))
-    if columns > one_sided_ratio * rows:
-        return _Blocks(view, _block(rows, block_size), columns, ("rows",))
-    return _Blocks(
-        view, _block(rows, block_size), _block(columns, block_size), ("rows", "columns")
-    )
-
-
-def _block(size: int, limit: int) -> int:
-    """The size of as few equal blocks as possible; an empty side counts as one."""
-    return -(-max(size, 1) // -(-max(size, 1) // limit))
-
-
-def _gram(blocks: jax.Array, side: str) -> jax.Array:
-    """``G Gᴴ`` for the rows, ``Gᴴ G`` for the columns."""
-    conjugate = jnp.conj(jnp.swapaxes(blocks, -1, -2))
-    pair = (blocks, conjugate) if side == "rows" else (conjugate, blocks)
-    return jnp.matmul(*pair, precision=jax.lax.Precision.HIGHEST)
-
-
-def _multiplied(
-    blocks: jax.Array, roots: list[jax.Array], sides: tuple[str, ...]
-) -> jax.Array:
-    for root, side in zip(roots, sides, strict=True):
-        pair = (root, blocks) if side == "rows" else (blocks, root)
-        blocks = jnp.matmul(*pair, precision=jax.lax.Precision.HIGHEST)
-    return blocks
-
-
-def _averaged(
-    old: jax.Array, new: jax.Array, decay: float | jax.Array, finite: jax.Array
-) -> jax.Array:
-    weight = jnp.asarray(decay).astype(jnp.finfo(old.dtype).dtype)
-    return jnp.where(finite, times(weight, old) + times(1 - weight, new), old)
-
-
-def _refreshed(
-    factors: list[list[jax.Array]],
-    old_roots: list[list[jax.Array]],
-    count: jax.Array,
-    decay: float | jax.Array,
-    damping: float | jax.Array,
-    finite: jax.Array,
-) -> tuple[list[list[jax.Array]], jax.Array]:
-    """The inverse roots of all factors, and how many of them were refused.
-
-    Where the gradient was not finite there is nothing new: the old roots stay.
-    """
-    failures = jnp.zeros([], jnp.int32)
-    roots: list[list[jax.Array]] = []
-    for of_leaf, old_of_leaf in zip(factors, old_roots, strict=True):
-        roots.append([])
-        for factor, old in zip(of_leaf, old_of_leaf, strict=True):
-            real = jnp.finfo(factor.dtype).dtype
-            correction = 1 - jnp.asarray(decay).astype(real) ** count.astype(real)
-            root = inverse_root(
-                times(1 / correction, factor), 2 * len(of_leaf), damping
-            )
-            good = jnp.all(jnp.isfinite(root))
-            roots[-1].append(jnp.where(finite & good, root, old))
-            failures += (finite & ~good).astype(jnp.int32)
-    return roots, failures
-
-
-def inverse_root(
-    matrix: jax.Array, order: int, damping: float | jax.Array
-) -> jax.Array:
-    r"""Computes :math:`(A + \epsilon \lambda_{max} I)^{-1/p}` of a Hermitian matrix.
-
-    Eigenvalues below the rounding of the decomposition, a unit roundoff times the
-    size times :math:`\lambda_{max}`, count as that much. A matrix of zeros gives the
-    identity.
-
-    Args:
-      matrix: positive semidefinite, ``[..., size, size]``.
-      order: the p above.
-      damping: the :math:`\epsilon` above.
-
-    Returns:
-      Like ``matrix``.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> inverse_root(jnp.diag(jnp.array([16., 1.])), 4, 0.)
-      Array([[0.5, 0. ],
-             [0. , 1. ]], dtype=float32)
-    """
-    values, vectors = jnp.linalg.eigh(matrix)
-    largest = values[..., -1:]
-    rounding = matrix.shape[-1] * float(jnp.finfo(values.dtype).eps)
-    offset = jnp.asarray(damping).astype(values.dtype)
-    values = jnp.maximum(values, rounding * largest) + offset * largest
-    powers = jnp.where(largest > 0, values, 1) ** (-1.0 / order)
-    scaled = vectors * powers[..., None, :].astype(vectors.dtype)
-    return jnp.matmul(
-        scaled,
-        jnp.conj(jnp.swapaxes(vectors, -1, -2)),
-        precision=jax.lax.Precision.HIGHEST,
-    )
-
-
 def _per_leaf(
-    blocks: list[_Blocks | None], tree: PyTree, state: ScaleByKroneckerState
+    blocks: list[Blocks | None], tree: PyTree, state: ScaleByKroneckerState
 ) -> tuple[list[list[jax.Array]], list[list[jax.Array]]]:
     """The factors and the roots of every leaf; raises if the tree is another one."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)

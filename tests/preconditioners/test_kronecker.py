@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from nlcg_optax import diagnostics, nlcg, scale_by_kronecker
-from nlcg_optax.preconditioners.kronecker import inverse_root
+from nlcg_optax.preconditioners.kronecker_factors import inverse_root
 
 NO_DAMPING = {"graft": False, "damping": 0.0}
 
