@@ -1,21 +1,29 @@
 """``python -m experiments.cifar100_gpu``: CIFAR-100 with ResNet-32 on one GPU.
 
-Everything of the paper's large-batch table that one GPU can do, in calls of a limited
-length: each call takes up where the last one stopped, cell by cell. A cell that has a
-finished record is skipped, one that was killed is repeated. In this order:
+Everything of the paper's large-batch table that one GPU can do, in one call or in calls
+of a limited length: each call takes up where the last one stopped, cell by cell. A cell
+that has a finished record is skipped, one that was killed is repeated. In this order:
 
-1. checks: loss and gradient against the CPU's, images per second;
-2. the paper's recipe at batch 16384 (610 steps), for SGD, momentum, RMSProp, NLCG;
-3. a search over learning rates at 16384, equal for all methods, on 5,000 training
-   images held out, and the best rates with fresh seeds on all of them;
-4. the paper's recipe at 8192 and 2048.
+1. checks: loss and gradient in float32 and bfloat16 against the CPU's, images per
+   second;
+2. the paper's recipe at batch 16384 (610 steps), for SGD, momentum, RMSProp and the
+   paper's NLCG: 12 runs;
+3. at 16384 the same number of quasi-random trials for every method of `METHODS` over
+   learning rate, memory and decay of weights, chosen by validation accuracy, and the
+   best with fresh seeds: 9 methods of 4 trials, of 2 more each if anybody's best lies
+   on an edge, and 3 final runs, so at most 81 runs. The 5,000 validation images are
+   held out in the final runs as well, equally for all, which makes 549 steps;
+4. the paper's recipe at 8192 and 2048: 24 runs.
+
+All are of 200 epochs, 117 runs at most. At the end a report of each table is written
+into its folder, ``paper`` and ``tuned``.
 
 Prepare the data first. On a machine without tensorflow-datasets, with the files in a
 directory of your choice::
 
     python -m experiments.prepare cifar100 --source DIRECTORY --form arrays
-    python -m experiments.cifar100_gpu --seconds 540     # repeat until all is done
-    python -m experiments.report runs/cifar100_gpu/paper
+    python -m experiments.cifar100_gpu --seconds inf     # all of it in one call
+    python -m experiments.cifar100_gpu --seconds 540     # or repeat this until it is
 
 ``--small`` goes through all of it with a narrow ResNet-8, 2,000 images and two epochs.
 """
@@ -23,46 +31,38 @@ directory of your choice::
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import rich.console
 import tyro
 
-from experiments import data, learning_rate_search
+from experiments import data
 from experiments.config import RunConfig
 from experiments.device_checks import check_parity, images_per_second
-from experiments.learning_rate_search import Trial
-from experiments.records import read_record
+from experiments.failures import ending_with_a_message
+from experiments.records import read_records
+from experiments.report import write_report
 from experiments.runner import PlannedRun, Runner, finished
+from experiments.sweep import Sweep, planned_runs
 
 # The published examples are .8 at batch 2048 and 1.6 at 4096; the figure at 16384, by
 # the same rule, is our inference.
 PAPER_RATE_PER_IMAGE = 0.1 / 256
 PAPER_OPTIMIZERS = ("sgd", "heavy_ball", "rmsprop", "paper_nlcg_fr")
-GRID_FACTOR = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """An optimiser of the search and where its grid of learning rates is centred."""
-
-    optimizer: str
-    centre: float
-    options: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-
-SMOOTHED = {"beta_smoothing": 0.9}
+# The recommended NLCG, two variants of it, and baselines, the strongest first.
 METHODS = (
-    Method("nlcg_pr+_rms", 0.01, SMOOTHED),
-    Method("nlcg_pr+_orthogonal", 0.02, SMOOTHED),
-    Method("nesterov", 1.6),
-    Method("heavy_ball", 1.6),
-    Method("lars", 6.4, {"weight_decay": 0.0}),
-    Method("adam", 0.01),
-    Method("lamb", 0.02, {"weight_decay": 0.0}),
-    Method("muon", 0.02),
+    "nlcg_pr+_kronecker",
+    "nlcg_pr+_orthogonal",
+    "nlcg_pr+_rms",
+    "muon",
+    "shampoo",
+    "nesterov",
+    "adamw",
+    "lars",
+    "lamb",
 )
+CHECKED_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +75,15 @@ class Study:
       epochs: of all runs.
       epochs_per_report: after which a run is evaluated.
       steps_per_call: in one compiled call, None for all up to a report.
-      batch_sizes: the first one also has the search.
+      batch_sizes: the first one also has the tuned comparison.
       micro_batch_size: images that batch normalisation sees together.
       train_examples: None for all.
-      validation_examples: held out in the search.
-      methods: of the search.
-      grid_points: learning rates of each method at first.
-      grid_extensions: how often the grids may grow.
+      validation_examples: held out in the tuned comparison.
+      methods: of the tuned comparison.
+      trials: of each at first.
+      extensions: how often everybody may get further trials.
       seeds: of the paper's recipe.
-      final_seeds: of the best rates.
+      final_seeds: of the best trials.
     """
 
     model: str = "resnet32"
@@ -95,9 +95,9 @@ class Study:
     micro_batch_size: int = 1024
     train_examples: int | None = None
     validation_examples: int = 5000
-    methods: tuple[Method, ...] = METHODS
-    grid_points: int = 4
-    grid_extensions: int = 1
+    methods: tuple[str, ...] = METHODS
+    trials: int = 4
+    extensions: int = 1
     seeds: tuple[int, ...] = (0, 1, 2)
     final_seeds: tuple[int, ...] = (10, 11, 12)
 
@@ -113,7 +113,7 @@ SMALL = Study(
     train_examples=2000,
     validation_examples=500,
     methods=METHODS[:3],
-    grid_points=2,
+    trials=2,
     seeds=(0,),
     final_seeds=(10,),
 )
@@ -124,7 +124,8 @@ class GpuArguments:
     """Trains CIFAR-100 on one GPU, for a limited time; repeat to go on.
 
     Attributes:
-      seconds: no cell is started that would, by the longest so far, end later.
+      seconds: no cell is started that would, by the longest so far, end later; inf for
+        all of them in this call.
       data_dir: folder of all prepared data sets.
       out: folder of the records.
       small: everything at small scale, to see that it runs.
@@ -140,13 +141,13 @@ def cells(study: Study, out: Path) -> Iterator[PlannedRun]:
     """All cells in their order; later ones depend on the records of earlier ones."""
     first, *others = study.batch_sizes
     yield from _paper_row(study, first, out / "paper")
-    yield from _search(study, first, out)
+    yield from planned_runs(tuned_sweep(study, first), out / "tuned")
     for batch_size in others:
         yield from _paper_row(study, batch_size, out / "paper")
 
 
 def run_study(arguments: GpuArguments, console: rich.console.Console) -> bool:
-    """Goes on with the study; returns whether it is complete."""
+    """Goes on with the study; returns whether it is complete, and then reported."""
     end = time.monotonic() + arguments.seconds
     study = SMALL if arguments.small else Study()
     runner = Runner(arguments.data_dir, console)
@@ -159,8 +160,36 @@ def run_study(arguments: GpuArguments, console: rich.console.Console) -> bool:
             console.print(f"stopped before {cell.path.stem}; call again to go on")
             return False
         runner.run(cell)
+    write_reports(arguments.out, console)
     console.print("the study is complete")
     return True
+
+
+def tuned_sweep(study: Study, batch_size: int) -> Sweep:
+    """The tuned comparison: equal budgets under a cosine schedule with a warm-up."""
+    config = dataclasses.replace(
+        _base(study, batch_size),
+        schedule="cosine",
+        warmup_epochs=study.epochs / 8,
+        validation_examples=study.validation_examples,
+    )
+    return Sweep(
+        configs=tuple(
+            dataclasses.replace(config, optimizer=optimizer)
+            for optimizer in study.methods
+        ),
+        dimensions=("learning_rate", "memory", "decay"),
+        trials=study.trials,
+        extensions=study.extensions,
+        final_seeds=study.final_seeds,
+        criterion="validation_accuracy",
+    )
+
+
+def write_reports(out: Path, console: rich.console.Console) -> None:
+    """Writes a report of each table next to its records."""
+    write_report(read_records(out / "paper"), out / "paper", console)
+    write_report(read_records(out / "tuned" / "finals"), out / "tuned", console)
 
 
 def _base(study: Study, batch_size: int) -> RunConfig:
@@ -181,18 +210,6 @@ def _base(study: Study, batch_size: int) -> RunConfig:
     )
 
 
-def _cell(folder: Path, config: RunConfig) -> PlannedRun:
-    options = [f"{name}{value:g}" for name, value in config.optimizer_options.items()]
-    parts = [
-        f"batch{config.batch_size}",
-        config.optimizer,
-        *options,
-        f"lr{config.learning_rate:.5g}",
-        f"seed{config.seed}",
-    ]
-    return PlannedRun(config, folder / f"{'-'.join(parts)}.jsonl")
-
-
 def _paper_row(study: Study, batch_size: int, folder: Path) -> Iterator[PlannedRun]:
     for seed in study.seeds:
         for optimizer in PAPER_OPTIMIZERS:
@@ -203,59 +220,8 @@ def _paper_row(study: Study, batch_size: int, folder: Path) -> Iterator[PlannedR
                 schedule="paper",
                 seed=seed,
             )
-            yield _cell(folder, config)
-
-
-def _search(study: Study, batch_size: int, out: Path) -> Iterator[PlannedRun]:
-    def config_of(method: Method, rate: float) -> RunConfig:
-        return dataclasses.replace(
-            _base(study, batch_size),
-            optimizer=method.optimizer,
-            optimizer_options=dict(method.options),
-            learning_rate=rate,
-            schedule="cosine",
-            warmup_epochs=study.epochs / 8,
-        )
-
-    def trial_cell(method: Method, rate: float) -> PlannedRun:
-        config = dataclasses.replace(
-            config_of(method, rate), validation_examples=study.validation_examples
-        )
-        return _cell(out / "search", config)
-
-    def trials(number: int) -> list[Trial]:
-        method = study.methods[number]
-        return [_trial(trial_cell(method, rate)) for rate in rates[number]]
-
-    numbers = range(len(study.methods))
-    rates = [
-        learning_rate_search.log_grid(method.centre, study.grid_points, GRID_FACTOR)
-        for method in study.methods
-    ]
-    for method, grid in zip(study.methods, rates, strict=True):
-        yield from (trial_cell(method, rate) for rate in grid)
-    for _ in range(study.grid_extensions):
-        if not any(learning_rate_search.is_on_edge(trials(n)) for n in numbers):
-            break
-        for number, method in enumerate(study.methods):
-            more = learning_rate_search.extension(trials(number), GRID_FACTOR)
-            yield from (trial_cell(method, rate) for rate in more)
-            rates[number] += more
-    for seed in study.final_seeds:
-        for number, method in enumerate(study.methods):
-            best = learning_rate_search.best_trial(trials(number))
-            config = config_of(method, best.learning_rate)
-            yield _cell(out / "tuned", dataclasses.replace(config, seed=seed))
-
-
-def _trial(cell: PlannedRun) -> Trial:
-    record = read_record(cell.path)
-    names = ("train_loss", "validation_loss", "validation_accuracy")
-    figures = [(record.summary or {}).get(name) for name in names]
-    return Trial(
-        cell.config.learning_rate,
-        *(float("nan") if figure is None else figure for figure in figures),
-    )
+            name = f"batch_{batch_size}-{optimizer}-seed{seed}.jsonl"
+            yield PlannedRun(config, folder / name)
 
 
 def _check(
@@ -265,8 +231,9 @@ def _check(
         _base(study, study.batch_sizes[0]), optimizer="paper_nlcg_fr"
     )
     dataset = runner.dataset(config)
-    dtypes = dict.fromkeys(("float32", study.compute_dtype))
-    parities = [check_parity(config, dataset, dtype)._asdict() for dtype in dtypes]
+    parities = [
+        check_parity(config, dataset, dtype)._asdict() for dtype in CHECKED_DTYPES
+    ]
     speed = images_per_second(config, dataset)
     out.mkdir(parents=True, exist_ok=True)
     checks = {"parity": parities, "images_per_second": speed}
@@ -282,10 +249,9 @@ def _check(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends it with a message."""
-    try:
-        run_study(tyro.cli(GpuArguments, args=arguments), rich.console.Console())
-    except (ValueError, data.NotPreparedError) as error:
-        raise SystemExit(f"error: {error}") from error
+    given = tyro.cli(GpuArguments, args=arguments)
+    with ending_with_a_message():
+        run_study(given, rich.console.Console())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The GPU study: its order, how it goes on after a stop, and the checks of a device."""
 
+import collections
 import dataclasses
 import json
+import math
 import time
 from typing import ClassVar
 
@@ -13,35 +15,45 @@ from experiments import cifar100_gpu, data
 from experiments.cifar100_gpu import SMALL, GpuArguments, Study, cells, run_study
 from experiments.config import RunConfig
 from experiments.device_checks import check_parity, images_per_second
-from experiments.learning_rate_search import log_grid
-from experiments.records import RecordWriter
+from experiments.records import RecordWriter, read_record
+from experiments.runner import PlannedRun
+from experiments.search_spaces import search_space
+from experiments.sweep import planned_runs
 
 
-def write_record(path, config, loss, *, kind="summary"):
-    with RecordWriter(path, config, overwrite=True) as writer:
+def write_record(planned, accuracy, *, kind="summary"):
+    costs = {"step": 1, "gradient_equivalents": 1.0, "seconds": 0.1}
+    figures = {
+        f"{split}_{name}": value
+        for split in ("train", "validation", "test")
+        for name, value in (("loss", 1.0), ("accuracy", accuracy))
+    }
+    with RecordWriter(planned.path, planned.config, overwrite=True) as writer:
+        for trial in planned.trials:
+            writer.write("trial", trial)
+        writer.write("step", {**costs, "loss": 2.0, "beta": 0.5, "cosine": 0.9})
         if kind == "stopped":
             writer.write("stopped", {"reason": "the loss became nan"})
         elif kind == "summary":
-            names = ("train_loss", "validation_loss", "validation_accuracy")
-            writer.write("summary", dict.fromkeys(names, loss))
+            writer.write("evaluation", {**costs, **figures})
+            writer.write("summary", {**costs, **figures})
 
 
 class FakeRunner:
-    """Stands for training: an optimum at the upper edge for ``nesterov`` alone."""
+    """Stands for training: the best rate is far up for one method, low for others."""
 
     ran: ClassVar[list[str]] = []
 
     def __init__(self, data_dir, console):
         self.longest = 0.0
 
-    def run(self, cell):
-        config = cell.config
-        optimum = 0.01 if "nlcg" in config.optimizer else 10.0
-        loss = abs(np.log(config.learning_rate / optimum))
-        diverged = config.optimizer == "sgd"
-        kind = "stopped" if diverged else "summary"
-        write_record(cell.path, config, loss, kind=kind)
-        self.ran.append(cell.path.stem)
+    def run(self, planned):
+        config = planned.config
+        optimum = 1e9 if config.optimizer == "nlcg_pr+_rms" else 1e-9
+        accuracy = -abs(np.log(config.learning_rate / optimum))
+        kind = "stopped" if config.optimizer == "sgd" else "summary"
+        write_record(planned, accuracy, kind=kind)
+        self.ran.append(f"{planned.path.parent.name}/{planned.path.stem}")
         self.longest = 0.5
 
 
@@ -64,35 +76,72 @@ def study(tmp_path, monkeypatch):
     console.file.close()
 
 
-def test_the_study_runs_everything_once_in_its_order(study):
+def test_the_study_runs_everything_once_in_its_order_and_reports_it(study):
     run, out = study
-    complete, ran = run(60)
+    complete, ran = run(math.inf)
     assert complete
-    rate = 0.1 / 256 * 512
     assert ran[:4] == [
-        f"batch512-{name}-lr{rate:.5g}-seed0" for name in cifar100_gpu.PAPER_OPTIMIZERS
+        f"paper/batch_512-{name}-seed0" for name in cifar100_gpu.PAPER_OPTIMIZERS
     ]
-    # Two rates for each of three methods, two more for each since one was on its edge.
-    assert len(list((out / "search").iterdir())) == 3 * (2 + 2)
-    finals = [path.stem for path in (out / "tuned").iterdir()]
-    assert len(finals) == 3
-    upper = log_grid(1.6, 2, 2.0)[1] * 4
-    assert f"batch512-nesterov-lr{upper:.5g}-seed10" in finals
-    assert len(ran) == len(set(ran)) == 4 + 12 + 3 + 4
-    assert run(60) == (True, [])
+    # Two trials of three methods, the best of which are on an edge, so two more.
+    assert [name.partition("/")[0] for name in ran[4:]] == [
+        *["trials"] * 3 * (2 + 2),
+        *["finals"] * 3,
+        *["paper"] * 4,
+    ]
+    assert len(ran) == len(set(ran)) == 23
+    tuned = out / "tuned"
+    rates = [
+        read_record(tuned / f"trials/batch_512-nlcg_pr+_rms-trial0{k}.jsonl")
+        for k in range(4)
+    ]
+    greatest = max(record.config.learning_rate for record in rates[:2])
+    final = read_record(tuned / "finals/batch_512-nlcg_pr+_rms-seed10.jsonl").config
+    assert final.learning_rate == rates[3].config.learning_rate == 4 * greatest
+    assert final.validation_examples == 500
+    # The report of each table holds the runs of no other.
+    for name, lines in (("paper", 8), ("tuned", 3)):
+        text = (out / name / "report.md").read_text(encoding="utf-8")
+        assert f"from {lines} records" in text
+    assert run(math.inf) == (True, [])
 
 
-def test_a_call_ends_in_time_and_the_next_goes_on(study):
+def test_the_whole_study_is_as_long_as_it_says(tmp_path):
+    folders = collections.Counter()
+    for planned in cells(Study(), tmp_path):
+        # The greatest rate is the best, on the edge.
+        write_record(planned, planned.config.learning_rate)
+        folders[planned.path.parent.name] += 1
+    assert folders == {"paper": 12 + 24, "trials": 9 * (4 + 2), "finals": 9 * 3}
+    assert folders.total() == 117
+
+
+def test_the_recommended_nlcg_and_its_rivals_have_equal_budgets():
+    sweep = cifar100_gpu.tuned_sweep(Study(), 16384)
+    assert [config.optimizer for config in sweep.configs] == list(cifar100_gpu.METHODS)
+    assert {len(search_space(c.optimizer).dimensions) for c in sweep.configs} == {4}
+    assert sweep.dimensions == ("learning_rate", "memory", "decay")
+    assert sweep.criterion == "validation_accuracy"
+    first = next(planned_runs(sweep, cifar100_gpu.Path("out"))).config
+    assert (first.optimizer, first.batch_size) == ("nlcg_pr+_kronecker", 16384)
+    assert first.optimizer_options["beta_smoothing"] == 0.9
+    assert 0.8 <= first.optimizer_options["beta_max"] <= 0.99
+    assert (first.schedule, first.warmup_epochs) == ("cosine", 25)
+    assert first.validation_examples == 5000
+
+
+def test_a_call_ends_in_time_and_the_next_goes_on(study, monkeypatch):
+    monkeypatch.setattr(cifar100_gpu, "write_reports", lambda out, console: None)
     run, out = study
     complete, first = run(0.4)
     assert not complete
     assert len(first) == 1
     # Of a run that was killed there is a record without an end: it is repeated.
     second = next(c for c in cells(SMALL, out) if not c.path.exists())
-    write_record(second.path, second.config, 0.0, kind="unfinished")
+    write_record(second, 0.0, kind="unfinished")
     complete, rest = run(60)
     assert complete
-    assert rest[0] == second.path.stem
+    assert rest[0] == f"paper/{second.path.stem}"
     assert len(first + rest) == len(set(first + rest)) == 23
 
 
@@ -144,8 +193,8 @@ def test_the_runner_trains_a_cell_and_records_it(few_digits, tmp_path, monkeypat
     runner = cifar100_gpu.Runner(tmp_path, console)
     config = RunConfig(optimizer="sgd", learning_rate=0.1, batch_size=16, epochs=2)
     for rate in (0.1, 1e30):
-        cell = cifar100_gpu._cell(
-            tmp_path, dataclasses.replace(config, learning_rate=rate)
+        cell = PlannedRun(
+            dataclasses.replace(config, learning_rate=rate), tmp_path / f"{rate}.jsonl"
         )
         runner.run(cell)
         assert cifar100_gpu.finished(cell) is not None
