@@ -21,6 +21,8 @@ the data first::
 """
 
 import dataclasses
+import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,6 +31,7 @@ import tyro
 
 from experiments import data
 from experiments.config import RunConfig
+from experiments.failures import ending_with_a_message
 from experiments.records import (
     RunRecord,
     mean_over_steps,
@@ -256,16 +259,30 @@ def write_reports(study: Study, out: Path, console: rich.console.Console) -> Non
     (out / "swap.md").write_text(swap_table(paths), encoding="utf-8")
 
 
+def training_seconds(study: Study, out: Path) -> float:
+    """What all runs took to train, and their programs to compile.
+
+    Evaluations, and the programs of SWAP, do not count.
+    """
+    records = [read_record(path) for path in out.rglob("*.jsonl")]
+    trained = [record.steps[-1]["seconds"] for record in records]
+    # Runs that share a program have its very number, which counts once.
+    compiled = {r.summary["compile_seconds"] for r in records if r.summary is not None}
+    for planned in swap_runs(study, out):
+        trained += json.loads(planned.path.read_text(encoding="utf-8"))["seconds"]
+    return math.fsum(trained) + math.fsum(compiled)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends it with a message."""
     given = tyro.cli(CpuArguments, args=arguments)
     console = rich.console.Console()
     study = SMALL if given.small else Study()
-    try:
+    with ending_with_a_message():
         run_study(study, given.out, Runner(given.data_dir, console))
-    except (ValueError, data.NotPreparedError) as error:
-        raise SystemExit(f"error: {error}") from error
-    write_reports(study, given.out, console)
+        write_reports(study, given.out, console)
+        seconds = training_seconds(study, given.out)
+        console.print(f"{seconds / 60:.1f} minutes of training and compiling in all")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The CPU study: its order, how it goes on after a stop, and its reports."""
 
+import errno
 import json
+import os
 
 import pytest
 import rich.console
@@ -16,13 +18,14 @@ from experiments.cifar100_cpu import (
     write_reports,
 )
 from experiments.records import RecordWriter, read_record
+from experiments.training import DivergedError
 
 
 class FakeRunner:
     """Stands for training; the greater the learning rate, the better."""
 
     def __init__(self):
-        self.ran, self.paths = [], []
+        self.ran, self.paths, self.compiled = [], [], {}
 
     def run(self, planned):
         self.ran.append(planned.path.stem)
@@ -40,10 +43,24 @@ class FakeRunner:
             )
             losses = {"train_loss": 1.0, "validation_loss": 1.0, "test_loss": 1.0}
             writer.write("evaluation", {**costs, **accuracies, **losses})
-            writer.write("summary", {**costs, **accuracies, **losses})
+            # A time of its own for each program.
+            program = config.optimizer, config.batch_size
+            seconds = self.compiled.setdefault(program, 2 + len(self.compiled) / 8)
+            compiled = {"compile_seconds": seconds}
+            writer.write("summary", {**costs, **accuracies, **losses, **compiled})
 
     def dataset(self, config):
         return None
+
+
+class DivergingRunner(FakeRunner):
+    def run(self, planned):
+        raise DivergedError("the loss is not finite")
+
+
+class FullDisk(FakeRunner):
+    def run(self, planned):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def fake_swap(path, config, dataset):
@@ -57,6 +74,7 @@ def fake_swap(path, config, dataset):
         "small_steps": 4,
         "large_epochs": 2.0,
         "worker_epochs": 4.0,
+        "seconds": [8.0, 4.0, 0.5],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(line), encoding="utf-8")
@@ -88,6 +106,11 @@ def test_the_study_runs_everything_once_and_reports_it(tmp_path, monkeypatch):
     console = rich.console.Console(file=open("/dev/null", "w"))  # noqa: SIM115
     write_reports(SMALL, tmp_path, console)
     console.file.close()
+    # A tenth of a second each run, each program once, and the phases of SWAP.
+    assert 1 < len(runner.compiled) < len(runner.paths)
+    assert cifar100_cpu.training_seconds(SMALL, tmp_path) == pytest.approx(
+        0.1 * len(runner.paths) + sum(runner.compiled.values()) + 12.5
+    )
     for folder in ("paper", "tuned", "mean_beta"):
         assert (tmp_path / folder / "report.md").exists()
         assert (tmp_path / folder / "batch_sizes.png").exists()
@@ -114,6 +137,21 @@ def test_the_papers_recipe_and_the_equal_budgets(tmp_path):
 def test_swap_needs_the_tuned_runs_first(tmp_path):
     with pytest.raises(FileNotFoundError):
         next(swap_runs(Study(), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("runner", "message"),
+    [
+        (DivergingRunner, "error: the loss is not finite"),
+        (FullDisk, "error: .*No space left on device"),
+    ],
+)
+def test_what_goes_wrong_ends_the_command_with_a_message(
+    runner, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cifar100_cpu, "Runner", lambda data_dir, console: runner())
+    with pytest.raises(SystemExit, match=message):
+        cifar100_cpu.main([f"--out={tmp_path}"])
 
 
 def test_without_data_the_command_says_what_to_run(tmp_path):
