@@ -197,16 +197,26 @@ def record_lines(path: Path, interrupted: bool) -> list[str]:
         return [text for text in file if text.endswith("\n") or not interrupted]
 
 
-def read_records(folder: Path) -> list[RunRecord]:
+def record_paths(folder: Path) -> list[Path]:
+    """The records of a folder, by name."""
+    return sorted(folder.glob("*.jsonl"))
+
+
+def read_records(folder: Path, *, interrupted: bool = False) -> list[RunRecord]:
     """Reads all records of a folder, by name.
+
+    Args:
+      folder: of the records.
+      interrupted: see `read_record`.
 
     Raises:
       FileNotFoundError: if there is none.
+      ValueError: if a file is no record; the message names file and line.
     """
-    paths = sorted(folder.glob("*.jsonl"))
+    paths = record_paths(folder)
     if not paths:
         raise FileNotFoundError(f"there is no record (*.jsonl) in {str(folder)!r}")
-    return [read_record(path) for path in paths]
+    return [read_record(path, interrupted=interrupted) for path in paths]
 
 
 def mean_over_steps(records: Sequence[RunRecord], name: str) -> float:

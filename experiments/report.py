@@ -17,8 +17,9 @@ import tyro
 from experiments.batch_sizes import batch_size_table, draw_batch_sizes
 from experiments.cells import by_batch_size, group
 from experiments.curves import BETA_WINDOW, LOSS_WINDOW, draw
+from experiments.failures import ending_with_a_message
 from experiments.progress_curves import draw_progress
-from experiments.records import RunRecord, read_records
+from experiments.records import RunRecord, read_records, record_paths
 from experiments.runs_table import write_runs
 from experiments.tables import markdown_table, rich_table
 
@@ -62,6 +63,18 @@ def write_report(
     console.print(f"Tables and figures in {out / 'report.md'}.")
 
 
+def _ended_records(folder: Path) -> list[RunRecord]:
+    """The records of a folder, none of which may count as diverged if it was killed."""
+    records = read_records(folder, interrupted=True)
+    for path, record in zip(record_paths(folder), records, strict=True):
+        if record.summary is None and record.stopped is None:
+            raise ValueError(
+                f"{path} is the record of a run that has not come to its end; repeat "
+                "or resume the run, or move the record away"
+            )
+    return records
+
+
 def _provenance(records: Sequence[RunRecord]) -> str:
     """Says in a sentence or two where the figures come from."""
     first = records[0]
@@ -86,10 +99,11 @@ def _provenance(records: Sequence[RunRecord]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command."""
+    """Runs the command; records that cannot be reported end it with a message."""
     given = tyro.cli(ReportArguments, args=arguments)
     out = given.records.parent if given.out is None else given.out
-    write_report(read_records(given.records), out, rich.console.Console())
+    with ending_with_a_message():
+        write_report(_ended_records(given.records), out, rich.console.Console())
 
 
 if __name__ == "__main__":

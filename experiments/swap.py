@@ -8,7 +8,6 @@ For example, with the optimiser of each phase and four workers along a mesh of d
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +15,10 @@ import rich.console
 import tyro
 
 from experiments import data
+from experiments.failures import ending_with_a_message
 from experiments.records import Line
 from experiments.swap_config import SwapConfig
 from experiments.swap_records import record_swap
-from experiments.training import DivergedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +59,9 @@ def run(arguments: SwapArguments, console: rich.console.Console) -> Line:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input and divergence end it with a message."""
-    try:
-        run(tyro.cli(SwapArguments, args=arguments), rich.console.Console())
-    except (
-        ValueError,
-        FileExistsError,
-        DivergedError,
-        data.NotPreparedError,
-    ) as error:
-        sys.exit(f"error: {error}")
+    given = tyro.cli(SwapArguments, args=arguments)
+    with ending_with_a_message():
+        run(given, rich.console.Console())
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ import tyro
 
 from experiments import data, learning_rate_search
 from experiments.config import RunConfig
+from experiments.failures import ending_with_a_message
 from experiments.learning_rate_search import Criterion, Trial
-from experiments.records import read_record
+from experiments.records import read_record, read_records
 from experiments.report import write_report
 from experiments.runner import PlannedRun, Runner, finished
 from experiments.search_spaces import ROLES, search_space, with_values
@@ -253,7 +254,8 @@ class SweepArguments:
       sampler_seed: of the quasi-random points.
       final_seeds: of the runs that are reported.
       criterion: by which the best trial is chosen.
-      together: trials of an optimiser that share a compiled call.
+      together: trials of an optimiser that share a compiled call; without effect where
+        the warm-up is searched, because it is a part of the program.
       data_dir: folder of all prepared data sets.
       out: folder of the records, the tables and the curves.
     """
@@ -282,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for field in dataclasses.fields(Sweep)
         if field.name != "configs"
     }
-    try:
+    with ending_with_a_message():
         configs = tuple(
             dataclasses.replace(given.config, optimizer=name, optimizer_options={})
             for name in given.optimizers
@@ -290,10 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sweep = Sweep(configs, **settings)
         runner = Runner(given.data_dir, console)
         run_sweep(sweep, given.out, runner, given.together)
-    except (ValueError, data.NotPreparedError) as error:
-        raise SystemExit(f"error: {error}") from error
-    paths = sorted((given.out / "finals").glob("*.jsonl"))
-    write_report([read_record(path) for path in paths], given.out, console)
+        write_report(read_records(given.out / "finals"), given.out, console)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,12 @@ def load(name: str, options: DataOptions | None = None) -> Dataset:
       options: what of it is used, and where it is.
 
     Raises:
-      ValueError: if the name is unknown or the options do not fit.
+      ValueError: if the name is unknown or streamed, or the options do not fit.
       NotPreparedError: if it must be prepared first; the message says how.
     """
+    if name in STREAMED:
+        raise ValueError(
+            f"dataset={name!r} is streamed, which experiments.run supports but this "
+            f"command does not; allowed are {sorted(DATASETS)}"
+        )
     return look_up("dataset", name, DATASETS)(options or DataOptions())

@@ -170,6 +170,14 @@ def test_without_data_the_command_says_what_to_run(tmp_path):
         cifar100_gpu.main([f"--data-dir={tmp_path}", f"--out={tmp_path}"])
 
 
+def test_a_path_that_cannot_be_ends_the_command_with_a_message(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar100_gpu, "Runner", FakeRunner)
+    monkeypatch.setattr(cifar100_gpu, "_check", lambda *arguments: None)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="error: .*Not a directory: .*file/paper"):
+        cifar100_gpu.main([f"--out={tmp_path / 'file'}"])
+
+
 def test_a_cpu_agrees_with_itself_and_bfloat16_nearly(few_digits):
     config = RunConfig(model="mlp")
     same = check_parity(config, few_digits, "float32")

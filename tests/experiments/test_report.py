@@ -142,6 +142,24 @@ def test_the_command_writes_tables_and_curves(folder, capsys):
         assert f"![{name}]({name}.png)" in report
 
 
+def test_what_cannot_be_reported_ends_with_a_message(folder, tmp_path):
+    with pytest.raises(SystemExit, match=r"error: there is no record .* in '.*g'"):
+        main([str(tmp_path / "nothing")])
+    killed = folder / "c0.jsonl"
+    content = killed.read_text(encoding="utf-8")
+    # In the middle of a line, and between two.
+    for part in (content[:-9], content[: content.rindex('{"kind": "summary"')]):
+        killed.write_text(part, encoding="utf-8")
+        with pytest.raises(SystemExit, match=r"error: .*c0.jsonl is .* not come to"):
+            main([str(folder)])
+    killed.write_text('{"kind"\n' + content, encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"error: .*c0.jsonl:1 is not a line"):
+        main([str(folder)])
+    killed.write_text(content, encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"error: .*Not a directory: .*c0.jsonl"):
+        main([str(folder), f"--out={killed / 'report'}"])
+
+
 def test_every_optimizer_has_a_label_and_a_colour_of_its_family():
     labels = {optimizer_label(RunConfig(optimizer=name)) for name in OPTIMIZERS}
     assert len(labels) == len(OPTIMIZERS)

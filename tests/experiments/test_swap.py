@@ -173,6 +173,10 @@ def test_a_record_holds_figures_and_costs(few_digits, tmp_path):
     assert row.endswith("| 2.0 + 4.0 |")
 
 
+def write_to(path, config, dataset):
+    path.write_text("")
+
+
 def test_the_command_leaves_a_record_and_refuses_to_replace_it(
     few_digits, tmp_path, monkeypatch, capsys
 ):
@@ -185,6 +189,9 @@ def test_the_command_leaves_a_record_and_refuses_to_replace_it(
     assert json.loads(path.read_text(encoding="utf-8"))["small_steps"] == 2
     with pytest.raises(SystemExit, match="error: the record .* exists"):
         swap.main(options)
+    monkeypatch.setattr(swap, "record_swap", write_to)
+    with pytest.raises(SystemExit, match=r"error: .*Not a directory: .*run.json/swap"):
+        swap.main([*options[:-1], f"--record={path / 'swap.json'}"])
     with pytest.raises(SystemExit):
         swap.main([*options, "--config.small.model=cnn"])
     assert "large has model='mlp' and small has" in capsys.readouterr().err

@@ -186,6 +186,12 @@ def test_runs_of_other_programs_cannot_run_together(tmp_path):
     assert finished(first) is None
 
 
-def test_the_command_refuses_wrong_input(tmp_path):
+def test_the_command_refuses_wrong_input(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="error: optimizer='lion' is unknown"):
         sweep.main(["--optimizers", "lion", f"--out={tmp_path}"])
+    with pytest.raises(SystemExit, match=r"='imagenet2012' is streamed, .*'cifar100'"):
+        sweep.main(["--config.dataset=imagenet2012", f"--out={tmp_path}"])
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sweep, "Runner", lambda data_dir, console: FakeRunner())
+    with pytest.raises(SystemExit, match="error: .*Not a directory: .*file/trials"):
+        sweep.main(["--optimizers", "sgd", f"--out={tmp_path / 'file'}"])
