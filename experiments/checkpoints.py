@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from experiments.config import RunConfig
+from experiments.config import RunConfig, changes
 
 PyTree = Any
 
@@ -181,17 +181,11 @@ class Checkpoints:
         return _with_keys(arrays, target)
 
     def _check_config(self, saved: dict[str, Any]) -> None:
-        names = [
-            n for n in {**saved, **self._config} if _differs(n, saved, self._config)
-        ]
-        if names:
-            changes = ", ".join(
-                f"{name}={self._config.get(name)!r} was {saved.get(name)!r}"
-                for name in names
-            )
+        changed = changes(saved, self._config)
+        if changed:
             raise _ChangedConfigError(
                 f"the run in {str(self.directory)!r} has another configuration: "
-                f"{changes}; resume it with its own, or name another folder"
+                f"{changed}; resume it with its own, or name another folder"
             )
 
     def _set_aside(self, broken: Mapping[int, Exception]) -> None:
@@ -226,10 +220,6 @@ class Checkpoints:
 
 class _ChangedConfigError(ValueError):
     pass
-
-
-def _differs(name: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
-    return name not in saved or name not in given or saved[name] != given[name]
 
 
 def _told(broken: Mapping[int, Exception]) -> str:

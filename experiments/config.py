@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,18 @@ class RunConfig:
             image_size=self.image_size,
             decode_workers=self.decode_workers,
         )
+
+
+def changes(saved: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """The settings that differ, such as ``batch_size=128 was 256``; empty if none do.
+
+    A setting that one of the two lacks counts as None there, and differs.
+    """
+    return ", ".join(
+        f"{name}={given.get(name)!r} was {saved.get(name)!r}"
+        for name in {**saved, **given}
+        if name not in saved or name not in given or saved[name] != given[name]
+    )
 
 
 def _is_int(value: Any) -> bool:

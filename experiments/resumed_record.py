@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from experiments.config import RunConfig
+from experiments.config import RunConfig, changes
 from experiments.records import Line, RunRecord, read_record, record_lines
 
 
@@ -19,10 +19,12 @@ def interrupted_record(path: Path, config: RunConfig) -> RunRecord | None:
     if not record_lines(path, interrupted=True):
         return None  # killed before the header was written
     record = read_record(path, interrupted=True)
-    if record.config.settings() != config.settings():
+    changed = changes(record.config.settings(), config.settings())
+    if changed:
         raise ValueError(
-            f"the record {str(path)!r} is of another configuration; name another, or "
-            "delete it"
+            f"the record {str(path)!r} is of another configuration: {changed}; resume "
+            "with its own configuration, or name another record (and folder of "
+            "checkpoints)"
         )
     return record
 

@@ -1,6 +1,7 @@
 """Runs one after the other, each with a record; those that can share a program do."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import rich.console
 
 from experiments import data, optimizers
-from experiments.config import RunConfig
+from experiments.config import RunConfig, changes
 from experiments.recorded_run import record_run
 from experiments.records import Line, RunRecord, read_record
 from experiments.training import (
@@ -50,10 +51,13 @@ def finished(planned: PlannedRun) -> RunRecord | None:
         record = read_record(planned.path)
     if record is None or (record.summary is None and record.stopped is None):
         return None
-    if record.config != planned.config:
+    changed = changes(
+        dataclasses.asdict(record.config), dataclasses.asdict(planned.config)
+    )
+    if changed:
         raise ValueError(
             f"{planned.path} is the record of another configuration than the one that "
-            "is to be run now; name another folder, or delete it"
+            f"is to be run now: {changed}; go on with its own, or name another folder"
         )
     return record
 

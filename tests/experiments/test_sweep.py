@@ -195,3 +195,12 @@ def test_the_command_refuses_wrong_input(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "Runner", lambda data_dir, console: FakeRunner())
     with pytest.raises(SystemExit, match="error: .*Not a directory: .*file/trials"):
         sweep.main(["--optimizers", "sgd", f"--out={tmp_path / 'file'}"])
+
+
+def test_a_record_of_another_configuration_is_told(tmp_path):
+    first = next(planned_runs(small_sweep(), tmp_path))
+    FakeRunner().run(first)
+    assert finished(first).config == first.config
+    other = first._replace(config=dataclasses.replace(first.config, seed=4))
+    with pytest.raises(ValueError, match="run now: seed=4 was 0; go on with its own"):
+        finished(other)
