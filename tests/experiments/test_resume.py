@@ -1,5 +1,6 @@
 """Runs that are interrupted and go on, to the very numbers of one that is not."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -7,10 +8,11 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import run
+from experiments import data, run
 from experiments.checkpoints import CheckpointError, Checkpoints
 from experiments.config import RunConfig
 from experiments.recorded_run import record_run
@@ -97,6 +99,27 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert path.read_bytes() == content
 
 
+def test_random_keys_and_augmentation_go_on_as_they_were(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, [48, 8, 8, 3], np.uint8)
+    split = data.Split(jnp.asarray(images), jnp.arange(48) % 10)
+    dataset = data.Dataset(10, split, split, split)
+    config = dataclasses.replace(
+        CONFIG, optimizer="nlcg_pr+_hutchinson", augmentation="crop_flip"
+    )
+    program = make_program(config, dataset)
+    state = program.init(config.seed, config.learning_rate)
+    # Bits of the optimiser's key, and a typed key of the data and the augmentation.
+    assert jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key)
+    assert any(leaf.dtype == jnp.uint32 for leaf in jax.tree.leaves(state.opt_state))
+    compiled = compile_program(program, dataset)
+    path = tmp_path / "whole.jsonl"
+    record_run(path, compiled, config, dataset)
+    with pytest.raises(KilledError):
+        go(tmp_path, compiled, dataset, config, killed_at=2)
+    go(tmp_path, compiled, dataset, config)
+    assert_same_record(tmp_path / "run.jsonl", read_record(path))
+
+
 def test_a_run_killed_between_its_last_checkpoint_and_its_summary(
     compiled, few_digits, whole, tmp_path
 ):
@@ -132,7 +155,7 @@ def test_a_record_that_does_not_fit_is_kept_and_told(compiled, few_digits, tmp_p
     header = json.loads(content.splitlines()[0])
     header["config"]["seed"] = 5
     path.write_text(json.dumps(header) + "\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="run.jsonl' is of another configuration"):
+    with pytest.raises(ValueError, match="another configuration: seed=0 was 5; resume"):
         go(tmp_path, compiled, few_digits)
 
 
@@ -147,25 +170,45 @@ def test_the_command_resumes_and_refuses_a_changed_configuration(tmp_path, capsy
     paths = [f"--record={tmp_path / 'run.jsonl'}", f"--checkpoint-dir={tmp_path / 'c'}"]
     run.main([*COMMAND, *paths, "--checkpoint-every=2", "--keep=1"])
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["16"]
-    (tmp_path / "run.jsonl").rename(tmp_path / "other.jsonl")
-    with pytest.raises(SystemExit, match="error: .* batch_size=128 was 256"):
-        run.main([*COMMAND, *paths, "--config.batch-size=128"])
-    (tmp_path / "other.jsonl").rename(tmp_path / "run.jsonl")
+    record = (tmp_path / "run.jsonl").read_bytes()
+    changed = ["--config.batch-size=128", "--config.seed=3"]
+    with pytest.raises(
+        SystemExit,
+        match=r"error: the record .*: batch_size=128 was 256, seed=3 was 0; resume with"
+        r" its own configuration, or name another record \(and folder of checkpoints\)",
+    ):
+        run.main([*COMMAND, *paths, *changed])
+    # Without the record it is the checkpoint that tells.
+    with pytest.raises(
+        SystemExit, match="error: the run in .*: batch_size=128 was 256, seed=3 was 0"
+    ):
+        run.main([*COMMAND, *changed, paths[1], f"--record={tmp_path / 'new.jsonl'}"])
+    assert (tmp_path / "run.jsonl").read_bytes() == record
     run.main([*COMMAND, *paths])
     assert "test accuracy" in capsys.readouterr().out
 
 
 KILLED_IN_A_WRITE = """
-import os, signal, sys
+import os, signal, sys, threading
 from experiments import run
 from experiments.checkpoints import Checkpoints
 
-save = Checkpoints.save
+save, rename = Checkpoints.save, os.rename
+written = threading.Event()
+
+def never_complete(source, target):
+    if "12.orbax-checkpoint-tmp" in str(source):
+        written.set()
+        threading.Event().wait()  # a folder gets its name once it is complete
+    rename(source, target)
 
 def save_and_die(self, step, state, progress):
     save(self, step, state, progress)
     if step == 12:
+        assert written.wait(60)
         os.kill(os.getpid(), signal.SIGKILL)  # while a thread writes
+
+os.rename = never_complete
 
 Checkpoints.save = save_and_die
 run.main(sys.argv[1:])
@@ -189,10 +232,10 @@ def test_a_process_killed_in_the_middle_of_a_write(tmp_path):
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL
-    complete = {
-        path.name for path in (tmp_path / "killed").iterdir() if path.name.isdigit()
-    }
-    assert {"4", "8"} <= complete <= {"4", "8", "12"}
+    left = {path.name.partition("-tmp")[0] for path in (tmp_path / "killed").iterdir()}
+    assert left == {"4", "8", "12.orbax-checkpoint"}
+    (half,) = (tmp_path / "killed").glob("12.*")
+    assert any(path.is_file() for path in half.rglob("*"))
     run.main(arguments("killed"))
     assert_same_record(tmp_path / "killed.jsonl", read_record(tmp_path / "whole.jsonl"))
 
