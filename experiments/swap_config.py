@@ -61,6 +61,7 @@ class SwapConfig:
             "split_seed",
             "classes",
             "halved_images",
+            "standardisation",
         ):
             large, small = getattr(self.large, name), getattr(self.small, name)
             if large != small:

@@ -96,9 +96,13 @@ def train_swap(config: SwapConfig, dataset: Dataset) -> SwapResult:
     small_cost = worker.gradient_equivalents * worker.batch_size * small_steps
     begin = time.perf_counter()
     averaged = jax.tree.map(lambda leaf: np.mean(leaf, axis=0), workers.params)
-    model = _model(config.large, dataset)
     new_statistics = recomputed_statistics(
-        model, averaged, statistics, dataset.train, worker.batch_size
+        _model(config.large, dataset),
+        averaged,
+        statistics,
+        dataset.train,
+        worker.batch_size,
+        preprocessing.standardisation(config.large.standardisation),
     )
     averaging_seconds = time.perf_counter() - begin
     return SwapResult(
@@ -139,12 +143,9 @@ def _train_large(
 
 
 def _model(config: RunConfig, dataset: Dataset) -> Any:
-    return models.build(
-        config.model,
-        dataset.num_classes,
-        config.compute_dtype,
-        config.ghost_batch_size,
-    )
+    # Ghost batches are a matter of training: an evaluation takes the statistics as they
+    # are, and these are recomputed batch by batch.
+    return models.build(config.model, dataset.num_classes, config.compute_dtype)
 
 
 def _evaluated(

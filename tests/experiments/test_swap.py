@@ -1,15 +1,17 @@
 """SWAP: layouts of the workers agree, the average and its statistics, and its costs."""
 
 import dataclasses
+import functools
 import json
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import data, models, swap
+from experiments import data, models, preprocessing, swap
 from experiments.batch_statistics import recomputed_statistics
 from experiments.config import RunConfig
 from experiments.swap_config import SwapConfig
@@ -118,6 +120,10 @@ def test_a_worker_that_diverges_is_reported(few_digits):
             {"small": dataclasses.replace(SMALL, model="cnn")},
             "large has model='mlp' and small has model='cnn'",
         ),
+        (
+            {"small": dataclasses.replace(SMALL, standardisation="imagenet")},
+            "large has standardisation='image' and small has standardisation='imagen",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
@@ -143,7 +149,12 @@ def test_statistics_are_means_over_the_batches(momentum):
     model = Normalised(momentum)
     variables = model.init(jax.random.key(0), split.images, train=False)
     found = recomputed_statistics(
-        model, variables["params"], variables["batch_stats"], split, 8
+        model,
+        variables["params"],
+        variables["batch_stats"],
+        split,
+        8,
+        preprocessing.standardise,
     )["BatchNorm_0"]
     batches, shares = np.split(images, [8, 16]), np.array([0.4, 0.4, 0.2])
     for name, statistic in (("mean", np.mean), ("var", np.var)):
@@ -154,7 +165,45 @@ def test_statistics_are_means_over_the_batches(momentum):
 
 def test_a_model_without_batch_normalisation_has_none_to_recompute(few_digits):
     model = models.build("mlp", 10)
-    assert recomputed_statistics(model, {}, {}, few_digits.train, 8) == {}
+    found = recomputed_statistics(
+        model, {}, {}, few_digits.train, 8, preprocessing.standardise
+    )
+    assert found == {}
+
+
+def test_the_averaged_weights_get_statistics_of_their_own():
+    images = np.random.default_rng(0).integers(0, 256, [32, 8, 8, 3], np.uint8)
+    split = data.Split(jnp.asarray(images), jnp.arange(32) % 10)
+    dataset = data.Dataset(10, split, split, split)
+    normed = {
+        "model": "cnn",
+        "standardisation": "imagenet",
+        "optimizer": "sgd",
+        "epochs": 2,
+        "steps_per_call": 1,  # convolutions on a CPU
+    }
+    # A batch of the workers is smaller than a ghost batch of the first phase.
+    large = dataclasses.replace(LARGE, **normed, batch_size=32, ghost_batch_size=16)
+    small = dataclasses.replace(SMALL, **normed, batch_size=8, ghost_batch_size=4)
+    result = train_swap(SwapConfig(large, small, workers=2), dataset)
+    found, model = result.averaged, models.build("cnn", 10)
+    recompute = functools.partial(
+        recomputed_statistics, model, found.params, result.large.batch_stats, split, 8
+    )
+    expected = recompute(preprocessing.standardise_channels)
+    chex.assert_trees_all_close(found.batch_stats, expected, rtol=1e-6)
+    for other in (
+        result.large.batch_stats,
+        result.workers[0].batch_stats,
+        recompute(preprocessing.standardise),
+    ):
+        means = [s["BatchNorm_0"]["mean"] for s in (found.batch_stats, other)]
+        assert np.abs(means[0] - means[1]).max() > 1e-3
+    variables = {"params": found.params, "batch_stats": expected}
+    logits = model.apply(
+        variables, preprocessing.standardise_channels(split.images), train=False
+    )
+    assert found.train.accuracy == np.mean(logits.argmax(-1) == split.labels)
 
 
 def test_a_record_holds_figures_and_costs(few_digits, tmp_path):
