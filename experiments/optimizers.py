@@ -259,6 +259,8 @@ def _paper_nlcg(
         threshold: float = 1.0,
         layerwise_eta: float | None = None,
         restart_period: int | None = None,
+        reset_period: int | None = None,
+        spectral_scaling: bool = False,
     ) -> Optimizer:
         return Optimizer(
             nlcg_optax.paper_nlcg(
@@ -270,6 +272,8 @@ def _paper_nlcg(
                 threshold=threshold,
                 layerwise_eta=layerwise_eta,
                 restart_period=restart_period,
+                reset_period=reset_period,
+                spectral_scaling=bool(spectral_scaling),
             ),
             extras=("value",),
         )

@@ -26,6 +26,8 @@ def paper_nlcg(
     threshold: float = 1.0,
     layerwise_eta: float | None = None,
     restart_period: int | None = None,
+    reset_period: int | None = None,
+    spectral_scaling: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The stochastic preconditioned NLCG of arXiv 1812.02886, to the equation.
 
@@ -45,13 +47,18 @@ def paper_nlcg(
       layerwise_eta: trust coefficient of the layer-wise scaling, 0.001 in the paper;
         None switches it off.
       restart_period: restart every so many steps; None for never.
+      reset_period: set the estimate of diagonal BFGS to one every so many steps; the
+        paper's program has 100, switched off. None for never.
+      spectral_scaling: another last term of that estimate, which the paper's program
+        has, switched off; see `scale_by_diagonal_secant`.
 
     Returns:
       The optimiser. ``update`` takes the extra argument ``value``, the mini-batch
       loss, unless ``step_control`` is None.
 
     Raises:
-      ValueError: if an argument is out of its range.
+      ValueError: if an argument is out of its range, or sets diagonal BFGS while that
+        is off.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -63,11 +70,22 @@ def paper_nlcg(
     """
     validation.check_choice("rule", rule, tuple(PAPER_RULES))
     validation.check_choice("step_control", step_control, PAPER_CONTROLS)
+    if not diagonal_bfgs and (reset_period is not None or spectral_scaling):
+        raise ValueError(
+            f"reset_period={reset_period!r} and spectral_scaling={spectral_scaling!r} "
+            "must be None and False with diagonal_bfgs=False, since they are options "
+            "of diagonal BFGS"
+        )
+    preconditioner = None
+    if diagonal_bfgs:
+        preconditioner = scale_by_diagonal_secant(
+            learning_rate,
+            reset_period=reset_period,
+            spectral_scaling=spectral_scaling,
+        )
     direction = scale_by_nlcg(
         PAPER_RULES[rule],
-        preconditioner=scale_by_diagonal_secant(learning_rate)
-        if diagonal_bfgs
-        else None,
+        preconditioner=preconditioner,
         beta_min=0.0,
         beta_max=1.0,
         restart_period=restart_period,

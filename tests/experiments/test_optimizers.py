@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+import nlcg_optax
 from experiments import optimizers, schedules
 
 
@@ -83,6 +84,66 @@ def test_a_constant_and_a_replayed_beta_are_the_same_numbers():
             out.append(updates)
         runs.append(out)
     np.testing.assert_allclose(runs[0], runs[1], rtol=1e-6)
+
+
+def updates_of(tx, extras, activation, steps=5):
+    """What an optimiser makes of the same losses on a matrix and a vector."""
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=[8, 3]))
+    params = {"w": jnp.ones([3, 2]), "b": jnp.zeros([2])}
+    state, out = tx.init(params), []
+    tx = optax.with_extra_args_support(tx)
+
+    @jax.jit
+    def step(params, state):
+        def outputs(params):
+            return activation(inputs @ params["w"] + params["b"])
+
+        def loss(outputs):
+            return jnp.mean(jnp.square(outputs - 0.3))
+
+        value, grads = jax.value_and_grad(lambda p: loss(outputs(p)))(params)
+        given = {"value": value, "outputs_fn": outputs, "output_loss_fn": loss}
+        given = {name: given[name] for name in extras}
+        updates, state = tx.update(grads, state, params, **given)
+        return updates, optax.apply_updates(params, updates), state
+
+    for _ in range(steps):
+        updates, params, state = step(params, state)
+        out.append(updates)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("options", "preset", "learning_rate"),
+    [
+        ({}, nlcg_optax.large_batch_nlcg, 0.05),
+        ({"curvature_period": 1}, nlcg_optax.tuning_free_nlcg, 0.5),
+    ],
+)
+def test_the_registry_has_the_recommended_presets(options, preset, learning_rate):
+    options = {"beta_smoothing": 0.9, "beta_max": 0.95, **options}
+    named = optimizers.build("nlcg_pr+_kronecker", learning_rate, options)
+    found = updates_of(named.transformation, named.extras, jnp.tanh)
+    expected = updates_of(preset(learning_rate), named.extras, jnp.tanh)
+    # The same program but for a decay of zero.
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
+    other = optimizers.build(
+        "nlcg_pr+_kronecker", learning_rate, options | {"beta_max": 0.01}
+    )
+    other = updates_of(other.transformation, named.extras, jnp.tanh)
+    assert np.abs(other[-1]["w"] - expected[-1]["w"]).max() > 1e-4
+
+
+@pytest.mark.parametrize("option", [{"reset_period": 2}, {"spectral_scaling": 1}])
+def test_the_options_that_the_paper_switched_off(option):
+    named = optimizers.build("paper_nlcg_fr", 0.1, option)
+    found = updates_of(named.transformation, named.extras, jnp.positive)
+    expected = updates_of(
+        nlcg_optax.paper_nlcg(0.1, **option), named.extras, jnp.positive
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
+    plain = updates_of(nlcg_optax.paper_nlcg(0.1), named.extras, jnp.positive)
+    assert np.abs(found[-1]["w"] - plain[-1]["w"]).max() > 1e-4
 
 
 def test_options_are_those_of_rule_and_preconditioner():

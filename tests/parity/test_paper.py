@@ -128,23 +128,23 @@ def test_period_and_fletcher_reeves_restart(x64):
 )
 def test_reset_and_spectral_scaling(x64, reset_period, spectral):
     schedule = learning_rate_for(bfgs=True, layerwise=False)
-    direction = nlcg_optax.scale_by_nlcg(
-        "paper_pr",
-        preconditioner=nlcg_optax.scale_by_diagonal_secant(
-            schedule, reset_period=reset_period, spectral_scaling=spectral
-        ),
-        ensure_descent=False,
-    )
-    tx = optax.chain(
-        nlcg_optax.feed_step_multiplier(
-            direction, nlcg_optax.scale_by_loss_ratio("online")
-        ),
-        optax.scale_by_learning_rate(schedule),
+    tx = nlcg_optax.paper_nlcg(
+        schedule,
+        "pr",
+        step_control="online",
+        reset_period=reset_period,
+        spectral_scaling=spectral,
     )
     config = PaperConfig(
         "pr", True, "online", False, schedule, None, reset_period, spectral
     )
     assert_same(tx, config)
+
+
+@pytest.mark.parametrize("option", [{"reset_period": 6}, {"spectral_scaling": True}])
+def test_options_of_diagonal_bfgs_are_refused_without_it(option):
+    with pytest.raises(ValueError, match="must be None and False with diagonal_bfgs"):
+        nlcg_optax.paper_nlcg(0.1, diagonal_bfgs=False, **option)
 
 
 def test_every_row_of_the_controller_table_is_reached():
