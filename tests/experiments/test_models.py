@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import models
+from experiments.models.resnet_cifar import ResNetCifar
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,13 @@ def test_sizes_and_logits(name, parameters):
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("resnet32", 472_820), ("resnet8", 83_956)]
+    ("name", "parameters"),
+    [
+        ("resnet8", 83_956),
+        ("resnet20", 278_388),
+        ("resnet32", 472_820),
+        ("resnet56", 861_684),
+    ],
 )
 def test_the_papers_residual_networks(name, parameters):
     variables = jax.eval_shape(
@@ -109,6 +116,35 @@ def test_a_residual_network_is_what_a_plain_one_computes(small_resnet):
     # Eight bits of mantissa, through eight layers.
     np.testing.assert_allclose(rough_logits, expected, rtol=0.1, atol=0.1)
     assert not np.allclose(rough_logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_behind_the_first_of_a_stage_have_no_projection():
+    model = ResNetCifar(5, depth=14, width=0.25)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=[2, 8, 8, 3]).astype(np.float32)
+    shapes = jax.eval_shape(
+        functools.partial(model.init, train=False), jax.random.key(0), images
+    )
+    variables = {
+        name: jax.tree.map(
+            lambda leaf, bounds=bounds: rng.uniform(*bounds, leaf.shape).astype("f4"),
+            shapes[name],
+        )
+        for name, bounds in (("params", (-0.5, 0.5)), ("batch_stats", (0.5, 1.5)))
+    }
+    blocks = [variables["params"][f"PreActivationBlock_{n}"] for n in range(6)]
+    kernels = [sum(name.startswith("Conv") for name in block) for block in blocks]
+    assert kernels == [3, 2] * 3
+
+    @jax.jit
+    def compute(variables, images):
+        return (
+            model.apply(variables, images, train=False),
+            plain_resnet(variables, images, 6, {0: 1, 2: 2, 4: 2}),
+        )
+
+    logits, expected = compute(variables, images)
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_initialisation_and_statistics_of_the_residual_networks(small_resnet):
