@@ -1,6 +1,8 @@
 import csv
 import io
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import rich.console
 
@@ -15,6 +17,7 @@ from experiments.cells import (
 from experiments.config import RunConfig
 from experiments.curves import FAMILY_COLOURS
 from experiments.optimizers import OPTIMIZERS
+from experiments.progress_curves import draw_progress
 from experiments.records import RecordWriter, read_records
 from experiments.report import main
 from experiments.runs_table import write_runs
@@ -140,6 +143,71 @@ def test_the_command_writes_tables_and_curves(folder, capsys):
         picture = (folder.parent / f"{name}.png").read_bytes()
         assert picture.startswith(b"\x89PNG")
         assert f"![{name}]({name}.png)" in report
+
+
+# Two seeds of three steps: their losses, and accuracies after the first and the last.
+LOSSES = ([4.0, 2.0, 1.0], [6.0, 4.0, 2.0])
+ACCURACIES = ([0.25, 0.5], [0.5, 0.75])
+
+
+def costs(step):
+    return {"step": step, "gradient_equivalents": 4.0 * step, "seconds": 0.5 * step}
+
+
+@pytest.fixture
+def curves_of(tmp_path, monkeypatch):
+    """The panels that a figure of the two seeds has, with what is drawn in them."""
+    for seed, (losses, accuracies) in enumerate(zip(LOSSES, ACCURACIES)):
+        config = RunConfig(optimizer="sgd", seed=seed)
+        with RecordWriter(tmp_path / f"{seed}.jsonl", config) as writer:
+            for row, loss in enumerate(losses):
+                writer.write("step", {**costs(row + 1), "step": row, "loss": loss})
+            for step, accuracy in zip((1, 3), accuracies):
+                line = {**costs(step), "validation_accuracy": accuracy}
+                writer.write("evaluation", line)
+    panels, subplots = [], plt.subplots
+
+    def kept(*arguments, **settings):
+        figure, axes = subplots(*arguments, **settings)
+        panels.extend(axes.flat)
+        return figure, axes
+
+    monkeypatch.setattr(plt, "subplots", kept)
+
+    def draw(quantity):
+        cells = group(read_records(tmp_path))
+        draw_progress(cells, quantity, tmp_path / "figure.png")
+        return {panel.get_xlabel(): panel for panel in panels}
+
+    return draw
+
+
+COST_AXES = [
+    ("step", 1.0),
+    ("gradient-equivalents", 4.0),
+    ("seconds", 0.5),
+]
+
+
+@pytest.mark.parametrize(("axis", "cost"), COST_AXES)
+def test_the_loss_is_drawn_against_every_cost(axis, cost, curves_of):
+    (line,) = curves_of("loss")[axis].get_lines()
+    np.testing.assert_allclose(line.get_xdata(), [cost, 2 * cost, 3 * cost])
+    # The medians 5, 3 and 1.5, each the mean of five with the ends repeated.
+    expected = [(3 * 5 + 3 + 1.5) / 5, (2 * 5 + 3 + 2 * 1.5) / 5, (5 + 3 + 4.5) / 5]
+    np.testing.assert_allclose(line.get_ydata(), expected)
+
+
+@pytest.mark.parametrize(("axis", "cost"), COST_AXES)
+def test_the_accuracy_is_drawn_against_every_cost(axis, cost, curves_of):
+    panel = curves_of("accuracy")[axis]
+    (line,) = panel.get_lines()
+    np.testing.assert_allclose(line.get_xdata(), [cost, 3 * cost])
+    np.testing.assert_allclose(line.get_ydata(), [37.5, 62.5])
+    (shadow,) = panel.collections
+    corners = shadow.get_paths()[0].get_extents()
+    assert (corners.x0, corners.x1) == pytest.approx((cost, 3 * cost))
+    assert (corners.y0, corners.y1) == pytest.approx((25, 75))
 
 
 def test_what_cannot_be_reported_ends_with_a_message(folder, tmp_path):
