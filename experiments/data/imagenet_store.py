@@ -6,6 +6,7 @@ was prepared elsewhere (with ``file_format=array_record``) is read as well.
 """
 
 import io
+import itertools
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -136,11 +137,23 @@ def prepare(data_dir: Path, source: Path | None) -> dict[str, int]:
 def open_split(data_dir: Path, split: str) -> Sequence[Example]:
     """A split by row, with encoded images.
 
+    The last example of each shard is read, since a shard that is cut short cannot be
+    read there, or holds nothing.
+
     Raises:
       Exception: of some kind of the storage's, if it is missing or broken.
     """
     builder = tfds.builder_from_directory(data_dir / NAME / VERSION)
-    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    source = builder.as_data_source(
+        split, decoders={"image": tfds.decode.SkipDecoding()}
+    )
+    lengths = builder.info.splits[split].shard_lengths
+    # All at once: there are a thousand, and storage may be far away.
+    ends = source.__getitems__([end - 1 for end in itertools.accumulate(lengths)])
+    for shard, example in enumerate(ends):
+        if example["image"] is None:
+            raise ValueError(f"shard {shard} of split {split!r} is cut short")
+    return source
 
 
 def num_classes(data_dir: Path) -> int:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from experiments import data, prepare
-from experiments.data.imagenet_store import class_names, open_split
+from experiments.data.imagenet_store import (
+    ImageNetBuilder,
+    class_names,
+    open_split,
+)
 from experiments.data.photo_stream import PhotoStream
 from experiments.data.stream import PADDING_LABEL, Share
 from experiments.records import read_record
@@ -35,6 +41,18 @@ def prepared(tmp_path_factory):
     arguments = ["imagenet2012", f"--source={source}", f"--data-dir={folder}"]
     prepare.main(arguments)
     return folder
+
+
+@pytest.fixture(scope="module")
+def in_two_shards(tmp_path_factory):
+    """Prepared in more than one file, as the whole of ImageNet is."""
+    folder = tmp_path_factory.mktemp("shards")
+    builder = ImageNetBuilder(folder / "data", write_archives(folder / "source"))
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(num_shards=2)
+    )
+    assert len(builder.info.splits["train"].shard_lengths) == 2
+    return folder / "data"
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +173,26 @@ def test_what_is_missing_or_half_written_says_what_to_run(prepared, tmp_path):
     with pytest.raises(
         ValueError, match="not exceed the 48 of 'imagenet2012' together"
     ):
+        data.load_or_open("imagenet2012", options)
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+@pytest.mark.parametrize("damage", ["missing", "half", "most"])
+def test_a_broken_shard_says_what_to_run(damage, shard, in_two_shards, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(in_two_shards, folder)
+    options = data.DataOptions(folder, **OPTIONS)
+    whole = data.load_or_open("imagenet2012", options)
+    assert whole.train.examples == EXAMPLES - 8
+    victim = sorted(folder.rglob("*train.array_record*"))[shard]
+    if damage == "missing":
+        victim.unlink()
+    else:
+        content = victim.read_bytes()
+        share = {"half": 0.5, "most": 0.9}[damage]  # at the end of a block, and in one
+        victim.write_bytes(content[: int(share * len(content))])
+    command = f"run\n  python -m experiments.prepare imagenet2012 --data-dir {folder} "
+    with pytest.raises(data.NotPreparedError, match=f"half-written .*{command}"):
         data.load_or_open("imagenet2012", options)
 
 
