@@ -12,7 +12,7 @@ that has a finished record is skipped, one that was killed is repeated. In this 
    learning rate, memory and decay of weights, chosen by validation accuracy, and the
    best with fresh seeds: 9 methods of 4 trials, of 2 more each if anybody's best lies
    on an edge, and 3 final runs, so at most 81 runs. The 5,000 validation images are
-   held out in the final runs as well, equally for all, which makes 549 steps;
+   held out in the final runs as well, equally for all, which makes 540 steps;
 4. the paper's recipe at 8192 and 2048: 24 runs.
 
 All are of 200 epochs, 117 runs at most. At the end a report of each table is written

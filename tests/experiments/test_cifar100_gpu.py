@@ -175,7 +175,7 @@ def test_a_path_that_cannot_be_ends_the_command_with_a_message(tmp_path, monkeyp
     monkeypatch.setattr(cifar100_gpu, "_check", lambda *arguments: None)
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match="error: .*Not a directory: .*file/paper"):
-        cifar100_gpu.main([f"--out={tmp_path / 'file'}"])
+        cifar100_gpu.main([f"--out={tmp_path / 'file'}", "--seconds=inf"])
 
 
 def test_a_cpu_agrees_with_itself_and_bfloat16_nearly(few_digits):
