@@ -8,7 +8,9 @@ prepared by ``python -m experiments.prepare imagenet2012 --source DIRECTORY``::
         --checkpoint-dir gs://BUCKET/paper-nlcg --processes.auto
 
 from one machine: ``gcloud compute tpus tpu-vm ssh NAME --worker=all --command="..."``.
-The same command goes on after an interruption, on the same slice or another.
+The same command goes on after an interruption, on the same slice or another. The record
+is a file on the first host; on another slice it begins anew at the checkpoint's step,
+unless it is brought there.
 
 How a batch is split. 65,536 images are two micro-batches of 32,768, each of 128 images
 on each of 256 chips; the gradients and losses of both are averaged before the step. A

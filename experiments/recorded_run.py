@@ -1,5 +1,6 @@
 """One run from its first step to its summary, with the record it leaves."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,8 @@ def record_run(
 
     With checkpoints a run that was interrupted goes on from the newest one, to the same
     numbers and the same record as if it had not been, the seconds aside. One that had
-    come to its end is not repeated.
+    come to its end is not repeated. If the record was lost, a warning tells so and a
+    new one begins at the step of the checkpoint.
 
     Args:
       path: of the record.
@@ -64,7 +66,8 @@ def record_run(
       CheckpointError: if a checkpoint cannot be written, or none be read.
       DivergedError: if the loss is not finite; the record then says so.
       FileExistsError: if the record exists, is not resumed, and ``overwrite`` is False.
-      ValueError: if the record or the checkpoints are of another configuration.
+      ValueError: if the record or the checkpoints are of another configuration, or the
+        record of a run was lost that has no step left to record.
     """
     program = compiled.program
     state = program.init(config.seed, config.learning_rate, hyperparameters_of(config))
@@ -75,16 +78,21 @@ def record_run(
             return summary
         restored = checkpoints.restore(state)
         overwrite = True  # killed before its first checkpoint, it begins again
-    start = _Start(state, 0.0, {}) if restored is None else _resumed(path, restored)
+    start = _Start(state, 0.0, {}, resume=False)
+    if restored is not None:
+        start = _resumed(path, restored, last=_last_step(config, program))
+    state, seconds, evaluation, resume = start
+    begins_at = 0 if restored is None else restored.step
     with (
-        RecordWriter(path, config, overwrite=overwrite, resume=restored is not None)
+        RecordWriter(
+            path, config, overwrite=overwrite, resume=resume, begins_at=begins_at
+        )
         if is_first()
         else SilentWriter()
     ) as writer:
-        if restored is None:
+        if not resume:
             for trial in trials:
                 writer.write("trial", trial)
-        state, seconds, evaluation = start
         for report in run_epochs(compiled, config, dataset, state):
             state = report.state
             write_steps(writer, report, program.gradient_equivalents, seconds)
@@ -117,11 +125,13 @@ class _Start(NamedTuple):
       state: at that step.
       seconds: trained so far.
       evaluation: the last one, empty at the beginning.
+      resume: whether the record is there and goes on.
     """
 
     state: TrainState
     seconds: float
     evaluation: Line
+    resume: bool
 
 
 def _finished(path: Path, config: RunConfig) -> tuple[bool, Line]:
@@ -132,17 +142,29 @@ def _finished(path: Path, config: RunConfig) -> tuple[bool, Line]:
     return bool(finished), summary or {}
 
 
-def _resumed(path: Path, restored: Restored) -> _Start:
-    if not is_first():
-        return _Start(restored.state, restored.progress["seconds"], {})
-    if not path.exists():
+def _last_step(config: RunConfig, program: Program) -> int:
+    reports = config.epochs // config.epochs_per_report
+    return reports * program.calls_per_report * program.steps_per_call
+
+
+def _resumed(path: Path, restored: Restored, last: int) -> _Start:
+    seconds = restored.progress["seconds"]
+    evaluation = take_back(path, restored.step) if is_first() else {}
+    if evaluation is not None:
+        return _Start(restored.state, seconds, evaluation, resume=True)
+    if restored.step >= last:
         raise ValueError(
             f"record={str(path)!r} does not exist, but the run has a checkpoint at "
-            f"step {restored.step}; bring the record back, or start anew with another "
-            "folder of checkpoints"
+            f"step {restored.step}, its last, and nothing is left to record; bring the "
+            "record back, or start anew with another folder of checkpoints"
         )
-    evaluation = take_back(path, restored.step)
-    return _Start(restored.state, restored.progress["seconds"], evaluation)
+    warnings.warn(
+        f"the record {str(path)!r} of the steps before {restored.step} is not there, "
+        "but a checkpoint is: the run goes on from it, and a new record begins at "
+        f"step {restored.step}",
+        stacklevel=3,
+    )
+    return _Start(restored.state, seconds, {}, resume=False)
 
 
 def named(split: str, evaluation: Any) -> Line:

@@ -3,6 +3,7 @@
 The first line is the header (configuration, versions, device, commit), then come
 trials of the search that chose the learning rate, steps and evaluations, and last the
 summary, or the reason why the run was stopped. A number that is not finite is null.
+If the first part was lost, ``begins_at`` in the header is the step of the first line.
 """
 
 import contextlib
@@ -65,6 +66,7 @@ class RecordWriter:
       config: of the run, for the header.
       overwrite: whether a record that exists is replaced.
       resume: whether the lines that the file has are kept and more are added.
+      begins_at: the first step of a record, of which those before were lost.
 
     Raises:
       FileExistsError: if the record exists and neither is true.
@@ -78,6 +80,7 @@ class RecordWriter:
         *,
         overwrite: bool = False,
         resume: bool = False,
+        begins_at: int = 0,
     ):
         if path.exists() and not (overwrite or resume):
             raise FileExistsError(
@@ -86,7 +89,8 @@ class RecordWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a" if resume else "w", encoding="utf-8")
         if not resume:
-            self.write("header", header(config))
+            late = {"begins_at": begins_at} if begins_at else {}
+            self.write("header", header(config) | late)
 
     def __enter__(self) -> Self:
         return self

@@ -29,7 +29,7 @@ def interrupted_record(path: Path, config: RunConfig) -> RunRecord | None:
     return record
 
 
-def take_back(path: Path, step: int) -> Line:
+def take_back(path: Path, step: int) -> Line | None:
     """Drops what came after a step, and half a line at the end.
 
     Args:
@@ -38,14 +38,19 @@ def take_back(path: Path, step: int) -> Line:
         run was stopped.
 
     Returns:
-      The evaluation at that step.
+      The evaluation at that step, with nothing but the step if the record begins there;
+      None, and the file as it was, if there is no record or one that begins later.
 
     Raises:
-      ValueError: if the record does not reach that step; it stays as it is.
+      ValueError: if steps are missing in between; the record stays as it is.
     """
+    lines = record_lines(path, interrupted=True) if path.exists() else []
+    begin = json.loads(lines[0]).get("begins_at", 0) if lines else None
+    if begin is None or begin > step:
+        return None
     kept: list[str] = []
-    steps, evaluation = 0, None
-    for text in record_lines(path, interrupted=True):
+    steps, evaluation = 0, None if step > begin else {"step": step}
+    for text in lines:
         line = json.loads(text)
         kind, at = line.pop("kind"), line.get("step")
         if kind in ("summary", "stopped"):
@@ -59,11 +64,11 @@ def take_back(path: Path, step: int) -> Line:
                 continue
             evaluation = line
         kept.append(text)
-    if steps != step or evaluation is None or evaluation["step"] != step:
+    if steps != step - begin or evaluation is None or evaluation["step"] != step:
         raise ValueError(
-            f"the record {str(path)!r} has {steps} of the {step} steps before the "
-            "checkpoint; bring back the one that was written with it, or start anew "
-            "with another record and another folder of checkpoints"
+            f"the record {str(path)!r} has {steps} of the {step - begin} steps before "
+            "the checkpoint; bring back the one that was written with it, or move it "
+            f"away for a new one that begins at step {step}"
         )
     beside = path.with_name(f"{path.name}.new")
     with beside.open("w", encoding="utf-8") as file:

@@ -47,14 +47,14 @@ def whole(compiled, few_digits, tmp_path_factory):
     return read_record(path)
 
 
-def go(folder, compiled, dataset, config=CONFIG, killed_at=None):
+def go(folder, compiled, dataset, config=CONFIG, killed_at=None, every=1):
     """Runs with checkpoints, as ``main`` does, and ends at a report if told to."""
 
     def on_report(report, evaluation):
         if report.number == killed_at:
             raise KilledError
 
-    with Checkpoints(str(folder / "checkpoints"), config) as checkpoints:
+    with Checkpoints(str(folder / "checkpoints"), config, every=every) as checkpoints:
         return record_run(
             folder / "run.jsonl",
             compiled,
@@ -144,9 +144,6 @@ def test_a_record_that_does_not_fit_is_kept_and_told(compiled, few_digits, tmp_p
         go(tmp_path, compiled, few_digits, killed_at=2)
     path = tmp_path / "run.jsonl"
     content = path.read_text(encoding="utf-8")
-    path.unlink()
-    with pytest.raises(ValueError, match="run.jsonl' does not exist, .* at step 16"):
-        go(tmp_path, compiled, few_digits)
     short = "".join(content.splitlines(keepends=True)[:4])
     path.write_text(short, encoding="utf-8")
     with pytest.raises(ValueError, match="has 3 of the 16 steps before the checkpoint"):
@@ -157,6 +154,58 @@ def test_a_record_that_does_not_fit_is_kept_and_told(compiled, few_digits, tmp_p
     path.write_text(json.dumps(header) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="another configuration: seed=0 was 5; resume"):
         go(tmp_path, compiled, few_digits)
+
+
+def test_a_lost_record_begins_again_at_the_checkpoint(
+    compiled, few_digits, whole, tmp_path
+):
+    path = tmp_path / "run.jsonl"
+    with pytest.raises(KilledError):
+        go(tmp_path, compiled, few_digits, killed_at=2)
+    path.unlink()
+    # Killed once more before the next checkpoint, then behind it.
+    lost = r"record '.*/run.jsonl' of the steps before 16 is not there"
+    with (
+        pytest.warns(UserWarning, match=f"{lost}, .* begins at step 16"),
+        pytest.raises(KilledError),
+    ):
+        go(tmp_path, compiled, few_digits, killed_at=3, every=9)
+    with pytest.raises(KilledError):
+        go(tmp_path, compiled, few_digits, killed_at=3)
+    summary = go(tmp_path, compiled, few_digits)
+
+    record = read_record(path)
+    assert record.header["begins_at"] == 16
+    assert [step["step"] for step in record.steps] == list(range(16, 32))
+    assert without_seconds(record.steps) == without_seconds(whole.steps[16:])
+    assert without_seconds(record.evaluations) == without_seconds(whole.evaluations[2:])
+    assert without_seconds([summary]) == without_seconds([whole.summary])
+    assert np.all(np.diff(record.series("seconds")) > 0)
+
+
+def test_a_record_that_begins_behind_the_checkpoint_is_written_anew(
+    compiled, few_digits, whole, tmp_path
+):
+    path = tmp_path / "run.jsonl"
+    with pytest.raises(KilledError):
+        go(tmp_path, compiled, few_digits, killed_at=1)
+    header = {"kind": "header", **whole.header, "begins_at": 16}
+    path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+    with pytest.warns(UserWarning, match="a new record begins at step 8"):
+        go(tmp_path, compiled, few_digits)
+    assert read_record(path).header["begins_at"] == 8
+    assert without_seconds(read_record(path).steps) == without_seconds(whole.steps[8:])
+
+
+def test_a_record_that_is_lost_at_the_end_is_missed(compiled, few_digits, tmp_path):
+    go(tmp_path, compiled, few_digits)
+    path = tmp_path / "run.jsonl"
+    path.unlink()
+    with pytest.raises(
+        ValueError, match="run.jsonl' does not exist, .* at step 32, its last"
+    ):
+        go(tmp_path, compiled, few_digits)
+    assert not path.exists()
 
 
 COMMAND = (
