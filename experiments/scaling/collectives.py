@@ -53,8 +53,16 @@ class Collective(NamedTuple):
     @property
     def bytes(self) -> int:
         """Bytes of the whole array, once: the result, or a reduce-scatter's operand."""
-        size = sum(itemsize(d) * math.prod(shape) for d, shape in self.arrays)
-        return size * self.group_size if self.kind == "reduce-scatter" else size
+        return sum(self.bytes_by_dtype.values())
+
+    @property
+    def bytes_by_dtype(self) -> dict[str, int]:
+        """The same for each dtype, such as the gradients' in bfloat16."""
+        parts = self.group_size if self.kind == "reduce-scatter" else 1
+        sizes: collections.Counter[str] = collections.Counter()
+        for dtype, shape in self.arrays:
+            sizes[dtype] += parts * itemsize(dtype) * math.prod(shape)
+        return dict(sizes)
 
     @property
     def sent_bytes(self) -> float:
@@ -63,7 +71,7 @@ class Collective(NamedTuple):
         An all-reduce of n bytes over p devices takes ``2 n (p - 1) / p``, its halves
         (all-gather, reduce-scatter) and an all-to-all ``n (p - 1) / p``, the rest n
         (Chan et al., *Collective communication: theory, practice, and experience*,
-        2007).
+        2007). It is one turn of a loop, as in `bytes`.
         """
         share = 1 - 1 / self.group_size if self.group_size else 1.0
         if self.kind == "all-reduce":
@@ -133,11 +141,11 @@ def totals(found: Iterable[Collective]) -> dict[str, Total]:
 
 
 def bytes_by_dtype(found: Iterable[Collective]) -> dict[str, int]:
-    """Bytes of the arrays of each dtype, such as the gradients' in bfloat16."""
+    """Bytes of each dtype, which sum to those of `totals`."""
     sums: collections.Counter[str] = collections.Counter()
     for one in found:
-        for dtype, shape in one.arrays:
-            sums[dtype] += (one.times or 1) * itemsize(dtype) * math.prod(shape)
+        for dtype, size in one.bytes_by_dtype.items():
+            sums[dtype] += (one.times or 1) * size
     return dict(sums)
 
 

@@ -154,14 +154,17 @@ def cost_of(lowered: jax.stages.Lowered) -> StepCost:
 
 
 def communication_of(found: list[Collective]) -> dict[str, Any]:
-    """The fields of a `StepCost` that tell of communication."""
+    """The fields of a `StepCost` that tell of communication.
+
+    Every turn of a loop counts, one where the text does not say how many there are.
+    """
     kinds = totals(found)
     return {
         "collectives": {kind: tuple(total) for kind, total in kinds.items()},
         "collective_bytes": sum(total.bytes for total in kinds.values()),
         "collective_bytes_by_dtype": bytes_by_dtype(found),
-        "sent_bytes": sum(one.sent_bytes for one in found),
-        "scalar_collectives": sum(one.is_scalar for one in found),
+        "sent_bytes": sum((one.times or 1) * one.sent_bytes for one in found),
+        "scalar_collectives": sum(one.times or 1 for one in found if one.is_scalar),
     }
 
 

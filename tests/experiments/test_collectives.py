@@ -20,7 +20,7 @@ from experiments.scaling.collectives import (
     collectives,
     totals,
 )
-from experiments.scaling.compiled_step import Problem, lower_step
+from experiments.scaling.compiled_step import Problem, communication_of, lower_step
 from nlcg_optax import nlcg, scale_by_diagonal_secant
 
 DEVICES = 8
@@ -127,6 +127,28 @@ def test_the_text_of_the_tpu_compiler():
     }
 
 
+def test_the_communication_of_a_step_by_hand():
+    """Three turns of 256 and 18 bytes over 4; a gather of 512 and a cut of 16."""
+    found = collectives(TPU_TEXT)
+    scalars = Collective("all-reduce", (("f32", ()), ("s32", (1,))), 4, 5)
+    told = communication_of([*found, scalars, scalars._replace(times=None)])
+    assert told["collectives"] == {
+        "all-reduce": (3 + 5 + 1, 3 * 274 + 6 * 8),
+        "all-gather": (1, 512),
+        "reduce-scatter": (1, 16),
+    }
+    assert told["collective_bytes"] == 3 * 274 + 6 * 8 + 512 + 16
+    assert told["collective_bytes_by_dtype"] == {
+        "f32": 3 * 256 + 6 * 4 + 512 + 16,
+        "bf16": 3 * 18,
+        "s32": 6 * 4,
+    }
+    # Of n bytes over p devices 2 n (p - 1) / p, the halves of it n (p - 1) / p.
+    reduced, gathered, cut = 1.5 * (3 * 274 + 6 * 8), 7 / 8 * 512, 1 / 2 * 16
+    assert told["sent_bytes"] == reduced + gathered + cut
+    assert told["scalar_collectives"] == 5 + 1
+
+
 class Network(nn.Module):
     """Layers large enough to be split."""
 
@@ -200,7 +222,7 @@ def test_products_of_split_leaves_are_fused(name, mesh):
     params = {f"w{n}": on(mesh, jnp.ones([64, n]), P("shard")) for n in widths}
     state = jax.jit(tx.init)(params)
     found = found_in(tx.update, params, state, params)
-    assert len(found) <= 2
+    assert 1 <= len(found) <= 2
     assert all(one.kind == "all-reduce" and one.is_scalar for one in found)
 
 
