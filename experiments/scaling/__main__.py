@@ -21,10 +21,10 @@ import tyro
 
 from experiments.curves import FAMILY_COLOURS
 from experiments.scaling import peers
-from experiments.scaling.chips import chip_of
+from experiments.scaling.chips import Chip, chip_of
 from experiments.scaling.compile import read_entries
 from experiments.scaling.cost_table import Entry
-from experiments.scaling.pod_model import step_time
+from experiments.scaling.pod_model import memory_bytes, step_time
 from experiments.scaling.weak_scaling import WeakScaling, measure
 
 TITLE = "A model, not a measurement"
@@ -82,13 +82,33 @@ def weak_scaling_table(measured: Sequence[WeakScaling]) -> str:
 
 
 def modelled(entries: Sequence[Entry]) -> list[Entry]:
-    """Those that the model is for."""
-    return [
+    """Those that the model is for.
+
+    Raises:
+      ValueError: if it is for none of them.
+    """
+    found = [
         entry
         for entry in entries
         if entry.case.layout == "data"
         and entry.case.micro_batches == 1
         and entry.cost.out_of_memory is None
+    ]
+    if not found:
+        raise ValueError(
+            f"none of the {len(entries)} compiled steps is one that the model is for, "
+            "data-parallel, without micro-batches and within memory; compile for a "
+            "larger slice, or leave the model out with --compiled"
+        )
+    return found
+
+
+def chip_counts(entry: Entry, chip: Chip, batch_size: int) -> list[int]:
+    """Numbers of chips on which a batch fits into memory at once."""
+    return [
+        chips
+        for chips in CHIP_COUNTS[chip.network_dimensions]
+        if memory_bytes(entry, chips, batch_size) <= chip.memory
     ]
 
 
@@ -106,17 +126,18 @@ def reference_of(entry: Entry, entries: Sequence[Entry]) -> Entry:
 
 
 def model_table(entries: Sequence[Entry], batch_size: int) -> str:
-    """Modelled times and efficiency."""
+    """Modelled times and efficiency of what is `modelled`."""
     lines = [
-        f"{TITLE}: batch {batch_size:,}, milliseconds of a step.",
+        f"{TITLE}: batch {batch_size:,}, milliseconds of a step. Numbers of chips at "
+        "which the batch does not fit into memory at once are left out.",
         "",
         "| chip | optimiser | chips | work | update | communication | efficiency |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for entry in modelled(entries):
+    for entry in entries:
         chip = chip_of(entry.case.topology)
         reference = reference_of(entry, entries)
-        for chips in CHIP_COUNTS[chip.network_dimensions]:
+        for chips in chip_counts(entry, chip, batch_size):
             time = step_time(entry, reference, chip, chips, batch_size)
             lines.append(
                 f"| {entry.case.topology.partition(':')[0]} | {entry.case.optimizer} | "
@@ -127,7 +148,7 @@ def model_table(entries: Sequence[Entry], batch_size: int) -> str:
 
 
 def draw(entries: Sequence[Entry], batch_size: int, path: Path) -> None:
-    """Efficiency against chips, a panel for each kind."""
+    """Efficiency against chips of what is `modelled`, a panel for each kind."""
     kinds = sorted({entry.case.topology.partition(":")[0] for entry in entries})
     figure, panels = plt.subplots(
         1, len(kinds), figsize=(4.5 * len(kinds), 3.6), squeeze=False, sharey=True
@@ -138,7 +159,7 @@ def draw(entries: Sequence[Entry], batch_size: int, path: Path) -> None:
                 continue
             chip = chip_of(entry.case.topology)
             reference = reference_of(entry, entries)
-            counts = CHIP_COUNTS[chip.network_dimensions]
+            counts = chip_counts(entry, chip, batch_size)
             times = [step_time(entry, reference, chip, n, batch_size) for n in counts]
             panel.semilogx(
                 counts,
@@ -164,6 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         given = tyro.cli(ScalingArguments, args=arguments)
         entries = [entry for path in given.compiled for entry in read_entries(path)]
+        if given.compiled:
+            entries = modelled(entries)
         parts = []
         if given.rounds:
             measured = measure(
@@ -178,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = "\n".join(parts)
     (given.out / "scaling.md").write_text(text, encoding="utf-8")
     if entries:
-        draw(modelled(entries), given.batch_size, given.out / "scaling.png")
+        draw(entries, given.batch_size, given.out / "scaling.png")
     rich.console.Console().print(text, markup=False, soft_wrap=True)
 
 

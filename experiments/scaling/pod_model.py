@@ -9,7 +9,11 @@ It is a model, no measurement. Its assumptions:
 - The reference reads and writes its state once besides. What another optimiser reads
   and writes beyond its passes takes the same time on any number of chips.
 - Collectives run when nothing else does. Each takes the time of its bytes on all links
-  of the chip in one direction, and one latency for each hop around the torus.
+  of the chip in one direction, and one latency for each hop around the torus. Links
+  wrap around in every dimension, which those of a part of a pod may not.
+- Arguments take the memory that was compiled, temporaries in proportion to the images
+  of a chip. Where both exceed the chip's memory the step is not modelled: it would
+  need micro-batches.
 - Data arrive in time, all chips are equally fast, nothing fails.
 """
 
@@ -88,6 +92,13 @@ def step_time(
     operations = sum(count for count, _ in cost.collectives.values())
     communication = sent / chip.link_bandwidth + operations * latency(chip, chips)
     return StepTime(work, update, communication)
+
+
+def memory_bytes(entry: Entry, chips: int, batch_size: int) -> float:
+    """Bytes that a step without micro-batches takes on each of a number of chips."""
+    images = entry.case.batch_size // entry.chips
+    share = batch_size / chips / images
+    return entry.cost.argument_bytes + share * entry.cost.temporary_bytes
 
 
 def latency(chip: Chip, chips: int) -> float:

@@ -17,7 +17,7 @@ from experiments.scaling import compile as compile_command
 from experiments.scaling.chips import CHIPS, chip_of
 from experiments.scaling.compiled_step import Problem, StepCost, cost_of, lower_step
 from experiments.scaling.cost_table import Case, Entry, markdown
-from experiments.scaling.pod_model import step_time
+from experiments.scaling.pod_model import memory_bytes, step_time
 
 CASE = Case("v5e:4x4", "data", "adamw", "resnet50", 100, 1600, 1, "jit", "bfloat16")
 COST = StepCost(
@@ -31,6 +31,7 @@ COST = StepCost(
     sent_bytes=2 * 15 / 16 * 4e6,
     compile_seconds=1.0,
 )
+DEADLINE = 900  # seconds, for what takes two minutes on an idle core
 
 
 def entry(case=CASE, cost=COST, **changes):
@@ -57,6 +58,26 @@ def test_the_model_by_hand():
     twice = step_time(entry(cost=searching), reference, chip, 64, 6400)
     assert twice.work == pytest.approx(2 * found.work)
     assert twice.update == pytest.approx(3e6 / 819e9)
+
+
+def test_only_what_fits_into_memory_is_modelled(tmp_path):
+    # 8 MB of arguments, and 3 GiB for 100 images: 16 GiB hold 533, not 534.
+    momentum = entry(optimizer="heavy_ball")
+    assert memory_bytes(momentum, 4, 400) == COST.argument_bytes + COST.temporary_bytes
+    assert report.chip_counts(momentum, CHIPS["v5e"], 16 * 533) == [16, 64, 256]
+    assert report.chip_counts(momentum, CHIPS["v5e"], 16 * 534) == [64, 256]
+    rows = report.model_table([momentum], 16 * 534).splitlines()[4:]
+    assert [row.split(" | ")[2] for row in rows] == ["64", "256"]
+
+
+def test_figures_that_the_model_is_not_for_are_told(tmp_path):
+    path = tmp_path / "compiled.jsonl"
+    large = entry(cost=StepCost(out_of_memory="20.1G of 15.75G"))
+    for unusable in (large, entry(micro_batches=2), entry(layout="hybrid")):
+        path.write_text(json.dumps(dataclasses.asdict(unusable)) + "\n")
+        with pytest.raises(SystemExit, match="error: none of the 1 compiled steps is"):
+            report.main(["--compiled", str(path), "--rounds=0", f"--out={tmp_path}"])
+    assert not (tmp_path / "scaling.md").exists()
 
 
 def test_the_model_refuses_what_it_is_not_for():
@@ -151,6 +172,7 @@ def test_a_step_is_compiled_for_a_slice_without_having_one(tmp_path):
         text=True,
         cwd=Path(__file__).parents[2],
         env={n: v for n, v in os.environ.items() if n != "XLA_FLAGS"},
+        timeout=DEADLINE,
     )
     assert done.returncode == 0, done.stderr
     entries = compile_command.read_entries(out)
@@ -170,6 +192,7 @@ def test_a_step_is_compiled_for_a_slice_without_having_one(tmp_path):
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
+        timeout=DEADLINE,
     )
     assert unknown.returncode != 0
     assert "error: topology='v5e:3x3' is not known" in unknown.stderr
