@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments import meshes, optimizers
 from experiments.config import RunConfig
+from experiments.scaling import peers
 from experiments.scaling.collectives import (
     Collective,
     added,
@@ -167,7 +168,7 @@ def data_parallel_step(name):
         (16, 64), jnp.float32, sharding=NamedSharding(mesh, P("data"))
     )
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.ones([1, 64])))
-    tx = optax.with_extra_args_support(optimizers.build(name, 0.1).transformation)
+    tx = optax.with_extra_args_support(peers.build(name, 0.1).transformation)
     state = jax.eval_shape(tx.init, params)
 
     def step(params, state, x):
@@ -175,7 +176,9 @@ def data_parallel_step(name):
             return jnp.mean((model.apply(params, x) - 1) ** 2)
 
         value, grads = jax.value_and_grad(loss)(params)
-        updates, state = tx.update(grads, state, params, value=value, value_fn=loss)
+        updates, state = tx.update(
+            grads, state, params, value=value, grad=grads, value_fn=loss
+        )
         return optax.apply_updates(params, updates), state
 
     copied = lambda tree: jax.tree.map(
@@ -227,19 +230,84 @@ def test_products_of_split_leaves_are_fused(name, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("partitioning", ["jit", "shard_map"])
-def test_a_network_with_batch_normalisation(partitioning):
-    """Under jit every layer talks, in every pass; under shard_map once, at the end."""
+@pytest.mark.parametrize("name", ["nlcg_pr+_kronecker", "nlcg_pr+_orthogonal"])
+def test_what_matrix_preconditioners_send_for_split_leaves_is_told(name, mesh, capsys):
+    """Unlike diagonals they need rows and columns of all devices."""
+    tx = optimizers.build(name, 0.1).transformation
+    params = {n: on(mesh, jnp.ones([64, 48]), P("shard")) for n in "ab"}
+    state = jax.jit(tx.init)(params)
+    sent = totals(found_in(tx.update, params, state, params))
+    with capsys.disabled():
+        print(f"\n{name}, two split leaves of 12 KB: {sent}")
+    if name == "nlcg_pr+_orthogonal":
+        assert set(sent) == {"all-reduce"}
+        # Gram matrices of each leaf in each turn of the iteration, and scalars.
+        assert sent["all-reduce"].bytes > 2 * 4 * 48**2
+    else:
+        assert sent["all-gather"].bytes > 2 * 4 * 64 * 48
+
+
+@functools.cache
+def step_with_batch_normalisation(partitioning, optimizer):
+    """What a step of the small convolutional network sends: two normalised layers."""
     config = RunConfig(
-        model="cnn", optimizer="nlcg_pr+", batch_size=16, partitioning=partitioning
+        model="cnn", optimizer=optimizer, batch_size=16, partitioning=partitioning
     )
     problem = Problem(image_size=8, num_classes=10)
     lowered = lower_step(config, problem, meshes.make_mesh())
-    found = collectives(lowered.compile().as_text())
+    return collectives(lowered.compile().as_text())
+
+
+LAYERS = 2
+PARAMETERS = 9 * 3 * 16 + 32 + 9 * 16 * 32 + 64 + 32 * 10 + 10
+STATISTICS = 2 * (16 + 32)
+# One operation a layer forwards and one backwards, and one for the gradients. Each
+# device by itself has only the last.
+OF_A_GRADIENT = {"jit": 2 * LAYERS + 1, "shard_map": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("partitioning", OF_A_GRADIENT)
+def test_a_network_with_batch_normalisation(partitioning):
+    """Under jit every layer talks, in every pass; under shard_map once, at the end."""
+    found = step_with_batch_normalisation(partitioning, "nlcg_pr+")
     assert set(totals(found)) == {"all-reduce"}
-    parameters = 9 * 3 * 16 + 32 + 9 * 16 * 32 + 64 + 32 * 10 + 10
-    statistics = 2 * (16 + 32)
-    size = totals(found)["all-reduce"].bytes
-    assert size >= 4 * (parameters + statistics)
-    assert size <= 4 * (parameters + 6 * statistics + 16)
+    operations, size = totals(found)["all-reduce"]
+    assert operations == OF_A_GRADIENT[partitioning]
+    assert size >= 4 * (PARAMETERS + STATISTICS)
+    passes = {"jit": 2, "shard_map": 1}[partitioning]
+    assert size <= 4 * (PARAMETERS + passes * STATISTICS + 16)
     assert np.all([one.group_size == DEVICES for one in found])
+    if partitioning == "jit":  # mean and variance of 16 channels, then of 32
+        assert [one.bytes for one in found][:LAYERS] == [4 * 2 * 16, 4 * 2 * 32]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("partitioning", OF_A_GRADIENT)
+def test_a_further_pass_through_value_fn_talks_again(partitioning, capsys):
+    """A Hessian-vector product, and every turn of a line search."""
+    step = functools.partial(step_with_batch_normalisation, partitioning)
+    plain = step("nlcg_pr+")
+    for name, passes in (("nlcg_pr+_secant", 1), ("nlcg_pr+_search", 2)):
+        extra = added(step(name), plain)
+        with capsys.disabled():
+            print(f"\n{partitioning}: {name} adds {extra} to nlcg_pr+")
+        assert set(extra) == {"all-reduce"}
+        operations, size = extra["all-reduce"]
+        assert operations == passes * OF_A_GRADIENT[partitioning]
+        assert passes * 4 * PARAMETERS <= size <= passes * 2 * 4 * (PARAMETERS + 200)
+    # Two loops, of which the text does not say how often they turn.
+    turns = [one.times for one in step("nlcg_pr+_search")]
+    assert turns.count(None) == 2 * OF_A_GRADIENT[partitioning]
+
+
+@pytest.mark.slow
+def test_what_a_line_search_adds_is_told(capsys):
+    found, plain = data_parallel_step("nlcg_pr+_search"), data_parallel_step("nlcg_pr+")
+    extra = added(found, plain)
+    with capsys.disabled():
+        print(f"\na line search adds {extra}, each turn of its two loops counted once")
+    params = 64 * 64 + 64 + 64 * 128 + 128 + 128 * 8 + 8
+    assert set(extra) == {"all-reduce"}
+    # A gradient and a value in either loop.
+    assert [one.bytes for one in found if one.times is None] == [4 * params + 4] * 2
