@@ -9,9 +9,16 @@ from jax.sharding import NamedSharding
 
 from experiments import data, meshes
 from experiments.config import RunConfig
-from experiments.processes import ProcessOptions, connect
-from experiments.training import hyperparameters_of
+from experiments.data.photo_stream import PhotoStream
+from experiments.processes import ProcessOptions, connect, wait_for_all
+from experiments.training import (
+    compile_program,
+    hyperparameters_of,
+    make_program,
+    run_epochs,
+)
 from experiments.training.step import make_step
+from tests.experiments.fake_imagenet import encoded
 
 BATCH, STEPS = 16, 20
 
@@ -35,7 +42,43 @@ def train(count, index):
     return losses
 
 
+def photos(count):
+    source = [
+        {"image": encoded(row), "label": row % 3, "file_name": f"{row}"}
+        for row in range(count)
+    ]
+    return PhotoStream(source, 8)
+
+
+def train_on_a_stream():
+    """Losses, then loss and accuracy of a test set that does not fill its batch.
+
+    Each process decodes its share of the images, as the program asks it to.
+    """
+    dataset = data.StreamedDataset(3, photos(32), None, photos(13))
+    config = RunConfig(
+        dataset="imagenet2012",
+        optimizer="nlcg_pr+_rms",
+        learning_rate=1e-3,
+        batch_size=16,
+        micro_batches=2,
+        epochs=8,
+        epochs_per_report=2,
+        standardisation="imagenet",
+        shard_devices=2,
+        seed=3,
+    )
+    program = make_program(config, dataset)
+    compiled = compile_program(program, dataset)
+    wait_for_all("compiled")
+    state, losses = program.init(config.seed, config.learning_rate), []
+    for report in run_epochs(compiled, config, dataset, state):
+        state = report.state
+        losses.extend(map(float, report.metrics["loss"]))
+    return [*losses, *map(float, program.evaluate(state, dataset.test))]
+
+
 if __name__ == "__main__":
     coordinator, processes, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     connect(ProcessOptions(False, coordinator, processes, number, 60, 20))
-    print(json.dumps(train(processes, number)))
+    print(json.dumps([train(processes, number), train_on_a_stream()]))
