@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments.processes import is_first
 from experiments.registry import look_up
 
 PyTree = Any
@@ -110,7 +111,7 @@ def shardings_of(mesh: Mesh, tree: PyTree) -> PyTree:
 
 
 def report_copies(mesh: Mesh, params: PyTree) -> None:
-    """Logs, once, what could not be split although it is large."""
+    """Logs, once and on the first process, what is not split although it is large."""
     shards = mesh.shape[SHARD]
     leaves = jax.tree_util.tree_leaves_with_path(params)
     copied = [
@@ -118,7 +119,7 @@ def report_copies(mesh: Mesh, params: PyTree) -> None:
         for path, leaf in leaves
         if leaf.size >= SMALLEST_SHARDED and spec_of(leaf.shape, shards) == P()
     ]
-    if shards > 1 and copied:
+    if shards > 1 and copied and is_first():
         _warn_once(
             f"no dimension of {len(copied)} of {len(leaves)} parameters is divisible "
             f"by shard_devices={shards}: every device holds a copy of "

@@ -60,6 +60,7 @@ def test_arrays_are_split_by_shape_alone_and_copied_where_that_cannot_be(caplog)
     }
     with caplog.at_level(logging.WARNING):
         meshes.report_copies(mesh, params)
+        meshes.report_copies(mesh, params)  # said once
         meshes.report_copies(meshes.make_mesh(), params)  # all are copies: not worth it
     (record,) = caplog.records
     assert record.getMessage() == (
@@ -72,3 +73,14 @@ def test_copies_are_on_all_devices():
     tree = meshes.on_all_devices({"x": jnp.arange(3.0)})
     wanted = NamedSharding(meshes.make_mesh(), P())
     assert tree["x"].sharding.is_equivalent_to(wanted, 1)
+
+
+def test_what_is_copied_is_told_by_the_first_process_alone(caplog, monkeypatch):
+    params = {"odd": jax.ShapeDtypeStruct((45, 49), jnp.float32)}
+    monkeypatch.setattr(meshes, "is_first", lambda: False)
+    with caplog.at_level(logging.WARNING):
+        meshes.report_copies(meshes.make_mesh(2, 4), params)
+        assert not caplog.records
+        monkeypatch.undo()
+        meshes.report_copies(meshes.make_mesh(2, 4), params)
+    assert "a copy of ['odd'] (45, 49)" in caplog.text
