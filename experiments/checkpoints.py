@@ -11,8 +11,9 @@ go on with others than it began with.
 import errno
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -148,18 +149,17 @@ class Checkpoints:
         """
         broken: dict[int, Exception] = {}
         for step in reversed(self.steps):
-            try:
-                run = self._read_run(step)
+            run, failure = _agreed(partial(self._read_run, step))
+            if run is not None:
                 self._check_config(run["config"])
-                state = self._read_state(step, target, run["checksums"])
-            except _ChangedConfigError:
-                raise
-            # What a broken checkpoint raises is up to Orbax and TensorStore.
-            except Exception as error:
-                broken[step] = error
-                continue
-            self._set_aside(broken)
-            return Restored(step, state, run["progress"])
+                arrays, failure = _agreed(partial(self._read_arrays, step, target))
+                if arrays is not None and _checksums(arrays) == run["checksums"]:
+                    self._set_aside(broken)
+                    state = _with_keys(arrays, target)
+                    return Restored(step, state, run["progress"])
+            broken[step] = failure or ValueError(
+                "the arrays are not those that were saved"
+            )
         if broken:
             raise CheckpointError(
                 f"none of the checkpoints in {str(self.directory)!r} can be read, "
@@ -170,20 +170,35 @@ class Checkpoints:
 
     def _read_run(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(**{RUN: ocp.args.JsonRestore()})
-        return dict(self._manager.restore(step, args=args)[RUN])
+        with self._reader() as reader:
+            run = reader.restore(step, args=args)[RUN]
+        return {name: run[name] for name in ("config", "progress", "checksums")}
 
-    def _read_state(self, step: int, target: PyTree, checksums: list[int]) -> PyTree:
+    def _read_arrays(self, step: int, target: PyTree) -> PyTree:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_keys(target))
         args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract)})
-        arrays = self._manager.restore(step, args=args)[STATE]
-        if _checksums(arrays) != checksums:
-            raise ValueError("the arrays are not those that were saved")
-        return _with_keys(arrays, target)
+        with self._reader() as reader:
+            return reader.restore(step, args=args)[STATE]
+
+    @contextmanager
+    def _reader(self) -> Iterator[ocp.CheckpointManager]:
+        """Reads without waiting for the other processes, of which one may fail."""
+        if jax.process_count() == 1:
+            yield self._manager
+            return
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
+        options = ocp.CheckpointManagerOptions(
+            read_only=True, create=False, multiprocessing_options=alone
+        )
+        with ocp.CheckpointManager(self.directory, options=options) as reader:
+            yield reader
 
     def _check_config(self, saved: dict[str, Any]) -> None:
         changed = changes(saved, self._config)
         if changed:
-            raise _ChangedConfigError(
+            raise ValueError(
                 f"the run in {str(self.directory)!r} has another configuration: "
                 f"{changed}; resume it with its own, or name another folder"
             )
@@ -218,8 +233,24 @@ class Checkpoints:
             ) from error
 
 
-class _ChangedConfigError(ValueError):
-    pass
+def _agreed(
+    read: Callable[[], PyTree],
+) -> tuple[PyTree, None] | tuple[None, Exception]:
+    """What was read, or why it was not, on this process or, for all, on another.
+
+    All processes then go on with the same checkpoint.
+    """
+    found, failure = None, None
+    try:
+        found = read()
+    # What a broken checkpoint raises is up to Orbax and TensorStore.
+    except Exception as error:
+        failure = error
+    failed = multihost_utils.process_allgather(np.int32(failure is not None))
+    if failure is None and np.any(failed):
+        first = int(np.argmax(failed))
+        failure = CheckpointError(f"process {first} could not read it")
+    return (found, None) if failure is None else (None, failure)
 
 
 def _told(broken: Mapping[int, Exception]) -> str:

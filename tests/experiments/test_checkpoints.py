@@ -154,6 +154,9 @@ def test_a_changed_configuration_is_refused(tmp_path):
         ValueError, match="optimizer_options={} was {'beta_.*, batch_size=32 was 256;"
     ):
         restore(tmp_path, changed)
+    another_model = dataclasses.replace(CONFIG, model="cnn")
+    with pytest.raises(ValueError, match="configuration: model='cnn' was 'mlp'; res"):
+        restore(tmp_path, another_model)
     elsewhere = dataclasses.replace(CONFIG, shard_devices=8, axis_types="explicit")
     assert restore(tmp_path, elsewhere).step == 1
 

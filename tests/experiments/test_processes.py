@@ -185,6 +185,52 @@ def test_every_process_brings_its_own_part_of_the_batch(count, tmp_path):
             np.testing.assert_allclose(figures, wanted, rtol=10 * 20 * 2**-24 * 3)
 
 
+UNREADABLE_ON_ONE = """
+import sys, warnings
+import jax, jax.numpy as jnp
+from experiments import meshes
+from experiments.checkpoints import Checkpoints
+from experiments.config import RunConfig
+from experiments.processes import ProcessOptions, connect
+
+folder, address, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
+connect(ProcessOptions(False, address, 2, index, 60, 60))
+warnings.simplefilter("ignore")
+state = {"weights": jnp.arange(4096.0).reshape(64, 64)}
+state = meshes.place(state, meshes.shardings_of(meshes.make_mesh(1, None), state))
+with Checkpoints(folder, RunConfig()) as checkpoints:
+    for step in (1, 2):
+        checkpoints.save(step, state, {})
+read = Checkpoints._read_arrays
+
+def read_on_one_process(self, step, target):
+    if (step, index) == (2, 1):
+        raise OSError("this host does not see the file")
+    return read(self, step, target)
+
+Checkpoints._read_arrays = read_on_one_process
+with Checkpoints(folder, RunConfig()) as checkpoints:
+    found = checkpoints.restore(state)
+    assert found.state["weights"].sharding == state["weights"].sharding
+    print("restored", found.step, float(jnp.sum(found.state["weights"])))
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_one_process_cannot_read_is_left_by_all(tmp_path):
+    address, logs = free_address(), [tmp_path / "0.log", tmp_path / "1.log"]
+    arguments = ["-c", UNREADABLE_ON_ONE, str(tmp_path / "checkpoints"), address]
+    runs = [start([*arguments, str(n)], 1, log) for n, log in enumerate(logs)]
+    try:
+        codes = [run.wait(timeout=DEADLINE) for run in runs]
+    finally:
+        stop(runs)
+    assert codes == [0, 0], "".join(log.read_text() for log in logs)
+    for log in logs:
+        assert f"restored 1 {4096 * 4095 / 2}" in log.read_text()
+    assert sorted(names_in(tmp_path / "checkpoints")) == ["1", "2.broken-0"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
