@@ -217,6 +217,16 @@ def make_step(
         grads = meshes.constrain(
             outcome.grads, meshes.shardings_of(mesh, outcome.grads)
         )
+
+        def logits(params: PyTree) -> jax.Array:
+            return outputs(outputs_fn, params, state.batch_stats, batches)
+
+        def logits_and_weights(params: PyTree) -> tuple[jax.Array, PyTree]:
+            return logits(params), params
+
+        # The L2 term of the loss is a function of the weights, which are an output for
+        # it. What samples labels from the logits wants nothing beside them.
+        with_weights = "output_loss_fn" in optimizer.extras
         extras = {
             "value": outcome.loss,
             "grad": grads,
@@ -224,11 +234,7 @@ def make_step(
             "value_fn": lambda params: loss(
                 batch_loss_fn, params, state.batch_stats, batches
             ),
-            # The weights are an output too: the L2 term is a function of them.
-            "outputs_fn": lambda params: (
-                outputs(outputs_fn, params, state.batch_stats, batches),
-                params,
-            ),
+            "outputs_fn": logits_and_weights if with_weights else logits,
             "output_loss_fn": lambda found: loss_of(
                 l2_factor, found[0], batches.labels, found[1]
             ),
