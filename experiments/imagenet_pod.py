@@ -24,9 +24,13 @@ after 51 % and 76.5 % of it; that rate is an inference from its smaller batches.
 factor is that of arXiv 1706.02677. LARS and the recommended NLCG have a warm-up of five
 epochs and a cosine; their rates are where a search may begin.
 
-Nothing of this was run: there was no pod. What was run is the same program on a few
-fake images (``tests/experiments/test_imagenet.py``) and its compilation for pods
-(``experiments/scaling``).
+Nothing of this was run: there was no pod. What was run is ``experiments.run`` on a few
+fake images (``tests/experiments/test_imagenet.py``), with other settings than these.
+What was compiled for pods (``experiments/scaling``) is a step of the same network at
+the same batch and in the same dtype, but not of these configurations: in one
+micro-batch on 256 chips, without ghost batches and without the average of the weights.
+That the steps of these compile was tried with a small network on virtual devices
+(``tests/experiments/test_imagenet_pod.py``).
 """
 
 import dataclasses

@@ -152,11 +152,63 @@ def test_the_report_needs_something_to_report(tmp_path):
         report.ScalingArguments(compiled=(tmp_path / "none.jsonl",))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+with_tpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="needs the TPU compiler: pip install '.[tpu]'",
 )
+
+BYTES_BY_DTYPE = """
+import json
+from experiments import meshes
+from experiments.config import RunConfig
+from experiments.scaling.compiled_step import Problem, cost_of, lower_step
+from experiments.scaling.topologies import devices_of
+
+mesh = meshes.make_mesh(devices=devices_of("v5e:2x2"))
+for form in (
+    {"partitioning": "jit"},
+    {"partitioning": "shard_map"},
+    {"partitioning": "shard_map", "gradient_dtype": "bfloat16"},
+):
+    config = RunConfig(
+        model="cnn",
+        optimizer="nlcg_pr+",
+        batch_size=16,
+        compute_dtype="bfloat16",
+        **form,
+    )
+    cost = cost_of(lower_step(config, Problem(8, 10), mesh))
+    print(json.dumps(cost.collective_bytes_by_dtype))
+"""
+
+
+@pytest.mark.slow
+@with_tpu_compiler
+def test_in_which_dtype_a_tpu_sends_gradients_of_a_bfloat16_computation():
+    done = subprocess.run(
+        [sys.executable, "-c", BYTES_BY_DTYPE],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={n: v for n, v in os.environ.items() if n != "XLA_FLAGS"}
+        | compile_command.ENVIRONMENT,
+        timeout=DEADLINE,
+    )
+    assert done.returncode == 0, done.stderr
+    jit, float32, bfloat16 = map(json.loads, done.stdout.splitlines())
+    kernels = 9 * 3 * 16 + 9 * 16 * 32
+    parameters = kernels + 2 * 16 + 2 * 32 + 32 * 10 + 10
+    # Mean and variance of the channels of two layers; loss and accuracy.
+    others = 4 * (2 * (16 + 32) + 2)
+    assert float32 == {"f32": 4 * parameters + others}
+    assert bfloat16 == {"bf16": 2 * parameters, "f32": others}
+    # The compiler's choice: gradients of convolutions as they were computed.
+    assert jit["bf16"] == 2 * kernels
+    assert jit["f32"] >= 4 * (parameters - kernels)
+
+
+@pytest.mark.slow
+@with_tpu_compiler
 def test_a_step_is_compiled_for_a_slice_without_having_one(tmp_path):
     out = tmp_path / "compiled.jsonl"
     command = [
