@@ -92,7 +92,7 @@ def modelled(entries: Sequence[Entry]) -> list[Entry]:
         for entry in entries
         if entry.case.layout == "data"
         and entry.case.micro_batches == 1
-        and entry.cost.out_of_memory is None
+        and entry.cost.failure is None
     ]
     if not found:
         raise ValueError(

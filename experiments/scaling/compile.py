@@ -3,7 +3,9 @@
 No TPU is needed, only its compiler (``pip install '.[tpu]'``). For each topology,
 layout and optimiser it tells what a chip needs: memory, operations, communication.
 ``JAX_OPTIMIZATION_LEVEL=O0`` in the environment, the default here, makes it a matter of
-a minute each; figures that are there already are not made again.
+a minute each; figures that are there already are not made again. Each is compiled in
+a process of its own: a program that does not fit, and that the compiler goes on
+rearranging, is given up.
 """
 
 import dataclasses
@@ -11,11 +13,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import rich.console
 import tyro
 
@@ -24,6 +26,7 @@ from experiments.config import RunConfig
 from experiments.scaling import peers
 from experiments.scaling.compiled_step import Problem, StepCost, cost_of, lower_step
 from experiments.scaling.cost_table import Case, Entry, markdown
+from experiments.scaling.own_process import StoppedError, call_in_process
 from experiments.scaling.topologies import NoCompilerError, devices_of
 
 ENVIRONMENT = {
@@ -49,6 +52,7 @@ class CompileArguments:
         split into micro-batches. None for no limit.
       partitioning: ``jit`` or ``shard_map``, see `experiments.config.RunConfig`.
       compute_dtype: of the network.
+      minutes: after which the compilation of a step is given up.
       out: JSON lines with the figures, which are added to; the table goes beside it.
     """
 
@@ -61,6 +65,7 @@ class CompileArguments:
     images_per_chip: int | None = 256
     partitioning: str = "jit"
     compute_dtype: str = "bfloat16"
+    minutes: float = 15.0
     out: Path = Path("runs/scaling/compiled.jsonl")
 
     def __post_init__(self) -> None:
@@ -73,6 +78,8 @@ class CompileArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value!r} must be at least 1")
+        if not self.minutes > 0:
+            raise ValueError(f"minutes={self.minutes!r} must be above 0")
 
 
 def cases_of(arguments: CompileArguments, topology: str, chips: int) -> list[Case]:
@@ -100,8 +107,8 @@ def cases_of(arguments: CompileArguments, topology: str, chips: int) -> list[Cas
     ]
 
 
-def compile_case(case: Case, devices: Sequence[jax.Device]) -> StepCost:
-    """Compiles one step for the devices of a topology."""
+def compile_case(case: Case) -> StepCost:
+    """Compiles one step for the devices of its topology."""
     side = int(case.topology.partition(":")[2].partition("x")[0])
     shard_devices = side if case.layout == "hybrid" else 1
     config = RunConfig(
@@ -113,8 +120,19 @@ def compile_case(case: Case, devices: Sequence[jax.Device]) -> StepCost:
         partitioning=case.partitioning,
         shard_devices=shard_devices,
     )
-    mesh = meshes.make_mesh(None, shard_devices, devices=devices)
+    mesh = meshes.make_mesh(None, shard_devices, devices=devices_of(case.topology))
     return cost_of(lower_step(config, Problem(case.image_size), mesh))
+
+
+def compile_within(case: Case, minutes: float) -> StepCost:
+    """Compiles one step in a process of its own, or says that it was given up."""
+    begin = time.perf_counter()
+    try:
+        return call_in_process(compile_case, case, seconds=60 * minutes)
+    except StoppedError as error:
+        return StepCost(
+            compile_seconds=time.perf_counter() - begin, not_compiled=str(error)
+        )
 
 
 def compile_all(
@@ -125,12 +143,12 @@ def compile_all(
     known = {entry.case: entry for entry in read_entries(arguments.out)}
     asked = []
     for topology in arguments.topologies:
-        devices = devices_of(topology)
-        for case in cases_of(arguments, topology, len(devices)):
+        chips = len(devices_of(topology))
+        for case in cases_of(arguments, topology, chips):
             if case not in known:
                 with console.status(f"{topology} {case.layout} {case.optimizer}"):
-                    cost = compile_case(case, devices)
-                known[case] = Entry(case, len(devices), _commit(), cost)
+                    cost = compile_within(case, arguments.minutes)
+                known[case] = Entry(case, chips, _commit(), cost)
                 with arguments.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(dataclasses.asdict(known[case])) + "\n")
                 console.print(_line(known[case]), soft_wrap=True)
@@ -157,8 +175,8 @@ def _entry(fields: dict[str, Any]) -> Entry:
 def _line(entry: Entry) -> str:
     case, cost = entry.case, entry.cost
     name = f"{case.topology} {case.layout} {case.optimizer}"
-    if cost.out_of_memory:
-        return f"{name}: out of memory: {cost.out_of_memory}"
+    if cost.failure is not None:
+        return f"{name}: {cost.failure}"
     return (
         f"{name}: peak {cost.peak_bytes / 2**30:.2f} GiB, {cost.flops / 1e12:.2f} "
         f"TFLOP, {cost.collective_bytes / 1e6:.1f} MB in {dict(cost.collectives)}, "

@@ -59,6 +59,7 @@ class StepCost:
       scalar_collectives: how many carry single numbers only.
       compile_seconds: lowering included.
       out_of_memory: what the compiler said, or None.
+      not_compiled: why the compiler came to no end, or None.
     """
 
     argument_bytes: int = 0
@@ -75,6 +76,16 @@ class StepCost:
     scalar_collectives: int = 0
     compile_seconds: float = 0.0
     out_of_memory: str | None = None
+    not_compiled: str | None = None
+
+    @property
+    def failure(self) -> str | None:
+        """Why there are no figures, or None."""
+        if self.out_of_memory is not None:
+            return f"out of memory: {self.out_of_memory}"
+        if self.not_compiled is not None:
+            return f"not compiled: {self.not_compiled}"
+        return None
 
 
 def lower_step(config: RunConfig, problem: Problem, mesh: Mesh) -> jax.stages.Lowered:

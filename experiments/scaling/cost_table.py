@@ -84,8 +84,8 @@ def _table(entries: Sequence[Entry]) -> str:
 
 
 def _row(name: str, cost: StepCost, by_name: dict[str, StepCost]) -> str:
-    if cost.out_of_memory is not None:
-        cells = [f"out of memory: {cost.out_of_memory}", *[""] * (len(HEADINGS) - 2)]
+    if cost.failure is not None:
+        cells = [cost.failure, *[""] * (len(HEADINGS) - 2)]
     else:
         adamw, momentum = by_name.get(peers.ADAMW), by_name.get(peers.MOMENTUM)
         cells = [

@@ -66,7 +66,7 @@ def step_time(
       ValueError: if the entry is of another kind.
     """
     cost, case = entry.cost, entry.case
-    if case.layout != "data" or case.micro_batches != 1 or cost.out_of_memory:
+    if case.layout != "data" or case.micro_batches != 1 or cost.failure:
         raise ValueError(
             f"the model needs a data-parallel step without micro-batches that fits, "
             f"not {case}"

@@ -3,9 +3,11 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from experiments.scaling import compile as compile_command
 from experiments.scaling.chips import CHIPS, chip_of
 from experiments.scaling.compiled_step import Problem, StepCost, cost_of, lower_step
 from experiments.scaling.cost_table import Case, Entry, markdown
+from experiments.scaling.own_process import StoppedError, call_in_process
 from experiments.scaling.pod_model import memory_bytes, step_time
 
 CASE = Case("v5e:4x4", "data", "adamw", "resnet50", 100, 1600, 1, "jit", "bfloat16")
@@ -98,6 +101,7 @@ def test_the_table_compares_with_adamw_and_momentum():
             entry(),
             entry(optimizer="nlcg_pr+", cost=nlcg),
             entry(optimizer="lbfgs_search", cost=large),
+            entry(optimizer="lars", cost=StepCost(not_compiled="stopped")),
         ]
     )
     rows = {row.split(" | ")[0]: row for row in text.splitlines()}
@@ -105,6 +109,7 @@ def test_the_table_compares_with_adamw_and_momentum():
         "| 5.00 | 1.2500 | 2.00 | 10 all-reduce, 4.00 | 1.0100 |" in rows["| nlcg_pr+"]
     )
     assert "| out of memory: 20.1G of 15.75G |" in rows["| lbfgs_search"]
+    assert "| not compiled: stopped |" in rows["| lars"]
 
 
 def test_figures_are_kept_and_read_back(tmp_path):
@@ -133,11 +138,22 @@ def test_cost_of_a_step_on_devices_that_are_there():
     assert cost.flops > 2 * 2 * (3 * parameters - 192 * 64)
 
 
+def test_a_call_in_a_process_of_its_own_ends_in_time_and_may_die():
+    assert call_in_process(math.hypot, 3, 4, seconds=60) == 5
+    with pytest.raises(ValueError, match="math domain|nonnegative"):
+        call_in_process(math.sqrt, -1, seconds=60)
+    with pytest.raises(StoppedError, match=r"stopped after 0\.001 minutes"):
+        call_in_process(time.sleep, 60, seconds=0.06)
+    with pytest.raises(StoppedError, match="died with exit code 3"):
+        call_in_process(os._exit, 3, seconds=60)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"layouts": ("rows",)}, "layouts has 'rows'; allowed are"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"minutes": 0.0}, "minutes=0.0 must be above 0"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
