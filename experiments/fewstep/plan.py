@@ -109,6 +109,12 @@ NOISE = (
     Method("nlcg_pr+_orthogonal", 0.07, {"beta_smoothing": 0.9}),
     *(Method(f"nlcg_{rule}_orthogonal", 0.07) for rule in ("fr", "hs")),
 )
+# The default of `nlcg` is decided by what it does without a matrix preconditioner, too.
+NOISE_DEFAULTS = tuple(
+    Method(f"nlcg_pr+{preconditioner}", centre, options)
+    for preconditioner, centre in (("", 1.2), ("_rms", 0.01))
+    for options in ({}, {"beta_smoothing": 0.9}, {"beta_max": 0.9}, SMOOTHED)
+)
 # Curvature sampled at every step: on CPUs convolutions are slow inside conditionals.
 DIAGONALS = tuple(
     Method(f"nlcg_pr+_{preconditioner}", 0.1, {**SMOOTHED, "refresh_period": 1})
@@ -186,6 +192,7 @@ def full_study(*, with_images: bool) -> Study:
             Task("noise", halves, examples, noise_parts, NOISE),
             digits,
             *([others] if with_images else []),
+            Task("noise_defaults", first, examples, noise_parts, NOISE_DEFAULTS),
             Task("diagonals", first, examples, parts[1:], DIAGONALS),
         ),
         steps=60 if with_images else 64,
