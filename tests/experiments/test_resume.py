@@ -99,6 +99,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_random_keys_and_augmentation_go_on_as_they_were(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, [48, 8, 8, 3], np.uint8)
     split = data.Split(jnp.asarray(images), jnp.arange(48) % 10)

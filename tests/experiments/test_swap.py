@@ -171,6 +171,7 @@ def test_a_model_without_batch_normalisation_has_none_to_recompute(few_digits):
     assert found == {}
 
 
+@pytest.mark.slow
 def test_the_averaged_weights_get_statistics_of_their_own():
     images = np.random.default_rng(0).integers(0, 256, [32, 8, 8, 3], np.uint8)
     split = data.Split(jnp.asarray(images), jnp.arange(32) % 10)
