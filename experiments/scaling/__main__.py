@@ -148,7 +148,11 @@ def model_table(entries: Sequence[Entry], batch_size: int) -> str:
 
 
 def draw(entries: Sequence[Entry], batch_size: int, path: Path) -> None:
-    """Efficiency against chips of what is `modelled`, a panel for each kind."""
+    """Efficiency against chips of what is `modelled`, a panel for each kind.
+
+    Dashed with open markers where the batch does not fit at once: micro-batches are
+    then taken to cost no time of their own.
+    """
     kinds = sorted({entry.case.topology.partition(":")[0] for entry in entries})
     figure, panels = plt.subplots(
         1, len(kinds), figsize=(4.5 * len(kinds), 3.6), squeeze=False, sharey=True
@@ -159,22 +163,28 @@ def draw(entries: Sequence[Entry], batch_size: int, path: Path) -> None:
                 continue
             chip = chip_of(entry.case.topology)
             reference = reference_of(entry, entries)
-            counts = chip_counts(entry, chip, batch_size)
-            times = [step_time(entry, reference, chip, n, batch_size) for n in counts]
-            panel.semilogx(
-                counts,
-                [time.efficiency for time in times],
-                "o-",
-                base=2,
-                label=entry.case.optimizer,
-                color=FAMILY_COLOURS.get(entry.case.optimizer),
+            fitting = chip_counts(entry, chip, batch_size)
+            colour = (
+                FAMILY_COLOURS.get(entry.case.optimizer)
+                or panel.plot([], [])[0].get_color()
             )
+            for counts, style in (
+                (CHIP_COUNTS[chip.network_dimensions], {"ls": "--", "mfc": "white"}),
+                (fitting, {"ls": "-", "label": entry.case.optimizer}),
+            ):
+                shares = [
+                    step_time(entry, reference, chip, n, batch_size).efficiency
+                    for n in counts
+                ]
+                panel.semilogx(
+                    counts, shares, marker="o", base=2, color=colour, **style
+                )
         panel.set_title(f"{kind}, batch {batch_size:,}")
         panel.set_xlabel("chips")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
+        panel.legend(fontsize="small", loc="lower left")
     panels[0][0].set_ylabel("share of the time that is work on images")
-    figure.suptitle(TITLE)
+    figure.suptitle(f"{TITLE} (dashed: in micro-batches, at no cost of their own)")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
