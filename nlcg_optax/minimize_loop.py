@@ -117,6 +117,7 @@ def _measure(
         ),
         candidate=_select(taken, point, state.candidate),
         candidate_step=jnp.where(taken, step, state.candidate_step),
+        candidate_slope=jnp.where(taken, slope, state.candidate_slope),
     )
 
 
@@ -175,8 +176,13 @@ def _iterate(
     fresh = trial_step.first_step(
         current.value, slope, max_abs(current.params), max_abs(direction)
     ) * jnp.power(jnp.asarray(0.1, acc), num_failed)
+    probe = jnp.ones([], jnp.bool_)
     if method.initial_step == "one":
         later = jnp.ones([], acc)
+        probe = restart | is_first | ~descends
+        probe |= ~trial_step.unit_step_fits(
+            state.candidate_step, state.search.start_slope, state.candidate_slope
+        )
     else:
         ratio = state.search.start_slope / slope
         later = step * jnp.minimum(ratio, MAX_STEP_GROWTH)
@@ -189,6 +195,7 @@ def _iterate(
         jnp.maximum(
             best.value + trial_step.tolerance(error, best.value) - current.value, 0
         ),
+        probe=probe,
     )
 
     is_finite = jnp.isfinite(current.value) & jnp.isfinite(current.grad_max)
@@ -213,6 +220,7 @@ def _iterate(
         current=current,
         candidate=current,
         candidate_step=jnp.zeros([], acc),
+        candidate_slope=slope,
         best=best,
         direction=direction,
         direction_state=direction_state,

@@ -85,6 +85,7 @@ class MinimizeState(NamedTuple):
       current: where the line search set out.
       candidate: the best point that this search has measured.
       candidate_step: its step.
+      candidate_slope: the slope there along the direction.
       best: the best point of all.
       direction: d.
       direction_state: state of the direction's transformation.
@@ -106,6 +107,7 @@ class MinimizeState(NamedTuple):
     current: Evaluated
     candidate: Evaluated
     candidate_step: jax.Array
+    candidate_slope: jax.Array
     best: Evaluated
     direction: PyTree
     direction_state: PyTree
@@ -147,6 +149,7 @@ def initial_state(objective: Objective, method: Method, x0: PyTree) -> MinimizeS
         current=nothing,
         candidate=nothing,
         candidate_step=zero,
+        candidate_slope=zero,
         best=nothing,
         direction=zeros,
         direction_state=method.direction.init(x0),

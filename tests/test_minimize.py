@@ -62,6 +62,15 @@ def test_counters_are_what_was_measured(x64):
     )
 
 
+def test_values_alone_are_measured_where_the_unit_step_does_not_fit(x64):
+    x0 = jnp.tile(START, 10) * jnp.linspace(0.5, 1.5, 20)
+    result = minimize(rosenbrock, x0, tol=1e-9)
+    assert bool(result.success)
+    assert 1 <= int(result.nfev) < 0.5 * int(result.nit)
+    two_term = minimize(rosenbrock, x0, method="hs+", tol=1e-9)
+    assert int(two_term.nfev) >= int(two_term.nit)  # no length of their own: always
+
+
 def test_pytrees_aux_and_args(x64):
     def fun(p, target):
         gap = p["w"] - target

@@ -42,6 +42,7 @@ class ScaleByHagerZhangLinesearchState(NamedTuple):
     Attributes:
       count: number of updates.
       previous_step: the last step that was taken, zero before the first.
+      unit_step_fits: whether the last search had its minimiser near the step one.
       value: the objective at the new parameters, for `optax.value_and_grad_from_state`.
       grad: its gradient there.
       error: running estimate of the error of the objective.
@@ -50,6 +51,7 @@ class ScaleByHagerZhangLinesearchState(NamedTuple):
 
     count: jax.Array  # type: ignore[assignment]
     previous_step: jax.Array
+    unit_step_fits: jax.Array
     value: jax.Array
     grad: PyTree
     error: ErrorEstimate
@@ -62,6 +64,7 @@ class _Trial(NamedTuple):
     search: SearchState
     step: jax.Array
     value: jax.Array
+    slope: jax.Array
     grad: PyTree
     num_values: jax.Array
     num_gradients: jax.Array
@@ -74,7 +77,7 @@ def scale_by_hager_zhang_linesearch(
     initial_step: Literal["previous", "one"] = "previous",
     step_growth: float = 1.0,
     first_step: float = 1.0,
-    quadratic_step: bool = True,
+    quadratic_step: bool | Literal["adaptive"] = True,
     max_evaluations: int = 50,
     relative_error: float = 1e-6,
     max_relative_error: float = 1e-5,
@@ -123,7 +126,9 @@ def scale_by_hager_zhang_linesearch(
         by this fraction of itself, but goes at most to the minimiser of a parabola
         whose minimum is zero.
       quadratic_step: whether to begin with the value at the trial step and the
-        minimiser of the parabola, instead of the trial step itself.
+        minimiser of the parabola, instead of the trial step itself. ``"adaptive"``,
+        for ``initial_step="one"``: only if the minimiser along the direction before
+        was off the unit step by more than a factor of four.
       max_evaluations: of values and gradients, a search.
       relative_error: ε_k is this times an average of \|f\|, but not below ten units of
         rounding; it grows tenfold with each failed search, 1e4-fold at most.
@@ -163,6 +168,7 @@ def scale_by_hager_zhang_linesearch(
     """
     _check_conditions(sufficient_decrease, curvature)
     validation.check_choice("initial_step", initial_step, INITIAL_STEPS)
+    _check_quadratic_step(quadratic_step, initial_step)
     validation.check_positive("step_growth", step_growth)
     validation.check_positive("first_step", first_step)
     validation.check_positive_int("max_evaluations", max_evaluations)
@@ -179,6 +185,7 @@ def scale_by_hager_zhang_linesearch(
         return ScaleByHagerZhangLinesearchState(
             count=jnp.zeros([], jnp.int32),
             previous_step=jnp.zeros([], acc),
+            unit_step_fits=jnp.zeros([], jnp.bool_),
             value=jnp.full([], jnp.inf, acc),
             grad=jax.tree.map(jnp.zeros_like, params),
             error=trial_step.no_error_estimate(acc),
@@ -247,7 +254,9 @@ def scale_by_hager_zhang_linesearch(
                 relative_error=relative_error,
                 max_relative_error=max_relative_error,
             ),
-            probe=quadratic_step,
+            probe=~state.unit_step_fits
+            if quadratic_step == "adaptive"
+            else quadratic_step,
         )
         # Not (slope < 0) is true for a slope that is not a number, too.
         hopeless = ~(start_slope < 0) | ~jnp.isfinite(start_value)
@@ -270,6 +279,7 @@ def scale_by_hager_zhang_linesearch(
                 search=search,
                 step=jnp.where(taken, step, trial.step),
                 value=jnp.where(taken, trial_value, trial.value),
+                slope=jnp.where(taken, slope, trial.slope),
                 grad=jax.tree.map(
                     lambda new, old: jnp.where(taken, new.astype(old.dtype), old),
                     trial_grad,
@@ -286,6 +296,7 @@ def scale_by_hager_zhang_linesearch(
                 search=search,
                 step=jnp.zeros([], acc),
                 value=start_value,
+                slope=start_slope,
                 grad=optax.tree.cast_like(grad, state.grad),
                 num_values=state.diagnostics.num_values,
                 num_gradients=state.diagnostics.num_gradients,
@@ -295,6 +306,7 @@ def scale_by_hager_zhang_linesearch(
         new_state = ScaleByHagerZhangLinesearchState(
             count=optax.safe_increment(state.count),
             previous_step=jnp.where(end.step > 0, end.step, state.previous_step),
+            unit_step_fits=trial_step.unit_step_fits(end.step, start_slope, end.slope),
             value=end.value,
             grad=end.grad,
             error=trial_step.after_search(error, accepted),
@@ -327,6 +339,19 @@ def _check_conditions(sufficient_decrease: Any, curvature: Any) -> None:
         raise ValueError(
             f"curvature={curvature!r} is not in [sufficient_decrease, 1) = "
             f"[{sufficient_decrease!r}, 1)"
+        )
+
+
+def _check_quadratic_step(quadratic_step: Any, initial_step: str) -> None:
+    """Raises ValueError unless it is a boolean, or adaptive from the step one."""
+    if quadratic_step != "adaptive" and not isinstance(quadratic_step, bool):
+        raise ValueError(
+            f"quadratic_step={quadratic_step!r} must be True, False or 'adaptive'"
+        )
+    if quadratic_step == "adaptive" and initial_step != "one":
+        raise ValueError(
+            "quadratic_step='adaptive' compares with the step one and needs "
+            f"initial_step='one'; got {initial_step!r}"
         )
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 MAX_GROWTH = 1e4
+FITTING = 4.0  # how far from one, either way, a minimiser still fits the unit step
 
 
 class ErrorEstimate(NamedTuple):
@@ -163,3 +164,36 @@ def first_step(
     )
     step = jnp.minimum(by_params, ratio(2 * jnp.abs(value), jnp.abs(slope)))
     return jnp.where(jnp.isfinite(step), step, 1).astype(value.dtype)
+
+
+def unit_step_fits(
+    step: jax.Array, start_slope: jax.Array, end_slope: jax.Array
+) -> jax.Array:
+    r"""Whether the search that just ended had its minimiser near the step one.
+
+    Near is within a factor of `FITTING` of the minimiser by the secant,
+
+    .. math:: \frac14 \le \frac{t\, \varphi'(0)}{\varphi'(0) - \varphi'(t)} \le 4.
+
+    A direction of Newton's kind that fitted will most likely fit again: then a value
+    at the unit step, to find the parabola's minimiser, would be measured for nothing.
+
+    Args:
+      step: t, the step that was taken.
+      start_slope: the slope where the search set out, negative.
+      end_slope: the slope at t.
+
+    Returns:
+      A boolean scalar; False where a slope is not a number or no step was taken.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> bool(unit_step_fits(*map(jnp.float32, (1., -4., -1.))))
+      True
+      >>> bool(unit_step_fits(*map(jnp.float32, (1., -4., -3.9))))
+      False
+    """
+    # With the sign of the difference, which is that of the curvature.
+    minimiser, difference = -step * start_slope, end_slope - start_slope
+    near = (minimiser * FITTING >= difference) & (minimiser <= FITTING * difference)
+    return near & (minimiser > 0)

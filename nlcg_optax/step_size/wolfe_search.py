@@ -26,6 +26,8 @@ MIDPOINT = 5  # secant² shrank the bracket too little
 ACCEPTED = 6  # the last step that was measured satisfies the conditions
 FAILED = 7  # it does not, and there is no room or no budget left
 
+ROUNDING = 10.0  # units of rounding of φ that the bend of a parabola must exceed
+
 
 class WolfeRules(NamedTuple):
     """Parameters of the line search; Python numbers or scalars.
@@ -219,7 +221,11 @@ def advance(
 def _after_probe(
     rules: WolfeRules, state: SearchState, value: jax.Array
 ) -> SearchState:
-    """Goes to the minimiser of the parabola through φ(0), φ'(0) and φ(probe)."""
+    """Goes to the minimiser of the parabola through φ(0), φ'(0) and φ(probe).
+
+    Where the parabola bends by no more than rounding it has no minimiser to speak of,
+    and the probe itself is next.
+    """
     probe = state.step
     longest = rules.max_quadratic_step * probe
     bend = value - state.start_value - state.start_slope * probe
@@ -227,6 +233,9 @@ def _after_probe(
         bend > 0, -state.start_slope * probe * _ratio(probe, 2 * bend), longest
     )
     step = jnp.clip(step, 0.01 * probe, longest)
+    rounding = ROUNDING * jnp.finfo(value.dtype).eps
+    rounding *= jnp.maximum(jnp.abs(value), jnp.abs(state.start_value))
+    step = jnp.where(jnp.abs(bend) > rounding, step, probe)
     step = jnp.where(jnp.isfinite(value), step, rules.non_finite_contraction * probe)
     return state._replace(stage=jnp.int32(EXPAND), step=step)
 

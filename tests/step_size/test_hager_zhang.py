@@ -19,6 +19,10 @@ DIRECTIONS = {
     "hs+": (scale_by_nlcg("hs+", beta_max=jnp.inf), {"curvature": 0.1}),
     "hz": (scale_by_nlcg("hz", beta_min=-jnp.inf, beta_max=jnp.inf), {}),
     "lbfgs": (optax.scale_by_lbfgs(), {"initial_step": "one"}),
+    "lbfgs, adaptive": (
+        optax.scale_by_lbfgs(),
+        {"initial_step": "one", "quadratic_step": "adaptive"},
+    ),
     "preconditioned": (
         scale_by_nlcg("pr+", preconditioner=optax.scale(0.01)),
         {"curvature": 0.1},
@@ -42,6 +46,34 @@ def _run(fun, tx, x, steps):
         return optax.apply_updates(x, updates), state
 
     return jax.lax.fori_loop(0, steps, step, (x, tx.init(x)))
+
+
+@pytest.mark.parametrize(("scale", "num_values"), [(1.0, 1), (3.0, 1), (5.0, 4)])
+def test_adaptive_quadratic_step_measures_only_where_one_does_not_fit(
+    scale, num_values
+):
+    # Along scale times the Newton direction the minimiser is at 1 / scale: within a
+    # factor of four, or not. The first search always measures.
+    tx = _solver(
+        optax.scale(scale),
+        initial_step="one",
+        quadratic_step="adaptive",
+        sufficient_decrease=1e-3,
+    )
+    x, state = _run(lambda x: 0.5 * jnp.sum(x**2), tx, jnp.array([2.0, -1.0]), 1)
+    assert int(state[-1].diagnostics.num_values) == 1
+    for _ in range(3):
+        # Anew from a point away from the minimum, with the state of before.
+        x = jnp.array([2.0, -1.0])
+        _, state = tx.update(
+            x,
+            state,
+            x,
+            value=0.5 * jnp.sum(x**2),
+            grad=x,
+            value_fn=lambda x: 0.5 * jnp.sum(x**2),
+        )
+    assert int(state[-1].diagnostics.num_values) == num_values
 
 
 @pytest.mark.parametrize("name", DIRECTIONS)
@@ -214,6 +246,8 @@ def test_extra_arguments_reach_the_objective_or_are_ignored():
         ({"max_evaluations": 0}, "max_evaluations=0"),
         ({"relative_error": -1.0}, "relative_error=-1.0"),
         ({"first_step": 0.0}, "first_step=0.0"),
+        ({"quadratic_step": "maybe"}, "quadratic_step='maybe'"),
+        ({"quadratic_step": "adaptive"}, "initial_step='one'; got 'previous'"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):

@@ -218,6 +218,17 @@ def test_keeps_dtypes_and_shapes(dtype):
     assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
 
 
+@pytest.mark.parametrize("value", [1e8, 1e8 + 8.0, 1e8 - 8.0])
+def test_a_bend_within_rounding_has_no_minimiser(value):
+    # float32 has units of 8 at 1e8; the slope alone would ask for a thousandfold step.
+    state = wolfe_search.start(*map(jnp.float32, (1e8, -1e-3, 0.5, 0.0)))
+    state = wolfe_search.advance(
+        WolfeRules(), state, jnp.float32(value), jnp.float32(0.0)
+    )
+    assert float(state.step) == 0.5
+    assert bool(wolfe_search.needs_gradient(state))
+
+
 def test_gives_up_when_evaluations_are_spent():
     # It descends for ever, never by enough.
     rules = WolfeRules(max_evaluations=7)
