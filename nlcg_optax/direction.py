@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nlcg_optax import validation
+from nlcg_optax import recent_directions, validation
 from nlcg_optax.conjugacy import (
     CURVATURE_PRODUCTS,
     ConjugacyRule,
@@ -14,7 +14,11 @@ from nlcg_optax.conjugacy import (
     products_used,
 )
 from nlcg_optax.direction_extras import check_across_halves, halves, hessian_product
-from nlcg_optax.direction_state import NlcgDiagnostics, ScaleByNlcgState
+from nlcg_optax.direction_state import (
+    NlcgDiagnostics,
+    ScaleByNlcgState,
+    no_diagnostics,
+)
 from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
@@ -38,6 +42,7 @@ def scale_by_nlcg(
     beta_smoothing: float | jax.Array = 0.0,
     restart: Literal["powell"] | None = None,
     restart_period: int | jax.Array | None = None,
+    restart_memory: int | None = None,
     ensure_descent: bool = True,
     scope: Scope = "global",
     across_halves: bool = False,
@@ -80,6 +85,11 @@ def scale_by_nlcg(
       restart: ``"powell"`` restarts when :math:`|g_{t-1}^\top P g_t| \ge .2\,
         g_t^\top P g_t` (Powell, 1977); None makes no such test.
       restart_period: restart every so many steps; None for never.
+      restart_memory: restart where progress stalls in a subspace, that is, where z lies
+        but for a hundredth in the span of the last so many directions since the last
+        restart (in the norm of P⁻¹; Hager and Zhang, 2013, with 11). None makes no
+        such test; nor is it made for no more parameters than that. It keeps as many
+        copies of the parameters and needs the scope ``"global"``.
       ensure_descent: whether to restart at directions that do not descend, and to
         fall back to P = I where :math:`g^\top P g \le 0`. The paper's program does
         neither.
@@ -134,6 +144,12 @@ def scale_by_nlcg(
     check_across_halves(across_halves, rule, used)
     if restart_period is not None:
         validation.check_positive_int("restart_period", restart_period)
+    if restart_memory is not None:
+        validation.check_positive_int("restart_memory", restart_memory)
+        if scope != "global":
+            raise ValueError(
+                f"restart_memory={restart_memory!r} needs scope='global'; got {scope!r}"
+            )
     if state_dtype is not None:
         validation.check_float_dtype("state_dtype", state_dtype)
 
@@ -164,17 +180,9 @@ def scale_by_nlcg(
             d_d=jnp.zeros(shape, acc),
             d_pinv_d=jnp.zeros(shape, acc),
             beta_average=jnp.zeros(shape, acc),
+            recent=recent_directions.none_yet(kept_like(params), restart_memory, acc),
             preconditioner_state=inner.init(params),
-            diagnostics=NlcgDiagnostics(
-                beta=jnp.zeros([], acc),
-                cosine=jnp.zeros([], acc),
-                grad_norm=jnp.zeros([], acc),
-                direction_norm=jnp.zeros([], acc),
-                restarted=jnp.zeros([], jnp.bool_),
-                skipped=jnp.zeros([], jnp.bool_),
-                num_restarts=jnp.zeros([], jnp.int32),
-                num_skips=jnp.zeros([], jnp.int32),
-            ),
+            diagnostics=no_diagnostics(acc),
         )
 
     def update_fn(
@@ -282,6 +290,9 @@ def scale_by_nlcg(
             restarted |= jnp.abs(g_prev_z) >= POWELL_ORTHOGONALITY * rule_products.g_z
         if restart_period is not None:
             restarted |= state.count % jnp.asarray(restart_period, jnp.int32) == 0
+        if restart_memory is not None:
+            e_z = recent_directions.products_with(state.recent, z, axis_name)
+            restarted |= recent_directions.is_stalled(state.recent, g, e_z, g_z)
 
         def slope_and_norm(b: jax.Array) -> tuple[jax.Array, jax.Array]:
             return -g_z + b * d_g, z_z + b * (b * state.d_d - 2 * d_z)
@@ -300,6 +311,11 @@ def scale_by_nlcg(
 
         # The direction. From here on all work is elementwise.
         beta, finite, ascends = settle(beta, finite, ascends)
+        recent = state.recent
+        if restart_memory is not None:
+            recent = recent_directions.remember(
+                recent, g, beta, e_z, d_pinv_d, restarted, finite
+            )
         if preconditioned and ensure_descent:
             z = _tree_map_by_leaf(
                 lambda z_, g_, c: jnp.where(c, g_.astype(z_.dtype), z_), ascends, z, g
@@ -339,6 +355,7 @@ def scale_by_nlcg(
             d_d=keep(d_d, state.d_d),
             d_pinv_d=keep(d_pinv_d, state.d_pinv_d),
             beta_average=keep(beta_average, state.beta_average),
+            recent=recent,
             preconditioner_state=jax.tree.map(
                 lambda n, o: jnp.where(finite, n, o),
                 preconditioner_state,

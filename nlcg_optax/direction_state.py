@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree
 
@@ -33,6 +34,26 @@ class NlcgDiagnostics(NamedTuple):
     num_skips: jax.Array
 
 
+def no_diagnostics(dtype: jnp.dtype) -> NlcgDiagnostics:
+    """The diagnostics before the first update, with norms of a dtype.
+
+    Examples:
+      >>> no_diagnostics(jnp.float32).num_restarts
+      Array(0, dtype=int32)
+    """
+    zero, count = jnp.zeros([], dtype), jnp.zeros([], jnp.int32)
+    return NlcgDiagnostics(
+        beta=zero,
+        cosine=zero,
+        grad_norm=zero,
+        direction_norm=zero,
+        restarted=jnp.zeros([], jnp.bool_),
+        skipped=jnp.zeros([], jnp.bool_),
+        num_restarts=count,
+        num_skips=count,
+    )
+
+
 class ScaleByNlcgState(NamedTuple):
     """State of `scale_by_nlcg`.
 
@@ -49,6 +70,7 @@ class ScaleByNlcgState(NamedTuple):
       d_d: ``dᵀd`` of ``direction``.
       d_pinv_d: ``dᵀP⁻¹d`` of ``direction``.
       beta_average: exponential average of the clipped β.
+      recent: the last directions, a `recent_directions.RecentDirections`.
       preconditioner_state: state of the nested preconditioner.
       diagnostics: what the last update did.
     """
@@ -62,5 +84,6 @@ class ScaleByNlcgState(NamedTuple):
     d_d: jax.Array
     d_pinv_d: jax.Array
     beta_average: jax.Array
+    recent: PyTree
     preconditioner_state: PyTree
     diagnostics: NlcgDiagnostics
