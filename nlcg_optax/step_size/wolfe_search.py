@@ -233,8 +233,8 @@ def _after_probe(
         bend > 0, -state.start_slope * probe * _ratio(probe, 2 * bend), longest
     )
     step = jnp.clip(step, 0.01 * probe, longest)
-    rounding = ROUNDING * jnp.finfo(value.dtype).eps
-    rounding *= jnp.maximum(jnp.abs(value), jnp.abs(state.start_value))
+    size = jnp.maximum(jnp.abs(value), jnp.abs(state.start_value))
+    rounding = ROUNDING * float(jnp.finfo(value.dtype).eps) * size
     step = jnp.where(jnp.abs(bend) > rounding, step, probe)
     step = jnp.where(jnp.isfinite(value), step, rules.non_finite_contraction * probe)
     return state._replace(stage=jnp.int32(EXPAND), step=step)
