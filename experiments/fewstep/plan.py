@@ -128,6 +128,7 @@ TRANSFER = (
     Method("muon", 0.05, momentum="momentum"),
     Method("nesterov", 0.2, momentum="momentum"),
     Method("nlcg_pr+_kronecker", 0.01, SMOOTHED),
+    Method("nlcg_pr+_orthogonal", 0.05, SMOOTHED),
     *TUNING_FREE,
 )
 
