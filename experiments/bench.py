@@ -42,18 +42,23 @@ PyTree = Any
 Shape = tuple[int, ...]
 
 
+def _nlcg(rule: str, **options: Any) -> optax.GradientTransformation:
+    # With the paper's beta, as when the recorded ratios were measured.
+    return nlcg(RATE, rule, beta_smoothing=0.0, beta_max=1.0, **options)
+
+
 def _nlcg_with_secant(rule: str) -> optax.GradientTransformation:
-    return nlcg(RATE, rule, preconditioner=scale_by_diagonal_secant(RATE))
+    return _nlcg(rule, preconditioner=scale_by_diagonal_secant(RATE))
 
 
 PEERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     REFERENCE: lambda: optax.adam(RATE),
     "sgd, momentum": lambda: optax.sgd(RATE, 0.9),
-    "nlcg FR": lambda: nlcg(RATE, "fr"),
-    "nlcg FR, bf16 state": lambda: nlcg(RATE, "fr", state_dtype=jnp.bfloat16),
-    "nlcg PR+": lambda: nlcg(RATE, "pr+"),
-    "nlcg PR+, bf16 state": lambda: nlcg(RATE, "pr+", state_dtype=jnp.bfloat16),
-    "nlcg HS": lambda: nlcg(RATE, "hs"),
+    "nlcg FR": lambda: _nlcg("fr"),
+    "nlcg FR, bf16 state": lambda: _nlcg("fr", state_dtype=jnp.bfloat16),
+    "nlcg PR+": lambda: _nlcg("pr+"),
+    "nlcg PR+, bf16 state": lambda: _nlcg("pr+", state_dtype=jnp.bfloat16),
+    "nlcg HS": lambda: _nlcg("hs"),
     "nlcg FR, secant": lambda: _nlcg_with_secant("fr"),
     "nlcg PR+, secant": lambda: _nlcg_with_secant("pr+"),
 }

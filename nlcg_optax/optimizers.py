@@ -14,6 +14,10 @@ from nlcg_optax.dtypes import PyTree
 from nlcg_optax.extra_args import for_linesearch
 from nlcg_optax.inner_products import Scope
 
+# How a noisy beta becomes a steady one: the decay of its average, and its cap.
+BETA_SMOOTHING = 0.9
+BETA_MAX = 0.95
+
 
 def nlcg(
     learning_rate: optax.ScalarOrSchedule | None = None,
@@ -22,7 +26,7 @@ def nlcg(
     preconditioner: optax.GradientTransformation | None = None,
     beta_min: float | jax.Array = 0.0,
     beta_max: float | jax.Array | None = None,
-    beta_smoothing: float | jax.Array = 0.0,
+    beta_smoothing: float | jax.Array | None = None,
     restart: Literal["powell"] | None = None,
     restart_period: int | None = None,
     scope: Scope = "global",
@@ -54,9 +58,13 @@ def nlcg(
       rule: see `scale_by_nlcg`, as for every argument that is not described here.
       preconditioner: any Optax transformation that maps g to P g.
       beta_min: lower bound of β.
-      beta_max: upper bound of β; None means 1 with a learning rate, as in the paper,
-        and no bound with a line search.
-      beta_smoothing: decay of an exponential average of β; zero for none.
+      beta_max: upper bound of β; None means 0.95 without a line search, no bound with
+        one.
+      beta_smoothing: decay of an exponential average of β, or zero for none; None means
+        0.9 without a line search, zero with one. The β of one mini-batch is noisy; see
+        the section on few steps of ``experiments/README.md``. The average starts at
+        zero, that of a constant β too. ``beta_smoothing=0., beta_max=1.`` is the
+        paper's clipping.
       restart: ``"powell"`` or None.
       restart_period: restart every so many steps; None for never.
       scope: ``"global"`` or ``"per_leaf"``.
@@ -113,7 +121,9 @@ def nlcg(
             "not see it; add the penalty to value_fn"
         )
     if beta_max is None:
-        beta_max = 1.0 if linesearch is None else jnp.inf
+        beta_max = BETA_MAX if linesearch is None else jnp.inf
+    if beta_smoothing is None:
+        beta_smoothing = BETA_SMOOTHING if linesearch is None else 0.0
     parts = [
         scale_by_nlcg(
             rule,

@@ -12,10 +12,6 @@ from nlcg_optax.optimizers import nlcg
 from nlcg_optax.preconditioners.kronecker import scale_by_kronecker
 from nlcg_optax.step_size.curvature_step import scale_by_curvature_step
 
-# How a noisy beta becomes a steady one: the decay of its average, and its cap.
-BETA_SMOOTHING = 0.9
-BETA_MAX = 0.95
-
 
 def large_batch_nlcg(
     learning_rate: optax.ScalarOrSchedule,
@@ -67,8 +63,6 @@ def large_batch_nlcg(
         learning_rate,
         "pr+",
         preconditioner=preconditioner or scale_by_kronecker(),
-        beta_smoothing=BETA_SMOOTHING,
-        beta_max=BETA_MAX,
         weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,
         state_dtype=state_dtype,
@@ -133,8 +127,6 @@ def tuning_free_nlcg(
         multiplier,
         "pr+",
         preconditioner=preconditioner or scale_by_kronecker(),
-        beta_smoothing=BETA_SMOOTHING,
-        beta_max=BETA_MAX,
         step_control=scale_by_curvature_step(curvature, refresh_period=refresh_period),
         weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,

@@ -6,7 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import nlcg, paper_nlcg, paper_schedule, scale_by_loss_ratio
+from nlcg_optax import (
+    diagnostics,
+    nlcg,
+    paper_nlcg,
+    paper_schedule,
+    scale_by_loss_ratio,
+)
 from nlcg_optax import scale_by_nlcg as direction
 
 
@@ -33,6 +39,7 @@ def test_is_the_chain_it_claims_to_be():
             "hs",
             preconditioner=optax.scale_by_rms(),
             beta_smoothing=0.5,
+            beta_max=1.0,
             weight_decay=0.01,
             weight_decay_mask=mask,
             step_control=scale_by_loss_ratio("online"),
@@ -44,6 +51,67 @@ def test_is_the_chain_it_claims_to_be():
             optax.scale_by_learning_rate(schedule),
         ),
     )
+
+
+def trajectory(tx, steps=5):
+    """Parameters after each step on a quadratic of two curvatures, and the betas."""
+    loss = lambda x: 0.5 * jnp.sum(jnp.array([1.0, 12.0]) * x**2)
+    params, found, betas = jnp.array([3.0, -2.0]), [], []
+    state = tx.init(params)
+    update = jax.jit(
+        lambda g, s, p, v: tx.update(g, s, p, value=v, grad=g, value_fn=loss)
+    )
+    for _ in range(steps):
+        value, grad = jax.value_and_grad(loss)(params)
+        updates, state = update(grad, state, params, value)
+        params = optax.apply_updates(params, updates)
+        found.append(params)
+        betas.append(float(diagnostics(state)["beta"]))
+    return np.stack(found), betas
+
+
+def with_rate(tx):
+    return optax.chain(tx, optax.scale_by_learning_rate(0.1))
+
+
+def test_beta_is_averaged_and_capped_by_default():
+    found, betas = trajectory(nlcg(0.1))
+    explicit = direction("pr+", beta_smoothing=0.9, beta_max=0.95)
+    expected, _ = trajectory(with_rate(explicit))
+    np.testing.assert_array_equal(found, expected)
+    assert max(betas) > 0  # so that the average is seen
+    raw, _ = trajectory(with_rate(direction("pr+")))
+    assert np.abs(found - raw).max() > 1e-3
+    # A constant of 2 is capped, then averaged from zero; the first step restarts.
+    _, betas = trajectory(nlcg(0.01, 2.0), steps=4)
+    expected = 0.95 * (1 - 0.9 ** np.arange(4))
+    np.testing.assert_allclose(betas, expected, rtol=1e-6)
+
+
+def test_the_papers_clipping_is_asked_for():
+    found, betas = trajectory(nlcg(0.1, beta_smoothing=0.0, beta_max=1.0))
+    expected, _ = trajectory(with_rate(direction("pr+")))
+    np.testing.assert_array_equal(found, expected)
+    assert max(betas) > 0
+
+
+def test_a_line_search_leaves_beta_as_it_comes():
+    search = optax.scale_by_zoom_linesearch(
+        max_linesearch_steps=30, curv_rtol=0.1, initial_guess_strategy="one"
+    )
+    explicit = direction("pr+", beta_smoothing=0.0, beta_max=jnp.inf)
+    found, betas = trajectory(nlcg())
+    expected, _ = trajectory(optax.chain(explicit, optax.scale(-1.0), search))
+    np.testing.assert_array_equal(found, expected)
+    assert max(betas) > 0
+
+
+def test_either_default_of_beta_is_replaced_alone():
+    for given in ({"beta_smoothing": 0.0}, {"beta_max": 1.0}):
+        explicit = {"beta_smoothing": 0.9, "beta_max": 0.95} | given
+        found, _ = trajectory(nlcg(0.05, 2.0, **given))
+        expected, _ = trajectory(nlcg(0.05, 2.0, **explicit))
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("rule", ["fr", "pr+", "hs+", "dy", "hz", "dk", "hs-dy"])

@@ -92,9 +92,10 @@ def _constrained(learning_rate: Any) -> optax.GradientTransformationExtraArgs:
 UNBOUNDED = {"beta_min": -float("inf"), "beta_max": float("inf")}
 
 STOCHASTIC = [
-    _stochastic("fr", rule="fr"),
+    # As the paper has it; most of the others keep the default, which is smoothed.
+    _stochastic("fr", rule="fr", beta_smoothing=0.0, beta_max=1.0),
     _stochastic("pr+", rule="pr+"),
-    _stochastic("hz", rule="hz", **UNBOUNDED),
+    _stochastic("hz", rule="hz", beta_smoothing=0.0, **UNBOUNDED),
     _stochastic("constant", rule=0.9),
     _stochastic("daniel", ("value_fn",), rule="daniel"),
     _stochastic("per_leaf", rule="pr+", scope="per_leaf"),

@@ -377,7 +377,9 @@ def test_flatten_changes_no_number(case):
 @pytest.mark.parametrize("injected", [False, True])
 def test_schedules_scale_the_direction(schedule, injected):
     make = optax.inject_hyperparams(nlcg) if injected else nlcg
-    tx, direction = make(schedule), scale_by_nlcg("pr+")
+    # FR, whose beta is not zero here, with the default smoothing and cap.
+    tx = make(schedule, "fr")
+    direction = scale_by_nlcg("fr", beta_smoothing=0.9, beta_max=0.95)
     params = small_params()
     state, inner = tx.init(params), direction.init(params)
     update, advance = jax.jit(tx.update), jax.jit(direction.update)
@@ -392,11 +394,15 @@ def test_schedules_scale_the_direction(schedule, injected):
             np.testing.assert_allclose(
                 state.hyperparams["learning_rate"], schedule(t), rtol=1e-6
             )
+    assert diagnostics(state)["beta"] > 0
 
 
 def test_injected_numbers_can_be_scheduled_and_overwritten():
     tx = optax.inject_hyperparams(nlcg)(
-        RATE, rule=0.5, beta_max=optax.linear_schedule(0.4, 0.1, 3)
+        RATE,
+        rule=0.5,
+        beta_max=optax.linear_schedule(0.4, 0.1, 3),
+        beta_smoothing=0.0,
     )
     params = small_params()
     state = tx.init(params)
