@@ -41,16 +41,16 @@ def no_diagnostics(dtype: jnp.dtype) -> NlcgDiagnostics:
       >>> no_diagnostics(jnp.float32).num_restarts
       Array(0, dtype=int32)
     """
-    zero, count = jnp.zeros([], dtype), jnp.zeros([], jnp.int32)
+    # Distinct buffers: donation must not meet one twice.
     return NlcgDiagnostics(
-        beta=zero,
-        cosine=zero,
-        grad_norm=zero,
-        direction_norm=zero,
+        beta=jnp.zeros([], dtype),
+        cosine=jnp.zeros([], dtype),
+        grad_norm=jnp.zeros([], dtype),
+        direction_norm=jnp.zeros([], dtype),
         restarted=jnp.zeros([], jnp.bool_),
         skipped=jnp.zeros([], jnp.bool_),
-        num_restarts=count,
-        num_skips=count,
+        num_restarts=jnp.zeros([], jnp.int32),
+        num_skips=jnp.zeros([], jnp.int32),
     )
 
 
