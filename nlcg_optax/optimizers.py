@@ -29,6 +29,7 @@ def nlcg(
     beta_smoothing: float | jax.Array | None = None,
     restart: Literal["powell"] | None = None,
     restart_period: int | None = None,
+    restart_memory: int | None = None,
     scope: Scope = "global",
     across_halves: bool = False,
     weight_decay: float | jax.Array | None = None,
@@ -67,6 +68,8 @@ def nlcg(
         paper's clipping.
       restart: ``"powell"`` or None.
       restart_period: restart every so many steps; None for never.
+      restart_memory: restart where progress stalls in the span of the last so many
+        directions; None for never.
       scope: ``"global"`` or ``"per_leaf"``.
       across_halves: whether noise is kept out of β by products across two halves of
         the mini-batch, which ``update`` then takes as ``half_grads``.
@@ -133,6 +136,7 @@ def nlcg(
             beta_smoothing=beta_smoothing,
             restart=restart,
             restart_period=restart_period,
+            restart_memory=restart_memory,
             scope=scope,
             across_halves=across_halves,
             state_dtype=state_dtype,

@@ -164,7 +164,7 @@ def remember(
     memory = products.size
     old, slot = recent.newest, (recent.newest + 1) % memory
     column = beta * recent.gram[old] - products
-    is_slot = jnp.arange(memory) == slot
+    is_slot = jnp.arange(memory, dtype=jnp.int32) == slot
     column = jnp.where(is_slot, d_pinv_d, column)
     column = jnp.where(restarted & ~is_slot, 0, column)
     gram = jnp.where(restarted, 0, recent.gram)

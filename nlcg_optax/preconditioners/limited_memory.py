@@ -172,7 +172,7 @@ def scale_by_limited_memory(
             taken, s_y / jnp.where(taken, y_y, 1), state.diagnostics.initial_scaling
         )
 
-        is_slot = jnp.arange(memory) == slot
+        is_slot = jnp.arange(memory, dtype=jnp.int32) == slot
         curvatures = jnp.where(is_slot & taken, s_y, state.curvatures)
 
         def multiply() -> tuple[PyTree, jax.Array]:

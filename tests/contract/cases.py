@@ -100,7 +100,9 @@ STOCHASTIC = [
     _stochastic("daniel", ("value_fn",), rule="daniel"),
     _stochastic("per_leaf", rule="pr+", scope="per_leaf"),
     _stochastic("smoothed", rule="fr", beta_smoothing=0.5),
-    _stochastic("restarted", rule="hs", restart="powell", restart_period=7),
+    _stochastic(
+        "restarted", rule="hs", restart="powell", restart_period=7, restart_memory=2
+    ),
     _stochastic("rms", rule="fr", preconditioner=optax.scale_by_rms()),
     _stochastic(
         "factored",
