@@ -29,6 +29,7 @@ from nlcg_optax.step_size import trial_step, wolfe_search
 
 UNBOUNDED = -1e30
 MAX_FAILED_SEARCHES = 4  # in a row
+STALLED_MEMORY = 10  # iterations without progress after which memory is given up
 MAX_STEP_GROWTH = 10.0  # of the trial step by the ratio of successive slopes
 
 
@@ -144,8 +145,9 @@ def _iterate(
     lower = current.value < state.best.value - rounding
     num_stalled = jnp.where(lower | smaller | is_first, 0, state.num_stalled + 1)
 
-    # A failed search without any lower point: forget everything, go downhill.
-    restart = ~moved
+    # A failed search without any lower point: forget everything, go downhill. Likewise
+    # where nothing has got smaller for some time: what is remembered is rounding.
+    restart = ~moved | ((num_stalled > 0) & (num_stalled % STALLED_MEMORY == 0))
     # A conditional, not a selection: the memory must not be rewritten every time.
     direction_state = _if(
         restart,

@@ -128,7 +128,7 @@ def scale_by_hager_zhang_linesearch(
       quadratic_step: whether to begin with the value at the trial step and the
         minimiser of the parabola, instead of the trial step itself. ``"adaptive"``,
         for ``initial_step="one"``: only if the minimiser along the direction before
-        was off the unit step by more than a factor of four.
+        was off the unit step by more than a factor of three.
       max_evaluations: of values and gradients, a search.
       relative_error: ε_k is this times an average of \|f\|, but not below ten units of
         rounding; it grows tenfold with each failed search, 1e4-fold at most.

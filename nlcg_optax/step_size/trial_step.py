@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 MAX_GROWTH = 1e4
-FITTING = 4.0  # how far from one, either way, a minimiser still fits the unit step
+FITTING = 3.0  # how far from one, either way, a minimiser still fits the unit step
 
 
 class ErrorEstimate(NamedTuple):
@@ -171,9 +171,9 @@ def unit_step_fits(
 ) -> jax.Array:
     r"""Whether the search that just ended had its minimiser near the step one.
 
-    Near is within a factor of `FITTING` of the minimiser by the secant,
+    Near is a minimiser by the secant within a factor of three, `FITTING`, of one:
 
-    .. math:: \frac14 \le \frac{t\, \varphi'(0)}{\varphi'(0) - \varphi'(t)} \le 4.
+    .. math:: \frac13 \le \frac{t\, \varphi'(0)}{\varphi'(0) - \varphi'(t)} \le 3.
 
     A direction of Newton's kind that fitted will most likely fit again: then a value
     at the unit step, to find the parabola's minimiser, would be measured for nothing.

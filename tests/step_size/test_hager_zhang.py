@@ -48,12 +48,12 @@ def _run(fun, tx, x, steps):
     return jax.lax.fori_loop(0, steps, step, (x, tx.init(x)))
 
 
-@pytest.mark.parametrize(("scale", "num_values"), [(1.0, 1), (3.0, 1), (5.0, 4)])
+@pytest.mark.parametrize(("scale", "num_values"), [(1.0, 1), (2.5, 1), (5.0, 4)])
 def test_adaptive_quadratic_step_measures_only_where_one_does_not_fit(
     scale, num_values
 ):
     # Along scale times the Newton direction the minimiser is at 1 / scale: within a
-    # factor of four, or not. The first search always measures.
+    # factor of three, or not. The first search always measures.
     tx = _solver(
         optax.scale(scale),
         initial_step="one",
