@@ -29,7 +29,8 @@ class Method(NamedTuple):
       direction: a transformation whose updates are -d, such as `scale_by_nlcg`.
       rules: parameters of the line search.
       initial_step: ``"one"`` if the directions have a natural length, ``"previous"``
-        to start from the step before, scaled by the ratio of the slopes.
+        to start from the step before, scaled by the ratio of the slopes. With
+        ``"one"`` the quadratic step is left out where the step one fitted last time.
     """
 
     direction: optax.GradientTransformationExtraArgs

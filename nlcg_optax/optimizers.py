@@ -59,13 +59,13 @@ def nlcg(
       rule: see `scale_by_nlcg`, as for every argument that is not described here.
       preconditioner: any Optax transformation that maps g to P g.
       beta_min: lower bound of β.
-      beta_max: upper bound of β; None means 0.95 without a line search, no bound with
-        one.
-      beta_smoothing: decay of an exponential average of β, or zero for none; None means
-        0.9 without a line search, zero with one. The β of one mini-batch is noisy; see
-        the section on few steps of ``experiments/README.md``. The average starts at
-        zero, that of a constant β too. ``beta_smoothing=0., beta_max=1.`` is the
-        paper's clipping.
+      beta_max: upper bound of β; None means 0.95 without a line search, 1 if
+        ``rule`` is a number, and no bound with a line search.
+      beta_smoothing: decay of an exponential average of β, or zero for none; None
+        means 0.9 without a line search, zero with one or if ``rule`` is a number. The
+        β of one mini-batch is noisy; see the section on few steps of
+        ``experiments/README.md``. ``beta_smoothing=0., beta_max=1.`` is the paper's
+        clipping.
       restart: ``"powell"`` or None.
       restart_period: restart every so many steps; None for never.
       restart_memory: restart where progress stalls in the span of the last so many
@@ -123,10 +123,12 @@ def nlcg(
             f"weight_decay={weight_decay!r} cannot go with a line search, which would "
             "not see it; add the penalty to value_fn"
         )
+    is_constant = not isinstance(rule, str) and not callable(rule)
+    is_noisy = linesearch is None and not is_constant
     if beta_max is None:
-        beta_max = BETA_MAX if linesearch is None else jnp.inf
+        beta_max = BETA_MAX if is_noisy else 1.0 if linesearch is None else jnp.inf
     if beta_smoothing is None:
-        beta_smoothing = BETA_SMOOTHING if linesearch is None else 0.0
+        beta_smoothing = BETA_SMOOTHING if is_noisy else 0.0
     parts = [
         scale_by_nlcg(
             rule,

@@ -82,10 +82,17 @@ def test_beta_is_averaged_and_capped_by_default():
     assert max(betas) > 0  # so that the average is seen
     raw, _ = trajectory(with_rate(direction("pr+")))
     assert np.abs(found - raw).max() > 1e-3
-    # A constant of 2 is capped, then averaged from zero; the first step restarts.
-    _, betas = trajectory(nlcg(0.01, 2.0), steps=4)
+    # A rule of 2 is capped, then averaged from zero; the first step restarts.
+    _, betas = trajectory(nlcg(0.01, lambda p: 0.0 * p.g_z + 2.0), steps=4)
     expected = 0.95 * (1 - 0.9 ** np.arange(4))
     np.testing.assert_allclose(betas, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [0.97, jnp.float32(0.97)])
+def test_a_number_as_the_rule_is_taken_as_it_is(rule):
+    # There is no noise in it to be averaged out.
+    _, betas = trajectory(nlcg(0.01, rule), steps=4)
+    np.testing.assert_allclose(betas, [0.0, 0.97, 0.97, 0.97], rtol=1e-6)
 
 
 def test_the_papers_clipping_is_asked_for():
@@ -109,8 +116,8 @@ def test_a_line_search_leaves_beta_as_it_comes():
 def test_either_default_of_beta_is_replaced_alone():
     for given in ({"beta_smoothing": 0.0}, {"beta_max": 1.0}):
         explicit = {"beta_smoothing": 0.9, "beta_max": 0.95} | given
-        found, _ = trajectory(nlcg(0.05, 2.0, **given))
-        expected, _ = trajectory(nlcg(0.05, 2.0, **explicit))
+        found, _ = trajectory(nlcg(0.05, "fr", **given))
+        expected, _ = trajectory(nlcg(0.05, "fr", **explicit))
         np.testing.assert_array_equal(found, expected)
 
 
