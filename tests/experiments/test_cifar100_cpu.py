@@ -80,6 +80,7 @@ def fake_swap(path, config, dataset):
     path.write_text(json.dumps(line), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_study_runs_everything_once_and_reports_it(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar100_cpu, "record_swap", fake_swap)
     runner = FakeRunner()

@@ -76,6 +76,7 @@ def study(tmp_path, monkeypatch):
     console.file.close()
 
 
+@pytest.mark.slow
 def test_the_study_runs_everything_once_in_its_order_and_reports_it(study):
     run, out = study
     complete, ran = run(math.inf)
@@ -178,6 +179,7 @@ def test_a_path_that_cannot_be_ends_the_command_with_a_message(tmp_path, monkeyp
         cifar100_gpu.main([f"--out={tmp_path / 'file'}", "--seconds=inf"])
 
 
+@pytest.mark.slow
 def test_a_cpu_agrees_with_itself_and_bfloat16_nearly(few_digits):
     config = RunConfig(model="mlp")
     same = check_parity(config, few_digits, "float32")

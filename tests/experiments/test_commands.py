@@ -136,6 +136,7 @@ def test_bench_of_curvature_measures_every_peer(tmp_path, capsys):
     assert all(m["least_ms"] <= m["ms"] for m in by_peer.values())
 
 
+@pytest.mark.slow
 def test_bench_of_curvature_measures_what_is_named(tmp_path):
     path = tmp_path / "bench.json"
     size = ["--model=mlp", "--batch-size=4", "--image-size=4", "--rounds=1"]

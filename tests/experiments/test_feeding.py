@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from experiments import models
 from experiments.config import RunConfig
@@ -48,6 +49,7 @@ def figures(state, images, labels):
     return losses.mean(), (logits.argmax(-1) == labels).mean()
 
 
+@pytest.mark.slow
 def test_steps_and_evaluations_are_those_of_the_batches_of_a_stream(tmp_path):
     train, test = photos(32), photos(13)
     dataset = StreamedDataset(3, train, None, test)

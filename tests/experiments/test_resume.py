@@ -216,6 +216,7 @@ COMMAND = (
 )
 
 
+@pytest.mark.slow
 def test_the_command_resumes_and_refuses_a_changed_configuration(tmp_path, capsys):
     paths = [f"--record={tmp_path / 'run.jsonl'}", f"--checkpoint-dir={tmp_path / 'c'}"]
     run.main([*COMMAND, *paths, "--checkpoint-every=2", "--keep=1"])

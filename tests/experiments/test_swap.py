@@ -60,6 +60,7 @@ def test_workers_together_are_those_one_by_one(results):
     assert_same_networks(results["sequential"], results["vmap"])
 
 
+@pytest.mark.slow
 def test_workers_along_a_mesh_are_those_on_one_device(
     results, few_digits, four_devices
 ):

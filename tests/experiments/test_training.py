@@ -255,6 +255,7 @@ def few_images():
     return data.Dataset(2, split, None, split)
 
 
+@pytest.mark.slow
 def test_raw_pixels_are_augmented_anew_each_step_and_learned_in_bfloat16(few_images):
     config = quick(
         model="cnn",
@@ -330,6 +331,7 @@ def test_labels_are_smoothed_in_training_alone(few_digits):
     np.testing.assert_allclose(evaluated, np.mean(of_label), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_ghost_batches_are_normalised_as_micro_batches_are(few_digits):
     config = quick(model="cnn", optimizer="sgd", batch_size=None, epochs=1, l2=0.01)
     _, (micro,) = train(dataclasses.replace(config, micro_batches=4), few_digits)
