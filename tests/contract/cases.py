@@ -109,7 +109,13 @@ STOCHASTIC = [
         rule="pr+",
         preconditioner=optax.scale_by_factored_rms(min_dim_size_to_factor=2),
     ),
-    _stochastic("orthogonal", rule="hz", preconditioner=ORTHOGONAL, **UNBOUNDED),
+    _stochastic(
+        "orthogonal",
+        rule="hz",
+        preconditioner=ORTHOGONAL,
+        beta_smoothing=0.0,
+        **UNBOUNDED,
+    ),
     _stochastic("kronecker", preconditioner=KRONECKER),
     _stochastic(
         "secant_rate", rule="fr", preconditioner=scale_by_diagonal_secant(RATE)

@@ -234,7 +234,7 @@ ROSENBROCK_RATES = {
     "secant_hvp": 0.2,
     "hutchinson": 0.02,
     "equilibration": 0.2,
-    "curvature_step": 0.5,
+    "curvature_step": 0.25,
     "subspace_step": 1.0,
     "scaled_cg_step": 1.0,
     "paper_fr_step": 0.2,
