@@ -65,7 +65,7 @@ def nlcg(
         means 0.9 without a line search, zero with one or if ``rule`` is a number. The
         β of one mini-batch is noisy; see the section on few steps of
         ``experiments/README.md``. ``beta_smoothing=0., beta_max=1.`` is the paper's
-        clipping.
+        clipping. A β without bounds should not be averaged.
       restart: ``"powell"`` or None.
       restart_period: restart every so many steps; None for never.
       restart_memory: restart where progress stalls in the span of the last so many
