@@ -140,7 +140,7 @@ def test_vectors_take_the_transformation_that_was_given():
 
 def test_with_constant_beta_it_is_momentum_behind_the_same_step():
     grads = [jnp.asarray(random(4, 3, seed=s), jnp.float32) for s in range(4)]
-    tx = nlcg(0.1, 0.9, preconditioner=scale_by_orthogonalisation(), beta_smoothing=0.0)
+    tx = nlcg(0.1, 0.9, preconditioner=scale_by_orthogonalisation())
     peer = optax.chain(
         scale_by_orthogonalisation(), optax.trace(0.9), optax.scale(-0.1)
     )
