@@ -71,6 +71,20 @@ def test_values_alone_are_measured_where_the_unit_step_does_not_fit(x64):
     assert int(two_term.nfev) >= int(two_term.nit)  # no length of their own: always
 
 
+def test_what_is_remembered_is_given_up_where_nothing_gets_smaller(x64):
+    # Around the minimum float64 of 1e16 + x² does not change: all progress is rounding.
+    stalled = minimize(
+        lambda x: 1e16 + jnp.sum(x**2) + 1e-3 * jnp.sum(jnp.sin(1e3 * x)),
+        jnp.array([0.3, -0.2]),
+        tol=1e-300,
+        patience=35,
+    )
+    assert int(stalled.status) == Status.STAGNATION
+    # Given up after thirty of the 35 iterations: with none given up there are thirty.
+    pairs = stalled.state.direction_state.diagnostics.num_pairs
+    assert 1 <= int(pairs) <= 5
+
+
 def test_pytrees_aux_and_args(x64):
     def fun(p, target):
         gap = p["w"] - target
