@@ -7,7 +7,7 @@ problems keeps every problem busy at its own pace.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,24 @@ from nlcg_optax.minimize_state import (
     is_converged,
 )
 from nlcg_optax.step_size import trial_step, wolfe_search
+from nlcg_optax.step_size.wolfe_search import SearchState
 
 UNBOUNDED = -1e30
 MAX_FAILED_SEARCHES = 4  # in a row
-STALLED_MEMORY = 10  # iterations without progress after which memory is given up
+STALLED_MEMORY = 10  # iterations without progress, doubled, at which memory is given up
 MAX_STEP_GROWTH = 10.0  # of the trial step by the ratio of successive slopes
+
+
+class _Measured(NamedTuple):
+    """The fields of `MinimizeState` that a measurement changes, but for counters."""
+
+    search: SearchState
+    candidate: Evaluated
+    candidate_step: jax.Array
+    candidate_slope: jax.Array
+    start_value: jax.Array
+    start_grad_max: jax.Array
+    largest_grad_max: jax.Array
 
 
 def run(
@@ -75,50 +88,77 @@ def _measure(
     objective: Objective, method: Method, limits: Limits, state: MinimizeState
 ) -> MinimizeState:
     """Measures the point that the search asks for and tells the search."""
-    search, step = state.search, state.search.step
-    acc = state.previous_step.dtype
-    is_first = state.ngev + state.nfev == 0
-    needs_gradient = wolfe_search.needs_gradient(search)
-    x = _move(state.current.params, step, state.direction)
+    needs_gradient = wolfe_search.needs_gradient(state.search)
 
-    def value_and_grad(x_: PyTree) -> tuple[jax.Array, PyTree, PyTree]:
-        (value, aux), grad = jax.value_and_grad(objective, has_aux=True)(x_)
-        return value.astype(acc), grad, aux
+    def with_gradient() -> _Measured:
+        return _measure_gradient(objective, method, limits, state)
 
-    def value_alone(x_: PyTree) -> tuple[jax.Array, PyTree, PyTree]:
-        value, aux = objective(x_)
-        return value.astype(acc), jax.tree.map(jnp.zeros_like, x_), aux
+    def value_alone() -> _Measured:
+        value = objective(_point(state))[0].astype(state.previous_step.dtype)
+        return _Measured(
+            wolfe_search.advance_probe(method.rules, state.search, value),
+            *(getattr(state, field) for field in _Measured._fields[1:]),
+        )
 
-    value, grad, aux = jax.lax.cond(needs_gradient, value_and_grad, value_alone, x)
-    slope = vdots([(state.direction, grad)], dtype=acc)[0]
-    grad_max = max_abs(grad)
-    point = Evaluated(x, value, grad, grad_max, aux)
-    usable = needs_gradient & jnp.isfinite(value) & jnp.isfinite(grad_max)
-    # A gradient with an infinite entry must not pass for one with a good slope.
-    slope = jnp.where(usable, slope, jnp.nan)
-    largest = jnp.maximum(state.largest_grad_max, grad_max)
-    state = state._replace(
-        start_value=jnp.where(is_first, value, state.start_value),
-        start_grad_max=jnp.where(is_first, grad_max, state.start_grad_max),
-        largest_grad_max=jnp.where(usable, largest, state.largest_grad_max),
+    # The search is told inside the branches: what they hand on is computed once, and
+    # not by every loop over parameters that reads it.
+    measured = jax.lax.cond(needs_gradient, with_gradient, value_alone)
+    return state._replace(
+        **measured._asdict(),
         nfev=state.nfev + (~needs_gradient).astype(jnp.int32),
         ngev=state.ngev + needs_gradient.astype(jnp.int32),
     )
 
+
+def _measure_gradient(
+    objective: Objective, method: Method, limits: Limits, state: MinimizeState
+) -> _Measured:
+    """Measures value and gradient."""
+    search = state.search
+    is_first = state.ngev + state.nfev == 0
+    (value, aux), grad = jax.value_and_grad(objective, has_aux=True)(_point(state))
+    value, grad_max = value.astype(state.previous_step.dtype), max_abs(grad)
+    usable = jnp.isfinite(value) & jnp.isfinite(grad_max)
+    # A gradient with an infinite entry must not pass for one with a good slope.
+    u_g = vdots([(state.updates, grad)], dtype=value.dtype)[0]
+    slope = jnp.where(usable, -u_g, jnp.nan)
+    state = state._replace(
+        start_value=jnp.where(is_first, value, state.start_value),
+        start_grad_max=jnp.where(is_first, grad_max, state.start_grad_max),
+        largest_grad_max=jnp.where(
+            usable,
+            jnp.maximum(state.largest_grad_max, grad_max),
+            state.largest_grad_max,
+        ),
+    )
+
     # Converged wherever the search happens to be, but never uphill.
     level = value <= search.start_value + search.tolerance
-    converged = usable & level & is_converged(limits, state, point)
-    search = wolfe_search.advance(method.rules, search, value, slope)
-    accepted = (search.stage == wolfe_search.ACCEPTED) | converged | is_first
+    converged = usable & level & is_converged(limits, state, value, grad_max)
+    accepted = wolfe_search.accepts(method.rules, search, value, slope)
+    accepted |= converged | is_first
     lower = usable & (value < state.candidate.value)
-    taken = lower | (usable & accepted) | is_first
-    return state._replace(
-        search=search._replace(
-            stage=jnp.where(accepted, wolfe_search.ACCEPTED, search.stage)
+    advanced = wolfe_search.advance_point(method.rules, search, value, slope)
+
+    def taken() -> tuple[Evaluated, jax.Array, jax.Array]:
+        point = Evaluated(_point(state), value, grad, grad_max, aux)
+        return _cast_like(point, state.candidate), search.step, slope
+
+    candidate, candidate_step, candidate_slope = jax.lax.cond(
+        lower | (usable & accepted) | is_first,
+        taken,
+        lambda: (state.candidate, state.candidate_step, state.candidate_slope),
+    )
+    return _Measured(
+        search=advanced._replace(
+            stage=jnp.where(accepted, wolfe_search.ACCEPTED, advanced.stage)
         ),
-        candidate=_select(taken, point, state.candidate),
-        candidate_step=jnp.where(taken, step, state.candidate_step),
-        candidate_slope=jnp.where(taken, slope, state.candidate_slope),
+        candidate=candidate,
+        candidate_step=candidate_step,
+        candidate_slope=candidate_slope,
+        start_value=state.start_value,
+        start_grad_max=state.start_grad_max,
+        largest_grad_max=state.largest_grad_max,
     )
 
 
@@ -134,7 +174,7 @@ def _iterate(
     accepted = state.search.stage == wolfe_search.ACCEPTED
     moved = accepted | (state.candidate.value < state.current.value)
     current = state.candidate  # where nothing was taken that is still the start
-    converged = is_converged(limits, state, current)
+    converged = is_converged(limits, state, current.value, current.grad_max)
     error = trial_step.after_search(state.error, accepted)
     error = trial_step.observe(error, current.value)
 
@@ -146,14 +186,15 @@ def _iterate(
     num_stalled = jnp.where(lower | smaller | is_first, 0, state.num_stalled + 1)
 
     # A failed search without any lower point: forget everything, go downhill. Likewise
-    # where nothing has got smaller for some time: what is remembered is rounding.
-    restart = ~moved | ((num_stalled > 0) & (num_stalled % STALLED_MEMORY == 0))
+    # where nothing has got smaller for 10, 20, 40, ... iterations: what is remembered
+    # is rounding.
+    restart = num_stalled % STALLED_MEMORY == 0
+    restart &= jax.lax.population_count(num_stalled // STALLED_MEMORY) == 1
+    restart |= ~moved
     # A conditional, not a selection: the memory must not be rewritten every time.
     direction_state = _if(
         restart,
-        lambda old: jax.tree.map(
-            lambda o, n: n.astype(o.dtype), old, method.direction.init(current.params)
-        ),
+        lambda old: _cast_like(method.direction.init(current.params), old),
         state.direction_state,
     )
     updates, direction_state = method.direction.update(
@@ -163,20 +204,16 @@ def _iterate(
         value=current.value,
         grad=current.grad,
     )
-    direction = jax.tree.map(jnp.negative, updates)
-    slope = vdots([(direction, current.grad)], dtype=acc)[0]
-    descends = (slope < 0) & jnp.isfinite(slope)
-    steepest = jax.tree.map(jnp.negative, current.grad)
-    direction = _select(descends, direction, steepest)
-    slope = jnp.where(
-        descends, slope, -vdots([(current.grad, current.grad)], dtype=acc)[0]
-    )
+    u_g, g_g = vdots([(updates, current.grad), (current.grad,) * 2], dtype=acc)
+    descends = (u_g > 0) & jnp.isfinite(u_g)
+    updates = _select(descends, updates, current.grad)
+    slope = -jnp.where(descends, u_g, g_g)
 
     step = jnp.where(moved & ~is_first, state.candidate_step, state.previous_step)
     # After failed searches in a row set out with ever shorter steps.
     num_failed = jnp.where(moved, 0, state.num_failed + 1)
     fresh = trial_step.first_step(
-        current.value, slope, max_abs(current.params), max_abs(direction)
+        current.value, slope, max_abs(current.params), max_abs(updates)
     ) * jnp.power(jnp.asarray(0.1, acc), num_failed)
     probe = jnp.ones([], jnp.bool_)
     if method.initial_step == "one":
@@ -224,7 +261,7 @@ def _iterate(
         candidate_step=jnp.zeros([], acc),
         candidate_slope=slope,
         best=best,
-        direction=direction,
+        updates=updates,
         direction_state=direction_state,
         search=search,
         error=error,
@@ -250,11 +287,19 @@ def _if(condition: jax.Array, fn: Callable[[Any], Any], state: Any) -> Any:
     return jax.lax.while_loop(lambda carry: carry[0], body, (condition, state))[1]
 
 
-def _move(params: PyTree, step: jax.Array, direction: PyTree) -> PyTree:
+def _point(state: MinimizeState) -> PyTree:
+    """Where the search asks to measure: x + t d."""
+    step = -state.search.step
     return optax.apply_updates(
-        params, jax.tree.map(lambda d: step.astype(d.dtype) * d, direction)
+        state.current.params,
+        jax.tree.map(lambda u: step.astype(u.dtype) * u, state.updates),
     )
 
 
+def _cast_like(tree: PyTree, other: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, other)
+
+
 def _select(condition: jax.Array, x: PyTree, y: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b).astype(b.dtype), x, y)
+    # A conditional copies; a selection would be a loop to compile for every leaf.
+    return jax.lax.cond(condition, lambda: _cast_like(x, y), lambda: y)

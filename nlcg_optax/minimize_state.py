@@ -87,7 +87,7 @@ class MinimizeState(NamedTuple):
       candidate_step: its step.
       candidate_slope: the slope there along the direction.
       best: the best point of all.
-      direction: d.
+      updates: -d for the direction d.
       direction_state: state of the direction's transformation.
       search: the running line search.
       error: estimate of the error of the objective.
@@ -109,7 +109,7 @@ class MinimizeState(NamedTuple):
     candidate_step: jax.Array
     candidate_slope: jax.Array
     best: Evaluated
-    direction: PyTree
+    updates: PyTree
     direction_state: PyTree
     search: SearchState
     error: ErrorEstimate
@@ -151,7 +151,7 @@ def initial_state(objective: Objective, method: Method, x0: PyTree) -> MinimizeS
         candidate_step=zero,
         candidate_slope=zero,
         best=nothing,
-        direction=zeros,
+        updates=zeros,
         direction_state=method.direction.init(x0),
         # A step of zero along no direction: the first turn measures x0.
         search=wolfe_search.start(infinite, zero, zero, zero, probe=False),
@@ -187,7 +187,7 @@ def resume(limits: Limits, state: MinimizeState) -> MinimizeState:
     within = state.ngev + state.nfev / 3 < limits.max_evaluations
     within &= state.nit < limits.max_iterations
     loose = (state.status == Status.CONVERGED) & ~is_converged(
-        limits, state, state.current
+        limits, state, state.current.value, state.current.grad_max
     )
     running = (limited & within) | loose
     return state._replace(
@@ -215,28 +215,32 @@ def onto_new_objective(
     )
 
 
-def is_converged(limits: Limits, state: MinimizeState, point: Evaluated) -> jax.Array:
+def is_converged(
+    limits: Limits, state: MinimizeState, value: jax.Array, grad_max: jax.Array
+) -> jax.Array:
     """Whether the gradient at a point is as small as the limits ask.
 
     Args:
       limits: the tolerance and what it is relative to.
       state: for f(x0) and the gradients seen so far.
-      point: what was measured.
+      value: the objective there.
+      grad_max: largest absolute entry of the gradient there.
 
     Returns:
       A boolean scalar.
     """
 
-    def is_small(value: jax.Array) -> jax.Array:
+    def is_small(size: jax.Array) -> jax.Array:
         scale = (
             limits.constant_weight
-            + limits.value_weight * jnp.abs(value)
+            + limits.value_weight * size
             + limits.start_weight * state.start_grad_max
         )
-        return point.grad_max <= limits.tol * scale
+        return grad_max <= limits.tol * scale
 
     # On the way to minus infinity any gradient gets small against the value. Below
     # -|f(x0)| it must have fallen, too.
-    known = jnp.minimum(jnp.abs(point.value), jnp.abs(state.start_value))
-    has_fallen = point.grad_max <= FALLEN * state.largest_grad_max
-    return is_small(known) | (is_small(point.value) & has_fallen)
+    size = jnp.abs(value)
+    has_fallen = grad_max <= FALLEN * state.largest_grad_max
+    known = is_small(jnp.minimum(size, jnp.abs(state.start_value)))
+    return known | (is_small(size) & has_fallen)

@@ -80,9 +80,10 @@ def test_what_is_remembered_is_given_up_where_nothing_gets_smaller(x64):
         patience=35,
     )
     assert int(stalled.status) == Status.STAGNATION
-    # Given up after thirty of the 35 iterations: with none given up there are thirty.
+    # Given up after ten and twenty of the 35 iterations: with none given up there are
+    # thirty, and if it were every ten there were five.
     pairs = stalled.state.direction_state.diagnostics.num_pairs
-    assert 1 <= int(pairs) <= 5
+    assert 10 < int(pairs) <= 15
 
 
 def test_pytrees_aux_and_args(x64):

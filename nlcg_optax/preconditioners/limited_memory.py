@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, difference
-from nlcg_optax.inner_products import stacked_vdots, vdots
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference
+from nlcg_optax.inner_products import combination, stacked_vdots, vdots
 
 
 class LimitedMemoryDiagnostics(NamedTuple):
@@ -30,11 +30,11 @@ class ScaleByLimitedMemoryState(NamedTuple):
 
     Attributes:
       count: number of updates.
-      newest: slot of the newest pair in the circular memory.
-      steps: the s_i, stacked along a leading axis of length m.
+      newest: row of the newest pair in the circular memory; the next one is spare.
+      steps: the s_i, stacked along a leading axis of length m + 1.
       grad_changes: the y_i, stacked likewise.
-      curvatures: ``s_iᵀy_i`` by slots, zero in an empty one.
-      inverse: R⁻¹ by slots, shape ``(m, m)``, zero in the rows of empty ones.
+      curvatures: ``s_iᵀy_i`` by rows, zero in those that hold no pair.
+      inverse: R⁻¹ by rows, shape ``(m + 1, m + 1)``, zero in rows and columns of none.
       params_prev: previous parameters.
       grad_prev: previous gradient.
       diagnostics: what the last update did.
@@ -88,7 +88,7 @@ def scale_by_limited_memory(
     Returns:
       A transformation. Its ``update`` needs ``params``; the pairs come from the
       parameters and gradients of successive calls, which must be of one objective.
-      The state holds 2m + 2 copies of the parameters.
+      The state holds 2m + 4 copies of the parameters.
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, ``params`` is
@@ -108,20 +108,23 @@ def scale_by_limited_memory(
     validation.check_positive_int("memory", memory)
     validation.check_non_negative("min_curvature", min_curvature)
 
+    def after(row: jax.Array) -> jax.Array:
+        return jnp.where(row < memory, row + 1, 0)
+
     def init_fn(params: PyTree) -> ScaleByLimitedMemoryState:
         acc = accumulator_dtype(params)
 
         def stack(x: jax.Array) -> jax.Array:
             # Made of x, so that every row is sharded like it.
-            return jnp.broadcast_to(jnp.zeros_like(x), (memory, *jnp.shape(x)))
+            return jnp.broadcast_to(jnp.zeros_like(x), (memory + 1, *jnp.shape(x)))
 
         return ScaleByLimitedMemoryState(
             count=jnp.zeros([], jnp.int32),
             newest=jnp.zeros([], jnp.int32),
             steps=jax.tree.map(stack, params),
             grad_changes=jax.tree.map(stack, params),
-            curvatures=jnp.zeros([memory], acc),
-            inverse=jnp.zeros([memory, memory], acc),
+            curvatures=jnp.zeros([memory + 1], acc),
+            inverse=jnp.zeros([memory + 1, memory + 1], acc),
             params_prev=jax.tree.map(jnp.zeros_like, params),
             grad_prev=jax.tree.map(jnp.zeros_like, params),
             diagnostics=LimitedMemoryDiagnostics(
@@ -150,16 +153,19 @@ def scale_by_limited_memory(
         curved = s_y > threshold * jnp.sqrt(s_s) * jnp.sqrt(y_y)
         curved &= jnp.isfinite(s_s) & jnp.isfinite(y_y)
         taken = curved & (state.count > 0)
-        refused = ~curved & (state.count > 0)
+        refused = ~taken & (state.count > 0)
 
-        slot = jnp.where(taken, (state.newest + 1) % memory, state.newest)
+        # The pair goes to the spare row, zeros if it is refused. The row of the oldest
+        # pair is the next spare one.
+        slot = after(state.newest)
+        newest = jnp.where(taken, slot, state.newest)
+        rows = jnp.arange(memory + 1, dtype=jnp.int32)
+        is_new = (rows == slot) & taken
+        is_spare = rows == after(newest)
 
         def write(stack: PyTree, tree: PyTree) -> PyTree:
-            # The old row is written back where the pair is refused: one row moves,
-            # not the whole memory.
             def write_leaf(rows: jax.Array, new: jax.Array) -> jax.Array:
-                old = jax.lax.dynamic_index_in_dim(rows, slot, keepdims=False)
-                row = jnp.where(taken, new.astype(rows.dtype), old)
+                row = jnp.where(taken, new.astype(rows.dtype), 0)
                 return jax.lax.dynamic_update_index_in_dim(rows, row, slot, 0)
 
             return jax.tree.map(write_leaf, stack, tree)
@@ -172,13 +178,13 @@ def scale_by_limited_memory(
             taken, s_y / jnp.where(taken, y_y, 1), state.diagnostics.initial_scaling
         )
 
-        is_slot = jnp.arange(memory, dtype=jnp.int32) == slot
-        curvatures = jnp.where(is_slot & taken, s_y, state.curvatures)
+        curvatures = jnp.where(is_spare, 0, state.curvatures)
+        curvatures = jnp.where(is_new, s_y, curvatures)
 
         def multiply() -> tuple[PyTree, jax.Array]:
             column = stacked_vdots(steps, y, axis_name=axis_name).astype(acc)
-            extended = _extended_inverse(state.inverse, column, is_slot, s_y)
-            inverse = jnp.where(taken, extended, state.inverse)
+            kept = jnp.where(is_spare[:, None] | is_spare[None, :], 0, state.inverse)
+            inverse = _extended_inverse(kept, column, is_new, s_y)
             z = _multiply(
                 updates, steps, grad_changes, inverse, curvatures, scaling, axis_name
             )
@@ -191,7 +197,7 @@ def scale_by_limited_memory(
         )
         new_state = ScaleByLimitedMemoryState(
             count=optax.safe_increment(state.count),
-            newest=slot,
+            newest=newest,
             steps=steps,
             grad_changes=grad_changes,
             curvatures=curvatures,
@@ -211,12 +217,11 @@ def scale_by_limited_memory(
 
 
 def _extended_inverse(
-    inverse: jax.Array, column: jax.Array, is_slot: jax.Array, s_y: jax.Array
+    inverse: jax.Array, column: jax.Array, is_new: jax.Array, s_y: jax.Array
 ) -> jax.Array:
-    """R⁻¹ after the pair of a slot is replaced: its new last column of R is given."""
-    kept = jnp.where(is_slot[:, None] | is_slot[None, :], 0, inverse)
-    new = jnp.where(is_slot, 1, -_matvec(kept, column)) / jnp.where(s_y > 0, s_y, 1)
-    return jnp.where(is_slot[None, :], new[:, None], kept)
+    """R⁻¹ with the column of the new pair, if any; the last column of R is given."""
+    new = jnp.where(is_new, 1, -_matvec(inverse, column)) / jnp.where(s_y > 0, s_y, 1)
+    return jnp.where(is_new[None, :], new[:, None], inverse)
 
 
 def _multiply(
@@ -229,33 +234,18 @@ def _multiply(
     axis_name: str | tuple[str, ...] | None,
 ) -> PyTree:
     """Computes P g from the stacked pairs."""
-
-    def combine(coefficients: jax.Array, stack: jax.Array, leaf: jax.Array) -> Any:
-        dtype = compute_dtype(leaf.dtype)
-        return jnp.tensordot(
-            coefficients.astype(dtype),
-            stack.astype(dtype),
-            axes=1,
-            precision=jax.lax.Precision.HIGHEST,
-        )
-
-    def initial(g_: jax.Array, rows: jax.Array) -> jax.Array:
-        dtype = compute_dtype(g_.dtype)
-        return scaling.astype(dtype) * (g_.astype(dtype) - combine(a, rows, g_))
-
     a = _matvec(inverse, stacked_vdots(steps, g, axis_name=axis_name))
-    q = jax.tree.map(initial, g, grad_changes)
+
+    def initial(g_: jax.Array, y_a: jax.Array) -> jax.Array:
+        return scaling.astype(y_a.real.dtype) * (g_.astype(y_a.dtype) - y_a)
+
+    q = jax.tree.map(initial, g, combination(a, grad_changes))
     y_q = stacked_vdots(grad_changes, q, axis_name=axis_name)
     b = _matvec(inverse.T, curvatures * a - y_q)
     return jax.tree.map(
-        lambda q_, rows, g_: (q_ + combine(b, rows, q_)).astype(g_.dtype),
-        q,
-        steps,
-        g,
+        lambda q_, s_b, g_: (q_ + s_b).astype(g_.dtype), q, combination(b, steps), g
     )
 
 
 def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    return jnp.matmul(
-        matrix, vector.astype(matrix.dtype), precision=jax.lax.Precision.HIGHEST
-    )
+    return jnp.sum(matrix * vector.astype(matrix.dtype), axis=1)

@@ -273,8 +273,9 @@ def scale_by_hager_zhang_linesearch(
             slope = slope_of(trial_grad)
             step = trial.search.step
             search = wolfe_search.advance(rules, trial.search, trial_value, slope)
-            lower = needs_gradient & jnp.isfinite(slope) & (trial_value < trial.value)
-            taken = lower | (search.stage == wolfe_search.ACCEPTED)
+            taken = jnp.isfinite(slope) & (trial_value < trial.value)
+            taken |= wolfe_search.accepts(rules, trial.search, trial_value, slope)
+            taken &= needs_gradient
             return _Trial(
                 search=search,
                 step=jnp.where(taken, step, trial.step),

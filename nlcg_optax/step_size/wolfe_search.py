@@ -74,7 +74,7 @@ class Point(NamedTuple):
 
 
 class SearchState(NamedTuple):
-    """State of one line search; every field is a scalar.
+    """State of one line search; scalars and two points.
 
     Attributes:
       stage: one of the stages of this module.
@@ -82,7 +82,7 @@ class SearchState(NamedTuple):
       start_value: φ(0).
       start_slope: φ'(0).
       tolerance: ε_k, how far above φ(0) an approximate Wolfe point may lie.
-      low: lower end: φ at most φ(0) + ε_k, and descending.
+      low: lower end: φ at most φ(0) + ε_k, and descending; step, value and slope.
       high: upper end: ascending or, while contracting, too high or not finite.
       width: length of the bracket when the last secant² set out.
       num_evaluations: points measured in this search.
@@ -93,8 +93,8 @@ class SearchState(NamedTuple):
     start_value: jax.Array
     start_slope: jax.Array
     tolerance: jax.Array
-    low: Point
-    high: Point
+    low: jax.Array
+    high: jax.Array
     width: jax.Array
     num_evaluations: jax.Array
 
@@ -135,16 +135,15 @@ def start(
     def scalar(x: Any) -> jax.Array:
         return jnp.asarray(x).astype(dtype)
 
-    origin = Point(jnp.zeros([], dtype), scalar(value), scalar(slope))
-    nowhere = Point(*[jnp.full([], jnp.inf, dtype)] * 3)
+    start_value, start_slope = scalar(value), scalar(slope)
     return SearchState(
         stage=jnp.where(probe, PROBE, EXPAND).astype(jnp.int32),
         step=scalar(step),
-        start_value=origin.value,
-        start_slope=origin.slope,
+        start_value=start_value,
+        start_slope=start_slope,
         tolerance=scalar(tolerance),
-        low=origin,
-        high=nowhere,
+        low=jnp.stack([jnp.zeros([], dtype), start_value, start_slope]),
+        high=jnp.full([3], jnp.inf, dtype),
         width=jnp.full([], jnp.inf, dtype),
         num_evaluations=jnp.zeros([], jnp.int32),
     )
@@ -186,6 +185,26 @@ def satisfies_approximate_wolfe(
     return (point.slope <= upper) & (point.slope >= lower) & level
 
 
+def accepts(
+    rules: WolfeRules, state: SearchState, value: jax.Array, slope: jax.Array
+) -> jax.Array:
+    """Whether either set of conditions holds at ``state.step``, where all is finite.
+
+    Args:
+      rules: parameters.
+      state: a running search that `needs_gradient`.
+      value: φ(state.step), of the dtype of the state.
+      slope: φ'(state.step), likewise.
+
+    Returns:
+      A boolean scalar, which says whether `advance_point` will end in ACCEPTED.
+    """
+    point = Point(state.step, value, slope)
+    satisfied = satisfies_wolfe(rules, state, point)
+    satisfied |= satisfies_approximate_wolfe(rules, state, point)
+    return satisfied & jnp.isfinite(value) & jnp.isfinite(slope)
+
+
 def advance(
     rules: WolfeRules, state: SearchState, value: jax.Array, slope: jax.Array
 ) -> SearchState:
@@ -201,19 +220,39 @@ def advance(
       The state with the next ``step`` and ``stage``. In the stages ACCEPTED and
       FAILED ``step`` is the one just measured.
     """
-    count = state.num_evaluations + 1
-    after_probe = _after_probe(rules, state, value)
-    after_point = _after_point(rules, state, Point(state.step, value, slope))
-    new = jax.tree.map(
-        lambda p, q: jnp.where(state.stage == PROBE, p, q), after_probe, after_point
+    return jax.tree.map(
+        lambda p, q: jnp.where(needs_gradient(state), p, q),
+        advance_point(rules, state, value, slope),
+        advance_probe(rules, state, value),
     )
-    exhausted = (new.stage < ACCEPTED) & (count >= rules.max_evaluations)
-    # A step that cannot be told from the lower end would be measured for nothing.
-    exhausted |= (new.stage < ACCEPTED) & ~(new.step > new.low.step)
-    exhausted |= ~jnp.isfinite(new.step)
+
+
+def advance_probe(
+    rules: WolfeRules, state: SearchState, value: jax.Array
+) -> SearchState:
+    """`advance` in the stage PROBE, for which the value is enough."""
+    return _within_limits(rules, state, _after_probe(rules, state, value))
+
+
+def advance_point(
+    rules: WolfeRules, state: SearchState, value: jax.Array, slope: jax.Array
+) -> SearchState:
+    """`advance` in every other stage."""
+    point = Point(state.step, value, slope)
+    return _within_limits(rules, state, _after_point(rules, state, point))
+
+
+def _within_limits(
+    rules: WolfeRules, state: SearchState, new: SearchState
+) -> SearchState:
+    """Fails where no measurement is left, or where it would be made for nothing."""
+    count = state.num_evaluations + 1
+    # The step may not be told from the lower end.
+    running = (count < rules.max_evaluations) & (new.step > Point(*new.low).step)
+    failed = (new.stage < ACCEPTED) & ~(running & jnp.isfinite(new.step))
     return new._replace(
-        stage=jnp.where(exhausted, FAILED, new.stage).astype(jnp.int32),
-        step=jnp.where(exhausted, state.step, new.step),
+        stage=jnp.where(failed, FAILED, new.stage).astype(jnp.int32),
+        step=jnp.where(failed, state.step, new.step),
         num_evaluations=count,
     )
 
@@ -241,21 +280,19 @@ def _after_probe(
 
 
 def _after_point(rules: WolfeRules, state: SearchState, point: Point) -> SearchState:
-    accepted = satisfies_wolfe(rules, state, point)
-    accepted |= satisfies_approximate_wolfe(rules, state, point)
+    accepted = accepts(rules, state, point.value, point.slope)
     finite = jnp.isfinite(point.value) & jnp.isfinite(point.slope)
-    accepted &= finite
-
     ascends = finite & (point.slope >= 0)
     level = point.value <= state.start_value + state.tolerance
     is_low = finite & ~ascends & level
-    low = _select(is_low, point, state.low)
-    high = _select(is_low, state.high, point)
+    low_end = jnp.where(is_low, jnp.stack(point), state.low)
+    high_end = jnp.where(is_low, state.high, jnp.stack(point))
+    low, high = Point(*low_end), Point(*high_end)
     is_proper = ascends | (is_low & (state.stage != EXPAND) & (state.stage != CONTRACT))
     width = high.step - low.step
 
     # secant² and what follows it, once both ends are proper.
-    old_end = _select(is_low, state.low, state.high)
+    old_end = Point(*jnp.where(is_low, state.low, state.high))
     again = _secant(old_end, point)
     to_again = (state.stage == SECANT) & _inside(again, low, high)
     closing = (state.stage == SECANT) | (state.stage == SECANT_AGAIN)
@@ -270,7 +307,7 @@ def _after_point(rules: WolfeRules, state: SearchState, point: Point) -> SearchS
     sets_out = is_proper & ~to_again & ~too_wide
 
     # Beyond the last step while nothing closes the bracket from above.
-    beyond = _secant(state.low, point)
+    beyond = _secant(Point(*state.low), point)
     beyond = jnp.where(beyond > point.step, beyond, rules.expansion * point.step)
     beyond = jnp.clip(beyond, 1.1 * point.step, rules.max_extrapolation * point.step)
 
@@ -286,14 +323,10 @@ def _after_point(rules: WolfeRules, state: SearchState, point: Point) -> SearchS
     return state._replace(
         stage=jnp.where(accepted, ACCEPTED, stage).astype(jnp.int32),
         step=jnp.where(accepted, point.step, step),
-        low=low,
-        high=high,
+        low=low_end,
+        high=high_end,
         width=jnp.where(sets_out, width, state.width),
     )
-
-
-def _select(condition: jax.Array, x: Point, y: Point) -> Point:
-    return Point(*(jnp.where(condition, a, b) for a, b in zip(x, y, strict=True)))
 
 
 def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

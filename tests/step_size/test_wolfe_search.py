@@ -210,6 +210,12 @@ def test_conditions_are_those_of_the_papers(step, value, slope, wolfe, approxima
     approx = wolfe_search.satisfies_approximate_wolfe(rules, state, point)
     assert bool(approx) == approximate
 
+    state = state._replace(stage=jnp.int32(wolfe_search.EXPAND))
+    accepted = wolfe_search.accepts(rules, state, point.value, point.slope)
+    assert bool(accepted) == (wolfe or approximate)
+    after = wolfe_search.advance(rules, state, point.value, point.slope)
+    assert (int(after.stage) == wolfe_search.ACCEPTED) == bool(accepted)
+
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
 def test_keeps_dtypes_and_shapes(dtype):
