@@ -152,7 +152,11 @@ def scale_by_limited_memory(
         threshold = jnp.asarray(min_curvature).astype(acc)
         curved = s_y > threshold * jnp.sqrt(s_s) * jnp.sqrt(y_y)
         curved &= jnp.isfinite(s_s) & jnp.isfinite(y_y)
-        taken = curved & (state.count > 0)
+        # Zero for a pair that is refused. XLA computes a quotient once, where it would
+        # repeat the comparisons in every loop that asks whether the pair is taken.
+        curved &= state.count > 0
+        inverse_curvature = 1 / jnp.where(curved, s_y, jnp.inf)
+        taken = inverse_curvature > 0
         refused = ~taken & (state.count > 0)
 
         # The pair goes to the spare row, zeros if it is refused. The row of the oldest
@@ -182,11 +186,16 @@ def scale_by_limited_memory(
         curvatures = jnp.where(is_new, s_y, curvatures)
 
         def multiply() -> tuple[PyTree, jax.Array]:
-            column = stacked_vdots(steps, y, axis_name=axis_name).astype(acc)
             kept = jnp.where(is_spare[:, None] | is_spare[None, :], 0, state.inverse)
-            inverse = _extended_inverse(kept, column, is_new, s_y)
+            inverse, a = _solve(
+                kept,
+                stacked_vdots(steps, y, axis_name=axis_name),
+                stacked_vdots(steps, updates, axis_name=axis_name),
+                is_new,
+                inverse_curvature,
+            )
             z = _multiply(
-                updates, steps, grad_changes, inverse, curvatures, scaling, axis_name
+                updates, a, steps, grad_changes, inverse, curvatures, scaling, axis_name
             )
             return z, inverse
 
@@ -216,16 +225,27 @@ def scale_by_limited_memory(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _extended_inverse(
-    inverse: jax.Array, column: jax.Array, is_new: jax.Array, s_y: jax.Array
-) -> jax.Array:
-    """R⁻¹ with the column of the new pair, if any; the last column of R is given."""
-    new = jnp.where(is_new, 1, -_matvec(inverse, column)) / jnp.where(s_y > 0, s_y, 1)
-    return jnp.where(is_new[None, :], new[:, None], inverse)
+def _solve(
+    kept: jax.Array,
+    s_y: jax.Array,
+    s_g: jax.Array,
+    is_new: jax.Array,
+    inverse_curvature: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """R⁻¹ with the column of the new pair, if any, and R⁻¹ Sᵀg.
+
+    Given are R⁻¹ without it, Sᵀy (of which the rows of older pairs are its column of R)
+    and Sᵀg.
+    """
+    solved = _matmul(kept, jnp.stack([s_y, s_g], axis=1))
+    new = inverse_curvature * jnp.where(is_new, 1, -solved[:, 0])
+    inverse = jnp.where(is_new[None, :], new[:, None], kept)
+    return inverse, solved[:, 1] + new * jnp.sum(jnp.where(is_new, s_g, 0))
 
 
 def _multiply(
     g: PyTree,
+    a: jax.Array,
     steps: PyTree,
     grad_changes: PyTree,
     inverse: jax.Array,
@@ -233,19 +253,18 @@ def _multiply(
     scaling: jax.Array,
     axis_name: str | tuple[str, ...] | None,
 ) -> PyTree:
-    """Computes P g from the stacked pairs."""
-    a = _matvec(inverse, stacked_vdots(steps, g, axis_name=axis_name))
+    """Computes P g from the stacked pairs and a = R⁻¹ Sᵀg."""
 
     def initial(g_: jax.Array, y_a: jax.Array) -> jax.Array:
         return scaling.astype(y_a.real.dtype) * (g_.astype(y_a.dtype) - y_a)
 
     q = jax.tree.map(initial, g, combination(a, grad_changes))
     y_q = stacked_vdots(grad_changes, q, axis_name=axis_name)
-    b = _matvec(inverse.T, curvatures * a - y_q)
+    b = _matmul(inverse.T, curvatures * a - y_q)
     return jax.tree.map(
         lambda q_, s_b, g_: (q_ + s_b).astype(g_.dtype), q, combination(b, steps), g
     )
 
 
-def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    return jnp.sum(matrix * vector.astype(matrix.dtype), axis=1)
+def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.matmul(x, y.astype(x.dtype), precision=jax.lax.Precision.HIGHEST)
