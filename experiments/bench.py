@@ -27,11 +27,13 @@ from experiments.timing import median_ratio, timed
 from nlcg_optax import nlcg, scale_by_diagonal_secant
 
 # glibc otherwise hands large buffers back to the kernel after every step, and the
-# page faults of getting them again take longer than the update.
+# page faults of getting them again take longer than the update. A threshold for mmap
+# would not do: glibc refuses one above 32 MiB, and threads have arenas of 64 MiB.
 MALLOC_ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TOP_PAD_": str(2**31),
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+    "MALLOC_TRIM_THRESHOLD_": str(2**37),
 }
 RATE = 1e-4
 SCALE = 1e-2  # deviation of parameters and gradients
@@ -51,6 +53,21 @@ def _nlcg_with_secant(rule: str) -> optax.GradientTransformation:
     return _nlcg(rule, preconditioner=scale_by_diagonal_secant(RATE))
 
 
+def _nlcg_between_refreshes(rule: str) -> optax.GradientTransformation:
+    # The product with the Hessian is priced by `experiments.bench_curvature`.
+    preconditioner = scale_by_diagonal_secant(secant="hvp", refresh_period=10)
+    tx = _nlcg(rule, preconditioner=preconditioner)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None
+    ) -> tuple[PyTree, PyTree]:
+        return tx.update(
+            updates, state, params, refresh=False, hvp_fn=lambda _, vector: vector
+        )
+
+    return optax.GradientTransformation(tx.init, update)
+
+
 PEERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     REFERENCE: lambda: optax.adam(RATE),
     "sgd, momentum": lambda: optax.sgd(RATE, 0.9),
@@ -61,6 +78,7 @@ PEERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "nlcg HS": lambda: _nlcg("hs"),
     "nlcg FR, secant": lambda: _nlcg_with_secant("fr"),
     "nlcg PR+, secant": lambda: _nlcg_with_secant("pr+"),
+    "nlcg FR, hvp secant": lambda: _nlcg_between_refreshes("fr"),
 }
 
 

@@ -18,6 +18,7 @@ from nlcg_optax.direction_state import (
     NlcgDiagnostics,
     ScaleByNlcgState,
     no_diagnostics,
+    unguarded_kept,
 )
 from nlcg_optax.dtypes import (
     PyTree,
@@ -77,7 +78,9 @@ def scale_by_nlcg(
       preconditioner: an Optax transformation :math:`g \mapsto P g`. It receives the
         extra arguments of ``update`` and, as ``previous_direction``, the tree
         :math:`d_{t-1}` (zeros at first). None for the identity. Where
-        :math:`g^\top P g` is not positive the step falls back to P = I.
+        :math:`g^\top P g` is not positive the step falls back to P = I. At a step that
+        is skipped its state stays what it was, unless it has a true attribute
+        ``guards_itself``, like that of `scale_by_diagonal_secant`.
       beta_min: lower bound of β, which may be ``-inf``.
       beta_max: upper bound of β, which may be ``inf``. The paper clips to [0, 1].
       beta_smoothing: decay in [0, 1) of an exponential average of the clipped β,
@@ -356,10 +359,8 @@ def scale_by_nlcg(
             d_pinv_d=keep(d_pinv_d, state.d_pinv_d),
             beta_average=keep(beta_average, state.beta_average),
             recent=recent,
-            preconditioner_state=jax.tree.map(
-                lambda n, o: jnp.where(finite, n, o),
-                preconditioner_state,
-                state.preconditioner_state,
+            preconditioner_state=unguarded_kept(
+                finite, preconditioner_state, state.preconditioner_state
             ),
             diagnostics=NlcgDiagnostics(
                 beta=keep(jnp.mean(beta), state.diagnostics.beta),

@@ -87,3 +87,22 @@ class ScaleByNlcgState(NamedTuple):
     recent: PyTree
     preconditioner_state: PyTree
     diagnostics: NlcgDiagnostics
+
+
+def unguarded_kept(finite: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """Selects the new state of a preconditioner where a step is finite, else the old.
+
+    A state with a true attribute ``guards_itself`` is taken as it is: its
+    transformation leaves it alone at a gradient whose norm is not finite, and a
+    selection would make XLA keep both, which is a copy of every array in it. Inside
+    another state, as in a chain, the attribute does not count: there the gradient that
+    the transformation sees is another one.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> unguarded_kept(jnp.array(False), jnp.float32(2.), jnp.float32(1.))
+      Array(1., dtype=float32)
+    """
+    if getattr(new, "guards_itself", False) is True:
+        return new
+    return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

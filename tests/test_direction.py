@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import diagnostics, scale_by_nlcg
+from nlcg_optax import diagnostics, scale_by_diagonal_secant, scale_by_nlcg
 from nlcg_optax.conjugacy import RULES
 
 DIAGONAL = jnp.array([0.5, 2.0, 4.0])
@@ -159,7 +159,15 @@ def test_indefinite_preconditioner_falls_back_to_the_gradient():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
-@pytest.mark.parametrize("preconditioner", [None, optax.scale_by_rms()])
+@pytest.mark.parametrize(
+    "preconditioner",
+    [
+        None,
+        optax.scale_by_rms(),
+        scale_by_diagonal_secant(0.1),
+        optax.chain(optax.scale_by_rms(), scale_by_diagonal_secant(0.1)),
+    ],
+)
 def test_bad_gradient_leaves_the_state_and_gives_a_zero_update(bad, preconditioner):
     grads = random_grads(3).astype(np.float32)
     tx = scale_by_nlcg("hz", preconditioner=preconditioner)
@@ -219,6 +227,7 @@ PROPERTY_CASES = [
     ("hz", {"beta_min": -np.inf, "beta_max": np.inf}),
     (5.0, {"beta_max": 10.0, "scope": "per_leaf", "beta_smoothing": 0.5}),
     ("fr", {"preconditioner": optax.scale_by_rms(), "restart": "powell"}),
+    ("pr+", {"preconditioner": scale_by_diagonal_secant(0.1)}),
 ]
 
 

@@ -43,7 +43,7 @@ class ScaleByDiagonalSecantState(NamedTuple):
     """State of `scale_by_diagonal_secant`.
 
     Attributes:
-      count: number of updates.
+      count: number of updates with a finite gradient.
       diagonal: the curvature estimate h, like the parameters.
       grad_prev: previous gradient, or the empty tuple if not needed.
       params_prev: previous parameters, or the empty tuple if not needed.
@@ -55,6 +55,11 @@ class ScaleByDiagonalSecantState(NamedTuple):
     grad_prev: PyTree
     params_prev: PyTree
     diagnostics: DiagonalSecantDiagnostics
+
+    @property
+    def guards_itself(self) -> bool:
+        """A gradient that is not finite leaves it alone: `scale_by_nlcg` need not."""
+        return True
 
 
 def scale_by_diagonal_secant(
@@ -111,7 +116,7 @@ def scale_by_diagonal_secant(
       ``update`` takes the extra arguments ``previous_direction`` (from
       `scale_by_nlcg`), ``step_multiplier`` (optional, from `feed_step_multiplier`),
       and ``value_fn`` (or ``hvp_fn(params, vector)``) for ``secant="hvp"``. A gradient
-      that is not finite leaves h alone.
+      that is not finite, or the square of whose norm is not, leaves the state alone.
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, missing.
@@ -209,12 +214,13 @@ def scale_by_diagonal_secant(
                 lambda: zeros_like(params),
             )
 
-        pairs = [(y, d), (jax.tree.map(times, h, d), d)]
+        # The square of the gradient is that of `scale_by_nlcg`: XLA computes it once.
+        pairs = [(g, g), (y, d), (jax.tree.map(times, h, d), d)]
         if from_grads:
             pairs += [(y, y)] if spectral_scaling else []
         else:
             pairs += [(y, y), (d, d)]
-        ys, php, *more = vdots(pairs, axis_name=axis_name, dtype=acc)
+        g_g, ys, php, *more = vdots(pairs, axis_name=axis_name, dtype=acc)
         ys, php = length * ys, length * length * php
         offset = jnp.asarray(eps, acc) if from_grads else jnp.zeros([], acc)
         if from_grads:
@@ -223,8 +229,9 @@ def scale_by_diagonal_secant(
             y_norm, d_norm = (jnp.sqrt(square) for square in more)
             good = (ys > MIN_CURVATURE_COSINE * d_norm * y_norm) & (php > 0)
         last = more[0] if spectral_scaling else ys
-        finite = jnp.isfinite(ys)
-        good &= due & finite & jnp.isfinite(php) & jnp.isfinite(last)
+        finite = jnp.isfinite(g_g)
+        due &= finite
+        good &= due & jnp.isfinite(ys) & jnp.isfinite(php) & jnp.isfinite(last)
         square, old, new, good, finite = settle(
             length * length,
             1 / jnp.where(good, php + offset, 1),
@@ -254,12 +261,14 @@ def scale_by_diagonal_secant(
 
         z = divide_by_diagonal(g, h, damping, active=~first)
         return z, ScaleByDiagonalSecantState(
-            count=optax.safe_increment(state.count),
+            count=jnp.where(finite, optax.safe_increment(state.count), state.count),
             diagonal=h,
             grad_prev=remember(g, state.grad_prev) if from_grads else (),
             params_prev=remember(params, state.params_prev) if from_params else (),
             diagnostics=DiagonalSecantDiagnostics(
-                curvature=jnp.where(due & finite, ys, state.diagnostics.curvature),
+                curvature=jnp.where(
+                    due & jnp.isfinite(ys), ys, state.diagnostics.curvature
+                ),
                 num_secants=state.diagnostics.num_secants + good.astype(jnp.int32),
                 num_secant_skips=state.diagnostics.num_secant_skips
                 + (due & ~good).astype(jnp.int32),
