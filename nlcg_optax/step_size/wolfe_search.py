@@ -1,9 +1,10 @@
 """The Hager-Zhang line search as a state machine on scalars.
 
-`advance` takes the state and what was measured at `state.step`, and gives the state
-that names the next step to measure. It neither evaluates the objective nor loops, so
-that a transformation may loop it around ``value_fn`` and `minimize` may merge it with
-its outer iteration in one loop with one evaluation.
+`advance` (or, where the stage is known, `advance_probe` and `advance_point`) takes the
+state and what was measured at `state.step`, and gives the state that names the next
+step to measure. It neither evaluates the objective nor loops, so that a transformation
+may loop it around ``value_fn`` and `minimize` may merge it with its outer iteration in
+one loop with one evaluation.
 
 Sources: [HZ05] W. W. Hager, H. Zhang, "A new conjugate gradient method with guaranteed
 descent and an efficient line search", SIAM J. Optim. 16, 2005; [HZ06] the same,
@@ -197,7 +198,14 @@ def accepts(
       slope: φ'(state.step), likewise.
 
     Returns:
-      A boolean scalar, which says whether `advance_point` will end in ACCEPTED.
+      A boolean scalar, which says whether `advance_point` will end in ACCEPTED, by
+      fewer operations than the new state takes.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> s = start(*map(jnp.float32, (1., -2., 1., 0.)), probe=False)
+      >>> bool(accepts(WolfeRules(), s, jnp.float32(0.), jnp.float32(0.)))
+      True
     """
     point = Point(state.step, value, slope)
     satisfied = satisfies_wolfe(rules, state, point)
@@ -230,14 +238,29 @@ def advance(
 def advance_probe(
     rules: WolfeRules, state: SearchState, value: jax.Array
 ) -> SearchState:
-    """`advance` in the stage PROBE, for which the value is enough."""
+    """`advance` in the stage PROBE, for which the value is enough.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> s = start(*map(jnp.float32, (1., -2., .5, 0.)))
+      >>> advance_probe(WolfeRules(), s, jnp.float32(.25)).step  # of (1 - t)²
+      Array(1., dtype=float32)
+    """
     return _within_limits(rules, state, _after_probe(rules, state, value))
 
 
 def advance_point(
     rules: WolfeRules, state: SearchState, value: jax.Array, slope: jax.Array
 ) -> SearchState:
-    """`advance` in every other stage."""
+    """`advance` in every other stage.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> s = start(*map(jnp.float32, (1., -2., 1., 0.)), probe=False)
+      >>> s = advance_point(WolfeRules(), s, jnp.float32(0.), jnp.float32(0.))
+      >>> bool(s.stage == ACCEPTED)
+      True
+    """
     point = Point(state.step, value, slope)
     return _within_limits(rules, state, _after_point(rules, state, point))
 
