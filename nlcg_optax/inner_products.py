@@ -1,7 +1,9 @@
 """Inner products over parameter trees: the only place that reduces over parameters.
 
 Every reduction is ``sum(x * y)`` leaf by leaf, in float32 or wider, and never a
-concatenation: on a sharded mesh only scalars travel.
+concatenation: on a sharded mesh only scalars travel. Short vectors of one length are
+multiplied and added up element by element first: a network has many, and each sum of
+its own would cost several kernels.
 """
 
 import functools
@@ -58,6 +60,9 @@ class InnerProducts(NamedTuple):
 # Up to so many elements a sum is as quick as a matrix product, which XLA's CPU
 # compiler works on for longer.
 SMALL_LEAF = 128
+# Up to so many elements vectors share one reduction: well below it a kernel's launch
+# takes longer than its work.
+SHORT_VECTOR = 4096
 
 
 def vdots(
@@ -102,18 +107,21 @@ def vdots(
     products = []
     for x, y in pairs:
         by_leaf = jax.tree.leaves(
-            jax.tree.map(lambda a, b: _leaf_vdot(a, b, dtype), x, y)
+            jax.tree.map(lambda a, b: _leaf_products(a, b, dtype), x, y)
         )
         if scope == "per_leaf":
-            products.append(jnp.stack(by_leaf) if by_leaf else jnp.zeros([0], dtype))
+            sums = [jnp.sum(leaf, dtype=dtype) for leaf in by_leaf]
+            products.append(jnp.stack(sums) if sums else jnp.zeros([0], dtype))
         else:
-            products.append(sum(by_leaf, start=jnp.zeros([], dtype)))
+            sums = [jnp.sum(x, dtype=dtype) for x in _short_vectors_added(by_leaf)]
+            products.append(sum(sums, start=jnp.zeros([], dtype)))
     if axis_name is not None:
         products = list(jax.lax.psum(jnp.stack(products), axis_name))
     return products
 
 
-def _leaf_vdot(x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _leaf_products(x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Real parts of the elementwise products of conjugate x and y."""
     if jnp.shape(x) != jnp.shape(y):
         raise ValueError(
             f"the two sides of an inner product differ in shape: {jnp.shape(x)} and "
@@ -124,8 +132,21 @@ def _leaf_vdot(x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
             jnp.real(x).astype(dtype) * jnp.real(y).astype(dtype),
             jnp.imag(x).astype(dtype) * jnp.imag(y).astype(dtype),
         )
-        return jnp.sum(real + imag, dtype=dtype)
-    return jnp.sum(jnp.asarray(x, dtype) * jnp.asarray(y, dtype), dtype=dtype)
+        return real + imag
+    return jnp.asarray(x, dtype) * jnp.asarray(y, dtype)
+
+
+def _short_vectors_added(leaves: list[jax.Array]) -> list[jax.Array]:
+    """Adds up the short vectors of each length; other leaves are left alone.
+
+    On an explicit mesh, those that are laid out alike.
+    """
+    groups: dict[Any, jax.Array] = {}
+    for position, leaf in enumerate(leaves):
+        short = leaf.ndim < 2 and leaf.size <= SHORT_VECTOR
+        key = (leaf.shape, jax.typeof(leaf).sharding) if short else position
+        groups[key] = groups[key] + leaf if key in groups else leaf
+    return list(groups.values())
 
 
 def settle(*scalars: jax.Array) -> tuple[jax.Array, ...]:
