@@ -8,7 +8,7 @@ its own would cost several kernels.
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -118,6 +118,31 @@ def vdots(
     if axis_name is not None:
         products = list(jax.lax.psum(jnp.stack(products), axis_name))
     return products
+
+
+def named_vdots(
+    pairs: Mapping[str, tuple[PyTree, PyTree]], **options: Any
+) -> dict[str, jax.Array]:
+    """Computes several real inner products that have names.
+
+    Args:
+      pairs: pairs of trees by name.
+      **options: those of `vdots`.
+
+    Returns:
+      The products by name.
+
+    Raises:
+      TypeError, ValueError: see `vdots`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([1., 2.])
+      >>> named_vdots({"x_x": (x, x)})
+      {'x_x': Array(5., dtype=float32)}
+    """
+    values = vdots(list(pairs.values()), **options)
+    return dict(zip(pairs, values, strict=True))
 
 
 def _leaf_products(x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -56,6 +56,22 @@ def test_recursion_matches_numpy_with_smoothing_and_preconditioner(x64):
         np.testing.assert_allclose(info["cosine"], -(g @ d) / np.prod(norms), rtol=1e-9)
 
 
+@pytest.mark.parametrize("change", [0.5, 1e-3])
+def test_products_with_the_change_of_the_gradient_keep_their_digits(change):
+    """The error of β is that of the sums: 64 units (`_rounding_unit`) of gᵀg."""
+    noise, grad = random_grads(2, size=100_000).astype(np.float32)
+    grads = grad, ((1 - change) * grad + 0.1 * change * noise).astype(np.float32)
+    # Minus a tenth of HS: with HS itself this d would vanish, and restart.
+    tx = scale_by_nlcg(lambda products: -0.1 * products.y_z / products.d_y)
+    _, (_, state) = run(tx, grads)
+    g_prev, g = (x.astype(np.float64) for x in grads)
+    y = g - g_prev
+    expected = 0.1 * (y @ g) / (y @ g_prev)
+    relative = 64 * np.finfo(np.float32).eps * (g @ g + g_prev @ g_prev)
+    relative *= 1 / abs(y @ g) + 1 / abs(y @ g_prev)
+    np.testing.assert_allclose(diagnostics(state)["beta"], expected, rtol=relative)
+
+
 def test_inverse_metric_norm_follows_from_the_recurrence(x64):
     grads, p = random_grads(8), np.asarray(DIAGONAL, float)
     tx = scale_by_nlcg("hz", preconditioner=DIAGONAL_P, beta_min=-9.0, beta_max=9.0)

@@ -8,6 +8,7 @@ import pytest
 
 from nlcg_optax.dtypes import accumulator_dtype, compute_dtype, difference
 from nlcg_optax.inner_products import (
+    SHORT_VECTOR,
     SMALL_LEAF,
     combination,
     settle,
@@ -43,6 +44,21 @@ def test_per_leaf_scope_keeps_leaf_order():
     x = {"w": jnp.array([1.0, 2.0]), "b": jnp.array([3.0]), "c": jnp.float32(4.0)}
     (products,) = vdots([(x, x)], scope="per_leaf")
     np.testing.assert_array_equal(products, [9.0, 16.0, 5.0])
+
+
+def test_short_vectors_of_one_length_share_a_reduction():
+    lengths = [3, 3, 3, 5, SHORT_VECTOR + 1, SHORT_VECTOR + 1]
+    rng = np.random.default_rng(3)
+    x, y = ([rng.normal(size=n).astype(np.float32) for n in lengths] for _ in "xy")
+    matrices = [jnp.ones([3, 1]), jnp.ones([3, 1]), jnp.float32(2.0), jnp.float32(3.0)]
+    pairs = [(x + matrices, y + matrices)]
+    reductions = str(jax.make_jaxpr(vdots)(pairs)).count("reduce_sum[")
+    # Lengths 3 and 5, either long vector, either matrix, the scalars.
+    assert reductions == 7
+    expected = sum(float(a @ b.astype(np.float64)) for a, b in zip(x, y, strict=True))
+    scale = sum(float(np.abs(a) @ np.abs(b)) for a, b in zip(x, y, strict=True))
+    rounding = 64 * np.finfo(np.float32).eps * scale
+    assert abs(float(vdots(pairs)[0]) - (expected + 3 + 3 + 4 + 9)) < rounding
 
 
 def test_empty_trees():

@@ -17,7 +17,7 @@ from nlcg_optax.dtypes import (
     times,
     zeros_like,
 )
-from nlcg_optax.inner_products import settle, vdots
+from nlcg_optax.inner_products import named_vdots, settle
 from nlcg_optax.preconditioners.diagonal_scaling import abs_squared, divide_by_diagonal
 from nlcg_optax.refresh import if_due, is_due
 
@@ -214,21 +214,26 @@ def scale_by_diagonal_secant(
                 lambda: zeros_like(params),
             )
 
-        # The square of the gradient is that of `scale_by_nlcg`: XLA computes it once.
-        pairs = [(g, g), (y, d), (jax.tree.map(times, h, d), d)]
+        # The squared norm and, with the previous direction, the slope of the gradient
+        # are those of `scale_by_nlcg`: XLA computes them once.
+        pairs = {"g_g": (g, g), "h_d_d": (jax.tree.map(times, h, d), d)}
         if from_grads:
-            pairs += [(y, y)] if spectral_scaling else []
+            pairs |= {"g_d": (g, d), "g_prev_d": (state.grad_prev, d)}
+            pairs |= {"y_y": (y, y)} if spectral_scaling else {}
         else:
-            pairs += [(y, y), (d, d)]
-        g_g, ys, php, *more = vdots(pairs, axis_name=axis_name, dtype=acc)
-        ys, php = length * ys, length * length * php
+            pairs |= {"y_d": (y, d), "y_y": (y, y), "d_d": (d, d)}
+        products = named_vdots(pairs, axis_name=axis_name, dtype=acc)
+        if from_grads:
+            products["y_d"] = products["g_d"] - products["g_prev_d"]
+        g_g = products["g_g"]
+        ys, php = length * products["y_d"], length * length * products["h_d_d"]
         offset = jnp.asarray(eps, acc) if from_grads else jnp.zeros([], acc)
         if from_grads:
             good = (ys >= offset) & (php >= offset)
         else:
-            y_norm, d_norm = (jnp.sqrt(square) for square in more)
-            good = (ys > MIN_CURVATURE_COSINE * d_norm * y_norm) & (php > 0)
-        last = more[0] if spectral_scaling else ys
+            norms = jnp.sqrt(products["d_d"]) * jnp.sqrt(products["y_y"])
+            good = (ys > MIN_CURVATURE_COSINE * norms) & (php > 0)
+        last = products["y_y"] if spectral_scaling else ys
         finite = jnp.isfinite(g_g)
         due &= finite
         good &= due & jnp.isfinite(ys) & jnp.isfinite(php) & jnp.isfinite(last)
