@@ -81,7 +81,17 @@ def run(
             ).astype(jnp.int32)
         )
 
-    return jax.lax.while_loop(lambda s: s.status == Status.RUNNING, turn, state)
+    def is_running(state: MinimizeState) -> jax.Array:
+        return state.status == Status.RUNNING
+
+    def body(carry: tuple[jax.Array, MinimizeState]) -> tuple[jax.Array, MinimizeState]:
+        state = turn(carry[1])
+        return is_running(state), state
+
+    # A boolean decides: an integer XLA would take for a counter and, compiling, look
+    # for the number of turns.
+    start = is_running(state), state
+    return jax.lax.while_loop(lambda carry: carry[0], body, start)[1]
 
 
 def _measure(
@@ -191,10 +201,10 @@ def _iterate(
     restart = num_stalled % STALLED_MEMORY == 0
     restart &= jax.lax.population_count(num_stalled // STALLED_MEMORY) == 1
     restart |= ~moved
-    # A conditional, not a selection: the memory must not be rewritten every time.
+    # A conditional, not a selection: a memory must not be rewritten every time.
     direction_state = _if(
         restart,
-        lambda old: _cast_like(method.direction.init(current.params), old),
+        lambda old: _forgotten(method, old, current.params),
         state.direction_state,
     )
     updates, direction_state = method.direction.update(
@@ -272,6 +282,13 @@ def _iterate(
         status=status.astype(jnp.int32),
         nit=nit,
     )
+
+
+def _forgotten(method: Method, state: PyTree, params: PyTree) -> PyTree:
+    """The direction's state as at the start, by its own cheaper way if it has one."""
+    if hasattr(state, "forgotten"):
+        return state.forgotten()
+    return _cast_like(method.direction.init(params), state)
 
 
 def _if(condition: jax.Array, fn: Callable[[Any], Any], state: Any) -> Any:

@@ -34,7 +34,8 @@ class ScaleByLimitedMemoryState(NamedTuple):
       steps: the s_i, stacked along a leading axis of length m + 1.
       grad_changes: the y_i, stacked likewise.
       curvatures: ``s_iᵀy_i`` by rows, zero in those that hold no pair.
-      inverse: R⁻¹ by rows, shape ``(m + 1, m + 1)``, zero in rows and columns of none.
+      inverse: R⁻¹ by rows, shape ``(m + 1, m + 1)``; what stands in rows and columns
+        of no pair does not count.
       params_prev: previous parameters.
       grad_prev: previous gradient.
       diagnostics: what the last update did.
@@ -49,6 +50,29 @@ class ScaleByLimitedMemoryState(NamedTuple):
     params_prev: PyTree
     grad_prev: PyTree
     diagnostics: LimitedMemoryDiagnostics
+
+    def forgotten(self) -> "ScaleByLimitedMemoryState":
+        """The state without any pair: its next update is like the first, with P = I.
+
+        The arrays are left alone: rows without a curvature do not count, and are
+        written over in their turn. So nothing large is copied.
+
+        Examples:
+          >>> import jax.numpy as jnp
+          >>> tx = scale_by_limited_memory(2)
+          >>> state = tx.init(jnp.zeros(2))
+          >>> for x in (jnp.array([1., 1.]), jnp.array([2., 1.])):
+          ...     _, state = tx.update(2 * x, state, x)
+          >>> tx.update(jnp.array([2., 8.]), state.forgotten(), jnp.array([1., 4.]))[0]
+          Array([2., 8.], dtype=float32)
+        """
+        return self._replace(
+            count=jnp.zeros_like(self.count),
+            curvatures=jnp.zeros_like(self.curvatures),
+            diagnostics=self.diagnostics._replace(
+                num_pairs=jnp.zeros_like(self.diagnostics.num_pairs)
+            ),
+        )
 
 
 def scale_by_limited_memory(
@@ -183,10 +207,11 @@ def scale_by_limited_memory(
         )
 
         curvatures = jnp.where(is_spare, 0, state.curvatures)
+        is_kept = curvatures > 0
         curvatures = jnp.where(is_new, s_y, curvatures)
 
         def multiply() -> tuple[PyTree, jax.Array]:
-            kept = jnp.where(is_spare[:, None] | is_spare[None, :], 0, state.inverse)
+            kept = jnp.where(is_kept[:, None] & is_kept[None, :], state.inverse, 0)
             inverse, a = _solve(
                 kept,
                 stacked_vdots(steps, y, axis_name=axis_name),

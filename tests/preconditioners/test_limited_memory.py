@@ -59,6 +59,23 @@ def test_equals_the_two_loop_recursion(x64, memory):
     assert int(state.diagnostics.num_pairs) == len(pairs)
 
 
+def test_after_forgetting_it_goes_on_like_a_new_one(x64):
+    rng = np.random.default_rng(1)
+    hessian = np.diag(np.arange(1.0, 21.0))
+    points = rng.standard_normal((14, 20))
+    tx = scale_by_limited_memory(4)
+    update, old, new = jax.jit(tx.update), tx.init(_tree(points[0])), None
+    for k, x in enumerate(points):
+        if k == 7:  # the circular memory is full, and its newest row not the first
+            assert int(old.diagnostics.num_pairs) == 4
+            old, new = old.forgotten(), tx.init(_tree(x))
+        z, old = update(_tree(hessian @ x), old, _tree(x))
+        if new is not None:
+            expected, new = update(_tree(hessian @ x), new, _tree(x))
+            np.testing.assert_allclose(_flat(z), _flat(expected), rtol=1e-11)
+            assert old.diagnostics.num_pairs == new.diagnostics.num_pairs
+
+
 def test_is_the_inverse_hessian_after_n_independent_pairs(x64):
     rng = np.random.default_rng(1)
     hessian = np.diag([1.0, 10.0, 100.0, 1000.0])
