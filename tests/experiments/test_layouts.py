@@ -155,6 +155,7 @@ def check_same_numbers(optimizer, few_digits, alone, devices, layout):
                 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["hybrid", "explicit", "shard_map_hybrid"])
 def test_twenty_steps_on_eight_devices(layout, few_digits, alone):
     check_same_numbers("nlcg_pr+_rms", few_digits, alone, 8, layout)

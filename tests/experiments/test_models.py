@@ -98,6 +98,7 @@ def small_resnet():
     return model, variables, moved, images
 
 
+@pytest.mark.slow
 def test_a_residual_network_is_what_a_plain_one_computes(small_resnet):
     model, _, variables, images = small_resnet
     rough = models.build("resnet8_narrow", 5, "bfloat16")
@@ -147,6 +148,7 @@ def test_blocks_behind_the_first_of_a_stage_have_no_projection():
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_initialisation_and_statistics_of_the_residual_networks(small_resnet):
     model, variables, _, images = small_resnet
     kernel = variables["params"]["PreActivationBlock_2"]["Conv_2"]["kernel"]

@@ -113,6 +113,7 @@ def updates_of(tx, extras, activation, steps=5):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "preset", "learning_rate"),
     [

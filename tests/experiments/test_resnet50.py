@@ -114,6 +114,7 @@ def test_a_bottleneck_is_what_a_plain_one_computes():
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_initialisation_of_a_small_resnet():
     model = ResNet50(num_classes=7, width=0.5, stage_blocks=(1,))
     images = jnp.ones([1, 32, 32, 3])

@@ -56,6 +56,7 @@ def assert_same_networks(one, other):
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_workers_together_are_those_one_by_one(results):
     assert_same_networks(results["sequential"], results["vmap"])
 
@@ -70,6 +71,7 @@ def test_workers_along_a_mesh_are_those_on_one_device(
         train_swap(SwapConfig(LARGE, SMALL, workers=6, layout="mesh"), few_digits)
 
 
+@pytest.mark.slow
 def test_workers_differ_by_their_order_and_are_averaged(results):
     result = results["sequential"]
     kernels = np.array([w.params["Dense_0"]["kernel"] for w in result.workers])
@@ -80,6 +82,7 @@ def test_workers_differ_by_their_order_and_are_averaged(results):
     assert result.averaged.train.loss < result.large.train.loss
 
 
+@pytest.mark.slow
 def test_costs_are_charged(results):
     result = results["sequential"]
     # Twelve full batches of 64 images, then four workers twice through them.
@@ -97,6 +100,7 @@ def test_the_first_phase_ends_at_an_accuracy(few_digits):
     assert result.large.train.accuracy >= 0.5
 
 
+@pytest.mark.slow
 def test_the_first_phase_ends_at_an_epoch(few_digits):
     config = SwapConfig(LARGE, SMALL, workers=1, stop_epoch=5)
     assert train_swap(config, few_digits).large_steps == 5

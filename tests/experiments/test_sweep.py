@@ -132,6 +132,7 @@ def test_wrong_settings_are_refused(settings, message):
         dataclasses.replace(small_sweep(), **settings)
 
 
+@pytest.mark.slow
 def test_trials_together_are_those_one_by_one(few_digits, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "load", lambda name, options: few_digits)
     config = RunConfig(optimizer="nesterov", batch_size=16, epochs=2)

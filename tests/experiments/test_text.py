@@ -61,6 +61,7 @@ def test_models_and_augmentation_of_images_are_refused(folder):
         make_program(RunConfig(**settings), dataset)
 
 
+@pytest.mark.slow
 def test_the_transformer_sees_no_character_that_is_to_come():
     model = Transformer(num_classes=7, width=16, depth=2, heads=2)
     tokens = jax.random.randint(jax.random.key(0), [3, 10], 0, 7)

@@ -55,6 +55,7 @@ def test_a_few_digits_are_learned_by_heart(settings, few_digits):
     assert {len(column) for column in reports[-1].metrics.values()} == {steps}
 
 
+@pytest.mark.slow
 def test_vmapped_and_sequential_grids_give_the_same_runs(few_digits):
     config = quick(optimizer="nlcg_pr+_rms", epochs=3)
     program = make_program(config, few_digits)
