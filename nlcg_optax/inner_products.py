@@ -1,9 +1,9 @@
 """Inner products over parameter trees: the only place that reduces over parameters.
 
 Every reduction is ``sum(x * y)`` leaf by leaf, in float32 or wider, and never a
-concatenation: on a sharded mesh only scalars travel. Short vectors of one length are
-multiplied and added up element by element first: a network has many, and each sum of
-its own would cost several kernels.
+concatenation: on a sharded mesh only scalars travel. On CPU short vectors of one length
+are multiplied and added up element by element first: a network has many, and each sum
+of its own would cost several kernels.
 """
 
 import functools
@@ -113,8 +113,15 @@ def vdots(
             sums = [jnp.sum(leaf, dtype=dtype) for leaf in by_leaf]
             products.append(jnp.stack(sums) if sums else jnp.zeros([0], dtype))
         else:
-            sums = [jnp.sum(x, dtype=dtype) for x in _short_vectors_added(by_leaf)]
-            products.append(sum(sums, start=jnp.zeros([], dtype)))
+            # Elsewhere it could cost more than kernels: short vectors that are split
+            # along different axes of a mesh would have to be gathered.
+            products.append(
+                jax.lax.platform_dependent(
+                    by_leaf,
+                    cpu=lambda leaves: _total(_short_vectors_added(leaves), dtype),
+                    default=lambda leaves: _total(leaves, dtype),
+                )
+            )
     if axis_name is not None:
         products = list(jax.lax.psum(jnp.stack(products), axis_name))
     return products
@@ -159,6 +166,12 @@ def _leaf_products(x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
         )
         return real + imag
     return jnp.asarray(x, dtype) * jnp.asarray(y, dtype)
+
+
+def _total(leaves: list[jax.Array], dtype: jnp.dtype) -> jax.Array:
+    """The sum of all elements of all leaves."""
+    sums = [jnp.sum(leaf, dtype=dtype) for leaf in leaves]
+    return sum(sums, start=jnp.zeros([], dtype))
 
 
 def _short_vectors_added(leaves: list[jax.Array]) -> list[jax.Array]:
