@@ -1,4 +1,4 @@
-"""Inner products over parameter trees: the only place that reduces over parameters.
+"""Inner products over parameter trees: with `stacked_products` all that reduces them.
 
 Every reduction is ``sum(x * y)`` leaf by leaf, in float32 or wider, and never a
 concatenation: on a sharded mesh only scalars travel. On CPU short vectors of one length
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, promote
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, promote
 
 Scope: TypeAlias = Literal["global", "per_leaf"]
 
@@ -57,9 +57,6 @@ class InnerProducts(NamedTuple):
     d_h_d: jax.Array | float = 0.0
 
 
-# Up to so many elements a sum is as quick as a matrix product, which XLA's CPU
-# compiler works on for longer.
-SMALL_LEAF = 128
 # Up to so many elements vectors share one reduction: well below it a kernel's launch
 # takes longer than its work.
 SHORT_VECTOR = 4096
@@ -223,88 +220,6 @@ def _settle_by_sort(*scalars: jax.Array) -> tuple[jax.Array, ...]:
         flat[end - x.size : end].reshape(x.shape).astype(x.dtype)
         for x, end in zip(scalars, ends, strict=True)
     )
-
-
-def combination(coefficients: jax.Array, stack: PyTree) -> PyTree:
-    r"""Computes the sum of m stacked trees with coefficients.
-
-    Args:
-      coefficients: a real vector of shape ``(m,)``.
-      stack: a tree of real or complex arrays with a leading axis of length m.
-
-    Returns:
-      The tree :math:`\sum_i c_i\, \mathrm{stack}_i`, in the `compute_dtype` of its
-      leaves.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> combination(jnp.array([2., 1.]), jnp.array([[1., 0.], [1., 2.]]))
-      Array([3., 2.], dtype=float32)
-    """
-
-    def leaf_sum(rows: jax.Array) -> jax.Array:
-        dtype = compute_dtype(rows.dtype)
-        c, rows = coefficients.astype(dtype), rows.astype(dtype)
-        if rows.size <= SMALL_LEAF * len(rows):
-            return jnp.sum(jnp.expand_dims(c, range(1, rows.ndim)) * rows, axis=0)
-        return jnp.tensordot(c, rows, axes=1, precision=jax.lax.Precision.HIGHEST)
-
-    return jax.tree.map(leaf_sum, stack)
-
-
-def stacked_vdots(
-    stack: PyTree, tree: PyTree, *, axis_name: str | tuple[str, ...] | None = None
-) -> jax.Array:
-    r"""Computes the real inner products of m stacked trees with one tree.
-
-    Args:
-      stack: a tree whose leaves have one more axis than those of ``tree``, in front.
-      tree: a tree of real or complex arrays.
-      axis_name: see `vdots`.
-
-    Returns:
-      A vector of shape ``(m,)`` in the dtype of `accumulator_dtype`; element i is
-      :math:`\langle \mathrm{stack}_i, \mathrm{tree}\rangle`.
-
-    Raises:
-      TypeError: if a leaf is not a real or complex floating-point array.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> stacked_vdots(jnp.array([[1., 0.], [1., 2.]]), jnp.array([3., 4.]))
-      Array([ 3., 11.], dtype=float32)
-    """
-    acc = accumulator_dtype(tree)
-
-    def leaf_products(rows: jax.Array, leaf: jax.Array) -> jax.Array:
-        wide = promote(compute_dtype(rows.dtype, leaf.dtype), acc)
-        axes = tuple(range(leaf.ndim))
-        row_axes = tuple(a + 1 for a in axes)
-        if leaf.size <= SMALL_LEAF:
-            product = jnp.real(jnp.conj(rows).astype(wide) * leaf.astype(wide))
-            return jnp.sum(product, axis=row_axes, dtype=acc)
-        # No ravel: a flattened leaf would lose its sharding.
-        out = jax.lax.dot_general(
-            jnp.conj(rows).astype(wide),
-            leaf.astype(wide),
-            ((row_axes, axes), ((), ())),
-            precision=jax.lax.Precision.HIGHEST,
-            preferred_element_type=wide,
-            out_sharding=_replicated_if_explicit(),
-        )
-        return jnp.real(out).astype(acc)
-
-    products = jax.tree.leaves(jax.tree.map(leaf_products, stack, tree))
-    total = functools.reduce(jnp.add, products)
-    return total if axis_name is None else jax.lax.psum(total, axis_name)
-
-
-def _replicated_if_explicit() -> jax.sharding.PartitionSpec | None:
-    # Under explicit sharding a contraction over a sharded axis must say where its
-    # result lives; elsewhere it must not.
-    types = jax.sharding.get_abstract_mesh().axis_types
-    explicit = jax.sharding.AxisType.Explicit in types
-    return jax.sharding.PartitionSpec() if explicit else None
 
 
 def max_abs(tree: PyTree) -> jax.Array:

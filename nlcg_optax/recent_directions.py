@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree, compute_dtype, times
-from nlcg_optax.inner_products import stacked_vdots
+from nlcg_optax.stacked_products import stacked_vdots
 
 STALLED_DISTANCE = 0.01  # of z from the span of the last directions, relative to |z|
 
