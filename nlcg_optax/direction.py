@@ -28,7 +28,8 @@ from nlcg_optax.dtypes import (
     strong_types,
     times,
 )
-from nlcg_optax.inner_products import InnerProducts, Scope, named_vdots, settle
+from nlcg_optax.evaluation_order import settle
+from nlcg_optax.inner_products import InnerProducts, Scope, named_vdots
 
 POWELL_ORTHOGONALITY = 0.2  # Powell, 1977: restart once |g_prevᵀP g| >= .2 gᵀP g
 RESTARTS = (None, "powell")
@@ -215,14 +216,10 @@ def scale_by_nlcg(
         if preconditioned:
             pairs |= {"g_z": (g, z), "z_z": (z, z), "d_z": (d, z)}
         if keep_grad:
-            # Not with y itself: XLA's sums of (g - g_prev) * z take more than twice as
-            # long as those of g_prev * z. The error is a few rounding units of g_z and
-            # of d_g, which matters where steps change the gradient by no more.
-            pairs |= {
-                "g_prev_z": (state.grad_prev, z),
-                "d_g_prev": (d, state.grad_prev),
-            }
             y = difference(g, state.grad_prev)
+            pairs["y_z"] = (y, z)
+            if "d_y" in used:
+                pairs["d_y"] = (d, y)
             if "y_p_y" in used and not preconditioned:
                 pairs["y_p_y"] = (y, y)
             if "g_z_prev" in used and not preconditioned:
@@ -242,9 +239,6 @@ def scale_by_nlcg(
         products = named_vdots(pairs, scope=scope, axis_name=axis_name, dtype=acc)
         g_g, d_g = products["g_g"], products["d_g"]
         g_z = products.get("g_z", g_g)
-        if keep_grad:
-            products["y_z"] = g_z - products["g_prev_z"]
-            products["d_y"] = d_g - products["d_g_prev"]
         z_z, d_z = products.get("z_z", g_g), products.get("d_z", d_g)
 
         # What can go wrong before the rule is asked.

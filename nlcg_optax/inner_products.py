@@ -1,13 +1,11 @@
 """Inner products over parameter trees: with `stacked_products` all that reduces them.
 
 Every reduction is ``sum(x * y)`` leaf by leaf, in float32 or wider, and never a
-concatenation: on a sharded mesh only scalars travel. On CPU short vectors of one length
-are multiplied and added up element by element first: a network has many, and each sum
-of its own would cost several kernels.
+concatenation: on a sharded mesh only scalars travel. On a single CPU `joint_sums` takes
+several products in one sweep.
 """
 
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -15,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, promote
+from nlcg_optax.joint_sums import joint_sums
 
 Scope: TypeAlias = Literal["global", "per_leaf"]
 
@@ -57,11 +56,6 @@ class InnerProducts(NamedTuple):
     d_h_d: jax.Array | float = 0.0
 
 
-# Up to so many elements vectors share one reduction: well below it a kernel's launch
-# takes longer than its work.
-SHORT_VECTOR = 4096
-
-
 def vdots(
     pairs: Sequence[tuple[PyTree, PyTree]],
     *,
@@ -101,24 +95,22 @@ def vdots(
     if dtype is None:
         dtypes = [accumulator_dtype(tree) for pair in pairs for tree in pair]
         dtype = promote(*dtypes)
-    products = []
-    for x, y in pairs:
-        by_leaf = jax.tree.leaves(
-            jax.tree.map(lambda a, b: _leaf_products(a, b, dtype), x, y)
+    by_leaf = [
+        jax.tree.leaves(jax.tree.map(lambda a, b: _leaf_products(a, b, dtype), x, y))
+        for x, y in pairs
+    ]
+    if scope == "per_leaf":
+        sums = [[jnp.sum(leaf, dtype=dtype) for leaf in leaves] for leaves in by_leaf]
+        products = [jnp.stack(x) if x else jnp.zeros([0], dtype) for x in sums]
+    elif _alike(by_leaf) and jax.device_count() == 1:
+        # Several devices may share an array, and it would have to be gathered.
+        products = jax.lax.platform_dependent(
+            by_leaf,
+            cpu=lambda trees: joint_sums(trees, dtype),
+            default=lambda trees: [_total(leaves, dtype) for leaves in trees],
         )
-        if scope == "per_leaf":
-            sums = [jnp.sum(leaf, dtype=dtype) for leaf in by_leaf]
-            products.append(jnp.stack(sums) if sums else jnp.zeros([0], dtype))
-        else:
-            # Elsewhere it could cost more than kernels: short vectors that are split
-            # along different axes of a mesh would have to be gathered.
-            products.append(
-                jax.lax.platform_dependent(
-                    by_leaf,
-                    cpu=lambda leaves: _total(_short_vectors_added(leaves), dtype),
-                    default=lambda leaves: _total(leaves, dtype),
-                )
-            )
+    else:
+        products = [_total(leaves, dtype) for leaves in by_leaf]
     if axis_name is not None:
         products = list(jax.lax.psum(jnp.stack(products), axis_name))
     return products
@@ -171,55 +163,10 @@ def _total(leaves: list[jax.Array], dtype: jnp.dtype) -> jax.Array:
     return sum(sums, start=jnp.zeros([], dtype))
 
 
-def _short_vectors_added(leaves: list[jax.Array]) -> list[jax.Array]:
-    """Adds up the short vectors of each length; other leaves are left alone.
-
-    On an explicit mesh, those that are laid out alike.
-    """
-    groups: dict[Any, jax.Array] = {}
-    for position, leaf in enumerate(leaves):
-        short = leaf.ndim < 2 and leaf.size <= SHORT_VECTOR
-        key = (leaf.shape, jax.typeof(leaf).sharding) if short else position
-        groups[key] = groups[key] + leaf if key in groups else leaf
-    return list(groups.values())
-
-
-def settle(*scalars: jax.Array) -> tuple[jax.Array, ...]:
-    """Makes XLA finish a few scalars before the elementwise work that uses them.
-
-    The identity. Without it the compiler fuses the whole scalar computation into the
-    loop of every leaf, and copies state that it could overwrite.
-
-    Args:
-      *scalars: real or boolean scalars, or vectors of an entry a leaf.
-
-    Returns:
-      The same.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> settle(jnp.float32(2.), jnp.array(True))
-      (Array(2., dtype=float32), Array(True, dtype=bool))
-    """
-    return jax.lax.platform_dependent(
-        *scalars,
-        cpu=_settle_by_sort,
-        default=lambda *values: tuple(jax.lax.optimization_barrier(values)),
-    )
-
-
-def _settle_by_sort(*scalars: jax.Array) -> tuple[jax.Array, ...]:
-    # XLA's CPU pipeline drops optimization barriers before it fuses. The result of a
-    # sort is never fused, and sorting two equal numbers changes nothing.
-    dtype = promote(jnp.float32, *(x.dtype for x in scalars))
-    parts = [jnp.ravel(x).astype(dtype) for x in scalars]
-    flat = jnp.concatenate(parts)
-    flat = jax.lax.sort(jnp.stack([flat, flat]), dimension=0)[0]
-    ends = itertools.accumulate(part.size for part in parts)
-    return tuple(
-        flat[end - x.size : end].reshape(x.shape).astype(x.dtype)
-        for x, end in zip(scalars, ends, strict=True)
-    )
+def _alike(trees: list[list[jax.Array]]) -> bool:
+    """Whether there are several trees, and leaf by leaf of equal shapes."""
+    shapes = [[leaf.shape for leaf in leaves] for leaves in trees]
+    return len(trees) > 1 and all(x == shapes[0] for x in shapes)
 
 
 def max_abs(tree: PyTree) -> jax.Array:

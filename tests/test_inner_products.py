@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from nlcg_optax.dtypes import accumulator_dtype, compute_dtype, difference
-from nlcg_optax.inner_products import SHORT_VECTOR, settle, vdots
+from nlcg_optax.inner_products import vdots
 
 
 def random_tree(seed, dtype=np.float32):
@@ -37,27 +37,6 @@ def test_per_leaf_scope_keeps_leaf_order():
     x = {"w": jnp.array([1.0, 2.0]), "b": jnp.array([3.0]), "c": jnp.float32(4.0)}
     (products,) = vdots([(x, x)], scope="per_leaf")
     np.testing.assert_array_equal(products, [9.0, 16.0, 5.0])
-
-
-def test_short_vectors_of_one_length_share_a_reduction():
-    lengths = [3, 3, 3, 5, SHORT_VECTOR + 1, SHORT_VECTOR + 1]
-    rng = np.random.default_rng(3)
-    x, y = ([rng.normal(size=n).astype(np.float32) for n in lengths] for _ in "xy")
-    matrices = [jnp.ones([3, 1]), jnp.ones([3, 1]), jnp.float32(2.0), jnp.float32(3.0)]
-    pairs = [(x + matrices, y + matrices)]
-    program = jax.jit(vdots).trace(pairs)
-    on_cpu, on_gpu = (
-        program.lower(lowering_platforms=(platform,))
-        .as_text()
-        .count("stablehlo.reduce(")
-        for platform in ("cpu", "cuda")
-    )
-    # Lengths 3 and 5, either long vector, either matrix, the scalars; one a leaf.
-    assert (on_cpu, on_gpu) == (7, 10)
-    expected = sum(float(a @ b.astype(np.float64)) for a, b in zip(x, y, strict=True))
-    scale = sum(float(np.abs(a) @ np.abs(b)) for a, b in zip(x, y, strict=True))
-    rounding = 64 * np.finfo(np.float32).eps * scale
-    assert abs(float(vdots(pairs)[0]) - (expected + 3 + 3 + 4 + 9)) < rounding
 
 
 def test_empty_trees():
@@ -125,15 +104,3 @@ def test_difference_keeps_the_digits_of_nearby_bfloat16():
     x, y = jnp.bfloat16(1.0), jnp.float32(0.999)
     assert difference(x, y) == np.float32(1.0) - np.float32(0.999)
     assert compute_dtype(jnp.bfloat16, jnp.float16) == jnp.float32
-
-
-def test_settle_is_the_identity_under_jit_and_vmap():
-    betas, flags = jnp.array([0.5, -jnp.inf, 2.0]), jnp.array([True, False, True])
-    for function in (settle, jax.jit(settle)):
-        scalars, flag = function(betas, flags[1])
-        np.testing.assert_array_equal(scalars, betas)
-        assert flag.dtype == jnp.bool_
-        assert not flag
-    mapped = jax.jit(jax.vmap(settle))(betas, flags)
-    np.testing.assert_array_equal(mapped[0], betas)
-    np.testing.assert_array_equal(mapped[1], flags)

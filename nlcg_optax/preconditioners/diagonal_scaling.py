@@ -11,7 +11,7 @@ def divide_by_diagonal(
     diagonal: PyTree,
     offset: float | jax.Array,
     *,
-    active: jax.Array,
+    active: jax.Array | PyTree,
     power: float | jax.Array = 1.0,
     clip: float | jax.Array | None = None,
 ) -> PyTree:
@@ -23,7 +23,8 @@ def divide_by_diagonal(
       grad: a tree g.
       diagonal: a tree h of real numbers that are not negative.
       offset: added to h.
-      active: whether to divide at all; otherwise g itself is returned.
+      active: whether to divide at all, one scalar or a tree of a scalar a leaf;
+        otherwise g itself is returned.
       power: of the sum.
       clip: largest absolute value of an element of the quotient; None for no bound.
 
@@ -37,7 +38,7 @@ def divide_by_diagonal(
       Array([2.5, 1.5, 2.5], dtype=float32)
     """
 
-    def divided(g: jax.Array, h: jax.Array) -> jax.Array:
+    def divided(g: jax.Array, h: jax.Array, active: jax.Array) -> jax.Array:
         wide = g.astype(compute_dtype(g.dtype))
         scale = h.astype(compute_dtype(h.dtype))
         scale = scale + jnp.asarray(offset).astype(scale.dtype)
@@ -50,7 +51,10 @@ def divide_by_diagonal(
             quotient = jnp.where(active, _clipped(quotient, clip), quotient)
         return quotient.astype(g.dtype)
 
-    return jax.tree.map(divided, grad, diagonal)
+    if isinstance(active, jax.Array):
+        flag = active
+        active = jax.tree.map(lambda _: flag, grad)
+    return jax.tree.map(divided, grad, diagonal, active)
 
 
 def abs_squared(x: jax.Array) -> jax.Array:

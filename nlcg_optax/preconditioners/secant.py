@@ -17,7 +17,8 @@ from nlcg_optax.dtypes import (
     times,
     zeros_like,
 )
-from nlcg_optax.inner_products import named_vdots, settle
+from nlcg_optax.evaluation_order import flags_after, settle
+from nlcg_optax.inner_products import named_vdots
 from nlcg_optax.preconditioners.diagonal_scaling import abs_squared, divide_by_diagonal
 from nlcg_optax.refresh import if_due, is_due
 
@@ -44,16 +45,16 @@ class ScaleByDiagonalSecantState(NamedTuple):
 
     Attributes:
       count: number of updates with a finite gradient.
-      diagonal: the curvature estimate h, like the parameters.
       grad_prev: previous gradient, or the empty tuple if not needed.
       params_prev: previous parameters, or the empty tuple if not needed.
+      diagonal: the curvature estimate h, like the parameters.
       diagnostics: counters.
     """
 
     count: jax.Array  # type: ignore[assignment]
-    diagonal: PyTree
     grad_prev: PyTree
     params_prev: PyTree
+    diagonal: PyTree
     diagnostics: DiagonalSecantDiagnostics
 
     @property
@@ -214,17 +215,12 @@ def scale_by_diagonal_secant(
                 lambda: zeros_like(params),
             )
 
-        # The squared norm and, with the previous direction, the slope of the gradient
-        # are those of `scale_by_nlcg`: XLA computes them once.
-        pairs = {"g_g": (g, g), "h_d_d": (jax.tree.map(times, h, d), d)}
-        if from_grads:
-            pairs |= {"g_d": (g, d), "g_prev_d": (state.grad_prev, d)}
-            pairs |= {"y_y": (y, y)} if spectral_scaling else {}
-        else:
-            pairs |= {"y_d": (y, d), "y_y": (y, y), "d_d": (d, d)}
+        pairs = {"g_g": (g, g), "y_d": (y, d), "h_d_d": (jax.tree.map(times, h, d), d)}
+        if spectral_scaling or not from_grads:
+            pairs["y_y"] = (y, y)
+        if not from_grads:
+            pairs["d_d"] = (d, d)
         products = named_vdots(pairs, axis_name=axis_name, dtype=acc)
-        if from_grads:
-            products["y_d"] = products["g_d"] - products["g_prev_d"]
         g_g = products["g_g"]
         ys, php = length * products["y_d"], length * length * products["h_d_d"]
         offset = jnp.asarray(eps, acc) if from_grads else jnp.zeros([], acc)
@@ -261,14 +257,20 @@ def scale_by_diagonal_secant(
 
         def remember(value: PyTree, old_value: PyTree) -> PyTree:
             return jax.tree.map(
-                lambda v, o: jnp.where(finite, v.astype(o.dtype), o), value, old_value
+                lambda v, o, known: jnp.where(known, v.astype(o.dtype), o),
+                value,
+                old_value,
+                flags_after(finite, h),
             )
 
-        z = divide_by_diagonal(g, h, damping, active=~first)
+        # One after the other, so that XLA can write each new array over an old one.
+        grad_prev = remember(g, state.grad_prev) if from_grads else ()
+        active = flags_after(~first, grad_prev) if from_grads else ~first
+        z = divide_by_diagonal(g, h, damping, active=active)
         return z, ScaleByDiagonalSecantState(
             count=jnp.where(finite, optax.safe_increment(state.count), state.count),
             diagonal=h,
-            grad_prev=remember(g, state.grad_prev) if from_grads else (),
+            grad_prev=grad_prev,
             params_prev=remember(params, state.params_prev) if from_params else (),
             diagnostics=DiagonalSecantDiagnostics(
                 curvature=jnp.where(
