@@ -217,7 +217,8 @@ def scale_by_nlcg(
             pairs |= {"g_z": (g, z), "z_z": (z, z), "d_z": (d, z)}
         if keep_grad:
             y = difference(g, state.grad_prev)
-            pairs["y_z"] = (y, z)
+            if "y_z" in used or restart == "powell":
+                pairs["y_z"] = (y, z)
             if "d_y" in used:
                 pairs["d_y"] = (d, y)
             if "y_p_y" in used and not preconditioned:

@@ -55,7 +55,7 @@ def flags_after(flag: jax.Array, tree: PyTree) -> PyTree:
 
     Args:
       flag: a boolean scalar.
-      tree: a tree of real arrays that are not NaN.
+      tree: a tree of real or complex arrays without NaN, which would clear the flag.
 
     Returns:
       A tree of boolean scalars, all equal to ``flag``.
@@ -69,9 +69,10 @@ def flags_after(flag: jax.Array, tree: PyTree) -> PyTree:
         return jax.tree.map(lambda _: flag, tree)
 
     def read_first(leaf: jax.Array) -> jax.Array:
-        # True, but XLA cannot know.
-        first = leaf[(0,) * leaf.ndim] if leaf.size else jnp.zeros([])
-        return flag & ~jnp.isnan(first)
+        if not leaf.size:
+            return flag
+        # Never NaN, but XLA cannot know.
+        return flag & ~jnp.isnan(leaf[(0,) * leaf.ndim])
 
     return jax.lax.platform_dependent(
         tree,
