@@ -1,8 +1,8 @@
 """Inner products over parameter trees: with `stacked_products` all that reduces them.
 
 Every reduction is ``sum(x * y)`` leaf by leaf, in float32 or wider, and never a
-concatenation: on a sharded mesh only scalars travel. On a single CPU `joint_sums` takes
-several products in one sweep.
+concatenation: on a sharded mesh only scalars travel. On a single CPU `joint_reductions`
+takes several products in one sweep.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, promote
-from nlcg_optax.joint_sums import joint_sums
+from nlcg_optax.joint_reductions import REDUCTIONS, Reducer, joint_reductions
 
 Scope: TypeAlias = Literal["global", "per_leaf"]
 
@@ -92,28 +92,58 @@ def vdots(
       >>> vdots([(x, x)], scope="per_leaf")  # leaves in order: b, w
       [Array([9., 5.], dtype=float32)]
     """
-    if dtype is None:
-        dtypes = [accumulator_dtype(tree) for pair in pairs for tree in pair]
-        dtype = promote(*dtypes)
-    by_leaf = [
-        jax.tree.leaves(jax.tree.map(lambda a, b: _leaf_products(a, b, dtype), x, y))
-        for x, y in pairs
+    if scope == "global":
+        return products_and_maxima(pairs, [], axis_name=axis_name, dtype=dtype)[0]
+    dtype = _common_dtype(pairs) if dtype is None else dtype
+    sums = [
+        [jnp.sum(leaf, dtype=dtype) for leaf in leaves]
+        for leaves in _products_by_leaf(pairs, dtype)
     ]
-    if scope == "per_leaf":
-        sums = [[jnp.sum(leaf, dtype=dtype) for leaf in leaves] for leaves in by_leaf]
-        products = [jnp.stack(x) if x else jnp.zeros([0], dtype) for x in sums]
-    elif _alike(by_leaf) and jax.device_count() == 1:
-        # Several devices may share an array, and it would have to be gathered.
-        products = jax.lax.platform_dependent(
-            by_leaf,
-            cpu=lambda trees: joint_sums(trees, dtype),
-            default=lambda trees: [_total(leaves, dtype) for leaves in trees],
-        )
-    else:
-        products = [_total(leaves, dtype) for leaves in by_leaf]
+    products = [jnp.stack(x) if x else jnp.zeros([0], dtype) for x in sums]
     if axis_name is not None:
         products = list(jax.lax.psum(jnp.stack(products), axis_name))
     return products
+
+
+def products_and_maxima(
+    pairs: Sequence[tuple[PyTree, PyTree]],
+    trees: Sequence[PyTree],
+    *,
+    axis_name: str | tuple[str, ...] | None = None,
+    dtype: Any = None,
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Computes several inner products and largest absolute values, in one sweep.
+
+    Args:
+      pairs: see `vdots`.
+      trees: trees of real or complex arrays. If their leaves have the shapes of those
+        of ``pairs``, a single CPU reads what they share once.
+      axis_name: see `vdots`; the largest is that of all devices.
+      dtype: see `vdots`.
+
+    Returns:
+      The products of the pairs, and for each tree its largest absolute value: zero if
+      it has no element, not a number if one of them is not.
+
+    Raises:
+      TypeError, ValueError: see `vdots`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> x = {"w": jnp.array([1., -3.]), "b": jnp.array([2.])}
+      >>> products_and_maxima([(x, x)], [x])
+      ([Array(14., dtype=float32)], [Array(3., dtype=float32)])
+    """
+    dtype = _common_dtype([*pairs, tuple(trees)]) if dtype is None else dtype
+    sizes = [[jnp.abs(x).astype(dtype) for x in jax.tree.leaves(t)] for t in trees]
+    reducers: list[Reducer] = [jax.lax.add] * len(pairs) + [jax.lax.max] * len(trees)
+    values = _reduced([*_products_by_leaf(pairs, dtype), *sizes], reducers, dtype)
+    products, maxima = values[: len(pairs)], values[len(pairs) :]
+    if axis_name is not None and products:
+        products = list(jax.lax.psum(jnp.stack(products), axis_name))
+    if axis_name is not None and maxima:
+        maxima = list(jax.lax.pmax(jnp.stack(maxima), axis_name))
+    return products, maxima
 
 
 def named_vdots(
@@ -141,6 +171,19 @@ def named_vdots(
     return dict(zip(pairs, values, strict=True))
 
 
+def _common_dtype(trees: Sequence[tuple[PyTree, ...]]) -> jnp.dtype:
+    return promote(*(accumulator_dtype(tree) for group in trees for tree in group))
+
+
+def _products_by_leaf(
+    pairs: Sequence[tuple[PyTree, PyTree]], dtype: jnp.dtype
+) -> list[list[jax.Array]]:
+    return [
+        jax.tree.leaves(jax.tree.map(lambda a, b: _leaf_products(a, b, dtype), x, y))
+        for x, y in pairs
+    ]
+
+
 def _leaf_products(x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Real parts of the elementwise products of conjugate x and y."""
     if jnp.shape(x) != jnp.shape(y):
@@ -157,10 +200,29 @@ def _leaf_products(x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return jnp.asarray(x, dtype) * jnp.asarray(y, dtype)
 
 
-def _total(leaves: list[jax.Array], dtype: jnp.dtype) -> jax.Array:
-    """The sum of all elements of all leaves."""
-    sums = [jnp.sum(leaf, dtype=dtype) for leaf in leaves]
-    return sum(sums, start=jnp.zeros([], dtype))
+def _reduced(
+    lists: list[list[jax.Array]], reducers: list[Reducer], dtype: jnp.dtype
+) -> list[jax.Array]:
+    """The sum or the largest of all elements of each list of arrays."""
+
+    def one_by_one(lists: list[list[jax.Array]]) -> list[jax.Array]:
+        return [
+            functools.reduce(
+                reducer,
+                [REDUCTIONS[reducer](leaf, initial=0) for leaf in leaves],
+                jnp.zeros([], dtype),
+            )
+            for reducer, leaves in zip(reducers, lists, strict=True)
+        ]
+
+    if not _alike(lists) or jax.device_count() > 1:
+        # Several devices may share an array, and it would have to be gathered.
+        return one_by_one(lists)
+    return jax.lax.platform_dependent(
+        lists,
+        cpu=lambda lists: joint_reductions(lists, reducers, dtype),
+        default=one_by_one,
+    )
 
 
 def _alike(trees: list[list[jax.Array]]) -> bool:
@@ -177,11 +239,7 @@ def max_abs(tree: PyTree) -> jax.Array:
       >>> max_abs({"w": jnp.array([1., -3.]), "b": jnp.array(2.)})
       Array(3., dtype=float32)
     """
-    acc = accumulator_dtype(tree)
-    largest = jnp.zeros([], acc)
-    for leaf in jax.tree.leaves(tree):
-        largest = jnp.maximum(largest, jnp.max(jnp.abs(leaf), initial=0).astype(acc))
-    return largest
+    return products_and_maxima([], [tree])[1][0]
 
 
 def mean(tree: PyTree, *, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:

@@ -79,7 +79,7 @@ def nlcg_method(
 
 
 def limited_memory_method(
-    memory: int = 30,
+    memory: int = 31,
     rule: str | float | jax.Array | ConjugacyRule | None = None,
     **kwargs: Any,
 ) -> Method:

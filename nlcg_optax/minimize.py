@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.implicit import solve_implicitly
 from nlcg_optax.methods import Method, get_method
 from nlcg_optax.minimize_result import MinimizeResult, Status
-from nlcg_optax.minimize_state import Limits, MinimizeState, Progress
+from nlcg_optax.minimize_state import Limits, MinimizeState, Progress, TolKind
 
 TOLERANCES = ("value", "absolute", "relative")
 
@@ -27,7 +27,7 @@ def minimize(
     has_aux: bool = False,
     method: str | Method | optax.GradientTransformation = "limited-memory",
     tol: float | jax.Array = 1e-6,
-    tol_kind: Literal["value", "absolute", "relative"] = "value",
+    tol_kind: TolKind = "value",
     max_iterations: int | jax.Array = 10_000,
     max_evaluations: float | jax.Array = 10_000,
     patience: int | jax.Array = 1000,
@@ -61,7 +61,7 @@ def minimize(
       args: further arguments of ``fun``.
       has_aux: whether ``fun`` returns that pair.
       method: a name out of `nlcg_optax.methods.names`, that is ``"limited-memory"``
-        (30 secant pairs as the metric of NLCG) or a conjugacy rule such as
+        (31 secant pairs as the metric of NLCG) or a conjugacy rule such as
         ``"hs+"`` or ``"hz"`` for two-term NLCG; a `Method`; or a transformation
         whose updates are -d.
       tol: tolerance, positive.
@@ -109,30 +109,46 @@ def minimize(
     x0 = jax.tree.map(jnp.asarray, x0)
     accumulator_dtype(x0)
     _check_objective(fun, x0, args, has_aux)
-    limits = Limits(
-        tol=tol,
-        value_weight=float(tol_kind == "value"),
-        constant_weight=float(tol_kind != "relative"),
-        start_weight=float(tol_kind == "relative"),
-        max_iterations=max_iterations,
-        max_evaluations=max_evaluations,
-        patience=patience,
-    )
+    limits = {
+        "tol": tol,
+        "max_iterations": max_iterations,
+        "max_evaluations": max_evaluations,
+        "patience": patience,
+    }
+    # Traced as part of a larger program, numbers become constants of that: XLA has
+    # fewer operands of the loop to look after. Else they must not cost a compilation.
+    leaves = jax.tree.leaves((x0, args, state))
+    is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    fixed = {
+        name: limit
+        for name, limit in limits.items()
+        if is_traced and isinstance(limit, (int, float))
+    }
     return _minimize(
-        fun, has_aux, chosen, callback, bool(new_objective), x0, args, limits, state
+        fun,
+        has_aux,
+        chosen,
+        callback,
+        bool(new_objective),
+        (("tol_kind", tol_kind), *fixed.items()),
+        x0,
+        args,
+        {name: limits[name] for name in limits.keys() - fixed.keys()},
+        state,
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _minimize(
     fun: Callable[..., Any],
     has_aux: bool,
     method: Method,
     callback: Callable[[Progress], None] | None,
     new_objective: bool,
+    fixed_limits: tuple[tuple[str, Any], ...],
     x0: PyTree,
     args: tuple[Any, ...],
-    limits: Limits,
+    limits: dict[str, Any],
     state: MinimizeState | None,
 ) -> MinimizeResult:
     like = jax.eval_shape(lambda x: x, x0)
@@ -146,12 +162,13 @@ def _minimize(
         objective_: Callable[..., Any],
         u: PyTree,
         differentiable: tuple[Any, ...],
-        settings: tuple[Limits, MinimizeState | None],
+        settings: tuple[dict[str, Any], MinimizeState | None],
     ) -> MinimizeState:
         def bound(v: PyTree) -> tuple[jax.Array, PyTree]:
             return objective_(v, *differentiable)
 
-        limits_, earlier = settings
+        given, earlier = settings
+        limits_ = Limits(**dict(fixed_limits), **given)
         if earlier is None:
             begin = minimize_state.initial_state(bound, method, u)
         elif new_objective:

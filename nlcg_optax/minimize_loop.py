@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax.dtypes import PyTree
-from nlcg_optax.inner_products import max_abs, vdots
+from nlcg_optax.inner_products import products_and_maxima
 from nlcg_optax.methods import Method
 from nlcg_optax.minimize_result import Status
 from nlcg_optax.minimize_state import (
@@ -30,7 +30,7 @@ from nlcg_optax.step_size.wolfe_search import SearchState
 
 UNBOUNDED = -1e30
 MAX_FAILED_SEARCHES = 4  # in a row
-STALLED_MEMORY = 10  # iterations without progress, doubled, at which memory is given up
+STALLED_MEMORY = 8  # iterations without progress, doubled, at which memory is given up
 MAX_STEP_GROWTH = 10.0  # of the trial step by the ratio of successive slopes
 
 
@@ -127,10 +127,12 @@ def _measure_gradient(
     search = state.search
     is_first = state.ngev + state.nfev == 0
     (value, aux), grad = jax.value_and_grad(objective, has_aux=True)(_point(state))
-    value, grad_max = value.astype(state.previous_step.dtype), max_abs(grad)
+    value = value.astype(state.previous_step.dtype)
+    (u_g,), (grad_max,) = products_and_maxima(
+        [(state.updates, grad)], [grad], dtype=value.dtype
+    )
     usable = jnp.isfinite(value) & jnp.isfinite(grad_max)
     # A gradient with an infinite entry must not pass for one with a good slope.
-    u_g = vdots([(state.updates, grad)], dtype=value.dtype)[0]
     slope = jnp.where(usable, -u_g, jnp.nan)
     state = state._replace(
         start_value=jnp.where(is_first, value, state.start_value),
@@ -196,16 +198,13 @@ def _iterate(
     num_stalled = jnp.where(lower | smaller | is_first, 0, state.num_stalled + 1)
 
     # A failed search without any lower point: forget everything, go downhill. Likewise
-    # where nothing has got smaller for 10, 20, 40, ... iterations: what is remembered
+    # where nothing has got smaller for 8, 16, 32, ... iterations: what is remembered
     # is rounding.
-    restart = num_stalled % STALLED_MEMORY == 0
-    restart &= jax.lax.population_count(num_stalled // STALLED_MEMORY) == 1
+    restart = jax.lax.population_count(num_stalled) == 1
+    restart &= num_stalled >= STALLED_MEMORY
     restart |= ~moved
-    # A conditional, not a selection: a memory must not be rewritten every time.
-    direction_state = _if(
-        restart,
-        lambda old: _forgotten(method, old, current.params),
-        state.direction_state,
+    direction_state = _forgotten_if(
+        restart, method, state.direction_state, current.params
     )
     updates, direction_state = method.direction.update(
         current.grad,
@@ -214,7 +213,11 @@ def _iterate(
         value=current.value,
         grad=current.grad,
     )
-    u_g, g_g = vdots([(updates, current.grad), (current.grad,) * 2], dtype=acc)
+    (u_g, g_g), (params_max, updates_max) = products_and_maxima(
+        [(updates, current.grad), (current.grad,) * 2],
+        [current.params, updates],
+        dtype=acc,
+    )
     descends = (u_g > 0) & jnp.isfinite(u_g)
     updates = _select(descends, updates, current.grad)
     slope = -jnp.where(descends, u_g, g_g)
@@ -223,7 +226,10 @@ def _iterate(
     # After failed searches in a row set out with ever shorter steps.
     num_failed = jnp.where(moved, 0, state.num_failed + 1)
     fresh = trial_step.first_step(
-        current.value, slope, max_abs(current.params), max_abs(updates)
+        current.value,
+        slope,
+        params_max,
+        jnp.where(descends, updates_max, current.grad_max),
     ) * jnp.power(jnp.asarray(0.1, acc), num_failed)
     probe = jnp.ones([], jnp.bool_)
     if method.initial_step == "one":
@@ -284,11 +290,23 @@ def _iterate(
     )
 
 
-def _forgotten(method: Method, state: PyTree, params: PyTree) -> PyTree:
-    """The direction's state as at the start, by its own cheaper way if it has one."""
+def _forgotten_if(
+    condition: jax.Array, method: Method, state: PyTree, params: PyTree
+) -> PyTree:
+    """The direction's state or, where the condition holds, that of the start."""
     if hasattr(state, "forgotten"):
-        return state.forgotten()
-    return _cast_like(method.direction.init(params), state)
+        # Its own cheaper way, which changes few scalars and vectors.
+        return jax.tree.map(
+            lambda new, old: old if new is old else jnp.where(condition, new, old),
+            state.forgotten(),
+            state,
+        )
+    # No selection: state must not be rewritten every time.
+    return _if(
+        condition,
+        lambda old: _cast_like(method.direction.init(params), old),
+        state,
+    )
 
 
 def _if(condition: jax.Array, fn: Callable[[Any], Any], state: Any) -> Any:

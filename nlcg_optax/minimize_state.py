@@ -1,7 +1,7 @@
 """State of `minimize`: what its loop keeps, how it begins and how it goes on."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +18,22 @@ FALLEN = 0.1  # of the largest gradient, if the value counts in the tolerance
 Objective = Callable[[PyTree], tuple[jax.Array, PyTree]]
 
 
+TolKind: TypeAlias = Literal["value", "absolute", "relative"]
+
+
 class Limits(NamedTuple):
-    """When to end; scalars.
+    """When to end; scalars, but for a name.
 
     Attributes:
+      tol_kind: what the tolerance is relative to.
       tol: the tolerance.
-      value_weight: weight of |f| in the scale of the tolerance.
-      constant_weight: weight of one in it.
-      start_weight: weight of the largest entry of the first gradient in it.
       max_iterations: of iterations.
       max_evaluations: of gradients plus a third of the values.
       patience: of iterations without a smaller objective or gradient.
     """
 
+    tol_kind: TolKind
     tol: Any
-    value_weight: Any
-    constant_weight: Any
-    start_weight: Any
     max_iterations: Any
     max_evaluations: Any
     patience: Any
@@ -230,13 +229,13 @@ def is_converged(
       A boolean scalar.
     """
 
+    if limits.tol_kind == "absolute":
+        return grad_max <= limits.tol
+    if limits.tol_kind == "relative":
+        return grad_max <= limits.tol * state.start_grad_max
+
     def is_small(size: jax.Array) -> jax.Array:
-        scale = (
-            limits.constant_weight
-            + limits.value_weight * size
-            + limits.start_weight * state.start_grad_max
-        )
-        return grad_max <= limits.tol * scale
+        return grad_max <= limits.tol * (1 + size)
 
     # On the way to minus infinity any gradient gets small against the value. Below
     # -|f(x0)| it must have fallen, too.

@@ -34,9 +34,8 @@ class ScaleByLimitedMemoryState(NamedTuple):
       newest: row of the newest pair in the circular memory; the next one is spare.
       steps: the s_i, stacked along a leading axis of length m + 1.
       grad_changes: the y_i, stacked likewise.
-      curvatures: ``s_iᵀy_i`` by rows, zero in those that hold no pair.
-      inverse: R⁻¹ by rows, shape ``(m + 1, m + 1)``; what stands in rows and columns
-        of no pair does not count.
+      curvatures: ``s_iᵀy_i`` by rows.
+      inverse: R⁻¹ by rows, shape ``(m + 1, m + 1)``; zeros where there is no pair.
       params_prev: previous parameters.
       grad_prev: previous gradient.
       diagnostics: what the last update did.
@@ -55,8 +54,8 @@ class ScaleByLimitedMemoryState(NamedTuple):
     def forgotten(self) -> "ScaleByLimitedMemoryState":
         """The state without any pair: its next update is like the first, with P = I.
 
-        The arrays are left alone: rows without a curvature do not count, and are
-        written over in their turn. So nothing large is copied.
+        The arrays are left alone: without pairs they do not count, and are written
+        over in their turn. So nothing is copied.
 
         Examples:
           >>> import jax.numpy as jnp
@@ -69,7 +68,6 @@ class ScaleByLimitedMemoryState(NamedTuple):
         """
         return self._replace(
             count=jnp.zeros_like(self.count),
-            curvatures=jnp.zeros_like(self.curvatures),
             diagnostics=self.diagnostics._replace(
                 num_pairs=jnp.zeros_like(self.diagnostics.num_pairs)
             ),
@@ -77,7 +75,7 @@ class ScaleByLimitedMemoryState(NamedTuple):
 
 
 def scale_by_limited_memory(
-    memory: int = 30,
+    memory: int = 31,
     *,
     min_curvature: float | jax.Array = 1e-12,
     axis_name: str | tuple[str, ...] | None = None,
@@ -188,9 +186,7 @@ def scale_by_limited_memory(
         # pair is the next spare one.
         slot = after(state.newest)
         newest = jnp.where(taken, slot, state.newest)
-        rows = jnp.arange(memory + 1, dtype=jnp.int32)
-        is_new = (rows == slot) & taken
-        is_spare = rows == after(newest)
+        num_known = state.diagnostics.num_pairs
 
         def write(stack: PyTree, tree: PyTree) -> PyTree:
             def write_leaf(rows: jax.Array, new: jax.Array) -> jax.Array:
@@ -200,24 +196,26 @@ def scale_by_limited_memory(
             return jax.tree.map(write_leaf, stack, tree)
 
         steps, grad_changes = write(state.steps, s), write(state.grad_changes, y)
-        num_pairs = jnp.minimum(
-            state.diagnostics.num_pairs + taken.astype(jnp.int32), memory
+        curvatures = jax.lax.dynamic_update_index_in_dim(
+            state.curvatures, jnp.where(taken, s_y, 0), slot, 0
         )
+        num_pairs = jnp.minimum(num_known + taken.astype(jnp.int32), memory)
         scaling = jnp.where(
             taken, s_y / jnp.where(taken, y_y, 1), state.diagnostics.initial_scaling
         )
 
-        curvatures = jnp.where(is_spare, 0, state.curvatures)
-        is_kept = curvatures > 0
-        curvatures = jnp.where(is_new, s_y, curvatures)
-
         def multiply() -> tuple[PyTree, jax.Array]:
-            kept = jnp.where(is_kept[:, None] & is_kept[None, :], state.inverse, 0)
+            kept = jnp.where(num_known > 0, state.inverse, 0)
+            nothing = jnp.zeros_like(curvatures)
+            for axis in (0, 1):
+                kept = jax.lax.dynamic_update_index_in_dim(
+                    kept, nothing, after(newest), axis
+                )
             inverse, a = _solve(
                 kept,
                 stacked_vdots(steps, y, axis_name=axis_name),
                 stacked_vdots(steps, updates, axis_name=axis_name),
-                is_new,
+                slot,
                 inverse_curvature,
             )
             z = _multiply(
@@ -252,21 +250,22 @@ def scale_by_limited_memory(
 
 
 def _solve(
-    kept: jax.Array,
+    inverse: jax.Array,
     s_y: jax.Array,
     s_g: jax.Array,
-    is_new: jax.Array,
+    slot: jax.Array,
     inverse_curvature: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """R⁻¹ with the column of the new pair, if any, and R⁻¹ Sᵀg.
+    """R⁻¹ with the column of the new pair, zeros if there is none, and R⁻¹ Sᵀg.
 
-    Given are R⁻¹ without it, Sᵀy (of which the rows of older pairs are its column of R)
-    and Sᵀg.
+    Given are R⁻¹ without it, Sᵀy (of which the rows of older pairs are its column of
+    R), Sᵀg, its row, and 1/sᵀy or zero.
     """
-    solved = _matmul(kept, jnp.stack([s_y, s_g], axis=1))
+    solved = _matmul(inverse, jnp.stack([s_y, s_g], axis=1))
+    is_new = jnp.arange(s_y.size, dtype=jnp.int32) == slot
     new = inverse_curvature * jnp.where(is_new, 1, -solved[:, 0])
-    inverse = jnp.where(is_new[None, :], new[:, None], kept)
-    return inverse, solved[:, 1] + new * jnp.sum(jnp.where(is_new, s_g, 0))
+    inverse = jax.lax.dynamic_update_index_in_dim(inverse, new, slot, 1)
+    return inverse, solved[:, 1] + new * s_g[slot]
 
 
 def _multiply(

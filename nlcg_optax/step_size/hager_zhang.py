@@ -10,7 +10,7 @@ import optax
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.extra_args import bind_extra_args
-from nlcg_optax.inner_products import max_abs, vdots
+from nlcg_optax.inner_products import products_and_maxima, vdots
 from nlcg_optax.step_size import trial_step, wolfe_search
 from nlcg_optax.step_size.trial_step import ErrorEstimate
 from nlcg_optax.step_size.wolfe_search import SearchState, WolfeRules
@@ -227,20 +227,20 @@ def scale_by_hager_zhang_linesearch(
                 needs_gradient, jax.value_and_grad(objective), value_alone, x
             )
 
-        def slope_of(g: PyTree) -> jax.Array:
+        def ascent(g: PyTree) -> PyTree:
             # jax.grad of a complex parameter is the conjugate of the steepest ascent.
-            return vdots(
-                [(updates, jax.tree.map(jnp.conj, g))], axis_name=axis_name, dtype=acc
-            )[0]
+            return jax.tree.map(jnp.conj, g)
 
         start_value = jnp.asarray(value).astype(acc)
-        start_slope = slope_of(grad)
+        (start_slope,), (params_max, updates_max) = products_and_maxima(
+            [(updates, ascent(grad))], [params, updates], axis_name=axis_name, dtype=acc
+        )
         error = trial_step.observe(state.error, start_value)
         fresh = trial_step.first_step(
             start_value,
             start_slope,
-            max_abs(params),
-            max_abs(updates),
+            params_max,
+            updates_max,
             fraction=first_step,
         )
         later = 1.0 if initial_step == "one" else step_growth * state.previous_step
@@ -270,7 +270,9 @@ def scale_by_hager_zhang_linesearch(
             x = optax.apply_updates(params, _scale(trial.search.step, updates))
             trial_value, trial_grad = measure(x, needs_gradient)
             trial_value = jnp.asarray(trial_value).astype(acc)
-            slope = slope_of(trial_grad)
+            slope = vdots(
+                [(updates, ascent(trial_grad))], axis_name=axis_name, dtype=acc
+            )[0]
             step = trial.search.step
             search = wolfe_search.advance(rules, trial.search, trial_value, slope)
             taken = jnp.isfinite(slope) & (trial_value < trial.value)

@@ -8,7 +8,7 @@ import pytest
 
 from nlcg_optax import nlcg, scale_by_diagonal_secant
 from nlcg_optax.inner_products import vdots
-from nlcg_optax.joint_sums import LONGEST_RUN, SHARING, joint_sums
+from nlcg_optax.joint_reductions import LONGEST_RUN, SHARING, joint_reductions
 
 # Vectors, scalars, rows of one axis and of several, no good rows, nothing at all.
 SHAPES = [
@@ -32,7 +32,7 @@ def one_device(monkeypatch):
 @pytest.mark.parametrize("count", [1, 3])
 def test_sums_are_those_of_numpy(count):
     given = lists(count)
-    sums = jax.jit(lambda xs: joint_sums(xs, jnp.float32))(given)
+    sums = jax.jit(lambda xs: joint_reductions(xs, [jax.lax.add] * len(xs), jnp.float32))(given)
     for value, arrays in zip(sums, given, strict=True):
         exact = sum(np.sum(x, dtype=np.float64) for x in arrays)
         scale = sum(np.sum(np.abs(x), dtype=np.float64) for x in arrays)
@@ -42,7 +42,7 @@ def test_sums_are_those_of_numpy(count):
 
 def test_all_lists_and_three_arrays_share_a_reduction():
     x = [jnp.ones([40, 48])] * SHARING
-    program = jax.jit(lambda xs: joint_sums(xs, jnp.float32)).lower([x, x, x])
+    program = jax.jit(lambda xs: joint_reductions(xs, [jax.lax.add] * len(xs), jnp.float32)).lower([x, x, x])
     # One of the rows, one of the vectors of their sums.
     assert program.as_text().count("stablehlo.reduce(") == 2
 
@@ -51,7 +51,7 @@ def test_derivative_and_batch(x64):
     given = lists(2, np.float64)[0][4]
 
     def squared_norm(x):
-        return joint_sums([[x * x], [x]], jnp.float64)[0]
+        return joint_reductions([[x * x], [x]], [jax.lax.add] * 2, jnp.float64)[0]
 
     np.testing.assert_allclose(jax.grad(squared_norm)(given), 2 * given, rtol=1e-15)
     batch = jnp.stack([given, 2 * given])

@@ -1,0 +1,133 @@
+"""Reductions of several lists of arrays at once: how a single CPU takes inner products.
+
+XLA gives every sum a kernel of its own, which reads its operands again and adds one
+number after the other. Here one kernel, a reduction of several operands, takes several
+sums of several arrays: less is read, and the additions do not wait for each other.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+SHARING = 3  # arrays of one shape in a kernel; more are no faster
+SHORTEST_ROW = 32  # sums of shorter rows would take long to write
+# So many numbers at most are added up one after the other: each sum is off by so many
+# units of rounding at worst, and by the root of that on average.
+LONGEST_RUN = 8192
+
+Arrays: TypeAlias = Sequence[jax.Array]
+Reducer: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+
+REDUCTIONS: dict[Reducer, Callable[..., jax.Array]] = {
+    jax.lax.add: jnp.sum,
+    jax.lax.max: jnp.max,
+}
+
+
+def joint_reductions(
+    lists: Sequence[Arrays], reducers: Sequence[Reducer], dtype: Any
+) -> list[jax.Array]:
+    """Computes the sum, or the largest, of all elements of several lists of arrays.
+
+    Arrays of one shape are merged with each other, then the rows of what there is are
+    reduced, and vectors of these results treated likewise.
+
+    Args:
+      lists: lists of real arrays, with the same shapes in every list. Arrays that are
+        split over devices would be gathered.
+      reducers: ``jax.lax.add`` for a sum or ``jax.lax.max`` for the largest element,
+        zero if all are negative or there are none; one a list.
+      dtype: of the arrays and the results.
+
+    Returns:
+      A scalar a list.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> x, y = jnp.ones([2, 40]), jnp.ones([3])
+      >>> joint_reductions(
+      ...     [[x, y], [2 * x, -y]], [jax.lax.add, jax.lax.max], jnp.float32)
+      [Array(83., dtype=float32), Array(2., dtype=float32)]
+    """
+    reducers = tuple(reducers)
+    totals: Arrays = [jnp.zeros([], dtype)] * len(lists)
+    vectors: dict[int, Arrays] = {}
+    for arrays in _alike_merged(reducers, list(zip(*lists, strict=True))):
+        shape = arrays[0].shape
+        row = _row_length(shape)
+        if len(shape) > 1 and row is not None:
+            arrays = _reduced_rows(reducers, *(x.reshape(-1, row) for x in arrays))
+        if arrays[0].ndim < 2 and arrays[0].size <= LONGEST_RUN:
+            length = arrays[0].size
+            arrays = [x.reshape(length) for x in arrays]
+            if length in vectors:
+                arrays = _merged(reducers, vectors[length], arrays)
+            vectors[length] = arrays
+        else:
+            reduced = [
+                REDUCTIONS[reducer](x, initial=0)
+                for reducer, x in zip(reducers, arrays, strict=True)
+            ]
+            totals = _merged(reducers, totals, reduced)
+    for arrays in vectors.values():
+        totals = _merged(reducers, totals, _reduced_rows(reducers, *arrays))
+    return list(totals)
+
+
+def _merged(reducers: tuple[Reducer, ...], xs: Arrays, ys: Arrays) -> Arrays:
+    return [reduce(x, y) for reduce, x, y in zip(reducers, xs, ys, strict=True)]
+
+
+def _alike_merged(
+    reducers: tuple[Reducer, ...], by_position: Sequence[Arrays]
+) -> list[Arrays]:
+    """Merges up to `SHARING` arrays of one shape, element by element."""
+    by_shape: dict[tuple[int, ...], list[Arrays]] = {}
+    for arrays in by_position:
+        by_shape.setdefault(arrays[0].shape, []).append(arrays)
+    return [
+        functools.reduce(
+            functools.partial(_merged, reducers), alike[start : start + SHARING]
+        )
+        for alike in by_shape.values()
+        for start in range(0, len(alike), SHARING)
+    ]
+
+
+def _row_length(shape: tuple[int, ...]) -> int | None:
+    """Number of elements of the trailing axes that make a row; None for no rows."""
+    row = 1
+    for length in reversed(shape):
+        row *= length
+        if row >= SHORTEST_ROW:
+            break
+    fits = 0 < row <= LONGEST_RUN and math.prod(shape) <= row * LONGEST_RUN
+    return row if fits else None
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _reduced_rows(reducers: tuple[Reducer, ...], *arrays: jax.Array) -> Arrays:
+    return jax.lax.reduce(
+        list(arrays),
+        [jnp.zeros([], x.dtype) for x in arrays],
+        functools.partial(_merged, reducers),
+        [arrays[0].ndim - 1],
+    )
+
+
+@_reduced_rows.defjvp
+def _reduced_rows_jvp(
+    reducers: tuple[Reducer, ...], primals: Arrays, tangents: Arrays
+) -> tuple[Arrays, Arrays]:
+    # JAX's derivative of a reduction of several operands is a scan.
+    derivatives = [
+        jax.jvp(
+            functools.partial(REDUCTIONS[reducer], axis=-1, initial=0), (x,), (t,)
+        )[1]
+        for reducer, x, t in zip(reducers, primals, tangents, strict=True)
+    ]
+    return _reduced_rows(reducers, *primals), derivatives
