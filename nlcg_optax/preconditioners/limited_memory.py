@@ -35,6 +35,7 @@ class ScaleByLimitedMemoryState(NamedTuple):
       steps: the s_i, stacked along a leading axis of length m + 1.
       grad_changes: the y_i, stacked likewise.
       curvatures: ``s_iᵀy_i`` by rows.
+      slopes: ``s_iᵀg`` by rows, with the gradient of the last update.
       inverse: R⁻¹ by rows, shape ``(m + 1, m + 1)``; zeros where there is no pair.
       params_prev: previous parameters.
       grad_prev: previous gradient.
@@ -46,6 +47,7 @@ class ScaleByLimitedMemoryState(NamedTuple):
     steps: PyTree
     grad_changes: PyTree
     curvatures: jax.Array
+    slopes: jax.Array
     inverse: jax.Array
     params_prev: PyTree
     grad_prev: PyTree
@@ -96,8 +98,9 @@ def scale_by_limited_memory(
     form of Byrd, Nocedal and Schnabel, "Representations of quasi-Newton matrices and
     their use in limited memory methods", Math. Program. 63, 1994: a pass over the
     parameters for all pairs together instead of one for each. A new pair gives
-    :math:`R^{-1}` the column :math:`(-R^{-1} S^\top y, 1) / s^\top y`, a forgotten one
-    takes its row and column. Until the first pair, P = I. A pair is taken only if
+    :math:`R^{-1}` the column :math:`(-R^{-1} S^\top y, 1) / s^\top y` with
+    :math:`S^\top y = S^\top g - S^\top g_{prev}`, a forgotten one takes its row and
+    column. Until the first pair, P = I. A pair is taken only if
     :math:`s^\top y > \epsilon \|s\| \|y\|`, so that P stays positive definite.
 
     Nested as the ``preconditioner`` of `scale_by_nlcg` it gives limited-memory NLCG;
@@ -147,6 +150,7 @@ def scale_by_limited_memory(
             steps=jax.tree.map(stack, params),
             grad_changes=jax.tree.map(stack, params),
             curvatures=jnp.zeros([memory + 1], acc),
+            slopes=jnp.zeros([memory + 1], acc),
             inverse=jnp.zeros([memory + 1, memory + 1], acc),
             params_prev=jax.tree.map(jnp.zeros_like, params),
             grad_prev=jax.tree.map(jnp.zeros_like, params),
@@ -204,29 +208,24 @@ def scale_by_limited_memory(
             taken, s_y / jnp.where(taken, y_y, 1), state.diagnostics.initial_scaling
         )
 
-        def multiply() -> tuple[PyTree, jax.Array]:
+        def multiply() -> tuple[PyTree, jax.Array, jax.Array]:
             kept = jnp.where(num_known > 0, state.inverse, 0)
             nothing = jnp.zeros_like(curvatures)
             for axis in (0, 1):
                 kept = jax.lax.dynamic_update_index_in_dim(
                     kept, nothing, after(newest), axis
                 )
-            inverse, a = _solve(
-                kept,
-                stacked_vdots(steps, y, axis_name=axis_name),
-                stacked_vdots(steps, updates, axis_name=axis_name),
-                slot,
-                inverse_curvature,
-            )
+            slopes = stacked_vdots(steps, updates, axis_name=axis_name)
+            inverse, a = _solve(kept, slopes, state.slopes, slot, inverse_curvature)
             z = _multiply(
                 updates, a, steps, grad_changes, inverse, curvatures, scaling, axis_name
             )
-            return z, inverse
+            return z, slopes, inverse
 
         # Behind a conditional the products read the memory that was just written;
         # outside XLA would fuse the writing into each of them and copy the memory.
-        z, inverse = jax.lax.cond(
-            num_pairs > 0, multiply, lambda: (updates, state.inverse)
+        z, slopes, inverse = jax.lax.cond(
+            num_pairs > 0, multiply, lambda: (updates, state.slopes, state.inverse)
         )
         new_state = ScaleByLimitedMemoryState(
             count=optax.safe_increment(state.count),
@@ -234,6 +233,7 @@ def scale_by_limited_memory(
             steps=steps,
             grad_changes=grad_changes,
             curvatures=curvatures,
+            slopes=slopes,
             inverse=inverse,
             params_prev=optax.tree.cast_like(params, state.params_prev),
             grad_prev=optax.tree.cast_like(updates, state.grad_prev),
@@ -251,21 +251,23 @@ def scale_by_limited_memory(
 
 def _solve(
     inverse: jax.Array,
-    s_y: jax.Array,
-    s_g: jax.Array,
+    slopes: jax.Array,
+    slopes_prev: jax.Array,
     slot: jax.Array,
     inverse_curvature: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """R⁻¹ with the column of the new pair, zeros if there is none, and R⁻¹ Sᵀg.
 
-    Given are R⁻¹ without it, Sᵀy (of which the rows of older pairs are its column of
-    R), Sᵀg, its row, and 1/sᵀy or zero.
+    Given are R⁻¹ without it, Sᵀg and Sᵀg_prev (whose difference is Sᵀy, the column of
+    R but for its own row), its row, and 1/sᵀy or zero.
     """
-    solved = _matmul(inverse, jnp.stack([s_y, s_g], axis=1))
-    is_new = jnp.arange(s_y.size, dtype=jnp.int32) == slot
+    solved = _matmul(inverse, jnp.stack([slopes - slopes_prev, slopes], axis=1))
+    is_new = jnp.arange(slopes.size, dtype=jnp.int32) == slot
     new = inverse_curvature * jnp.where(is_new, 1, -solved[:, 0])
+    # A pair that was refused for not being finite must leave nothing behind.
+    new = jnp.where(inverse_curvature > 0, new, 0)
     inverse = jax.lax.dynamic_update_index_in_dim(inverse, new, slot, 1)
-    return inverse, solved[:, 1] + new * s_g[slot]
+    return inverse, solved[:, 1] + new * slopes[slot]
 
 
 def _multiply(
