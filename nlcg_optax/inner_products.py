@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, promote
-from nlcg_optax.joint_reductions import REDUCTIONS, Reducer, joint_reductions
+from nlcg_optax.joint_reductions import REDUCTIONS, Reducer, joint_reductions, larger
 
 Scope: TypeAlias = Literal["global", "per_leaf"]
 
@@ -136,14 +136,18 @@ def products_and_maxima(
     """
     dtype = _common_dtype([*pairs, tuple(trees)]) if dtype is None else dtype
     sizes = [[jnp.abs(x).astype(dtype) for x in jax.tree.leaves(t)] for t in trees]
-    reducers: list[Reducer] = [jax.lax.add] * len(pairs) + [jax.lax.max] * len(trees)
+    reducers: list[Reducer] = [jax.lax.add] * len(pairs) + [larger] * len(trees)
     values = _reduced([*_products_by_leaf(pairs, dtype), *sizes], reducers, dtype)
     products, maxima = values[: len(pairs)], values[len(pairs) :]
-    if axis_name is not None and products:
-        products = list(jax.lax.psum(jnp.stack(products), axis_name))
-    if axis_name is not None and maxima:
-        maxima = list(jax.lax.pmax(jnp.stack(maxima), axis_name))
-    return products, maxima
+    if axis_name is None or not values:
+        return products, maxima
+    # A maximum may lose what is not a number, also between devices.
+    unknown = [jnp.isnan(x).astype(dtype) for x in maxima]
+    sums = jax.lax.psum(jnp.stack([*products, *unknown]), axis_name)
+    if maxima:
+        whole = jax.lax.pmax(jnp.stack(maxima), axis_name)
+        maxima = list(jnp.where(sums[len(pairs) :] > 0, jnp.nan, whole))
+    return list(sums[: len(pairs)]), maxima
 
 
 def named_vdots(
@@ -209,7 +213,7 @@ def _reduced(
         return [
             functools.reduce(
                 reducer,
-                [REDUCTIONS[reducer](leaf, initial=0) for leaf in leaves],
+                [REDUCTIONS[reducer](leaf) for leaf in leaves],
                 jnp.zeros([], dtype),
             )
             for reducer, leaves in zip(reducers, lists, strict=True)

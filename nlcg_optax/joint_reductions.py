@@ -22,9 +22,35 @@ LONGEST_RUN = 8192
 Arrays: TypeAlias = Sequence[jax.Array]
 Reducer: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
+
+def larger(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The larger of two, elementwise; not a number if one of them is not.
+
+    XLA's own maximum, as a reduction on CPU, may lose that (jax 0.10.2).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> larger(jnp.array([1., jnp.nan, 3.]), jnp.array([2., 2., jnp.nan]))
+      Array([ 2., nan, nan], dtype=float32)
+    """
+    return jax.lax.select((x > y) | (x != x), x, y)
+
+
+def largest(x: jax.Array, axis: int | None = None) -> jax.Array:
+    """The largest element, zero at least; not a number if one of them is not.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> largest(jnp.array([[1., 2.], [-3., -4.]]), axis=1)
+      Array([2., 0.], dtype=float32)
+    """
+    is_nan = jnp.any(jnp.isnan(x), axis=axis)
+    return jnp.where(is_nan, jnp.nan, jnp.max(x, axis=axis, initial=0))
+
+
 REDUCTIONS: dict[Reducer, Callable[..., jax.Array]] = {
     jax.lax.add: jnp.sum,
-    jax.lax.max: jnp.max,
+    larger: largest,
 }
 
 
@@ -39,8 +65,8 @@ def joint_reductions(
     Args:
       lists: lists of real arrays, with the same shapes in every list. Arrays that are
         split over devices would be gathered.
-      reducers: ``jax.lax.add`` for a sum or ``jax.lax.max`` for the largest element,
-        zero if all are negative or there are none; one a list.
+      reducers: ``jax.lax.add`` for a sum or `larger` for the largest element, zero if
+        all are negative or there are none; one a list.
       dtype: of the arrays and the results.
 
     Returns:
@@ -50,7 +76,7 @@ def joint_reductions(
       >>> import jax, jax.numpy as jnp
       >>> x, y = jnp.ones([2, 40]), jnp.ones([3])
       >>> joint_reductions(
-      ...     [[x, y], [2 * x, -y]], [jax.lax.add, jax.lax.max], jnp.float32)
+      ...     [[x, y], [2 * x, -y]], [jax.lax.add, larger], jnp.float32)
       [Array(83., dtype=float32), Array(2., dtype=float32)]
     """
     reducers = tuple(reducers)
@@ -69,7 +95,7 @@ def joint_reductions(
             vectors[length] = arrays
         else:
             reduced = [
-                REDUCTIONS[reducer](x, initial=0)
+                REDUCTIONS[reducer](x)
                 for reducer, x in zip(reducers, arrays, strict=True)
             ]
             totals = _merged(reducers, totals, reduced)
@@ -125,9 +151,7 @@ def _reduced_rows_jvp(
 ) -> tuple[Arrays, Arrays]:
     # JAX's derivative of a reduction of several operands is a scan.
     derivatives = [
-        jax.jvp(
-            functools.partial(REDUCTIONS[reducer], axis=-1, initial=0), (x,), (t,)
-        )[1]
+        jax.jvp(functools.partial(REDUCTIONS[reducer], axis=-1), (x,), (t,))[1]
         for reducer, x, t in zip(reducers, primals, tangents, strict=True)
     ]
     return _reduced_rows(reducers, *primals), derivatives

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from nlcg_optax.dtypes import accumulator_dtype, compute_dtype, difference
-from nlcg_optax.inner_products import vdots
+from nlcg_optax.inner_products import max_abs, products_and_maxima, vdots
 
 
 def random_tree(seed, dtype=np.float32):
@@ -88,6 +88,21 @@ def test_axis_name_sums_over_devices_in_one_collective():
     np.testing.assert_array_equal(out, [[55.0, 15.0]] * 2)
     jaxpr = str(jax.make_jaxpr(products, axis_env=[("i", 2)])(shards[0]))
     assert jaxpr.count("psum") == 1
+
+
+def test_maxima_are_those_of_all_devices_and_not_a_number_if_one_is_not():
+    shards = jnp.array([[1.0, -5.0], [3.0, 2.0]])
+
+    def both(x):
+        return products_and_maxima([(x, x)], [x, 2 * x], axis_name="i")
+
+    products, maxima = jax.vmap(both, axis_name="i")(shards)
+    np.testing.assert_array_equal(products, [[39.0, 39.0]])
+    np.testing.assert_array_equal(maxima, [[5.0, 5.0], [10.0, 10.0]])
+    tree = {"z": jnp.array([3 - 4j]), "x": jnp.ones(2), "none": None}
+    assert max_abs(tree) == 5.0
+    assert max_abs({}) == 0.0
+    assert jnp.isnan(max_abs([jnp.ones(2), jnp.array([1.0, jnp.nan])]))
 
 
 def test_integer_leaf_is_named():

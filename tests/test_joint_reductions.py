@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from nlcg_optax import nlcg, scale_by_diagonal_secant
-from nlcg_optax.inner_products import vdots
-from nlcg_optax.joint_reductions import LONGEST_RUN, SHARING, joint_reductions
+from nlcg_optax.inner_products import products_and_maxima, vdots
+from nlcg_optax.joint_reductions import LONGEST_RUN, SHARING, joint_reductions, larger
 
 # Vectors, scalars, rows of one axis and of several, no good rows, nothing at all.
 SHAPES = [
@@ -40,6 +40,27 @@ def test_sums_are_those_of_numpy(count):
         assert abs(float(value) - exact) < np.sqrt(LONGEST_RUN) * 2**-24 * scale
 
 
+def test_largest_elements_beside_sums(one_device):
+    x, y = (dict(enumerate(arrays)) for arrays in lists(2))
+    (x_y,), maxima = jax.jit(lambda x, y: products_and_maxima([(x, y)], [x, y]))(x, y)
+    products = [np.sum(np.float64(x[k]) * y[k]) for k in x]
+    np.testing.assert_allclose(x_y, sum(products), atol=1.0)  # of 1e5 random ones
+    for value, tree in zip(maxima, (x, y), strict=True):
+        assert value == max(np.max(np.abs(v), initial=0) for v in tree.values())
+
+
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("shape", [(5,), (LONGEST_RUN + 1,), (40, 48), (8193, 32)])
+def test_what_is_not_a_number_is_not_lost(monkeypatch, count, shape):
+    monkeypatch.setattr(jax, "device_count", lambda: count)
+    y = jnp.ones(shape)
+    maxima = jax.jit(lambda x: products_and_maxima([(y, y)], [x, jnp.abs(x)])[1])
+    for place in (0, 4, y.size - 1):
+        x = y.ravel().at[place].set(jnp.nan).reshape(shape)
+        assert np.isnan(maxima(x)).all()
+    assert np.isinf(maxima(x.at[x != x].set(-jnp.inf))).all()
+
+
 def test_all_lists_and_three_arrays_share_a_reduction():
     x = [jnp.ones([40, 48])] * SHARING
     program = jax.jit(lambda xs: joint_reductions(xs, [jax.lax.add] * len(xs), jnp.float32)).lower([x, x, x])
@@ -49,6 +70,15 @@ def test_all_lists_and_three_arrays_share_a_reduction():
 
 def test_derivative_and_batch(x64):
     given = lists(2, np.float64)[0][4]
+
+    def largest(x):
+        reducers = [larger, jax.lax.add]
+        return joint_reductions([[jnp.abs(x)], [x]], reducers, jnp.float64)[0]
+
+    at = np.unravel_index(np.argmax(np.abs(given)), given.shape)
+    expected = np.zeros_like(given)
+    expected[at] = np.sign(given[at])
+    np.testing.assert_array_equal(jax.grad(largest)(given), expected)
 
     def squared_norm(x):
         return joint_reductions([[x * x], [x]], [jax.lax.add] * 2, jnp.float64)[0]

@@ -76,6 +76,24 @@ def test_after_forgetting_it_goes_on_like_a_new_one(x64):
             assert old.diagnostics.num_pairs == new.diagnostics.num_pairs
 
 
+def test_a_gradient_that_is_not_finite_leaves_nothing_behind(x64):
+    rng = np.random.default_rng(3)
+    hessian, tx = np.diag(np.arange(1.0, 21.0)), scale_by_limited_memory(3)
+    update, state = jax.jit(tx.update), tx.init(_tree(np.zeros(20)))
+    pairs, before = [], None
+    for k in range(8):
+        x = rng.standard_normal(20)
+        g = hessian @ x if k != 4 else np.full(20, np.nan)
+        z, state = update(_tree(g), state, _tree(x))
+        if before is not None and np.isfinite(g - before[1]).all():
+            pairs = [*pairs, (x - before[0], g - before[1])][-3:]
+        before = x, g
+        if k != 4:
+            expected = two_loop(g, pairs)
+            np.testing.assert_allclose(_flat(z), expected, rtol=1e-9, atol=1e-9)
+    assert int(state.diagnostics.num_refused_pairs) == 2
+
+
 def test_is_the_inverse_hessian_after_n_independent_pairs(x64):
     rng = np.random.default_rng(1)
     hessian = np.diag([1.0, 10.0, 100.0, 1000.0])

@@ -224,6 +224,30 @@ def test_sharded_equals_unsharded():
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_split_by_hand_equals_unsplit(x64):
+    # The largest entries, which the first step is made of, lie on one device.
+    x, mesh = jnp.linspace(-1.0, 2.0, 8), jax.make_mesh((4,), ("i",))
+
+    def local(x):
+        return jnp.sum((x - 1) ** 4 + (x - 1) ** 2)
+
+    def run(x, fun, axis_name):
+        search = scale_by_hager_zhang_linesearch(axis_name=axis_name)
+        tx = optax.chain(optax.scale(-1.0), search)
+        value, grad = jax.value_and_grad(fun)(x)
+        updates, _ = tx.update(
+            grad, tx.init(x), x, value=value, grad=grad, value_fn=fun
+        )
+        return updates
+
+    def split(x):
+        return run(x, lambda v: jax.lax.psum(local(v), "i"), "i")
+
+    split_x = jax.device_put(x, jax.NamedSharding(mesh, jax.P("i")))
+    got = jax.jit(jax.shard_map(split, mesh=mesh, out_specs=jax.P("i")))(split_x)
+    np.testing.assert_allclose(got, run(x, local, None), rtol=1e-12)
+
+
 def test_extra_arguments_reach_the_objective_or_are_ignored():
     tx, x = scale_by_hager_zhang_linesearch(), jnp.ones(2)
 
