@@ -228,7 +228,6 @@ def is_converged(
     Returns:
       A boolean scalar.
     """
-
     if limits.tol_kind == "absolute":
         return grad_max <= limits.tol
     if limits.tol_kind == "relative":

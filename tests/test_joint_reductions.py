@@ -18,6 +18,10 @@ SHAPES = [
 ]
 
 
+def sums(xs):
+    return joint_reductions(xs, [jax.lax.add] * len(xs), xs[0][0].dtype)
+
+
 def lists(count, dtype=np.float32):
     rng = np.random.default_rng(0)
     return [[rng.normal(size=s).astype(dtype) for s in SHAPES] for _ in range(count)]
@@ -32,8 +36,7 @@ def one_device(monkeypatch):
 @pytest.mark.parametrize("count", [1, 3])
 def test_sums_are_those_of_numpy(count):
     given = lists(count)
-    sums = jax.jit(lambda xs: joint_reductions(xs, [jax.lax.add] * len(xs), jnp.float32))(given)
-    for value, arrays in zip(sums, given, strict=True):
+    for value, arrays in zip(jax.jit(sums)(given), given, strict=True):
         exact = sum(np.sum(x, dtype=np.float64) for x in arrays)
         scale = sum(np.sum(np.abs(x), dtype=np.float64) for x in arrays)
         # Random signs: the root of the longest run, in units of the absolute sum.
@@ -63,7 +66,7 @@ def test_what_is_not_a_number_is_not_lost(monkeypatch, count, shape):
 
 def test_all_lists_and_three_arrays_share_a_reduction():
     x = [jnp.ones([40, 48])] * SHARING
-    program = jax.jit(lambda xs: joint_reductions(xs, [jax.lax.add] * len(xs), jnp.float32)).lower([x, x, x])
+    program = jax.jit(sums).lower([x, x, x])
     # One of the rows, one of the vectors of their sums.
     assert program.as_text().count("stablehlo.reduce(") == 2
 
@@ -81,7 +84,7 @@ def test_derivative_and_batch(x64):
     np.testing.assert_array_equal(jax.grad(largest)(given), expected)
 
     def squared_norm(x):
-        return joint_reductions([[x * x], [x]], [jax.lax.add] * 2, jnp.float64)[0]
+        return sums([[x * x], [x]])[0]
 
     np.testing.assert_allclose(jax.grad(squared_norm)(given), 2 * given, rtol=1e-15)
     batch = jnp.stack([given, 2 * given])
