@@ -2,8 +2,8 @@
 
 It writes ``report.md`` with a table for each batch size and one of accuracy against
 batch size, ``runs.csv`` with the figures of every run, and as PNG the training loss and
-the accuracy against steps, gradient-equivalents and seconds, the accuracy against the
-batch size, and β with the angle to steepest descent.
+the accuracy, if it was measured on the way, against steps, gradient-equivalents and
+seconds, the accuracy against the batch size, and β with the angle to steepest descent.
 """
 
 import dataclasses
@@ -45,9 +45,11 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     draw(cells, out / "curves.png")
     draw_progress(cells, "loss", out / "loss.png")
-    draw_progress(cells, "accuracy", out / "accuracy.png")
     write_runs(cells, out / "runs.csv")
-    figures = ["loss", "accuracy", "curves"]
+    figures = ["loss", "curves"]
+    if any(len(record.evaluations) > 1 for record in records):
+        draw_progress(cells, "accuracy", out / "accuracy.png")
+        figures.insert(1, "accuracy")
     if len(by_batch_size(cells)) > 1:
         draw_batch_sizes(cells, out / "batch_sizes.png")
         figures.append("batch_sizes")

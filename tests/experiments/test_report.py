@@ -24,7 +24,7 @@ from experiments.runs_table import write_runs
 from experiments.tables import markdown_table, rich_table
 
 
-def write(folder, name, settings, losses, *, final):
+def write(folder, name, settings, losses, *, final, evaluations=1):
     config = RunConfig(**settings)
     with RecordWriter(folder / f"{name}.jsonl", config) as writer:
         for step, loss in enumerate(losses):
@@ -40,7 +40,8 @@ def write(folder, name, settings, losses, *, final):
             summary |= {"train_loss": final, "test_accuracy": 1 - final}
             evaluation = {**summary, "step": len(losses)}
             evaluation |= {"validation_accuracy": 0.5}
-            writer.write("evaluation", evaluation)
+            for _ in range(evaluations):
+                writer.write("evaluation", evaluation)
             writer.write("summary", summary)
 
 
@@ -139,10 +140,20 @@ def test_the_command_writes_tables_and_curves(folder, capsys):
     report = (folder.parent / "report.md").read_text(encoding="utf-8")
     assert "from 6 records" in report
     assert "### Full batch, 15 steps" in report
-    for name in ("curves", "loss", "accuracy", "batch_sizes"):
+    for name in ("curves", "loss", "batch_sizes"):
         picture = (folder.parent / f"{name}.png").read_bytes()
         assert picture.startswith(b"\x89PNG")
         assert f"![{name}]({name}.png)" in report
+
+
+@pytest.mark.parametrize("evaluations", [1, 2])
+def test_accuracy_is_drawn_if_it_was_measured_on_the_way(tmp_path, evaluations):
+    records = tmp_path / "records"
+    write(records, "a", {}, [2.0, 1.0], final=0.5, evaluations=evaluations)
+    main([str(records)])
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert ("![accuracy](accuracy.png)" in report) == (evaluations > 1)
+    assert (tmp_path / "accuracy.png").exists() == (evaluations > 1)
 
 
 # Two seeds of three steps: their losses, and accuracies after the first and the last.
