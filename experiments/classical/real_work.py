@@ -31,7 +31,7 @@ import nlcg_optax
 Loss = Callable[[Any], jax.Array]
 HIDDEN = 32
 REPEATS = 5
-COMPILATIONS = 2
+COMPILATIONS = 5
 BUDGET_STEP = 5  # gradient-equivalents by which "work to the loss" is resolved
 SLACK = 1e-3  # a loss this much above the reference's end counts as equal
 REFERENCE = "optax lbfgs"
