@@ -107,7 +107,8 @@ def scale_by_limited_memory(
     with a β of zero that is L-BFGS.
 
     Args:
-      memory: m, how many pairs are kept.
+      memory: m, how many pairs are kept. With the spare row 31 are a multiple of the
+        width of a processor's vectors, which compiles to less code and runs faster.
       min_curvature: the ε above. With 0 any positive curvature will do.
       axis_name: see `scale_by_nlcg`.
 
