@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from nlcg_optax.methods import Method, get_method
 from nlcg_optax.minimize_result import MinimizeResult, Status
 from nlcg_optax.minimize_state import Limits, MinimizeState, Progress, TolKind
 
-TOLERANCES = ("value", "absolute", "relative")
+TOLERANCES = get_args(TolKind)
 
 
 def minimize(

@@ -36,7 +36,8 @@ class ScaleByLimitedMemoryState(NamedTuple):
       grad_changes: the y_i, stacked likewise.
       curvatures: ``s_iᵀy_i`` by rows.
       slopes: ``s_iᵀg`` by rows, with the gradient of the last update.
-      inverse: R⁻¹ by rows, shape ``(m + 1, m + 1)``; zeros where there is no pair.
+      inverse: R⁻¹ by rows, shape ``(m + 1, m + 1)``; zeros where there is no pair,
+        but for what `forgotten` leaves, which without pairs does not count.
       params_prev: previous parameters.
       grad_prev: previous gradient.
       diagnostics: what the last update did.
@@ -108,7 +109,7 @@ def scale_by_limited_memory(
 
     Args:
       memory: m, how many pairs are kept. With the spare row 31 are a multiple of the
-        width of a processor's vectors, which compiles to less code and runs faster.
+        width of a processor's vectors, which compiles to less code.
       min_curvature: the ε above. With 0 any positive curvature will do.
       axis_name: see `scale_by_nlcg`.
 
