@@ -28,8 +28,11 @@ from nlcg_optax import nlcg, scale_by_diagonal_secant
 
 # glibc otherwise hands large buffers back to the kernel after every step, and the
 # page faults of getting them again take longer than the update. A threshold for mmap
-# would not do: glibc refuses one above 32 MiB, and threads have arenas of 64 MiB.
+# would not do: glibc refuses one above 32 MiB, and threads have arenas of 64 MiB. Pages
+# are huge where Linux lets a program ask for them: with small ones the time of a peer
+# depends on where in memory it lies, and so on who came before it.
 MALLOC_ENVIRONMENT = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TOP_PAD_": str(2**31),

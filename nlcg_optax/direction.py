@@ -18,6 +18,7 @@ from nlcg_optax.direction_state import (
     NlcgDiagnostics,
     ScaleByNlcgState,
     no_diagnostics,
+    products_taken,
     unguarded_kept,
 )
 from nlcg_optax.dtypes import (
@@ -81,7 +82,8 @@ def scale_by_nlcg(
         :math:`d_{t-1}` (zeros at first). None for the identity. Where
         :math:`g^\top P g` is not positive the step falls back to P = I. At a step that
         is skipped its state stays what it was, unless it has a true attribute
-        ``guards_itself``, like that of `scale_by_diagonal_secant`.
+        ``guards_itself``; products that a method ``products_taken`` gives are not
+        taken again. The state of `scale_by_diagonal_secant` has both.
       beta_min: lower bound of β, which may be ``-inf``.
       beta_max: upper bound of β, which may be ``inf``. The paper clips to [0, 1].
       beta_smoothing: decay in [0, 1) of an exponential average of the clipped β,
@@ -237,7 +239,12 @@ def scale_by_nlcg(
             a, b = halves(extra_args.get("half_grads"), g)
             pairs["a_z_b"] = (a, preconditioned_half(b))
             pairs["b_z_a"] = (b, preconditioned_half(a))
-        products = named_vdots(pairs, scope=scope, axis_name=axis_name, dtype=acc)
+        known: dict[str, jax.Array] = {}
+        if scope == "global" and axis_name is None:
+            known = products_taken(preconditioner_state, state.preconditioner_state)
+        asked = {name: pair for name, pair in pairs.items() if name not in known}
+        products = named_vdots(asked, scope=scope, axis_name=axis_name, dtype=acc)
+        products |= known
         g_g, d_g = products["g_g"], products["d_g"]
         g_z = products.get("g_z", g_g)
         z_z, d_z = products.get("z_z", g_g), products.get("d_z", d_g)

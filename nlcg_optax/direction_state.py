@@ -106,3 +106,26 @@ def unguarded_kept(finite: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     if getattr(new, "guards_itself", False) is True:
         return new
     return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+
+def products_taken(new: PyTree, old: PyTree) -> dict[str, jax.Array]:
+    """Inner products that a preconditioner took in an update, by name.
+
+    They come from a method ``products_taken`` of its new state, if it has one, like
+    that of `scale_by_diagonal_secant`. Inside another state, as in a chain, the method
+    does not count: there the gradient that the transformation sees is another one.
+
+    Args:
+      new: its state after the update.
+      old: its state before.
+
+    Returns:
+      Some of the products that `scale_by_nlcg` needs: not finite where the update was
+      of a gradient whose norm is not.
+
+    Examples:
+      >>> products_taken((), ())
+      {}
+    """
+    taken = getattr(new, "products_taken", None)
+    return {} if taken is None else taken(old)

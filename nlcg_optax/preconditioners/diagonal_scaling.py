@@ -17,7 +17,8 @@ def divide_by_diagonal(
 ) -> PyTree:
     r"""Computes :math:`g / (h + \mathrm{offset})^{\mathrm{power}}`, elementwise.
 
-    In float32 or wider, and cast to the dtypes of ``grad`` at the end.
+    As a product with the reciprocal, in float32 or wider, and cast to the dtypes of
+    ``grad`` at the end.
 
     Args:
       grad: a tree g.
@@ -29,7 +30,8 @@ def divide_by_diagonal(
       clip: largest absolute value of an element of the quotient; None for no bound.
 
     Returns:
-      A tree like ``grad``. Where ``h + offset`` is zero it holds the element of g.
+      A tree like ``grad``. Where ``h + offset`` is zero, or so small that its
+      reciprocal overflows, it holds the element of g.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -46,7 +48,11 @@ def divide_by_diagonal(
             scale = scale ** jnp.asarray(power).astype(scale.dtype)
         usable = active & (scale > 0)
         scale = jnp.where(usable, scale, 1).astype(jnp.finfo(wide.dtype).dtype)
-        quotient = wide / scale.astype(wide.dtype)
+        # XLA repeats a product wherever it is read, but writes a quotient to memory:
+        # of g and h only h is read for that.
+        reciprocal = 1 / scale
+        reciprocal = jnp.where(jnp.isfinite(reciprocal), reciprocal, 1)
+        quotient = wide * reciprocal.astype(wide.dtype)
         if clip is not None:
             quotient = jnp.where(active, _clipped(quotient, clip), quotient)
         return quotient.astype(g.dtype)

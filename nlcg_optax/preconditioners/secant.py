@@ -47,6 +47,8 @@ class ScaleByDiagonalSecantState(NamedTuple):
       count: number of updates with a finite gradient.
       grad_prev: previous gradient, or the empty tuple if not needed.
       params_prev: previous parameters, or the empty tuple if not needed.
+      g_g: squared norm of the previous gradient.
+      d_g: its product with the direction before, or the empty tuple if not needed.
       diagonal: the curvature estimate h, like the parameters.
       diagnostics: counters.
     """
@@ -54,6 +56,8 @@ class ScaleByDiagonalSecantState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]
     grad_prev: PyTree
     params_prev: PyTree
+    g_g: jax.Array
+    d_g: PyTree
     diagonal: PyTree
     diagnostics: DiagonalSecantDiagnostics
 
@@ -61,6 +65,25 @@ class ScaleByDiagonalSecantState(NamedTuple):
     def guards_itself(self) -> bool:
         """A gradient that is not finite leaves it alone: `scale_by_nlcg` need not."""
         return True
+
+    def products_taken(
+        self, before: "ScaleByDiagonalSecantState"
+    ) -> dict[str, jax.Array]:
+        """Products with the gradient of an update, which are not to be taken again.
+
+        Args:
+          before: the state before that update.
+
+        Returns:
+          Scalars by the names of `scale_by_nlcg`. The squared norm is infinite where
+          the gradient was refused, at which the count stands still.
+        """
+        last = jnp.iinfo(self.count.dtype).max
+        refused = (self.count == before.count) & (self.count < last)
+        products = {"g_g": jnp.where(refused, jnp.inf, self.g_g)}
+        if not isinstance(self.d_g, tuple):
+            products["d_g"] = self.d_g
+        return products
 
 
 def scale_by_diagonal_secant(
@@ -158,6 +181,8 @@ def scale_by_diagonal_secant(
             ),
             grad_prev=zeros_like(params) if from_grads else (),
             params_prev=zeros_like(params) if from_params else (),
+            g_g=jnp.zeros([], acc),
+            d_g=() if from_params else jnp.zeros([], acc),
             diagnostics=DiagonalSecantDiagnostics(
                 curvature=jnp.zeros([], acc),
                 num_secants=jnp.zeros([], jnp.int32),
@@ -216,6 +241,8 @@ def scale_by_diagonal_secant(
             )
 
         pairs = {"g_g": (g, g), "y_d": (y, d), "h_d_d": (jax.tree.map(times, h, d), d)}
+        if not from_params:
+            pairs["d_g"] = (d, g)
         if spectral_scaling or not from_grads:
             pairs["y_y"] = (y, y)
         if not from_grads:
@@ -272,6 +299,10 @@ def scale_by_diagonal_secant(
             diagonal=h,
             grad_prev=grad_prev,
             params_prev=remember(params, state.params_prev) if from_params else (),
+            g_g=jnp.where(finite, g_g, state.g_g),
+            d_g=(
+                () if from_params else jnp.where(finite, products["d_g"], state.d_g)
+            ),
             diagnostics=DiagonalSecantDiagnostics(
                 curvature=jnp.where(
                     due & jnp.isfinite(ys), ys, state.diagnostics.curvature

@@ -1,5 +1,7 @@
 """`scale_by_diagonal_secant`: both secants against dense algebra, and its guards."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import optax
 import pytest
 
 from nlcg_optax import diagnostics, nlcg, scale_by_diagonal_secant, scale_by_nlcg
+from nlcg_optax.preconditioners.diagonal_scaling import divide_by_diagonal
 
 
 def loss(params):
@@ -143,6 +146,33 @@ def test_non_finite_gradient_leaves_the_diagonal_alone():
     chex.assert_trees_all_equal(after.diagonal, state.diagonal)
     chex.assert_trees_all_equal(after.grad_prev, state.grad_prev)
     chex.assert_tree_all_finite(after)
+
+
+@pytest.mark.parametrize(("secant", "rate"), [("difference", 0.1), ("hvp", None)])
+def test_what_the_secant_took_the_direction_does_not_take_again(x64, secant, rate):
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    nested = scale_by_diagonal_secant(rate, secant=secant)
+    updates, reductions = [], []
+    for preconditioner in (nested, optax.chain(nested)):
+        tx = scale_by_nlcg("hz", preconditioner=preconditioner)
+        update = jax.jit(functools.partial(tx.update, value_fn=loss))
+        traced = update.trace(params, tx.init(params), params)
+        reductions.append(str(traced.jaxpr).count("reduce_sum"))
+        compiled, state = traced.lower().compile(), tx.init(params)
+        rng = np.random.default_rng(5)
+        for _ in range(6):
+            u, state = compiled(as_params(rng.normal(size=4)), state, params)
+            updates.append(flat(u))
+        assert diagnostics(state)["num_secants"] > 0
+    # Squared norm and slope of two leaves, which a chain hides.
+    assert reductions[1] - reductions[0] == 4
+    np.testing.assert_allclose(updates[:6], updates[6:], rtol=1e-12)
+
+
+def test_reciprocal_that_overflows_leaves_the_gradient():
+    tiny = jnp.array([2.0, 0.0, 1e-39], jnp.float32)
+    z = divide_by_diagonal(jnp.ones(3), tiny, 0.0, active=jnp.array(True))
+    np.testing.assert_array_equal(z, [0.5, 1.0, 1.0])
 
 
 def test_low_precision_and_complex_parameters():
