@@ -300,9 +300,7 @@ def scale_by_diagonal_secant(
             grad_prev=grad_prev,
             params_prev=remember(params, state.params_prev) if from_params else (),
             g_g=jnp.where(finite, g_g, state.g_g),
-            d_g=(
-                () if from_params else jnp.where(finite, products["d_g"], state.d_g)
-            ),
+            d_g=(() if from_params else jnp.where(finite, products["d_g"], state.d_g)),
             diagnostics=DiagonalSecantDiagnostics(
                 curvature=jnp.where(
                     due & jnp.isfinite(ys), ys, state.diagnostics.curvature
