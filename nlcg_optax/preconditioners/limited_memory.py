@@ -263,13 +263,15 @@ def _solve(
     Given are R⁻¹ without it, Sᵀg and Sᵀg_prev (whose difference is Sᵀy, the column of
     R but for its own row), its row, and 1/sᵀy or zero.
     """
-    solved = _matmul(inverse, jnp.stack([slopes - slopes_prev, slopes], axis=1))
+    # Two products: what comes out of one XLA computes once, and all else again in
+    # every loop that reads it.
+    column = _matmul(inverse, slopes - slopes_prev)
     is_new = jnp.arange(slopes.size, dtype=jnp.int32) == slot
-    new = inverse_curvature * jnp.where(is_new, 1, -solved[:, 0])
+    new = inverse_curvature * jnp.where(is_new, 1, -column)
     # A pair that was refused for not being finite must leave nothing behind.
     new = jnp.where(inverse_curvature > 0, new, 0)
     inverse = jax.lax.dynamic_update_index_in_dim(inverse, new, slot, 1)
-    return inverse, solved[:, 1] + new * slopes[slot]
+    return inverse, _matmul(inverse, slopes)
 
 
 def _multiply(
