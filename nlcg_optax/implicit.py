@@ -61,7 +61,7 @@ def _solve_implicitly_jvp(
 ) -> tuple[MinimizeState, MinimizeState]:
     (x0, args, settings), (_, args_dot, _) = primals, tangents
     end = solve_implicitly(run, objective, x0, args, settings)
-    x = end.best.params
+    x = end.best_params
 
     def gradient(x_: PyTree, *args_: Any) -> PyTree:
         return jax.grad(lambda v: objective(v, *args_)[0])(x_)
@@ -80,7 +80,7 @@ def _solve_implicitly_jvp(
         symmetric=True,
     )
     end_dot = jax.tree.map(_zero_tangent, end)
-    return end, end_dot._replace(best=end_dot.best._replace(params=x_dot))
+    return end, end_dot._replace(best_params=x_dot)
 
 
 def _zero_tangent(x: jax.Array) -> Any:

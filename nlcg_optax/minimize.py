@@ -182,7 +182,7 @@ def _minimize(
     hoisted, closed_over = jax.closure_convert(objective, u0, *args)
     end = solve_implicitly(run, hoisted, u0, (*args, *closed_over), (limits, state))
     return MinimizeResult(
-        x=_join(end.best.params, x0),
+        x=_join(end.best_params, x0),
         fun=end.best.value,
         grad=_join(end.best.grad, x0),
         aux=end.best.aux,

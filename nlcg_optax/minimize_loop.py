@@ -104,7 +104,9 @@ def _measure(
         return _measure_gradient(objective, method, limits, state)
 
     def value_alone() -> _Measured:
-        value = objective(_point(state))[0].astype(state.previous_step.dtype)
+        value = objective(_point(state, state.search.step))[0].astype(
+            state.previous_step.dtype
+        )
         return _Measured(
             wolfe_search.advance_probe(method.rules, state.search, value),
             *(getattr(state, field) for field in _Measured._fields[1:]),
@@ -126,7 +128,9 @@ def _measure_gradient(
     """Measures value and gradient."""
     search = state.search
     is_first = state.ngev + state.nfev == 0
-    (value, aux), grad = jax.value_and_grad(objective, has_aux=True)(_point(state))
+    (value, aux), grad = jax.value_and_grad(objective, has_aux=True)(
+        _point(state, search.step)
+    )
     value = value.astype(state.previous_step.dtype)
     (u_g,), (grad_max,) = products_and_maxima(
         [(state.updates, grad)], [grad], dtype=value.dtype
@@ -153,7 +157,7 @@ def _measure_gradient(
     advanced = wolfe_search.advance_point(method.rules, search, value, slope)
 
     def taken() -> tuple[Evaluated, jax.Array, jax.Array]:
-        point = Evaluated(_point(state), value, grad, grad_max, aux)
+        point = Evaluated(value, grad, grad_max, aux)
         return _cast_like(point, state.candidate), search.step, slope
 
     candidate, candidate_step, candidate_slope = jax.lax.cond(
@@ -184,14 +188,17 @@ def _iterate(
     acc = state.previous_step.dtype
     is_first = state.ngev + state.nfev == 1
     accepted = state.search.stage == wolfe_search.ACCEPTED
-    moved = accepted | (state.candidate.value < state.current.value)
-    current = state.candidate  # where nothing was taken that is still the start
+    moved = accepted | (state.candidate.value < state.search.start_value)
+    # Where nothing was taken that is still the start.
+    current, params = state.candidate, _point(state, state.candidate_step)
     converged = is_converged(limits, state, current.value, current.grad_max)
     error = trial_step.after_search(state.error, accepted)
     error = trial_step.observe(error, current.value)
 
     improved = converged | is_first | (current.value < state.best.value)
-    best = _select(improved, current, state.best)
+    best, best_params = _select(
+        improved, (current, params), (state.best, state.best_params)
+    )
     smaller = current.grad_max < 0.5 * state.smallest_grad_max
     rounding = 10 * jnp.finfo(acc).eps * jnp.abs(state.best.value)
     lower = current.value < state.best.value - rounding
@@ -203,19 +210,17 @@ def _iterate(
     restart = jax.lax.population_count(num_stalled) == 1
     restart &= num_stalled >= STALLED_MEMORY
     restart |= ~moved
-    direction_state = _forgotten_if(
-        restart, method, state.direction_state, current.params
-    )
+    direction_state = _forgotten_if(restart, method, state.direction_state, params)
     updates, direction_state = method.direction.update(
         current.grad,
         direction_state,
-        current.params,
+        params,
         value=current.value,
         grad=current.grad,
     )
     (u_g, g_g), (params_max, updates_max) = products_and_maxima(
         [(updates, current.grad), (current.grad,) * 2],
-        [current.params, updates],
+        [params, updates],
         dtype=acc,
     )
     descends = (u_g > 0) & jnp.isfinite(u_g)
@@ -272,11 +277,12 @@ def _iterate(
         )
         jax.debug.callback(callback, progress, ordered=False)
     return state._replace(
-        current=current,
+        current=params,
         candidate=current,
         candidate_step=jnp.zeros([], acc),
         candidate_slope=slope,
         best=best,
+        best_params=best_params,
         updates=updates,
         direction_state=direction_state,
         search=search,
@@ -322,12 +328,10 @@ def _if(condition: jax.Array, fn: Callable[[Any], Any], state: Any) -> Any:
     return jax.lax.while_loop(lambda carry: carry[0], body, (condition, state))[1]
 
 
-def _point(state: MinimizeState) -> PyTree:
-    """Where the search asks to measure: x + t d."""
-    step = -state.search.step
+def _point(state: MinimizeState, step: jax.Array) -> PyTree:
+    """Where a step leads: x + t d."""
     return optax.apply_updates(
-        state.current.params,
-        jax.tree.map(lambda u: step.astype(u.dtype) * u, state.updates),
+        state.current, jax.tree.map(lambda u: -step.astype(u.dtype) * u, state.updates)
     )
 
 

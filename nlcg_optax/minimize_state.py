@@ -60,17 +60,15 @@ class Progress(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """A point and what is known there.
+    """What is known at a point.
 
     Attributes:
-      params: the point.
       value: the objective.
       grad: its gradient.
       grad_max: largest absolute entry of the gradient.
       aux: auxiliary output of the objective, or None.
     """
 
-    params: PyTree
     value: jax.Array
     grad: PyTree
     grad_max: jax.Array
@@ -82,10 +80,11 @@ class MinimizeState(NamedTuple):
 
     Attributes:
       current: where the line search set out.
-      candidate: the best point that this search has measured.
+      candidate: the best point that this search has measured, at first ``current``.
       candidate_step: its step.
       candidate_slope: the slope there along the direction.
       best: the best point of all.
+      best_params: where it lies.
       updates: -d for the direction d.
       direction_state: state of the direction's transformation.
       search: the running line search.
@@ -103,11 +102,12 @@ class MinimizeState(NamedTuple):
       ngev: values with one.
     """
 
-    current: Evaluated
+    current: PyTree
     candidate: Evaluated
     candidate_step: jax.Array
     candidate_slope: jax.Array
     best: Evaluated
+    best_params: PyTree
     updates: PyTree
     direction_state: PyTree
     search: SearchState
@@ -143,13 +143,14 @@ def initial_state(objective: Objective, method: Method, x0: PyTree) -> MinimizeS
     infinite = jnp.full([], jnp.inf, acc)
     zero, count = jnp.zeros([], acc), jnp.zeros([], jnp.int32)
     zeros = jax.tree.map(jnp.zeros_like, x0)
-    nothing = Evaluated(x0, infinite, zeros, infinite, aux)
+    nothing = Evaluated(infinite, zeros, infinite, aux)
     return MinimizeState(
-        current=nothing,
+        current=x0,
         candidate=nothing,
         candidate_step=zero,
         candidate_slope=zero,
         best=nothing,
+        best_params=x0,
         updates=zeros,
         direction_state=method.direction.init(x0),
         # A step of zero along no direction: the first turn measures x0.
@@ -186,7 +187,7 @@ def resume(limits: Limits, state: MinimizeState) -> MinimizeState:
     within = state.ngev + state.nfev / 3 < limits.max_evaluations
     within &= state.nit < limits.max_iterations
     loose = (state.status == Status.CONVERGED) & ~is_converged(
-        limits, state, state.current.value, state.current.grad_max
+        limits, state, state.candidate.value, state.candidate.grad_max
     )
     running = (limited & within) | loose
     return state._replace(
@@ -208,7 +209,7 @@ def onto_new_objective(
       A state whose first turn measures the point that the earlier run had come to.
       It keeps what the direction remembers and the last step, nothing else.
     """
-    fresh = initial_state(objective, method, state.current.params)
+    fresh = initial_state(objective, method, state.current)
     return fresh._replace(
         direction_state=state.direction_state, previous_step=state.previous_step
     )

@@ -4,7 +4,7 @@
 `jaxopt.NonlinearCG` and SciPy's L-BFGS-B on logistic regression and a small network
 on the digits, and on a physics-informed network for a boundary value problem. All
 compiled solvers run as one program; times are taken alternately in one process, for
-running and for compiling.
+running and for compiling, and are medians of the ratio to `optax.lbfgs` in one turn.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 import nlcg_optax
+from experiments.timing import median_ratio, timed
 
 Loss = Callable[[Any], jax.Array]
 HIDDEN = 32
-REPEATS = 5
-COMPILATIONS = 5
+REPEATS = 12  # turns of running and of compiling, the first not counted
+COMPILATIONS = 6
 BUDGET_STEP = 5  # gradient-equivalents by which "work to the loss" is resolved
 SLACK = 1e-3  # a loss this much above the reference's end counts as equal
 REFERENCE = "optax lbfgs"
@@ -214,41 +215,45 @@ def compare(name: str, dtype: Any, config: Config) -> list[str]:
         REFERENCE: _optax_lbfgs(loss),
         "jaxopt NonlinearCG": _jaxopt_nlcg(loss),
     }
-    compiled, compiling = {}, dict.fromkeys(runs, float("inf"))
+    compiled: dict[str, Callable[..., Any]] = {}
+    compiling: dict[str, list[float]] = {solver: [] for solver in runs}
     for _ in range(COMPILATIONS):
         for solver, run in runs.items():
             jax.clear_caches()
             begin = time.perf_counter()
             compiled[solver] = jax.jit(run).lower(start, budget).compile()
-            seconds = time.perf_counter() - begin
-            compiling[solver] = min(compiling[solver], seconds)
+            compiling[solver].append(time.perf_counter() - begin)
     taken: dict[str, list[float]] = {solver: [] for solver in runs}
     results: dict[str, Any] = {}
     for _ in range(REPEATS):
         for solver, program in compiled.items():
-            begin = time.perf_counter()
-            results[solver] = jax.block_until_ready(program(start, budget))
-            taken[solver].append(time.perf_counter() - begin)
+            seconds, results[solver] = timed(program, start, budget)
+            taken[solver].append(seconds)
     target = (1 + SLACK) * float(results[REFERENCE][0])
 
-    def against_reference(seconds: dict[str, float]) -> dict[str, str]:
-        return {s: f"{value / seconds[REFERENCE]:.2f}" for s, value in seconds.items()}
+    def against_reference(times: dict[str, list[float]], unit: int | None) -> list[str]:
+        """Ratios, a result of a run being the unit that the times are divided by."""
+        per = {s: 1.0 if unit is None else float(results[s][unit]) for s in runs}
+        return [
+            f"{median_ratio(times[s], times[REFERENCE]) * per[REFERENCE] / per[s]:.2f}"
+            for s in runs
+        ]
 
-    per_iteration = against_reference(
-        {s: min(taken[s]) / max(int(results[s][1]), 1) for s in runs}
+    ratios = zip(
+        against_reference(taken, 1),
+        against_reference(taken, 2),
+        against_reference(compiling, None),
+        strict=True,
     )
-    per_work = against_reference(
-        {s: min(taken[s]) / float(results[s][2]) for s in runs}
-    )
-    to_compile = against_reference(compiling)
     title = f"{name}, {jnp.dtype(dtype).name}"
     rows = []
-    for solver, (value, nit, work) in results.items():
+    for (solver, (value, nit, work)), ratio in zip(
+        results.items(), ratios, strict=True
+    ):
         reached = _work_to(compiled[solver], start, target, config.work)
         rows.append(
             f"| {title} | {solver} | {float(value):.3e} | {int(nit)} | "
-            f"{float(work):.0f} | {reached or '–'} | {per_iteration[solver]} | "
-            f"{per_work[solver]} | {to_compile[solver]} |"
+            f"{float(work):.0f} | {reached or '–'} | {' | '.join(ratio)} |"
         )
     value, nit, work, reached = _scipy(loss, config.work, start, target)
     rows.append(
