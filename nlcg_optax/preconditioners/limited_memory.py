@@ -212,7 +212,7 @@ def scale_by_limited_memory(
 
         def multiply() -> tuple[PyTree, jax.Array, jax.Array]:
             kept = jnp.where(num_known > 0, state.inverse, 0)
-            nothing = jnp.zeros_like(curvatures)
+            nothing = jnp.zeros_like(kept[0])
             for axis in (0, 1):
                 kept = jax.lax.dynamic_update_index_in_dim(
                     kept, nothing, after(newest), axis

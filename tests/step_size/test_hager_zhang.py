@@ -226,7 +226,8 @@ def test_sharded_equals_unsharded():
 
 def test_split_by_hand_equals_unsplit(x64):
     # The largest entries, which the first step is made of, lie on one device.
-    x, mesh = jnp.linspace(-1.0, 2.0, 8), jax.make_mesh((4,), ("i",))
+    x = jnp.linspace(-1.0, 2.0, 8)
+    mesh = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def local(x):
         return jnp.sum((x - 1) ** 4 + (x - 1) ** 2)
@@ -244,7 +245,8 @@ def test_split_by_hand_equals_unsplit(x64):
         return run(x, lambda v: jax.lax.psum(local(v), "i"), "i")
 
     split_x = jax.device_put(x, jax.NamedSharding(mesh, jax.P("i")))
-    got = jax.jit(jax.shard_map(split, mesh=mesh, out_specs=jax.P("i")))(split_x)
+    by_hand = jax.shard_map(split, mesh=mesh, in_specs=jax.P("i"), out_specs=jax.P("i"))
+    got = jax.jit(by_hand)(split_x)
     np.testing.assert_allclose(got, run(x, local, None), rtol=1e-12)
 
 
