@@ -190,18 +190,18 @@ def _iterate(
     accepted = state.search.stage == wolfe_search.ACCEPTED
     moved = accepted | (state.candidate.value < state.search.start_value)
     # Where nothing was taken that is still the start.
-    current, params = state.candidate, _point(state, state.candidate_step)
-    converged = is_converged(limits, state, current.value, current.grad_max)
+    evaluated, params = state.candidate, _point(state, state.candidate_step)
+    converged = is_converged(limits, state, evaluated.value, evaluated.grad_max)
     error = trial_step.after_search(state.error, accepted)
-    error = trial_step.observe(error, current.value)
+    error = trial_step.observe(error, evaluated.value)
 
-    improved = converged | is_first | (current.value < state.best.value)
+    improved = converged | is_first | (evaluated.value < state.best.value)
     best, best_params = _select(
-        improved, (current, params), (state.best, state.best_params)
+        improved, (evaluated, params), (state.best, state.best_params)
     )
-    smaller = current.grad_max < 0.5 * state.smallest_grad_max
+    smaller = evaluated.grad_max < 0.5 * state.smallest_grad_max
     rounding = 10 * jnp.finfo(acc).eps * jnp.abs(state.best.value)
-    lower = current.value < state.best.value - rounding
+    lower = evaluated.value < state.best.value - rounding
     num_stalled = jnp.where(lower | smaller | is_first, 0, state.num_stalled + 1)
 
     # A failed search without any lower point: forget everything, go downhill. Likewise
@@ -212,29 +212,29 @@ def _iterate(
     restart |= ~moved
     direction_state = _forgotten_if(restart, method, state.direction_state, params)
     updates, direction_state = method.direction.update(
-        current.grad,
+        evaluated.grad,
         direction_state,
         params,
-        value=current.value,
-        grad=current.grad,
+        value=evaluated.value,
+        grad=evaluated.grad,
     )
     (u_g, g_g), (params_max, updates_max) = products_and_maxima(
-        [(updates, current.grad), (current.grad,) * 2],
+        [(updates, evaluated.grad), (evaluated.grad,) * 2],
         [params, updates],
         dtype=acc,
     )
     descends = (u_g > 0) & jnp.isfinite(u_g)
-    updates = _select(descends, updates, current.grad)
+    updates = _select(descends, updates, evaluated.grad)
     slope = -jnp.where(descends, u_g, g_g)
 
     step = jnp.where(moved & ~is_first, state.candidate_step, state.previous_step)
     # After failed searches in a row set out with ever shorter steps.
     num_failed = jnp.where(moved, 0, state.num_failed + 1)
     fresh = trial_step.first_step(
-        current.value,
+        evaluated.value,
         slope,
         params_max,
-        jnp.where(descends, updates_max, current.grad_max),
+        jnp.where(descends, updates_max, evaluated.grad_max),
     ) * jnp.power(jnp.asarray(0.1, acc), num_failed)
     probe = jnp.ones([], jnp.bool_)
     if method.initial_step == "one":
@@ -248,17 +248,17 @@ def _iterate(
         later = step * jnp.minimum(ratio, MAX_STEP_GROWTH)
     later = jnp.where((later > 0) & jnp.isfinite(later), later, fresh)
     search = wolfe_search.start(
-        current.value,
+        evaluated.value,
         slope,
         jnp.where((step == 0) | restart, fresh, later),
         # Counted from the best point, so that no number of steps leads uphill by more.
         jnp.maximum(
-            best.value + trial_step.tolerance(error, best.value) - current.value, 0
+            best.value + trial_step.tolerance(error, best.value) - evaluated.value, 0
         ),
         probe=probe,
     )
 
-    is_finite = jnp.isfinite(current.value) & jnp.isfinite(current.grad_max)
+    is_finite = jnp.isfinite(evaluated.value) & jnp.isfinite(evaluated.grad_max)
     nit = state.nit + (moved & ~is_first).astype(jnp.int32)
     status = state.status
     for condition, code in (
@@ -266,19 +266,19 @@ def _iterate(
         (num_stalled >= limits.patience, Status.STAGNATION),
         (num_failed >= MAX_FAILED_SEARCHES, Status.NO_PROGRESS),
         (~(slope < 0), Status.NO_PROGRESS),
-        (current.value < UNBOUNDED, Status.UNBOUNDED_BELOW),
+        (evaluated.value < UNBOUNDED, Status.UNBOUNDED_BELOW),
         (converged, Status.CONVERGED),
         (is_first & ~is_finite, Status.NON_FINITE_START),
     ):
         status = jnp.where(condition, code, status)
     if callback is not None:
         progress = Progress(
-            nit, current.value, current.grad_max, step, state.nfev, state.ngev
+            nit, evaluated.value, evaluated.grad_max, step, state.nfev, state.ngev
         )
         jax.debug.callback(callback, progress, ordered=False)
     return state._replace(
         current=params,
-        candidate=current,
+        candidate=evaluated,
         candidate_step=jnp.zeros([], acc),
         candidate_slope=slope,
         best=best,
@@ -288,7 +288,7 @@ def _iterate(
         search=search,
         error=error,
         previous_step=step,
-        smallest_grad_max=jnp.minimum(state.smallest_grad_max, current.grad_max),
+        smallest_grad_max=jnp.minimum(state.smallest_grad_max, evaluated.grad_max),
         num_stalled=num_stalled,
         num_failed=num_failed,
         status=status.astype(jnp.int32),
