@@ -80,7 +80,7 @@ def joint_reductions(
       [Array(83., dtype=float32), Array(2., dtype=float32)]
     """
     reducers = tuple(reducers)
-    totals: Arrays = [jnp.zeros([], dtype)] * len(lists)
+    totals: Arrays = []
     vectors: dict[int, Arrays] = {}
     for arrays in _alike_merged(reducers, list(zip(*lists, strict=True))):
         shape = arrays[0].shape
@@ -101,10 +101,12 @@ def joint_reductions(
             totals = _merged(reducers, totals, reduced)
     for arrays in vectors.values():
         totals = _merged(reducers, totals, _reduced_rows(reducers, *arrays))
-    return list(totals)
+    return list(totals) or [jnp.zeros([], dtype)] * len(lists)
 
 
 def _merged(reducers: tuple[Reducer, ...], xs: Arrays, ys: Arrays) -> Arrays:
+    if not xs:
+        return ys
     return [reduce(x, y) for reduce, x, y in zip(reducers, xs, ys, strict=True)]
 
 

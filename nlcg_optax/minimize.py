@@ -14,7 +14,13 @@ from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.implicit import solve_implicitly
 from nlcg_optax.methods import Method, get_method
 from nlcg_optax.minimize_result import MinimizeResult, Status
-from nlcg_optax.minimize_state import Limits, MinimizeState, Progress, TolKind
+from nlcg_optax.minimize_state import (
+    Iterations,
+    Limits,
+    MinimizeState,
+    Progress,
+    TolKind,
+)
 
 TOLERANCES = get_args(TolKind)
 
@@ -181,6 +187,7 @@ def _minimize(
     # What `fun` closes over has derivatives, too: it becomes further arguments.
     hoisted, closed_over = jax.closure_convert(objective, u0, *args)
     end = solve_implicitly(run, hoisted, u0, (*args, *closed_over), (limits, state))
+    num_values, num_gradients = end.evaluations
     return MinimizeResult(
         x=_join(end.best_params, x0),
         fun=end.best.value,
@@ -188,9 +195,9 @@ def _minimize(
         aux=end.best.aux,
         status=end.status,
         success=end.status == Status.CONVERGED,
-        nit=end.nit,
-        nfev=end.nfev,
-        ngev=end.ngev,
+        nit=Iterations(*end.iterations).nit,
+        nfev=num_values,
+        ngev=num_gradients,
         state=end,
     )
 

@@ -19,13 +19,16 @@ from nlcg_optax.methods import Method
 from nlcg_optax.minimize_result import Status
 from nlcg_optax.minimize_state import (
     Evaluated,
+    Iterations,
     Limits,
     MinimizeState,
     Objective,
     Progress,
+    Sizes,
     is_converged,
 )
 from nlcg_optax.step_size import trial_step, wolfe_search
+from nlcg_optax.step_size.trial_step import ErrorEstimate
 from nlcg_optax.step_size.wolfe_search import SearchState
 
 UNBOUNDED = -1e30
@@ -41,9 +44,7 @@ class _Measured(NamedTuple):
     candidate: Evaluated
     candidate_step: jax.Array
     candidate_slope: jax.Array
-    start_value: jax.Array
-    start_grad_max: jax.Array
-    largest_grad_max: jax.Array
+    sizes: jax.Array
 
 
 def run(
@@ -68,30 +69,28 @@ def run(
 
     def turn(state: MinimizeState) -> MinimizeState:
         state = _measure(objective, method, limits, state)
-        state = _if(
+        return _if(
             ~wolfe_search.is_running(state.search),
             lambda s: _iterate(method, limits, s, callback),
             state,
         )
-        spent = state.ngev + state.nfev / 3 >= limits.max_evaluations
-        running = state.status == Status.RUNNING
-        return state._replace(
-            status=jnp.where(
-                running & spent, Status.MAX_EVALUATIONS, state.status
-            ).astype(jnp.int32)
-        )
 
-    def is_running(state: MinimizeState) -> jax.Array:
-        return state.status == Status.RUNNING
+    def goes_on(state: MinimizeState) -> jax.Array:
+        within = state.work < limits.max_evaluations
+        return (state.status == Status.RUNNING) & within
 
     def body(carry: tuple[jax.Array, MinimizeState]) -> tuple[jax.Array, MinimizeState]:
         state = turn(carry[1])
-        return is_running(state), state
+        return goes_on(state), state
 
     # A boolean decides: an integer XLA would take for a counter and, compiling, look
     # for the number of turns.
-    start = is_running(state), state
-    return jax.lax.while_loop(lambda carry: carry[0], body, start)[1]
+    start = goes_on(state), state
+    end = jax.lax.while_loop(lambda carry: carry[0], body, start)[1]
+    spent = end.status == Status.RUNNING
+    return end._replace(
+        status=jnp.where(spent, Status.MAX_EVALUATIONS, end.status).astype(jnp.int32)
+    )
 
 
 def _measure(
@@ -117,8 +116,8 @@ def _measure(
     measured = jax.lax.cond(needs_gradient, with_gradient, value_alone)
     return state._replace(
         **measured._asdict(),
-        nfev=state.nfev + (~needs_gradient).astype(jnp.int32),
-        ngev=state.ngev + needs_gradient.astype(jnp.int32),
+        evaluations=state.evaluations
+        + jnp.stack([~needs_gradient, needs_gradient]).astype(jnp.int32),
     )
 
 
@@ -127,7 +126,7 @@ def _measure_gradient(
 ) -> _Measured:
     """Measures value and gradient."""
     search = state.search
-    is_first = state.ngev + state.nfev == 0
+    is_first = state.num_measured == 0
     (value, aux), grad = jax.value_and_grad(objective, has_aux=True)(
         _point(state, search.step)
     )
@@ -138,19 +137,18 @@ def _measure_gradient(
     usable = jnp.isfinite(value) & jnp.isfinite(grad_max)
     # A gradient with an infinite entry must not pass for one with a good slope.
     slope = jnp.where(usable, -u_g, jnp.nan)
-    state = state._replace(
-        start_value=jnp.where(is_first, value, state.start_value),
-        start_grad_max=jnp.where(is_first, grad_max, state.start_grad_max),
-        largest_grad_max=jnp.where(
-            usable,
-            jnp.maximum(state.largest_grad_max, grad_max),
-            state.largest_grad_max,
-        ),
+    known = Sizes(*state.sizes)
+    sizes = jnp.stack(
+        Sizes(
+            jnp.where(is_first, value, known.start_value),
+            jnp.where(is_first, grad_max, known.start_grad_max),
+            jnp.maximum(known.largest_grad_max, jnp.where(usable, grad_max, 0)),
+        )
     )
 
     # Converged wherever the search happens to be, but never uphill.
     level = value <= search.start_value + search.tolerance
-    converged = usable & level & is_converged(limits, state, value, grad_max)
+    converged = usable & level & is_converged(limits, sizes, value, grad_max)
     accepted = wolfe_search.accepts(method.rules, search, value, slope)
     accepted |= converged | is_first
     lower = usable & (value < state.candidate.value)
@@ -172,9 +170,7 @@ def _measure_gradient(
         candidate=candidate,
         candidate_step=candidate_step,
         candidate_slope=candidate_slope,
-        start_value=state.start_value,
-        start_grad_max=state.start_grad_max,
-        largest_grad_max=state.largest_grad_max,
+        sizes=sizes,
     )
 
 
@@ -186,13 +182,14 @@ def _iterate(
 ) -> MinimizeState:
     """Takes the step of a search that has ended and sets out on the next one."""
     acc = state.previous_step.dtype
-    is_first = state.ngev + state.nfev == 1
+    is_first = state.num_measured == 1
+    nit, num_stalled, num_failed = Iterations(*state.iterations)
     accepted = state.search.stage == wolfe_search.ACCEPTED
     moved = accepted | (state.candidate.value < state.search.start_value)
     # Where nothing was taken that is still the start.
     evaluated, params = state.candidate, _point(state, state.candidate_step)
-    converged = is_converged(limits, state, evaluated.value, evaluated.grad_max)
-    error = trial_step.after_search(state.error, accepted)
+    converged = is_converged(limits, state.sizes, evaluated.value, evaluated.grad_max)
+    error = trial_step.after_search(ErrorEstimate(*state.error), accepted)
     error = trial_step.observe(error, evaluated.value)
 
     improved = converged | is_first | (evaluated.value < state.best.value)
@@ -202,7 +199,7 @@ def _iterate(
     smaller = evaluated.grad_max < 0.5 * state.smallest_grad_max
     rounding = 10 * jnp.finfo(acc).eps * jnp.abs(state.best.value)
     lower = evaluated.value < state.best.value - rounding
-    num_stalled = jnp.where(lower | smaller | is_first, 0, state.num_stalled + 1)
+    num_stalled = jnp.where(lower | smaller | is_first, 0, num_stalled + 1)
 
     # A failed search without any lower point: forget everything, go downhill. Likewise
     # where nothing has got smaller for 8, 16, 32, ... iterations: what is remembered
@@ -229,7 +226,7 @@ def _iterate(
 
     step = jnp.where(moved & ~is_first, state.candidate_step, state.previous_step)
     # After failed searches in a row set out with ever shorter steps.
-    num_failed = jnp.where(moved, 0, state.num_failed + 1)
+    num_failed = jnp.where(moved, 0, num_failed + 1)
     fresh = trial_step.first_step(
         evaluated.value,
         slope,
@@ -259,7 +256,7 @@ def _iterate(
     )
 
     is_finite = jnp.isfinite(evaluated.value) & jnp.isfinite(evaluated.grad_max)
-    nit = state.nit + (moved & ~is_first).astype(jnp.int32)
+    nit += (moved & ~is_first).astype(jnp.int32)
     status = state.status
     for condition, code in (
         (nit >= limits.max_iterations, Status.MAX_ITERATIONS),
@@ -273,7 +270,7 @@ def _iterate(
         status = jnp.where(condition, code, status)
     if callback is not None:
         progress = Progress(
-            nit, evaluated.value, evaluated.grad_max, step, state.nfev, state.ngev
+            nit, evaluated.value, evaluated.grad_max, step, *state.evaluations
         )
         jax.debug.callback(callback, progress, ordered=False)
     return state._replace(
@@ -286,13 +283,11 @@ def _iterate(
         updates=updates,
         direction_state=direction_state,
         search=search,
-        error=error,
+        error=jnp.stack(error),
         previous_step=step,
         smallest_grad_max=jnp.minimum(state.smallest_grad_max, evaluated.grad_max),
-        num_stalled=num_stalled,
-        num_failed=num_failed,
+        iterations=jnp.stack(Iterations(nit, num_stalled, num_failed)),
         status=status.astype(jnp.int32),
-        nit=nit,
     )
 
 

@@ -10,7 +10,6 @@ from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.methods import Method
 from nlcg_optax.minimize_result import Status
 from nlcg_optax.step_size import trial_step, wolfe_search
-from nlcg_optax.step_size.trial_step import ErrorEstimate
 from nlcg_optax.step_size.wolfe_search import SearchState
 
 FALLEN = 0.1  # of the largest gradient, if the value counts in the tolerance
@@ -75,8 +74,39 @@ class Evaluated(NamedTuple):
     aux: PyTree
 
 
+class Sizes(NamedTuple):
+    """How large the objective and its gradient have been, for the tolerance.
+
+    Attributes:
+      start_value: the objective at x0.
+      start_grad_max: largest absolute entry of the gradient there.
+      largest_grad_max: the same of the largest gradient so far.
+    """
+
+    start_value: jax.Array
+    start_grad_max: jax.Array
+    largest_grad_max: jax.Array
+
+
+class Iterations(NamedTuple):
+    """Counts of iterations.
+
+    Attributes:
+      nit: line searches that moved.
+      num_stalled: iterations since objective or gradient last got smaller.
+      num_failed: failed searches in a row.
+    """
+
+    nit: jax.Array
+    num_stalled: jax.Array
+    num_failed: jax.Array
+
+
 class MinimizeState(NamedTuple):
     """State of `minimize` between two measurements.
+
+    Scalars of one dtype that change together are one vector: every array that the loop
+    carries costs a copy.
 
     Attributes:
       current: where the line search set out.
@@ -88,18 +118,13 @@ class MinimizeState(NamedTuple):
       updates: -d for the direction d.
       direction_state: state of the direction's transformation.
       search: the running line search.
-      error: estimate of the error of the objective.
+      error: an `ErrorEstimate` of the objective, as a vector.
       previous_step: the last step taken.
-      start_value: the objective at x0.
-      start_grad_max: largest absolute entry of the gradient there.
-      largest_grad_max: the same of the largest gradient so far.
-      smallest_grad_max: the same of the smallest gradient so far.
-      num_stalled: iterations since objective or gradient last got smaller.
-      num_failed: failed searches in a row.
+      sizes: `Sizes` as a vector.
+      smallest_grad_max: largest absolute entry of the smallest gradient so far.
+      iterations: `Iterations` as a vector.
+      evaluations: number of values without a gradient and with one.
       status: a `Status`.
-      nit: iterations.
-      nfev: values without a gradient.
-      ngev: values with one.
     """
 
     current: PyTree
@@ -111,18 +136,25 @@ class MinimizeState(NamedTuple):
     updates: PyTree
     direction_state: PyTree
     search: SearchState
-    error: ErrorEstimate
+    error: jax.Array
     previous_step: jax.Array
-    start_value: jax.Array
-    start_grad_max: jax.Array
-    largest_grad_max: jax.Array
+    sizes: jax.Array
     smallest_grad_max: jax.Array
-    num_stalled: jax.Array
-    num_failed: jax.Array
+    iterations: jax.Array
+    evaluations: jax.Array
     status: jax.Array
-    nit: jax.Array
-    nfev: jax.Array
-    ngev: jax.Array
+
+    @property
+    def num_measured(self) -> jax.Array:
+        """Points measured, with a gradient or without."""
+        num_values, num_gradients = self.evaluations
+        return num_values + num_gradients
+
+    @property
+    def work(self) -> jax.Array:
+        """Work in gradients: a value alone counts a third."""
+        num_values, num_gradients = self.evaluations
+        return num_gradients + num_values / 3
 
 
 def initial_state(objective: Objective, method: Method, x0: PyTree) -> MinimizeState:
@@ -140,8 +172,7 @@ def initial_state(objective: Objective, method: Method, x0: PyTree) -> MinimizeS
     aux = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(objective, x0)[1]
     )
-    infinite = jnp.full([], jnp.inf, acc)
-    zero, count = jnp.zeros([], acc), jnp.zeros([], jnp.int32)
+    infinite, zero = jnp.full([], jnp.inf, acc), jnp.zeros([], acc)
     zeros = jax.tree.map(jnp.zeros_like, x0)
     nothing = Evaluated(infinite, zeros, infinite, aux)
     return MinimizeState(
@@ -155,18 +186,13 @@ def initial_state(objective: Objective, method: Method, x0: PyTree) -> MinimizeS
         direction_state=method.direction.init(x0),
         # A step of zero along no direction: the first turn measures x0.
         search=wolfe_search.start(infinite, zero, zero, zero, probe=False),
-        error=trial_step.no_error_estimate(acc),
+        error=jnp.stack(trial_step.no_error_estimate(acc)),
         previous_step=zero,
-        start_value=infinite,
-        start_grad_max=infinite,
-        largest_grad_max=zero,
+        sizes=jnp.stack(Sizes(infinite, infinite, zero)),
         smallest_grad_max=infinite,
-        num_stalled=count,
-        num_failed=count,
+        iterations=jnp.zeros([3], jnp.int32),
+        evaluations=jnp.zeros([2], jnp.int32),
         status=jnp.full([], Status.RUNNING, jnp.int32),
-        nit=count,
-        nfev=count,
-        ngev=count,
     )
 
 
@@ -184,10 +210,10 @@ def resume(limits: Limits, state: MinimizeState) -> MinimizeState:
     limited = (state.status == Status.MAX_ITERATIONS) | (
         state.status == Status.MAX_EVALUATIONS
     )
-    within = state.ngev + state.nfev / 3 < limits.max_evaluations
-    within &= state.nit < limits.max_iterations
+    within = state.work < limits.max_evaluations
+    within &= Iterations(*state.iterations).nit < limits.max_iterations
     loose = (state.status == Status.CONVERGED) & ~is_converged(
-        limits, state, state.candidate.value, state.candidate.grad_max
+        limits, state.sizes, state.candidate.value, state.candidate.grad_max
     )
     running = (limited & within) | loose
     return state._replace(
@@ -216,13 +242,13 @@ def onto_new_objective(
 
 
 def is_converged(
-    limits: Limits, state: MinimizeState, value: jax.Array, grad_max: jax.Array
+    limits: Limits, sizes: jax.Array, value: jax.Array, grad_max: jax.Array
 ) -> jax.Array:
     """Whether the gradient at a point is as small as the limits ask.
 
     Args:
       limits: the tolerance and what it is relative to.
-      state: for f(x0) and the gradients seen so far.
+      sizes: `Sizes` as a vector.
       value: the objective there.
       grad_max: largest absolute entry of the gradient there.
 
@@ -231,8 +257,9 @@ def is_converged(
     """
     if limits.tol_kind == "absolute":
         return grad_max <= limits.tol
+    known = Sizes(*sizes)
     if limits.tol_kind == "relative":
-        return grad_max <= limits.tol * state.start_grad_max
+        return grad_max <= limits.tol * known.start_grad_max
 
     def is_small(size: jax.Array) -> jax.Array:
         return grad_max <= limits.tol * (1 + size)
@@ -240,6 +267,6 @@ def is_converged(
     # On the way to minus infinity any gradient gets small against the value. Below
     # -|f(x0)| it must have fallen, too.
     size = jnp.abs(value)
-    has_fallen = grad_max <= FALLEN * state.largest_grad_max
-    known = is_small(jnp.minimum(size, jnp.abs(state.start_value)))
-    return known | (is_small(size) & has_fallen)
+    has_fallen = grad_max <= FALLEN * known.largest_grad_max
+    small_by_both = is_small(jnp.minimum(size, jnp.abs(known.start_value)))
+    return small_by_both | (is_small(size) & has_fallen)

@@ -31,7 +31,7 @@ class ScaleByLimitedMemoryState(NamedTuple):
 
     Attributes:
       count: number of updates.
-      newest: row of the newest pair in the circular memory; the next one is spare.
+      spare: row of the circular memory that holds no pair; the newest is before it.
       steps: the s_i, stacked along a leading axis of length m + 1.
       grad_changes: the y_i, stacked likewise.
       curvatures: ``s_iᵀy_i`` by rows.
@@ -44,7 +44,7 @@ class ScaleByLimitedMemoryState(NamedTuple):
     """
 
     count: jax.Array  # type: ignore[assignment]
-    newest: jax.Array
+    spare: jax.Array
     steps: PyTree
     grad_changes: PyTree
     curvatures: jax.Array
@@ -69,12 +69,7 @@ class ScaleByLimitedMemoryState(NamedTuple):
           >>> tx.update(jnp.array([2., 8.]), state.forgotten(), jnp.array([1., 4.]))[0]
           Array([2., 8.], dtype=float32)
         """
-        return self._replace(
-            count=jnp.zeros_like(self.count),
-            diagnostics=self.diagnostics._replace(
-                num_pairs=jnp.zeros_like(self.diagnostics.num_pairs)
-            ),
-        )
+        return self._replace(count=jnp.zeros_like(self.count))
 
 
 def scale_by_limited_memory(
@@ -136,9 +131,6 @@ def scale_by_limited_memory(
     validation.check_positive_int("memory", memory)
     validation.check_non_negative("min_curvature", min_curvature)
 
-    def after(row: jax.Array) -> jax.Array:
-        return jnp.where(row < memory, row + 1, 0)
-
     def init_fn(params: PyTree) -> ScaleByLimitedMemoryState:
         acc = accumulator_dtype(params)
 
@@ -148,7 +140,7 @@ def scale_by_limited_memory(
 
         return ScaleByLimitedMemoryState(
             count=jnp.zeros([], jnp.int32),
-            newest=jnp.zeros([], jnp.int32),
+            spare=jnp.zeros([], jnp.int32),
             steps=jax.tree.map(stack, params),
             grad_changes=jax.tree.map(stack, params),
             curvatures=jnp.zeros([memory + 1], acc),
@@ -190,9 +182,9 @@ def scale_by_limited_memory(
 
         # The pair goes to the spare row, zeros if it is refused. The row of the oldest
         # pair is the next spare one.
-        slot = after(state.newest)
-        newest = jnp.where(taken, slot, state.newest)
-        num_known = state.diagnostics.num_pairs
+        slot = state.spare
+        spare = jnp.where(taken, jnp.where(slot < memory, slot + 1, 0), slot)
+        num_known = jnp.where(state.count > 0, state.diagnostics.num_pairs, 0)
 
         def write(stack: PyTree, tree: PyTree) -> PyTree:
             def write_leaf(rows: jax.Array, new: jax.Array) -> jax.Array:
@@ -211,12 +203,9 @@ def scale_by_limited_memory(
         )
 
         def multiply() -> tuple[PyTree, jax.Array, jax.Array]:
-            kept = jnp.where(num_known > 0, state.inverse, 0)
-            nothing = jnp.zeros_like(kept[0])
-            for axis in (0, 1):
-                kept = jax.lax.dynamic_update_index_in_dim(
-                    kept, nothing, after(newest), axis
-                )
+            # No pair is kept where none was known or there is room for one alone.
+            holds_pair = (jnp.arange(memory + 1) != spare) & (num_pairs > taken)
+            kept = jnp.where(holds_pair & holds_pair[:, None], state.inverse, 0)
             slopes = stacked_vdots(steps, updates, axis_name=axis_name)
             inverse, a = _solve(kept, slopes, state.slopes, slot, inverse_curvature)
             z = _multiply(
@@ -231,7 +220,7 @@ def scale_by_limited_memory(
         )
         new_state = ScaleByLimitedMemoryState(
             count=optax.safe_increment(state.count),
-            newest=newest,
+            spare=spare,
             steps=steps,
             grad_changes=grad_changes,
             curvatures=curvatures,
@@ -266,11 +255,11 @@ def _solve(
     # Two products: what comes out of one XLA computes once, and all else again in
     # every loop that reads it.
     column = _matmul(inverse, slopes - slopes_prev)
-    is_new = jnp.arange(slopes.size, dtype=jnp.int32) == slot
+    is_new = jnp.arange(slopes.size) == slot
     new = inverse_curvature * jnp.where(is_new, 1, -column)
     # A pair that was refused for not being finite must leave nothing behind.
     new = jnp.where(inverse_curvature > 0, new, 0)
-    inverse = jax.lax.dynamic_update_index_in_dim(inverse, new, slot, 1)
+    inverse = jnp.where(is_new, new[:, None], inverse)
     return inverse, _matmul(inverse, slopes)
 
 

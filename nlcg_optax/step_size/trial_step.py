@@ -155,9 +155,8 @@ def first_step(
     """
 
     def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-        usable = (numerator > 0) & (denominator > 0)
-        out = numerator / jnp.where(usable, denominator, 1)
-        return jnp.where(usable & jnp.isfinite(out) & (out > 0), out, jnp.inf)
+        out = numerator / denominator  # of zero by zero: not a number
+        return jnp.where(out > 0, out, jnp.inf)
 
     by_params = ratio(
         fraction * params_max.astype(value.dtype), direction_max.astype(value.dtype)

@@ -83,8 +83,9 @@ class SearchState(NamedTuple):
       start_value: φ(0).
       start_slope: φ'(0).
       tolerance: ε_k, how far above φ(0) an approximate Wolfe point may lie.
-      low: lower end: φ at most φ(0) + ε_k, and descending; step, value and slope.
-      high: upper end: ascending or, while contracting, too high or not finite.
+      bracket: a row for each end: step, value and slope. At the lower end φ is at most
+        φ(0) + ε_k and descends; at the upper end it ascends or, while contracting,
+        lies too high or is not finite.
       width: length of the bracket when the last secant² set out.
       num_evaluations: points measured in this search.
     """
@@ -94,8 +95,7 @@ class SearchState(NamedTuple):
     start_value: jax.Array
     start_slope: jax.Array
     tolerance: jax.Array
-    low: jax.Array
-    high: jax.Array
+    bracket: jax.Array
     width: jax.Array
     num_evaluations: jax.Array
 
@@ -143,8 +143,9 @@ def start(
         start_value=start_value,
         start_slope=start_slope,
         tolerance=scalar(tolerance),
-        low=jnp.stack([jnp.zeros([], dtype), start_value, start_slope]),
-        high=jnp.full([3], jnp.inf, dtype),
+        bracket=jnp.stack(
+            [scalar(0), start_value, start_slope, *[scalar(jnp.inf)] * 3]
+        ).reshape(2, 3),
         width=jnp.full([], jnp.inf, dtype),
         num_evaluations=jnp.zeros([], jnp.int32),
     )
@@ -271,7 +272,7 @@ def _within_limits(
     """Fails where no measurement is left, or where it would be made for nothing."""
     count = state.num_evaluations + 1
     # The step may not be told from the lower end.
-    running = (count < rules.max_evaluations) & (new.step > Point(*new.low).step)
+    running = (count < rules.max_evaluations) & (new.step > new.bracket[0, 0])
     failed = (new.stage < ACCEPTED) & ~(running & jnp.isfinite(new.step))
     return new._replace(
         stage=jnp.where(failed, FAILED, new.stage).astype(jnp.int32),
@@ -292,7 +293,7 @@ def _after_probe(
     longest = rules.max_quadratic_step * probe
     bend = value - state.start_value - state.start_slope * probe
     step = jnp.where(
-        bend > 0, -state.start_slope * probe * _ratio(probe, 2 * bend), longest
+        bend > 0, -state.start_slope * probe * (probe / (2 * bend)), longest
     )
     step = jnp.clip(step, 0.01 * probe, longest)
     size = jnp.maximum(jnp.abs(value), jnp.abs(state.start_value))
@@ -308,15 +309,16 @@ def _after_point(rules: WolfeRules, state: SearchState, point: Point) -> SearchS
     ascends = finite & (point.slope >= 0)
     level = point.value <= state.start_value + state.tolerance
     is_low = finite & ~ascends & level
-    low_end = jnp.where(is_low, jnp.stack(point), state.low)
-    high_end = jnp.where(is_low, state.high, jnp.stack(point))
-    low, high = Point(*low_end), Point(*high_end)
+    is_replaced = jnp.array([[True], [False]]) == is_low
+    both = jnp.stack([*point, *point]).reshape(2, 3)
+    bracket = jnp.where(is_replaced, both, state.bracket)
+    low, high = Point(*bracket[0]), Point(*bracket[1])
     is_proper = ascends | (is_low & (state.stage != EXPAND) & (state.stage != CONTRACT))
     width = high.step - low.step
 
     # secant² and what follows it, once both ends are proper.
-    old_end = Point(*jnp.where(is_low, state.low, state.high))
-    again = _secant(old_end, point)
+    replaced = Point(*jnp.where(is_low, state.bracket[0], state.bracket[1]))
+    again = _secant(replaced, point)
     to_again = (state.stage == SECANT) & _inside(again, low, high)
     closing = (state.stage == SECANT) | (state.stage == SECANT_AGAIN)
     too_wide = closing & (width > rules.shrinkage * state.width)
@@ -330,8 +332,7 @@ def _after_point(rules: WolfeRules, state: SearchState, point: Point) -> SearchS
     sets_out = is_proper & ~to_again & ~too_wide
 
     # Beyond the last step while nothing closes the bracket from above.
-    beyond = _secant(Point(*state.low), point)
-    beyond = jnp.where(beyond > point.step, beyond, rules.expansion * point.step)
+    beyond = jnp.where(again > point.step, again, rules.expansion * point.step)
     beyond = jnp.clip(beyond, 1.1 * point.step, rules.max_extrapolation * point.step)
 
     # Towards the lower end when the upper one lies too high or nowhere.
@@ -346,15 +347,9 @@ def _after_point(rules: WolfeRules, state: SearchState, point: Point) -> SearchS
     return state._replace(
         stage=jnp.where(accepted, ACCEPTED, stage).astype(jnp.int32),
         step=jnp.where(accepted, point.step, step),
-        low=low_end,
-        high=high_end,
+        bracket=bracket,
         width=jnp.where(sets_out, width, state.width),
     )
-
-
-def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    is_zero = denominator == 0
-    return jnp.where(is_zero, jnp.inf, numerator / jnp.where(is_zero, 1, denominator))
 
 
 def _inside(step: jax.Array, low: Point, high: Point) -> jax.Array:
@@ -362,21 +357,21 @@ def _inside(step: jax.Array, low: Point, high: Point) -> jax.Array:
 
 
 def _secant(a: Point, b: Point) -> jax.Array:
-    """The zero of the line through φ'(a) and φ'(b) [HZ05]; infinite if parallel."""
-    return a.step - a.slope * _ratio(b.step - a.step, b.slope - a.slope)
+    """The zero of the line through φ'(a) and φ'(b) [HZ05]; not finite if parallel."""
+    return a.step - a.slope * ((b.step - a.step) / (b.slope - a.slope))
 
 
 def _cubic_or_secant(low: Point, high: Point) -> jax.Array:
     """The minimiser of the cubic through both ends, the secant where it has none.
 
-    J. Nocedal, S. J. Wright, "Numerical Optimization", 2006, equation (3.59).
+    J. Nocedal, S. J. Wright, "Numerical Optimization", 2006, equation (3.59), with
+    all slopes multiplied by the width.
     """
     width = high.step - low.step
-    mean = low.slope + high.slope - 3 * _ratio(high.value - low.value, width)
-    square = mean * mean - low.slope * high.slope
+    falls, rises = width * low.slope, width * high.slope
+    mean = falls + rises - 3 * (high.value - low.value)
+    square = mean * mean - falls * rises
     root = jnp.sqrt(jnp.maximum(square, 0))
-    cubic = high.step - width * _ratio(
-        high.slope + root - mean, high.slope - low.slope + 2 * root
-    )
+    cubic = high.step - width * ((rises + root - mean) / (rises - falls + 2 * root))
     usable = (square >= 0) & _inside(cubic, low, high)
     return jnp.where(usable, cubic, _secant(low, high))
