@@ -20,6 +20,8 @@ from nlcg_optax.preconditioners.limited_memory import scale_by_limited_memory
 from nlcg_optax.step_size.wolfe_search import WolfeRules
 
 LIMITED_MEMORY = "limited-memory"
+# Arguments of `scale_by_nlcg` by which a direction may depend on the arrays.
+PER_ARRAY = {"scope", "preconditioner"}
 
 
 class Method(NamedTuple):
@@ -31,11 +33,14 @@ class Method(NamedTuple):
       initial_step: ``"one"`` if the directions have a natural length, ``"previous"``
         to start from the step before, scaled by the ratio of the slopes. With
         ``"one"`` the quadratic step is left out where the step one fitted last time.
+      may_be_vector: whether the direction does not depend on how the parameters are
+        divided into arrays, so that `minimize` may make one vector of small ones.
     """
 
     direction: optax.GradientTransformationExtraArgs
     rules: WolfeRules = WolfeRules()
     initial_step: Literal["one", "previous"] = "previous"
+    may_be_vector: bool = False
 
 
 @functools.cache
@@ -74,7 +79,7 @@ def nlcg_method(
     return Method(
         scale_by_nlcg(rule, **{**defaults, **kwargs}),
         WolfeRules(sufficient_decrease=0.01, curvature=0.1),
-        "previous",
+        may_be_vector=not kwargs.keys() & PER_ARRAY,
     )
 
 
@@ -101,10 +106,11 @@ def limited_memory_method(
     if rule is None:
         # Not `scale_by_nlcg` with a β of zero: it protects the state of any
         # preconditioner with a selection, which would rewrite all of the memory.
-        return Method(metric, initial_step="one")
+        return Method(metric, initial_step="one", may_be_vector=True)
     defaults = {"beta_min": -jnp.inf, "beta_max": jnp.inf}
     direction = scale_by_nlcg(rule, preconditioner=metric, **{**defaults, **kwargs})
-    return Method(direction, initial_step="one")
+    may_be_vector = not kwargs.keys() & PER_ARRAY
+    return Method(direction, initial_step="one", may_be_vector=may_be_vector)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import minimize_loop, minimize_state, validation
+from nlcg_optax.coordinates import coordinates_of
 from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.implicit import solve_implicitly
 from nlcg_optax.methods import Method, get_method
@@ -157,11 +158,10 @@ def _minimize(
     limits: dict[str, Any],
     state: MinimizeState | None,
 ) -> MinimizeResult:
-    like = jax.eval_shape(lambda x: x, x0)
+    coordinates = coordinates_of(x0, may_be_vector=method.may_be_vector)
 
-    # Inside, a complex array is a pair of real ones: all the algebra is real.
     def objective(u: PyTree, *args: Any) -> tuple[jax.Array, PyTree]:
-        out = fun(_join(u, like), *args)
+        out = fun(coordinates.tree(u), *args)
         return out if has_aux else (out, None)
 
     def run(
@@ -183,15 +183,15 @@ def _minimize(
             begin = minimize_state.resume(limits_, earlier)
         return minimize_loop.run(bound, method, limits_, begin, callback)
 
-    u0 = _split(x0)
+    u0 = coordinates.of(x0)
     # What `fun` closes over has derivatives, too: it becomes further arguments.
     hoisted, closed_over = jax.closure_convert(objective, u0, *args)
     end = solve_implicitly(run, hoisted, u0, (*args, *closed_over), (limits, state))
     num_values, num_gradients = end.evaluations
     return MinimizeResult(
-        x=_join(end.best_params, x0),
+        x=coordinates.tree(end.best_params),
         fun=end.best.value,
-        grad=_join(end.best.grad, x0),
+        grad=coordinates.tree(end.best.grad),
         aux=end.best.aux,
         status=end.status,
         success=end.status == Status.CONVERGED,
@@ -200,20 +200,6 @@ def _minimize(
         ngev=num_gradients,
         state=end,
     )
-
-
-def _split(x: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda a: (jnp.real(a), jnp.imag(a)) if jnp.iscomplexobj(a) else a, x
-    )
-
-
-def _join(u: PyTree, like: PyTree) -> PyTree:
-    def join(a: Any, part: Any) -> jax.Array:
-        is_complex = jnp.issubdtype(a.dtype, jnp.complexfloating)
-        return jax.lax.complex(*part) if is_complex else part
-
-    return jax.tree.map(join, like, u)
 
 
 def _check(

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +99,37 @@ def test_pytrees_aux_and_args(x64):
     np.testing.assert_allclose(result.x["w"], target, atol=1e-6)
     np.testing.assert_allclose(result.aux["gap"], result.x["w"] - target, atol=1e-12)
     assert int(result.aux["calls"]) == 7
+
+
+def test_a_small_tree_is_one_vector_unless_the_direction_tells_arrays_apart(x64):
+    weights = {"a": jnp.logspace(0, 2, 6).reshape(2, 3), "b": jnp.float64(5.0)}
+    x0 = jax.tree.map(jnp.zeros_like, weights)
+
+    def fun(x):
+        parts = jax.tree.map(lambda w, y: jnp.sum(w * (y - 1) ** 2 + y**4), weights, x)
+        return parts["a"] + parts["b"]
+
+    def run(method):
+        return minimize(fun, x0, method=method, tol=1e-9)
+
+    one_vector = run("limited-memory")
+    assert one_vector.state.current.shape == (7,)
+    apart = run(limited_memory_method()._replace(may_be_vector=False))
+    chex.assert_trees_all_equal_shapes(apart.state.current, x0)
+    # The same in exact arithmetic; sums are taken in another order.
+    assert abs(int(one_vector.nit) - int(apart.nit)) <= 1
+    chex.assert_trees_all_close(one_vector.x, apart.x, atol=1e-9)
+    chex.assert_trees_all_close(
+        one_vector.grad, jax.grad(fun)(one_vector.x), atol=1e-12
+    )
+    # A β for each array, and transformations that we do not know.
+    assert nlcg_method("hs+").may_be_vector
+    assert not nlcg_method("hs+", scope="per_leaf").may_be_vector
+    assert not nlcg_method("hs+", preconditioner=optax.scale_by_rms()).may_be_vector
+    assert not limited_memory_method(5, "hs+", scope="per_leaf").may_be_vector
+    own = run(optax.identity())
+    chex.assert_trees_all_equal_shapes(own.state.current, x0)
+    chex.assert_trees_all_close(own.x, apart.x, atol=1e-8)
 
 
 def test_complex_equals_its_real_twin(x64):
