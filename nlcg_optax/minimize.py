@@ -22,6 +22,7 @@ from nlcg_optax.minimize_state import (
     Progress,
     TolKind,
 )
+from nlcg_optax.shared_constants import share_constants
 
 TOLERANCES = get_args(TolKind)
 
@@ -173,15 +174,16 @@ def _minimize(
         def bound(v: PyTree) -> tuple[jax.Array, PyTree]:
             return objective_(v, *differentiable)
 
+        shared = share_constants(bound, u)
         given, earlier = settings
         limits_ = Limits(**dict(fixed_limits), **given)
         if earlier is None:
-            begin = minimize_state.initial_state(bound, method, u)
+            begin = minimize_state.initial_state(shared, method, u)
         elif new_objective:
-            begin = minimize_state.onto_new_objective(bound, method, earlier)
+            begin = minimize_state.onto_new_objective(shared, method, earlier)
         else:
             begin = minimize_state.resume(limits_, earlier)
-        return minimize_loop.run(bound, method, limits_, begin, callback)
+        return minimize_loop.run(shared, method, limits_, begin, callback)
 
     u0 = coordinates.of(x0)
     # What `fun` closes over has derivatives, too: it becomes further arguments.
