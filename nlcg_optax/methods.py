@@ -20,6 +20,9 @@ from nlcg_optax.preconditioners.limited_memory import scale_by_limited_memory
 from nlcg_optax.step_size.wolfe_search import WolfeRules
 
 LIMITED_MEMORY = "limited-memory"
+# For directions of Newton's kind: Nocedal and Wright, "Numerical Optimization", 2006,
+# section 3.1. They take the step one wherever it is of any use.
+NEWTON_RULES = WolfeRules(sufficient_decrease=1e-4, curvature=0.9)
 # Arguments of `scale_by_nlcg` by which a direction may depend on the arrays.
 PER_ARRAY = {"scope", "preconditioner"}
 
@@ -106,11 +109,11 @@ def limited_memory_method(
     if rule is None:
         # Not `scale_by_nlcg` with a β of zero: it protects the state of any
         # preconditioner with a selection, which would rewrite all of the memory.
-        return Method(metric, initial_step="one", may_be_vector=True)
+        return Method(metric, NEWTON_RULES, "one", may_be_vector=True)
     defaults = {"beta_min": -jnp.inf, "beta_max": jnp.inf}
     direction = scale_by_nlcg(rule, preconditioner=metric, **{**defaults, **kwargs})
     may_be_vector = not kwargs.keys() & PER_ARRAY
-    return Method(direction, initial_step="one", may_be_vector=may_be_vector)
+    return Method(direction, NEWTON_RULES, "one", may_be_vector)
 
 
 @functools.cache
