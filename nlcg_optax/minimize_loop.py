@@ -232,7 +232,7 @@ def _iterate(
         slope,
         params_max,
         jnp.where(descends, updates_max, evaluated.grad_max),
-    ) * jnp.power(jnp.asarray(0.1, acc), num_failed)
+    ) * jnp.power(jnp.asarray(0.1, acc), num_failed.astype(acc))
     probe = jnp.ones([], jnp.bool_)
     if method.initial_step == "one":
         later = jnp.ones([], acc)

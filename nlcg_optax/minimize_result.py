@@ -73,7 +73,8 @@ class MinimizeResult(NamedTuple):
     @property
     def evaluations(self) -> jax.Array:
         """Work in gradients: ``ngev + nfev / 3``."""
-        return self.ngev + self.nfev / 3
+        thirds = self.nfev / 3
+        return self.ngev.astype(thirds.dtype) + thirds
 
     @property
     def message(self) -> str | list[str]:

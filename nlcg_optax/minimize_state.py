@@ -105,8 +105,9 @@ class Iterations(NamedTuple):
 class MinimizeState(NamedTuple):
     """State of `minimize` between two measurements.
 
-    Scalars of one dtype that change together are one vector: every array that the loop
-    carries costs a copy.
+    Points, gradients and directions are in the coordinates that `minimize` works in
+    (`nlcg_optax.coordinates`). Scalars of one dtype that change together are one
+    vector: every array that the loop carries may cost a copy.
 
     Attributes:
       current: where the line search set out.
@@ -154,7 +155,8 @@ class MinimizeState(NamedTuple):
     def work(self) -> jax.Array:
         """Work in gradients: a value alone counts a third."""
         num_values, num_gradients = self.evaluations
-        return num_gradients + num_values / 3
+        thirds = num_values / 3
+        return num_gradients.astype(thirds.dtype) + thirds
 
 
 def initial_state(objective: Objective, method: Method, x0: PyTree) -> MinimizeState:

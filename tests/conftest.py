@@ -10,7 +10,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip(
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-# A folder for compiled programs; from the first process of a session to its workers.
+# A folder for compiled programs; from the first process of a session to its workers,
+# or from .ci/run to several sessions.
 _PROGRAMS = "NLCG_OPTAX_TEST_PROGRAMS"
 
 

@@ -197,14 +197,16 @@ def scale_by_limited_memory(
         curvatures = jax.lax.dynamic_update_index_in_dim(
             state.curvatures, jnp.where(taken, s_y, 0), slot, 0
         )
-        num_pairs = jnp.minimum(num_known + taken.astype(jnp.int32), memory)
+        num_new = taken.astype(jnp.int32)
+        num_pairs = jnp.minimum(num_known + num_new, memory)
         scaling = jnp.where(
             taken, s_y / jnp.where(taken, y_y, 1), state.diagnostics.initial_scaling
         )
 
         def multiply() -> tuple[PyTree, jax.Array, jax.Array]:
             # No pair is kept where none was known or there is room for one alone.
-            holds_pair = (jnp.arange(memory + 1) != spare) & (num_pairs > taken)
+            rows = jnp.arange(memory + 1, dtype=jnp.int32)
+            holds_pair = (rows != spare) & (num_pairs > num_new)
             kept = jnp.where(holds_pair & holds_pair[:, None], state.inverse, 0)
             slopes = stacked_vdots(steps, updates, axis_name=axis_name)
             inverse, a = _solve(kept, slopes, state.slopes, slot, inverse_curvature)
@@ -255,7 +257,7 @@ def _solve(
     # Two products: what comes out of one XLA computes once, and all else again in
     # every loop that reads it.
     column = _matmul(inverse, slopes - slopes_prev)
-    is_new = jnp.arange(slopes.size) == slot
+    is_new = jnp.arange(slopes.size, dtype=jnp.int32) == slot
     new = inverse_curvature * jnp.where(is_new, 1, -column)
     # A pair that was refused for not being finite must leave nothing behind.
     new = jnp.where(inverse_curvature > 0, new, 0)
