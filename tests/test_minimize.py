@@ -274,14 +274,13 @@ def test_other_limits_cost_no_compilation(x64):
     np.testing.assert_allclose(inside.x, stopped.x, rtol=1e-9)
 
 
-@pytest.mark.parametrize("method", ["limited-memory", "hs+"])
-def test_nothing_is_promoted_implicitly(x64, strict_promotion, method):
+def test_nothing_is_promoted_implicitly(x64, strict_promotion):
     x0 = jnp.array([-1.2, 1.0], jnp.float32)
 
     def fun(x):
         return (1 - x[0]) ** 2 + 10 * (x[1] - x[0] ** 2) ** 2
 
-    result = minimize(fun, x0, method=method, tol=1e-4)
+    result = minimize(fun, x0, tol=1e-4)
     assert bool(result.success)
     assert result.x.dtype == result.fun.dtype == jnp.float32
     work = int(result.ngev) + int(result.nfev) / 3
