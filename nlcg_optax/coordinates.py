@@ -14,6 +14,9 @@ import jax.numpy as jnp
 from nlcg_optax.dtypes import PyTree
 
 LONGEST_VECTOR = 8192  # numbers in all, up to which a tree is made one vector
+# Of several arrays one vector is made whose length is a multiple of this: a processor's
+# vectors then leave no rest, for which code would have to be compiled.
+MULTIPLE = 32
 
 
 class Coordinates(NamedTuple):
@@ -21,7 +24,8 @@ class Coordinates(NamedTuple):
 
     Attributes:
       like: shapes and dtypes of the tree.
-      is_vector: whether its coordinates are one vector.
+      is_vector: whether its coordinates are one vector; of several arrays with zeros
+        behind them.
     """
 
     like: PyTree
@@ -33,13 +37,18 @@ class Coordinates(NamedTuple):
         Examples:
           >>> import jax.numpy as jnp
           >>> x = {"a": jnp.array([[1.]]), "b": jnp.array([2., 3.])}
-          >>> coordinates_of(x, may_be_vector=True).of(x)
-          Array([1., 2., 3.], dtype=float32)
+          >>> u = coordinates_of(x, may_be_vector=True).of(x)
+          >>> u[:4], u.size
+          (Array([1., 2., 3., 0.], dtype=float32), 32)
         """
         parts = jax.tree.map(_real_parts, x)
         if not self.is_vector:
             return parts
-        return jnp.concatenate([jnp.ravel(part) for part in jax.tree.leaves(parts)])
+        flat = [jnp.ravel(part) for part in jax.tree.leaves(parts)]
+        if len(flat) == 1:
+            return flat[0]
+        rest = -sum(part.size for part in flat) % MULTIPLE
+        return jnp.concatenate([*flat, jnp.zeros(rest, flat[0].dtype)])
 
     def tree(self, u: PyTree) -> PyTree:
         """Returns the tree that has the given coordinates.
@@ -47,16 +56,15 @@ class Coordinates(NamedTuple):
         Examples:
           >>> import jax.numpy as jnp
           >>> x = jnp.array([1. + 2.j])
-          >>> coordinates_of(x, may_be_vector=True).tree(jnp.array([3., 4.]))
+          >>> coordinates_of(x, may_be_vector=True).tree(jnp.array([3., 4., 0., 0.]))
           Array([3.+4.j], dtype=complex64)
         """
         if self.is_vector:
             leaves, structure = jax.tree.flatten(_parts_like(self.like))
             ends = list(itertools.accumulate(leaf.size for leaf in leaves))
-            parts = jnp.split(u, ends[:-1])
             shaped = [
                 part.reshape(leaf.shape)
-                for part, leaf in zip(parts, leaves, strict=True)
+                for part, leaf in zip(jnp.split(u, ends), leaves, strict=False)
             ]
             u = jax.tree.unflatten(structure, shaped)
         return jax.tree.map(_joined, self.like, u)

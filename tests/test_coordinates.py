@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlcg_optax.coordinates import LONGEST_VECTOR, coordinates_of
+from nlcg_optax.coordinates import LONGEST_VECTOR, MULTIPLE, coordinates_of
 
 TREE = {
     "matrix": jnp.arange(6.0).reshape(2, 3),
@@ -19,10 +19,18 @@ TREE = {
 def test_a_small_tree_is_one_vector_and_comes_back():
     coordinates = coordinates_of(TREE, may_be_vector=True)
     u = coordinates.of(TREE)
-    np.testing.assert_array_equal(u, [8, 9, 0, 1, 2, 3, 4, 5, 7])  # by key
+    rest = [0] * (MULTIPLE - 9)
+    np.testing.assert_array_equal(u, [8, 9, 0, 1, 2, 3, 4, 5, 7, *rest])  # by key
     back = coordinates.tree(u)
     chex.assert_trees_all_equal(back, TREE)
     chex.assert_trees_all_equal_shapes_and_dtypes(back, TREE)
+
+
+def test_a_single_array_is_itself():
+    x = jnp.arange(6.0).reshape(2, 3)
+    coordinates = coordinates_of(x, may_be_vector=True)
+    np.testing.assert_array_equal(coordinates.of(x), x.ravel())
+    np.testing.assert_array_equal(coordinates.tree(coordinates.of(x)), x)
 
 
 def test_kept_apart_only_the_complex_arrays_change():

@@ -18,6 +18,7 @@ from nlcg_optax import (
     scale_by_hager_zhang_linesearch,
     scale_by_nlcg,
 )
+from nlcg_optax.coordinates import MULTIPLE
 from nlcg_optax.minimize_state import Sizes
 
 START = np.array([-1.2, 1.0])  # float64 under x64, else float32
@@ -113,7 +114,7 @@ def test_a_small_tree_is_one_vector_unless_the_direction_tells_arrays_apart(x64)
         return minimize(fun, x0, method=method, tol=1e-9)
 
     one_vector = run("limited-memory")
-    assert one_vector.state.current.shape == (7,)
+    assert one_vector.state.current.shape == (MULTIPLE,)  # 7 numbers, then zeros
     apart = run(limited_memory_method()._replace(may_be_vector=False))
     chex.assert_trees_all_equal_shapes(apart.state.current, x0)
     # The same in exact arithmetic; sums are taken in another order.

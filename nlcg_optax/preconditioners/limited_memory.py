@@ -261,7 +261,7 @@ def _solve(
     new = inverse_curvature * jnp.where(is_new, 1, -column)
     # A pair that was refused for not being finite must leave nothing behind.
     new = jnp.where(inverse_curvature > 0, new, 0)
-    inverse = jnp.where(is_new, new[:, None], inverse)
+    inverse = jax.lax.dynamic_update_index_in_dim(inverse, new, slot, 1)
     return inverse, _matmul(inverse, slopes)
 
 
