@@ -64,8 +64,9 @@ def minimize(
     stationary point with a positive definite Hessian. The other results carry none.
 
     Inside, the arrays are real, and those of a small tree are one vector (at most 8192
-    numbers of one dtype, with a method by name): that compiles and runs faster. Large
-    floating-point arrays that ``fun`` closes over are held once.
+    numbers of one dtype, with a method that `Method.may_be_vector`, as by name): that
+    compiles and runs faster. Large floating-point arrays that ``fun`` closes over are
+    held once.
 
     Args:
       fun: ``fun(x, *args)``, a real scalar, or a pair of it and an auxiliary tree.
