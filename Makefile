@@ -23,7 +23,7 @@ $(VENV)/.tpu: $(VENV)/.test
 	touch $@
 
 demo: $(VENV)/.experiments
-	$(BIN)/python -m experiments.demo $(DEMO_ARGS)
+	$(BIN)/python -m experiments.studies.digits $(DEMO_ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(TEST_ARGS)
@@ -41,8 +41,8 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.experiments
-	$(BIN)/python -m experiments.bench $(BENCH_ARGS)
-	$(BIN)/python -m experiments.bench_curvature $(BENCH_CURVATURE_ARGS)
+	$(BIN)/python -m experiments.bench.update $(BENCH_ARGS)
+	$(BIN)/python -m experiments.bench.update.curvature $(BENCH_CURVATURE_ARGS)
 
 docs: $(VENV)/.experiments
 	$(PIP) --editable '.[docs]'

@@ -55,9 +55,9 @@ class RunConfig:
       ema_decay: evaluation takes an exponential average of the weights, of decay
         ``min(ema_decay, (1 + t) / (10 + t))`` at step t; zero for the weights
         themselves.
-      augmentation: a name in `experiments.preprocessing.AUGMENTATIONS`.
+      augmentation: a name in `experiments.data.preprocessing.AUGMENTATIONS`.
       standardisation: of raw pixels, a name in
-        `experiments.preprocessing.STANDARDISATIONS`.
+        `experiments.data.preprocessing.STANDARDISATIONS`.
       image_size: side of the images of a streamed data set.
       decode_workers: processes that decode a streamed data set; zero for threads.
       compute_dtype: a name in `experiments.models.DTYPES`.

@@ -27,25 +27,26 @@ import rich.console
 import rich.progress
 import tyro
 
-from experiments import data, meshes
-from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments import data
 from experiments.config import RunConfig
 from experiments.data import NotPreparedError
-from experiments.processes import (
-    CoordinatorError,
-    ProcessOptions,
-    connect,
-    is_first,
-    wait_for_all,
-)
-from experiments.recorded_run import record_run
-from experiments.records import Line
-from experiments.tensorboard import TensorBoard
+from experiments.records.files import Line
+from experiments.records.run import record_run
+from experiments.records.tensorboard import TensorBoard
 from experiments.training import (
     DivergedError,
     Report,
     compile_program,
     make_program,
+    meshes,
+)
+from experiments.training.checkpoints import CheckpointError, Checkpoints
+from experiments.training.processes import (
+    CoordinatorError,
+    ProcessOptions,
+    connect,
+    is_first,
+    wait_for_all,
 )
 
 

@@ -6,13 +6,17 @@ direction. The step size is whatever follows in the chain. Nothing owns ``jit``,
 loss or the loop.
 """
 
-from nlcg_optax import conjugacy as conjugacy
-from nlcg_optax.conjugacy import RULES as RULES
-from nlcg_optax.conjugacy import ConjugacyRule as ConjugacyRule
-from nlcg_optax.conjugacy import constant as constant
+from nlcg_optax.contrib.scaled_cg import (
+    ScaleByScaledCgStepState as ScaleByScaledCgStepState,
+)
+from nlcg_optax.contrib.scaled_cg import (
+    ScaledCgStepDiagnostics as ScaledCgStepDiagnostics,
+)
+from nlcg_optax.contrib.scaled_cg import (
+    scale_by_scaled_cg_step as scale_by_scaled_cg_step,
+)
 from nlcg_optax.curvature import DirectionalCurvature as DirectionalCurvature
 from nlcg_optax.curvature import ValueGradProduct as ValueGradProduct
-from nlcg_optax.curvature import fill_masked as fill_masked
 from nlcg_optax.curvature import gauss_newton_along as gauss_newton_along
 from nlcg_optax.curvature import (
     gauss_newton_vector_product as gauss_newton_vector_product,
@@ -22,24 +26,42 @@ from nlcg_optax.curvature import hessian_vector_product as hessian_vector_produc
 from nlcg_optax.curvature import (
     value_grad_and_hessian_vector_product as value_grad_and_hessian_vector_product,
 )
-from nlcg_optax.direction import scale_by_nlcg as scale_by_nlcg
-from nlcg_optax.direction_state import NlcgDiagnostics as NlcgDiagnostics
-from nlcg_optax.direction_state import ScaleByNlcgState as ScaleByNlcgState
-from nlcg_optax.extra_args import for_linesearch as for_linesearch
-from nlcg_optax.extra_args import only_extra_args as only_extra_args
-from nlcg_optax.inner_products import InnerProducts as InnerProducts
-from nlcg_optax.layerwise import scale_by_layerwise_ratio as scale_by_layerwise_ratio
-from nlcg_optax.methods import Method as Method
-from nlcg_optax.methods import limited_memory_method as limited_memory_method
-from nlcg_optax.methods import nlcg_method as nlcg_method
-from nlcg_optax.minimize import minimize as minimize
-from nlcg_optax.minimize_result import MinimizeResult as MinimizeResult
-from nlcg_optax.minimize_result import Status as Status
-from nlcg_optax.minimize_state import Progress as Progress
+from nlcg_optax.direction import rules as rules
+from nlcg_optax.direction.rules import RULES as RULES
+from nlcg_optax.direction.rules import ConjugacyRule as ConjugacyRule
+from nlcg_optax.direction.rules import constant as constant
+from nlcg_optax.direction.state import NlcgDiagnostics as NlcgDiagnostics
+from nlcg_optax.direction.state import ScaleByNlcgState as ScaleByNlcgState
+from nlcg_optax.direction.transform import scale_by_nlcg as scale_by_nlcg
+from nlcg_optax.linesearch.hager_zhang import (
+    HagerZhangDiagnostics as HagerZhangDiagnostics,
+)
+from nlcg_optax.linesearch.hager_zhang import (
+    ScaleByHagerZhangLinesearchState as ScaleByHagerZhangLinesearchState,
+)
+from nlcg_optax.linesearch.hager_zhang import (
+    scale_by_hager_zhang_linesearch as scale_by_hager_zhang_linesearch,
+)
+from nlcg_optax.minimization.methods import Method as Method
+from nlcg_optax.minimization.methods import (
+    limited_memory_method as limited_memory_method,
+)
+from nlcg_optax.minimization.methods import nlcg_method as nlcg_method
+from nlcg_optax.minimization.result import MinimizeResult as MinimizeResult
+from nlcg_optax.minimization.result import Status as Status
+from nlcg_optax.minimization.solve import minimize as minimize
+from nlcg_optax.minimization.state import Progress as Progress
 from nlcg_optax.monitoring import diagnostics as diagnostics
 from nlcg_optax.optimizers import nlcg as nlcg
-from nlcg_optax.paper import paper_nlcg as paper_nlcg
-from nlcg_optax.paper import paper_schedule as paper_schedule
+from nlcg_optax.paper.layerwise import (
+    scale_by_layerwise_ratio as scale_by_layerwise_ratio,
+)
+from nlcg_optax.paper.loss_ratio import LossRatioDiagnostics as LossRatioDiagnostics
+from nlcg_optax.paper.loss_ratio import ScaleByLossRatioState as ScaleByLossRatioState
+from nlcg_optax.paper.loss_ratio import feed_step_multiplier as feed_step_multiplier
+from nlcg_optax.paper.loss_ratio import scale_by_loss_ratio as scale_by_loss_ratio
+from nlcg_optax.paper.optimizer import paper_nlcg as paper_nlcg
+from nlcg_optax.paper.optimizer import paper_schedule as paper_schedule
 from nlcg_optax.preconditioners import (
     DiagonalSecantDiagnostics as DiagonalSecantDiagnostics,
 )
@@ -94,8 +116,6 @@ from nlcg_optax.step_size import ConstrainNormState as ConstrainNormState
 from nlcg_optax.step_size import (
     CurvatureStepDiagnostics as CurvatureStepDiagnostics,
 )
-from nlcg_optax.step_size import HagerZhangDiagnostics as HagerZhangDiagnostics
-from nlcg_optax.step_size import LossRatioDiagnostics as LossRatioDiagnostics
 from nlcg_optax.step_size import (
     NormConstraintDiagnostics as NormConstraintDiagnostics,
 )
@@ -103,27 +123,17 @@ from nlcg_optax.step_size import (
     ScaleByCurvatureStepState as ScaleByCurvatureStepState,
 )
 from nlcg_optax.step_size import (
-    ScaleByHagerZhangLinesearchState as ScaleByHagerZhangLinesearchState,
-)
-from nlcg_optax.step_size import ScaleByLossRatioState as ScaleByLossRatioState
-from nlcg_optax.step_size import (
-    ScaleByScaledCgStepState as ScaleByScaledCgStepState,
-)
-from nlcg_optax.step_size import (
     ScaleBySubspaceStepState as ScaleBySubspaceStepState,
 )
-from nlcg_optax.step_size import ScaledCgStepDiagnostics as ScaledCgStepDiagnostics
 from nlcg_optax.step_size import SubspaceStepDiagnostics as SubspaceStepDiagnostics
 from nlcg_optax.step_size import constrain_norm as constrain_norm
-from nlcg_optax.step_size import feed_step_multiplier as feed_step_multiplier
 from nlcg_optax.step_size import scale_by_curvature_step as scale_by_curvature_step
-from nlcg_optax.step_size import (
-    scale_by_hager_zhang_linesearch as scale_by_hager_zhang_linesearch,
-)
-from nlcg_optax.step_size import scale_by_loss_ratio as scale_by_loss_ratio
-from nlcg_optax.step_size import scale_by_scaled_cg_step as scale_by_scaled_cg_step
 from nlcg_optax.step_size import scale_by_subspace_step as scale_by_subspace_step
-from nlcg_optax.virtual_batch import VirtualBatchState as VirtualBatchState
-from nlcg_optax.virtual_batch import virtual_batch as virtual_batch
+from nlcg_optax.trees.inner_products import InnerProducts as InnerProducts
+from nlcg_optax.wrappers.extra_args import for_linesearch as for_linesearch
+from nlcg_optax.wrappers.extra_args import only_extra_args as only_extra_args
+from nlcg_optax.wrappers.masked import fill_masked as fill_masked
+from nlcg_optax.wrappers.virtual_batch import VirtualBatchState as VirtualBatchState
+from nlcg_optax.wrappers.virtual_batch import virtual_batch as virtual_batch
 
 __version__ = "0.1.0"

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.conjugacy import ConjugacyRule
-from nlcg_optax.direction import scale_by_nlcg
+from nlcg_optax.direction.rules import ConjugacyRule
+from nlcg_optax.direction.transform import scale_by_nlcg
 from nlcg_optax.dtypes import PyTree
-from nlcg_optax.extra_args import for_linesearch
-from nlcg_optax.inner_products import Scope
+from nlcg_optax.trees.inner_products import Scope
+from nlcg_optax.wrappers.extra_args import for_linesearch
 
 # How a noisy beta becomes a steady one: the decay of its average, and its cap.
 BETA_SMOOTHING = 0.9

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax.dtypes import PyTree
-from nlcg_optax.inner_products import SCOPES
+from nlcg_optax.trees.inner_products import SCOPES
 
 
 def _is_array(value: Any) -> bool:

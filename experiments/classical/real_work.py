@@ -27,7 +27,7 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 import nlcg_optax
-from experiments.timing import median_ratio, timed
+from experiments.bench.timing import median_ratio, timed
 
 Loss = Callable[[Any], jax.Array]
 HIDDEN = 32

@@ -12,7 +12,7 @@ class Split(NamedTuple):
 
     Attributes:
       images: ``[examples, height, width, channels]``; standardised floats, or raw
-        uint8 pixels, which `experiments.preprocessing` standardises in the step. For
+        uint8 pixels, which `preprocessing` standardises in the step. For
         text the numbers of its characters, ``[examples, length]``, int32.
       labels: ``[examples]``, int32; for text ``[examples, length]``.
     """

@@ -48,8 +48,9 @@ def load_imagenet(options: DataOptions) -> StreamedDataset:
     except Exception as error:
         raise NotPreparedError(
             f"the data set {NAME!r} is missing or half-written in "
-            f"{str(options.data_dir)!r}; run\n  python -m experiments.prepare {NAME} "
-            f"--data-dir {options.data_dir} --source DIRECTORY\nwith the official "
+            f"{str(options.data_dir)!r}; run\n  "
+            f"python -m experiments.data.prepare {NAME} --data-dir {options.data_dir} "
+            "--source DIRECTORY\nwith the official "
             f"archives in DIRECTORY ({type(error).__name__}: {error})"
         ) from error
     held_out, trained_on = options.split(len(training), NAME)

@@ -58,8 +58,9 @@ def _read(
         raise NotPreparedError(
             f"the data set {image_set.name!r} is missing or half-written in "
             f"{str(data_dir)!r}; run\n"
-            f"  python -m experiments.prepare {image_set.name} --data-dir {data_dir}"
-            f"{options}\nwith --source DIRECTORY if you have the files, and with "
+            f"  python -m experiments.data.prepare {image_set.name} "
+            f"--data-dir {data_dir}{options}\n"
+            "with --source DIRECTORY if you have the files, and with "
             "--form arrays if tensorflow-datasets is not installed "
             f"({type(error).__name__}: {error})"
         ) from error

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import rich.console
 import tyro
 
-from experiments.curves import FAMILY_COLOURS
+from experiments.report.curves import FAMILY_COLOURS
 from experiments.scaling import peers
 from experiments.scaling.chips import Chip, chip_of
 from experiments.scaling.compile import read_entries

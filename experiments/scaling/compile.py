@@ -21,13 +21,13 @@ from typing import Any
 import rich.console
 import tyro
 
-from experiments import meshes
 from experiments.config import RunConfig
 from experiments.scaling import peers
 from experiments.scaling.compiled_step import Problem, StepCost, cost_of, lower_step
 from experiments.scaling.cost_table import Case, Entry, markdown
 from experiments.scaling.own_process import StoppedError, call_in_process
 from experiments.scaling.topologies import NoCompilerError, devices_of
+from experiments.training import meshes
 
 ENVIRONMENT = {
     "JAX_OPTIMIZATION_LEVEL": "O0",

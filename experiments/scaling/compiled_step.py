@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from experiments import meshes
 from experiments.config import RunConfig
 from experiments.data import Split
 from experiments.scaling import peers
@@ -20,6 +19,7 @@ from experiments.scaling.collectives import (
     collectives,
     totals,
 )
+from experiments.training import meshes
 from experiments.training.hyperparameters import hyperparameters_of
 from experiments.training.step import TrainState, make_step
 

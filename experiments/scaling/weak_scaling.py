@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from experiments import meshes
 from experiments.config import RunConfig
 from experiments.data import Split
+from experiments.training import meshes
 from experiments.training.hyperparameters import hyperparameters_of
 from experiments.training.step import make_step
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from experiments.data import Split, Stream
-from experiments.meshes import make_mesh
 from experiments.training.feeding import evaluation_batches
 from experiments.training.losses import cross_entropies, hits
+from experiments.training.meshes import make_mesh
 
 PyTree = Any
 

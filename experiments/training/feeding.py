@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.data import Share, Split, Stream
 from experiments.data.image_sets import LabelledImages
-from experiments.meshes import AXES, joined
+from experiments.training.meshes import AXES, joined
 
 
 class Feed(NamedTuple):

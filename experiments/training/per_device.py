@@ -1,6 +1,6 @@
 """Gradients and losses in the `jax.shard_map` form: each device by itself, then a mean.
 
-Beside the form that the compiler partitions (`experiments.micro_batches` under
+Beside the form that the compiler partitions (`experiments.training.micro_batches` under
 ``jit``) it differs in two things that are to be chosen: batch normalisation sees the
 examples of one device only, and gradients travel in a dtype of one's choice.
 """
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from experiments.meshes import AXES, BATCH
-from experiments.micro_batches import (
+from experiments.training.meshes import AXES, BATCH
+from experiments.training.micro_batches import (
     LossFn,
     Outcome,
     OutputsFn,
@@ -39,7 +39,7 @@ def mean_gradient_over_devices(
 
     Args:
       mesh: of the devices.
-      loss_fn: see `experiments.micro_batches`.
+      loss_fn: see `experiments.training.micro_batches`.
       params: the same on every device.
       batch_stats: likewise.
       batches: micro-batches, whose examples are split over all axes of the mesh.

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from experiments import meshes, models
+from experiments import models
 from experiments.config import RunConfig
 from experiments.data import AnyDataset, Split, Stream
+from experiments.training import meshes
 from experiments.training.evaluation import Evaluation, evaluate_split
 from experiments.training.feeding import CallShape, Feed, make_feed
 from experiments.training.hyperparameters import hyperparameters_of

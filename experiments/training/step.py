@@ -11,17 +11,18 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 import nlcg_optax
-from experiments import meshes, models, optimizers, preprocessing, schedules
+from experiments import models, optimizers, schedules
 from experiments.config import RunConfig
-from experiments.data import Split
-from experiments.micro_batches import (
+from experiments.data import Split, preprocessing
+from experiments.training import meshes
+from experiments.training.losses import cross_entropies, hits, l2
+from experiments.training.micro_batches import (
     Outcome,
     half_gradients,
     mean_gradient,
     mean_loss,
     stacked_outputs,
 )
-from experiments.training.losses import cross_entropies, hits, l2
 from experiments.training.per_device import (
     mean_gradient_over_devices,
     mean_loss_over_devices,
@@ -94,7 +95,7 @@ def make_step(
       config: of the run.
       num_classes: of the data.
       total_steps: length of the schedule.
-      mesh: of `experiments.meshes.make_mesh`.
+      mesh: of `experiments.training.meshes.make_mesh`.
       build_optimizer: from a name, a schedule and options to an optimiser.
 
     Raises:

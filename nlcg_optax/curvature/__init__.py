@@ -5,7 +5,6 @@ from nlcg_optax.curvature.along import (
     gauss_newton_along as gauss_newton_along,
 )
 from nlcg_optax.curvature.along import hessian_along as hessian_along
-from nlcg_optax.curvature.masked import fill_masked as fill_masked
 from nlcg_optax.curvature.products import (
     ValueGradProduct as ValueGradProduct,
 )

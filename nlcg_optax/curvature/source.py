@@ -17,8 +17,8 @@ from nlcg_optax.curvature.products import (
     hessian_vector_product,
 )
 from nlcg_optax.dtypes import PyTree, accumulator_dtype
-from nlcg_optax.extra_args import bind_extra_args
-from nlcg_optax.inner_products import vdots
+from nlcg_optax.trees.inner_products import vdots
+from nlcg_optax.wrappers.extra_args import bind_extra_args
 
 CurvatureKind: TypeAlias = Literal["hessian", "gauss_newton"]
 

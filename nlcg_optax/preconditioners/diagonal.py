@@ -10,12 +10,12 @@ import optax
 from nlcg_optax import validation
 from nlcg_optax.curvature.source import CURVATURES, CurvatureKind, product_fn
 from nlcg_optax.dtypes import PyTree, compute_dtype
-from nlcg_optax.extra_args import bind_extra_args
 from nlcg_optax.preconditioners.diagonal_scaling import abs_squared
 from nlcg_optax.preconditioners.sampled_diagonal import (
     random_signs,
     scale_by_sampled_diagonal,
 )
+from nlcg_optax.wrappers.extra_args import bind_extra_args
 
 Likelihood: TypeAlias = (
     Literal["categorical", "gaussian"] | Callable[[jax.Array, PyTree], PyTree]

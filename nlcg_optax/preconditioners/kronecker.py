@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
+from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.preconditioners.kronecker_factors import (
     Blocks,
@@ -26,7 +27,6 @@ from nlcg_optax.preconditioners.matrices import (
     vector_mask,
     widened,
 )
-from nlcg_optax.refresh import if_due, is_due
 
 
 class KroneckerDiagnostics(NamedTuple):

@@ -8,8 +8,8 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference
-from nlcg_optax.inner_products import vdots
-from nlcg_optax.stacked_products import combination, stacked_vdots
+from nlcg_optax.trees.inner_products import vdots
+from nlcg_optax.trees.stacked_products import combination, stacked_vdots
 
 
 class LimitedMemoryDiagnostics(NamedTuple):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax.dtypes import PyTree, compute_dtype, times
-from nlcg_optax.inner_products import vdots
+from nlcg_optax.trees.inner_products import vdots
 
 DimensionNumbers: TypeAlias = optax.contrib.MuonDimensionNumbers
 

@@ -9,7 +9,6 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, times
-from nlcg_optax.inner_products import max_abs
 from nlcg_optax.preconditioners.matrices import (
     DimensionNumbers,
     all_finite,
@@ -20,6 +19,7 @@ from nlcg_optax.preconditioners.matrices import (
     vector_mask,
     widened,
 )
+from nlcg_optax.trees.inner_products import max_abs
 
 NORMALISATIONS = ("frobenius", "spectral", "aol", "schatten")
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
+from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype
-from nlcg_optax.inner_products import mean, window_means
 from nlcg_optax.preconditioners.diagonal_scaling import divide_by_diagonal
-from nlcg_optax.refresh import if_due, is_due
+from nlcg_optax.trees.inner_products import mean, window_means
 
 # Checks the parameters and the extra arguments of `update`, and returns a function
 # from a random key to an unbiased sample of what is averaged.

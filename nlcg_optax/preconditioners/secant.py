@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
+from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.curvature.source import product_fn
 from nlcg_optax.dtypes import (
     PyTree,
@@ -17,10 +18,9 @@ from nlcg_optax.dtypes import (
     times,
     zeros_like,
 )
-from nlcg_optax.evaluation_order import flags_after, settle
-from nlcg_optax.inner_products import named_vdots
 from nlcg_optax.preconditioners.diagonal_scaling import abs_squared, divide_by_diagonal
-from nlcg_optax.refresh import if_due, is_due
+from nlcg_optax.trees.inner_products import named_vdots
+from nlcg_optax.xla.in_place import flags_after, settle
 
 SECANTS = ("difference", "hvp")
 MIN_CURVATURE_COSINE = 1e-6  # below it dᵀHd is rounding, not curvature

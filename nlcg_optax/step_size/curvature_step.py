@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
+from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.curvature.source import CURVATURES, CurvatureKind, curvature_along_fn
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
-from nlcg_optax.refresh import if_due, is_due
 
 MAX_RATIO = 10.0  # of a minimiser to the average, and of the step to the minimiser
 

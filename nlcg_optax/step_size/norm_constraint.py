@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.direction_state import ScaleByNlcgState
+from nlcg_optax.direction.state import ScaleByNlcgState
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
 
 NORMS = ("euclidean", "slope")

@@ -8,6 +8,7 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.curvature.along import DirectionalCurvature
+from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.curvature.source import (
     CURVATURES,
     CurvatureKind,
@@ -21,7 +22,6 @@ from nlcg_optax.dtypes import (
     times,
     zeros_like,
 )
-from nlcg_optax.refresh import if_due, is_due
 from nlcg_optax.step_size.reduction_ratio import (
     ReductionRatio,
     params_after,

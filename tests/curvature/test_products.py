@@ -12,7 +12,7 @@ from nlcg_optax import (
     hessian_vector_product,
     value_grad_and_hessian_vector_product,
 )
-from nlcg_optax.extra_args import bind_extra_args
+from nlcg_optax.wrappers.extra_args import bind_extra_args
 from tests.curvature.network import (
     cross_entropy,
     dense_gauss_newton,

@@ -1,4 +1,4 @@
-"""Small image sets as files, in the formats that `experiments.prepare` reads."""
+"""Small image sets as files, in the formats that `experiments.data.prepare` reads."""
 
 import gzip
 import hashlib

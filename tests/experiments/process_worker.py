@@ -7,16 +7,17 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from experiments import data, meshes
+from experiments import data
 from experiments.config import RunConfig
 from experiments.data.photo_stream import PhotoStream
-from experiments.processes import ProcessOptions, connect, wait_for_all
 from experiments.training import (
     compile_program,
     hyperparameters_of,
     make_program,
+    meshes,
     run_epochs,
 )
+from experiments.training.processes import ProcessOptions, connect, wait_for_all
 from experiments.training.step import make_step
 from tests.experiments.fake_imagenet import encoded
 

@@ -6,8 +6,11 @@ import struct
 import pytest
 from tensorboardX.proto import event_pb2
 
-from experiments import bench, bench_curvature, demo, run
-from experiments.records import read_record, read_records
+from experiments import run
+from experiments.bench import curvature as bench_curvature
+from experiments.bench import update as bench
+from experiments.records.files import read_record, read_records
+from experiments.studies import digits as demo
 
 
 def test_run_leaves_a_record(tmp_path, capsys):

@@ -1,0 +1,302 @@
+"""``python -m experiments.bench.update``: time and memory of updates, against Adam.
+
+The peers take turns in one process, on a tree with the shapes of ResNet-50. The ratios
+mean something on a busy machine, the milliseconds only on a quiet one.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import rich.console
+import rich.progress
+import rich.table
+import tyro
+
+from experiments import models
+from experiments.bench.timing import median_ratio, timed
+from nlcg_optax import nlcg, scale_by_diagonal_secant
+
+# glibc otherwise hands large buffers back to the kernel after every step, and the
+# page faults of getting them again take longer than the update. A threshold for mmap
+# would not do: glibc refuses one above 32 MiB, and threads have arenas of 64 MiB. Pages
+# are huge where Linux lets a program ask for them: with small ones the time of a peer
+# depends on where in memory it lies, and so on who came before it.
+MALLOC_ENVIRONMENT = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TOP_PAD_": str(2**31),
+    "MALLOC_TRIM_THRESHOLD_": str(2**37),
+}
+RATE = 1e-4
+SCALE = 1e-2  # deviation of parameters and gradients
+REFERENCE = "adam"
+SMALL_LEAVES = 3
+
+PyTree = Any
+Shape = tuple[int, ...]
+
+
+def _nlcg(rule: str, **options: Any) -> optax.GradientTransformation:
+    # With the paper's beta, as when the recorded ratios were measured.
+    return nlcg(RATE, rule, beta_smoothing=0.0, beta_max=1.0, **options)
+
+
+def _nlcg_with_secant(rule: str) -> optax.GradientTransformation:
+    return _nlcg(rule, preconditioner=scale_by_diagonal_secant(RATE))
+
+
+def _nlcg_between_refreshes(rule: str) -> optax.GradientTransformation:
+    # The product with the Hessian is priced by `experiments.bench.update.curvature`.
+    preconditioner = scale_by_diagonal_secant(secant="hvp", refresh_period=10)
+    tx = _nlcg(rule, preconditioner=preconditioner)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None
+    ) -> tuple[PyTree, PyTree]:
+        return tx.update(
+            updates, state, params, refresh=False, hvp_fn=lambda _, vector: vector
+        )
+
+    return optax.GradientTransformation(tx.init, update)
+
+
+PEERS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    REFERENCE: lambda: optax.adam(RATE),
+    "sgd, momentum": lambda: optax.sgd(RATE, 0.9),
+    "nlcg FR": lambda: _nlcg("fr"),
+    "nlcg FR, bf16 state": lambda: _nlcg("fr", state_dtype=jnp.bfloat16),
+    "nlcg PR+": lambda: _nlcg("pr+"),
+    "nlcg PR+, bf16 state": lambda: _nlcg("pr+", state_dtype=jnp.bfloat16),
+    "nlcg HS": lambda: _nlcg("hs"),
+    "nlcg FR, secant": lambda: _nlcg_with_secant("fr"),
+    "nlcg PR+, secant": lambda: _nlcg_with_secant("pr+"),
+    "nlcg FR, hvp secant": lambda: _nlcg_between_refreshes("fr"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchArguments:
+    """Times the updates of optimisers in turns and prints ratios to Adam.
+
+    Attributes:
+      rounds: turns that each peer takes.
+      small: take the last 3 leaves only, to see that it runs.
+      json: file for the figures.
+    """
+
+    rounds: int = 20
+    small: bool = False
+    json: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds={self.rounds!r} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What was measured of a peer.
+
+    Attributes:
+      peer: its name.
+      update_ms: median of ``tx.update`` alone, with the state donated.
+      update_ratio: median over turns of its time over Adam's in the same turn.
+      step_ms: median of ``tx.update`` and ``optax.apply_updates`` in one compiled
+        step, with parameters and state donated.
+      step_ratio: like ``update_ratio``.
+      state_per_params: bytes of the state over bytes of the parameters.
+      compile_seconds: of the compiled step, tracing included.
+    """
+
+    peer: str
+    update_ms: float
+    update_ratio: float
+    step_ms: float
+    step_ratio: float
+    state_per_params: float
+    compile_seconds: float
+
+
+@dataclasses.dataclass
+class _Contestant:
+    """A peer with its compiled functions, its state and its times so far."""
+
+    update: Callable[..., Any]
+    step: Callable[..., Any]
+    state: PyTree
+    compile_seconds: float
+    update_times: list[float] = dataclasses.field(default_factory=list)
+    step_times: list[float] = dataclasses.field(default_factory=list)
+
+
+def measure(
+    shapes: Sequence[Shape], rounds: int, on_turn: Callable[[str], None]
+) -> list[Measurement]:
+    """Measures all peers.
+
+    Args:
+      shapes: of the leaves of the parameters.
+      rounds: turns that each peer takes; one more goes before and is not counted.
+      on_turn: called with the name of the peer whose turn begins.
+    """
+    params = _random_tree(shapes, seed=0)
+    gradients = [_random_tree(shapes, seed=seed) for seed in (1, 2)]
+    contestants = {}
+    for name, build in PEERS.items():
+        on_turn(name)
+        contestants[name] = _contestant(build(), params)
+    for turn in range(rounds + 1):
+        for name, peer in contestants.items():
+            on_turn(name)
+            grads = gradients[turn % 2]
+            seconds, (updates, peer.state) = timed(
+                peer.update, peer.state, grads, params
+            )
+            del updates
+            peer.update_times.append(seconds)
+            # The parameters go from peer to peer: their values do not matter.
+            seconds, (params, peer.state) = timed(peer.step, params, peer.state, grads)
+            peer.step_times.append(seconds)
+    params_bytes = _bytes(params)
+    adam = contestants[REFERENCE]
+    return [
+        Measurement(
+            peer=name,
+            update_ms=1e3 * statistics.median(peer.update_times[1:]),
+            update_ratio=median_ratio(peer.update_times, adam.update_times),
+            step_ms=1e3 * statistics.median(peer.step_times[1:]),
+            step_ratio=median_ratio(peer.step_times, adam.step_times),
+            state_per_params=_bytes(peer.state) / params_bytes,
+            compile_seconds=peer.compile_seconds,
+        )
+        for name, peer in contestants.items()
+    ]
+
+
+def _contestant(tx: optax.GradientTransformation, params: PyTree) -> _Contestant:
+    def update(state: PyTree, grads: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        return tx.update(grads, state, params)
+
+    def step(params: PyTree, state: PyTree, grads: PyTree) -> tuple[PyTree, PyTree]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    start = time.perf_counter()
+    compiled_step = (
+        jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    )
+    seconds = time.perf_counter() - start
+    compiled_update = (
+        jax.jit(update, donate_argnums=0).lower(state, params, params).compile()
+    )
+    return _Contestant(compiled_update, compiled_step, state, seconds)
+
+
+def _random_tree(shapes: Sequence[Shape], seed: int) -> PyTree:
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    return [
+        SCALE * jax.random.normal(key, shape)
+        for key, shape in zip(keys, shapes, strict=True)
+    ]
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def table(measurements: Sequence[Measurement], title: str) -> rich.table.Table:
+    """The measurements for the terminal."""
+    result = rich.table.Table(title=title, title_justify="left")
+    result.add_column("peer")
+    for heading in (
+        "update\nms",
+        "update\n/ adam",
+        "+ apply\nms",
+        "+ apply\n/ adam",
+        "state\n/ params",
+        "compile\ns",
+    ):
+        result.add_column(heading, justify="right")
+    for m in measurements:
+        result.add_row(
+            m.peer,
+            f"{m.update_ms:.2f}",
+            f"{m.update_ratio:.2f}",
+            f"{m.step_ms:.2f}",
+            f"{m.step_ratio:.2f}",
+            f"{m.state_per_params:.2f}",
+            f"{m.compile_seconds:.1f}",
+        )
+    return result
+
+
+def resnet50_shapes() -> list[Shape]:
+    """Shapes of ResNet-50's 161 leaves, 25,557,032 parameters."""
+    variables = jax.eval_shape(
+        lambda: models.build("resnet50", 1000).init(
+            jax.random.key(0), jnp.zeros([1, 224, 224, 3]), train=False
+        )
+    )
+    return [leaf.shape for leaf in jax.tree.leaves(variables["params"])]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    given = tyro.cli(BenchArguments, args=arguments)
+    console = rich.console.Console()
+    shapes = resnet50_shapes()
+    if given.small:
+        shapes = shapes[-SMALL_LEAVES:]
+    turns = len(PEERS) * (given.rounds + 2)
+    with rich.progress.Progress(console=console, transient=True) as progress:
+        task = progress.add_task("", total=turns)
+        measurements = measure(
+            shapes,
+            given.rounds,
+            lambda name: progress.update(task, advance=1, description=name),
+        )
+    device = jax.devices()[0]
+    size = sum(leaf.size for leaf in jax.eval_shape(lambda: _random_tree(shapes, 0)))
+    title = f"{len(shapes)} leaves, {size:,} float32 parameters, {device.device_kind}"
+    console.print(table(measurements, f"{title}, medians of {given.rounds} turns"))
+    if given.json is not None:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(
+            json.dumps(
+                {
+                    "leaves": len(shapes),
+                    "parameters": size,
+                    "device": device.device_kind,
+                    "jax": jax.__version__,
+                    "rounds": given.rounds,
+                    "measurements": [dataclasses.asdict(m) for m in measurements],
+                },
+                indent=2,
+            )
+            + "\n",
+            encoding="utf-8",
+        )
+
+
+def _restart_with_malloc_environment() -> None:
+    """Replaces this process by one whose allocator keeps its memory."""
+    if any(name not in os.environ for name in MALLOC_ENVIRONMENT):
+        command = [sys.executable, "-m", "experiments.bench.update", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **MALLOC_ENVIRONMENT})
+
+
+if __name__ == "__main__":
+    _restart_with_malloc_environment()
+    main()

@@ -1,0 +1,89 @@
+"""``python -m experiments.data.prepare NAME``: prepares a data set for training.
+
+``python -m experiments.data.prepare cifar100`` downloads CIFAR-100 and writes it as
+TensorFlow Datasets would, without needing TensorFlow. ``--source DIRECTORY`` takes
+files at hand instead: the official archives, or npz parts as described in
+`experiments.data.npz_parts`. ImageNet (``imagenet2012``) is made from its official
+archives, which are given to registered users only. ``--form arrays`` writes one file of
+NumPy arrays, for machines without tensorflow-datasets.
+"""
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.data import DATA_DIR, arrays_file
+from experiments.data.files_at_hand import read_files
+from experiments.data.image_sets import IMAGE_SETS, ImageSet, LabelledImages
+from experiments.data.imagenet import NAME as IMAGENET
+from experiments.data.prepared import NotPreparedError, read_prepared, read_tfds
+from experiments.registry import look_up
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareArguments:
+    """Prepares a data set.
+
+    Attributes:
+      dataset: cifar10, cifar100, mnist, fashion_mnist or imagenet2012.
+      source: directory of files at hand; downloads by default.
+      data_dir: folder of all prepared data sets.
+      form: ``tfds`` for ArrayRecord files as of TensorFlow Datasets, ``arrays`` for
+        one file of NumPy arrays, made from ``source`` or else from the ArrayRecord
+        files.
+    """
+
+    dataset: Annotated[str, tyro.conf.Positional]
+    source: Path | None = None
+    data_dir: Path = DATA_DIR
+    form: Literal["tfds", "arrays"] = "tfds"
+
+
+def prepare(arguments: PrepareArguments) -> dict[str, int]:
+    """Prepares the data set and returns how many images of each split there are."""
+    if arguments.dataset == IMAGENET:
+        if arguments.form != "tfds":
+            raise ValueError(f"form={arguments.form!r} must be 'tfds' for {IMAGENET}")
+        store = importlib.import_module("experiments.data.imagenet_store")
+        counts: dict[str, int] = store.prepare(arguments.data_dir, arguments.source)
+        return counts
+    return {name: len(s.labels) for name, s in _prepare_small(arguments).items()}
+
+
+def _prepare_small(arguments: PrepareArguments) -> dict[str, LabelledImages]:
+    image_set = look_up("dataset", arguments.dataset, IMAGE_SETS)
+    if arguments.form == "arrays":
+        splits = _read_source(image_set, arguments)
+        arrays_file.write(image_set, arguments.data_dir, splits)
+    else:
+        store = importlib.import_module("experiments.data.tfds_store")
+        store.prepare(image_set, arguments.data_dir, arguments.source)
+    return read_prepared(image_set, arguments.data_dir)
+
+
+def _read_source(
+    image_set: ImageSet, arguments: PrepareArguments
+) -> dict[str, LabelledImages]:
+    if arguments.source is None:
+        return read_tfds(image_set, arguments.data_dir)
+    return read_files(image_set, arguments.source)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; wrong or missing input ends it with a message."""
+    given = tyro.cli(PrepareArguments, args=arguments)
+    try:
+        counts = prepare(given)
+    except (ValueError, OSError, NotPreparedError) as error:
+        sys.exit(f"error: {error}")
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"{given.dataset} is prepared in {given.data_dir}: {told} images")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Taking a record back to the step of a checkpoint, so that a run may go on with it."""
+
+import json
+import os
+from pathlib import Path
+
+from experiments.config import RunConfig, changes
+from experiments.records.files import Line, RunRecord, read_record, record_lines
+
+
+def interrupted_record(path: Path, config: RunConfig) -> RunRecord | None:
+    """What an earlier call of the same run has left, or None.
+
+    Raises:
+      ValueError: if there is a file that is no record, or one of another run.
+    """
+    if not path.exists():
+        return None
+    if not record_lines(path, interrupted=True):
+        return None  # killed before the header was written
+    record = read_record(path, interrupted=True)
+    changed = changes(record.config.settings(), config.settings())
+    if changed:
+        raise ValueError(
+            f"the record {str(path)!r} is of another configuration: {changed}; resume "
+            "with its own configuration, or name another record (and folder of "
+            "checkpoints)"
+        )
+    return record
+
+
+def take_back(path: Path, step: int) -> Line | None:
+    """Drops what came after a step, and half a line at the end.
+
+    Args:
+      path: of the record.
+      step: of the checkpoint; later steps and evaluations go, and the reason why the
+        run was stopped.
+
+    Returns:
+      The evaluation at that step, with nothing but the step if the record begins there;
+      None, and the file as it was, if there is no record or one that begins later.
+
+    Raises:
+      ValueError: if steps are missing in between; the record stays as it is.
+    """
+    lines = record_lines(path, interrupted=True) if path.exists() else []
+    begin = json.loads(lines[0]).get("begins_at", 0) if lines else None
+    if begin is None or begin > step:
+        return None
+    kept: list[str] = []
+    steps, evaluation = 0, None if step > begin else {"step": step}
+    for text in lines:
+        line = json.loads(text)
+        kind, at = line.pop("kind"), line.get("step")
+        if kind in ("summary", "stopped"):
+            continue
+        if kind == "step":
+            if at >= step:
+                continue
+            steps += 1
+        if kind == "evaluation":
+            if at > step:
+                continue
+            evaluation = line
+        kept.append(text)
+    if steps != step - begin or evaluation is None or evaluation["step"] != step:
+        raise ValueError(
+            f"the record {str(path)!r} has {steps} of the {step - begin} steps before "
+            "the checkpoint; bring back the one that was written with it, or move it "
+            f"away for a new one that begins at step {step}"
+        )
+    beside = path.with_name(f"{path.name}.new")
+    with beside.open("w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    return evaluation

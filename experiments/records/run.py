@@ -1,0 +1,218 @@
+"""One run from its first step to its summary, with the record it leaves."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments.config import RunConfig
+from experiments.data import AnyDataset, Split
+from experiments.records.files import Line, RecordWriter, SilentWriter
+from experiments.records.resume import interrupted_record, take_back
+from experiments.training import (
+    CompiledProgram,
+    DivergedError,
+    Evaluation,
+    Program,
+    Report,
+    TrainState,
+    check_finite,
+    hyperparameters_of,
+    run_epochs,
+)
+from experiments.training.checkpoints import Checkpoints, Restored
+from experiments.training.processes import is_first
+
+OnReport = Callable[[Report, Line], None]
+
+
+def record_run(
+    path: Path,
+    compiled: CompiledProgram,
+    config: RunConfig,
+    dataset: AnyDataset,
+    *,
+    trials: Iterable[Line] = (),
+    on_report: OnReport | None = None,
+    overwrite: bool = False,
+    checkpoints: Checkpoints | None = None,
+) -> Line:
+    """Trains, evaluates and writes the record.
+
+    Of several processes the first one writes the record.
+
+    With checkpoints a run that was interrupted goes on from the newest one, to the same
+    numbers and the same record as if it had not been, the seconds aside. One that had
+    come to its end is not repeated. If the record was lost, a warning tells so and a
+    new one begins at the step of the checkpoint.
+
+    Args:
+      path: of the record.
+      compiled: the compiled program of ``config``.
+      config: of the run.
+      dataset: what to train and evaluate on.
+      trials: of the search that chose the learning rate, to be kept in the record.
+      on_report: called after each compiled call with its report and evaluation.
+      overwrite: whether an existing record is replaced.
+      checkpoints: where the state is saved and taken up, of the same ``config``.
+
+    Returns:
+      The summary; nothing, in other processes, of a run that had come to its end.
+
+    Raises:
+      CheckpointError: if a checkpoint cannot be written, or none be read.
+      DivergedError: if the loss is not finite; the record then says so.
+      FileExistsError: if the record exists, is not resumed, and ``overwrite`` is False.
+      ValueError: if the record or the checkpoints are of another configuration, or the
+        record of a run was lost that has no step left to record.
+    """
+    program = compiled.program
+    state = program.init(config.seed, config.learning_rate, hyperparameters_of(config))
+    restored = None
+    if checkpoints is not None:
+        finished, summary = _finished(path, config)
+        if finished:
+            return summary
+        restored = checkpoints.restore(state)
+        overwrite = True  # killed before its first checkpoint, it begins again
+    start = _Start(state, 0.0, {}, resume=False)
+    if restored is not None:
+        start = _resumed(path, restored, last=_last_step(config, program))
+    state, seconds, evaluation, resume = start
+    begins_at = 0 if restored is None else restored.step
+    with (
+        RecordWriter(
+            path, config, overwrite=overwrite, resume=resume, begins_at=begins_at
+        )
+        if is_first()
+        else SilentWriter()
+    ) as writer:
+        if not resume:
+            for trial in trials:
+                writer.write("trial", trial)
+        for report in run_epochs(compiled, config, dataset, state):
+            state = report.state
+            write_steps(writer, report, program.gradient_equivalents, seconds)
+            seconds += report.seconds
+            try:
+                check_finite(report, config)
+            except DivergedError as error:
+                writer.write("stopped", {"reason": str(error)})
+                raise
+            evaluation = evaluation_of(report, program, dataset, seconds)
+            writer.write("evaluation", evaluation)
+            if checkpoints is not None and checkpoints.is_due(report.number):
+                writer.sync()
+                checkpoints.save(int(state.step), state, {"seconds": seconds})
+            if on_report is not None:
+                on_report(report, evaluation)
+        summary = {
+            **evaluation,
+            **named("test", program.evaluate(state, dataset.test)),
+            "compile_seconds": compiled.compile_seconds,
+        }
+        writer.write("summary", summary)
+    return summary
+
+
+class _Start(NamedTuple):
+    """Where a run begins or goes on.
+
+    Attributes:
+      state: at that step.
+      seconds: trained so far.
+      evaluation: the last one, empty at the beginning.
+      resume: whether the record is there and goes on.
+    """
+
+    state: TrainState
+    seconds: float
+    evaluation: Line
+    resume: bool
+
+
+def _finished(path: Path, config: RunConfig) -> tuple[bool, Line]:
+    """Whether the run has come to its end, as the first process sees it."""
+    earlier = interrupted_record(path, config) if is_first() else None
+    summary = None if earlier is None else earlier.summary
+    finished = multihost_utils.broadcast_one_to_all(np.int32(summary is not None))
+    return bool(finished), summary or {}
+
+
+def _last_step(config: RunConfig, program: Program) -> int:
+    reports = config.epochs // config.epochs_per_report
+    return reports * program.calls_per_report * program.steps_per_call
+
+
+def _resumed(path: Path, restored: Restored, last: int) -> _Start:
+    seconds = restored.progress["seconds"]
+    evaluation = take_back(path, restored.step) if is_first() else {}
+    if evaluation is not None:
+        return _Start(restored.state, seconds, evaluation, resume=True)
+    if restored.step >= last:
+        raise ValueError(
+            f"record={str(path)!r} does not exist, but the run has a checkpoint at "
+            f"step {restored.step}, its last, and nothing is left to record; bring the "
+            "record back, or start anew with another folder of checkpoints"
+        )
+    warnings.warn(
+        f"the record {str(path)!r} of the steps before {restored.step} is not there, "
+        "but a checkpoint is: the run goes on from it, and a new record begins at "
+        f"step {restored.step}",
+        stacklevel=3,
+    )
+    return _Start(restored.state, seconds, {}, resume=False)
+
+
+def named(split: str, evaluation: Any) -> Line:
+    """Loss and accuracy with the name of the split before theirs."""
+    return {f"{split}_{name}": float(v) for name, v in evaluation._asdict().items()}
+
+
+def evaluation_of(
+    report: Report, program: Program, dataset: AnyDataset, seconds: float
+) -> Line:
+    """Loss and accuracy on whole splits, with what they have cost so far."""
+    state = report.state
+    steps = len(report.metrics["loss"])
+    line = {
+        "step": int(state.step),
+        "gradient_equivalents": program.gradient_equivalents * int(state.step),
+        "seconds": seconds,
+        "images_per_second": steps * program.batch_size / report.seconds,
+        **named("train", _on_training_data(program, report, dataset)),
+    }
+    if dataset.validation is None:  # nothing is left to choose
+        return line | named("test", program.evaluate(state, dataset.test))
+    return line | named("validation", program.evaluate(state, dataset.validation))
+
+
+def _on_training_data(
+    program: Program, report: Report, dataset: AnyDataset
+) -> Evaluation:
+    """A stream is not read once more: its figures are means over the last steps."""
+    if isinstance(dataset.train, Split):
+        return program.evaluate(report.state, dataset.train)
+    return Evaluation(*(report.metrics[name].mean() for name in Evaluation._fields))
+
+
+def write_steps(
+    writer: RecordWriter, report: Report, cost: float, seconds_before: float
+) -> None:
+    """Writes each step; the seconds of a compiled call are shared out equally."""
+    count = len(report.metrics["loss"])
+    first = int(report.state.step) - count
+    seconds = seconds_before + report.seconds * np.arange(1, count + 1) / count
+    for row in range(count):
+        writer.write(
+            "step",
+            {
+                "step": first + row,
+                **{name: column[row] for name, column in report.metrics.items()},
+                "gradient_equivalents": cost * (first + row + 1),
+                "seconds": seconds[row],
+            },
+        )

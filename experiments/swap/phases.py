@@ -1,0 +1,162 @@
+"""Stochastic weight averaging in parallel (Gupta, Serrano, DeCoste, arXiv 2001.02312).
+
+1. All devices train one network with large batches, until a training accuracy, or an
+   epoch.
+2. Workers go on from there, each with small batches in an order of its own, an
+   optimiser that starts anew, and no synchronisation.
+3. The workers' weights are averaged, and the statistics of batch normalisation
+   recomputed on the training images.
+
+The first two phases are runs like any other, so it works behind any optimiser.
+"""
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import models
+from experiments.config import RunConfig
+from experiments.data import Dataset, preprocessing
+from experiments.swap.config import SwapConfig
+from experiments.swap.workers import train_workers
+from experiments.training import (
+    Evaluation,
+    Program,
+    TrainState,
+    check_finite,
+    compile_program,
+    evaluate_split,
+    hyperparameters_of,
+    make_program,
+    run_epochs,
+)
+from experiments.training.batch_statistics import recomputed_statistics
+
+PyTree = Any
+
+
+class Network(NamedTuple):
+    """Weights with their statistics, and how well they do.
+
+    Attributes:
+      params: the weights.
+      batch_stats: statistics of batch normalisation.
+      train: loss and accuracy on the training images.
+      test: likewise on the test images.
+    """
+
+    params: PyTree
+    batch_stats: PyTree
+    train: Evaluation
+    test: Evaluation
+
+
+class SwapResult(NamedTuple):
+    """What the phases made, and what they cost.
+
+    Attributes:
+      large: the network behind the first phase.
+      workers: each worker's network behind the second.
+      averaged: the network of the averaged weights.
+      large_steps: of the first phase.
+      small_steps: of each worker.
+      gradients: of single images, in gradient-equivalents, of the first phase and of
+        all workers together.
+      seconds: of the phases: the first, the second of all workers together, the third.
+    """
+
+    large: Network
+    workers: list[Network]
+    averaged: Network
+    large_steps: int
+    small_steps: int
+    gradients: tuple[float, float]
+    seconds: tuple[float, float, float]
+
+
+def train_swap(config: SwapConfig, dataset: Dataset) -> SwapResult:
+    """Runs all three phases.
+
+    Raises:
+      DivergedError: if a loss is not finite.
+      ValueError: if the devices cannot share workers or a batch equally, or a
+        configuration is wrong.
+    """
+    evaluate = functools.partial(_evaluated, config.large, dataset)
+    large, program, large_seconds = _train_large(config, dataset)
+    large_cost = program.gradient_equivalents * program.batch_size * int(large.step)
+    # The weights that the first phase would be judged by are what workers start from.
+    start = large.average if config.large.ema_decay else large.params
+    start, statistics = jax.device_get((start, large.batch_stats))
+    workers, worker, worker_seconds = train_workers(config, dataset, start, statistics)
+    small_steps = int(workers.steps[0])
+    small_cost = worker.gradient_equivalents * worker.batch_size * small_steps
+    begin = time.perf_counter()
+    averaged = jax.tree.map(lambda leaf: np.mean(leaf, axis=0), workers.params)
+    new_statistics = recomputed_statistics(
+        _model(config.large, dataset),
+        averaged,
+        statistics,
+        dataset.train,
+        worker.batch_size,
+        preprocessing.standardisation(config.large.standardisation),
+    )
+    averaging_seconds = time.perf_counter() - begin
+    return SwapResult(
+        large=evaluate(start, statistics),
+        workers=[
+            evaluate(*jax.tree.map(lambda x, row=row: x[row], workers[:2]))
+            for row in range(config.workers)
+        ],
+        averaged=evaluate(averaged, new_statistics),
+        large_steps=int(large.step),
+        small_steps=small_steps,
+        gradients=(large_cost, config.workers * small_cost),
+        seconds=(large_seconds, worker_seconds, averaging_seconds),
+    )
+
+
+def _train_large(
+    config: SwapConfig, dataset: Dataset
+) -> tuple[TrainState, Program, float]:
+    settings = config.large
+    program = make_program(settings, dataset)
+    compiled = compile_program(program, dataset)
+    state = program.init(
+        settings.seed, settings.learning_rate, hyperparameters_of(settings)
+    )
+    seconds = 0.0
+    for report in run_epochs(compiled, settings, dataset, state):
+        check_finite(report, settings)
+        state = report.state
+        seconds += report.seconds
+        accuracy = float(np.mean(report.metrics["accuracy"]))
+        if config.stop_accuracy is not None and accuracy >= config.stop_accuracy:
+            break
+        epoch = report.number * settings.epochs_per_report
+        if config.stop_epoch is not None and epoch >= config.stop_epoch:
+            break
+    return state, program, seconds
+
+
+def _model(config: RunConfig, dataset: Dataset) -> Any:
+    # Ghost batches are a matter of training: an evaluation takes the statistics as they
+    # are, and these are recomputed batch by batch.
+    return models.build(config.model, dataset.num_classes, config.compute_dtype)
+
+
+def _evaluated(
+    config: RunConfig, dataset: Dataset, params: PyTree, batch_stats: PyTree
+) -> Network:
+    variables = {"params": params, "batch_stats": batch_stats}
+    model = _model(config, dataset)
+    standardise = preprocessing.standardisation(config.standardisation)
+    return Network(
+        params,
+        batch_stats,
+        evaluate_split(model, variables, dataset.train, standardise),
+        evaluate_split(model, variables, dataset.test, standardise),
+    )

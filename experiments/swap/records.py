@@ -1,0 +1,95 @@
+"""The record of a SWAP run, and a table of records with what SWAP cost."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.config import RunConfig
+from experiments.data import Dataset
+from experiments.records.files import Line, header
+from experiments.report.cells import optimizer_label
+from experiments.swap.config import SwapConfig
+from experiments.swap.phases import Network, train_swap
+
+
+class PlannedSwap(NamedTuple):
+    """A SWAP run and the place of its record."""
+
+    config: SwapConfig
+    path: Path
+
+
+def record_swap(path: Path, config: SwapConfig, dataset: Dataset) -> Line:
+    """Runs SWAP and writes one JSON object, which is there in full or not at all.
+
+    Costs are counted in epochs: gradients of single images, in gradient-equivalents,
+    over the size of the training set.
+    """
+    result = train_swap(config, dataset)
+    examples = dataset.train.labels.shape[0]
+    line = {
+        **header(config.large),
+        "small": dataclasses.asdict(config.small),
+        "workers": config.workers,
+        "large": _figures(result.large),
+        "after_workers": [_figures(network) for network in result.workers],
+        "averaged": _figures(result.averaged),
+        "large_steps": result.large_steps,
+        "small_steps": result.small_steps,
+        "large_epochs": result.gradients[0] / examples,
+        "worker_epochs": result.gradients[1] / examples,
+        "seconds": result.seconds,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    incomplete = path.with_suffix(".incomplete")
+    incomplete.write_text(json.dumps(line, indent=1), encoding="utf-8")
+    incomplete.replace(path)
+    return line
+
+
+def swap_table(paths: Sequence[Path]) -> str:
+    """A Markdown table of test accuracies and costs, a line for each first phase.
+
+    A field is the median over seeds with their range.
+    """
+    groups: dict[str, list[Line]] = {}
+    for path in paths:
+        line = json.loads(path.read_text(encoding="utf-8"))
+        groups.setdefault(optimizer_label(RunConfig(**line["config"])), []).append(line)
+    lines = [
+        "| first phase | behind it % | workers % | averaged % | steps in a row | "
+        "epochs, all workers charged |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for label, runs in groups.items():
+        large = [run["large"]["test_accuracy"] for run in runs]
+        workers = [
+            statistics.fmean(w["test_accuracy"] for w in run["after_workers"])
+            for run in runs
+        ]
+        averaged = [run["averaged"]["test_accuracy"] for run in runs]
+        first = runs[0]
+        lines.append(
+            f"| {label} | {_spread(large)} | {_spread(workers)} | {_spread(averaged)} "
+            f"| {first['large_steps']} + {first['small_steps']} "
+            f"| {first['large_epochs']:.1f} + {first['worker_epochs']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _figures(network: Network) -> Line:
+    return {
+        f"{split}_{name}": float(value)
+        for split in ("train", "test")
+        for name, value in getattr(network, split)._asdict().items()
+    }
+
+
+def _spread(accuracies: Sequence[float]) -> str:
+    per_cent = [100 * accuracy for accuracy in accuracies]
+    return (
+        f"{statistics.median(per_cent):.1f} [{min(per_cent):.1f}, {max(per_cent):.1f}]"
+    )

@@ -1,0 +1,187 @@
+"""Whether progress stalls in the span of the last directions."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nlcg_optax.dtypes import PyTree, compute_dtype, times
+from nlcg_optax.trees.stacked_products import stacked_vdots
+
+STALLED_DISTANCE = 0.01  # of z from the span of the last directions, relative to |z|
+
+
+class RecentDirections(NamedTuple):
+    r"""The last m directions, as :math:`e_i = P^{-1} d_i`.
+
+    With the identity as P these are the directions themselves. With another P they
+    follow from :math:`e_t = -g_t + \beta_t e_{t-1}`, without an inverse.
+
+    Attributes:
+      newest: slot of the newest one in the circular memory.
+      duals: the e_i, stacked along a leading axis of length m, zero in empty slots.
+      gram: ``e_iᵀP e_j``, shape ``(m, m)``; zero in the rows of empty slots.
+    """
+
+    newest: jax.Array
+    duals: PyTree
+    gram: jax.Array
+
+
+def none_yet(
+    like: PyTree, memory: int | None, dtype: jnp.dtype
+) -> RecentDirections | tuple[()]:
+    """The memory before the first direction.
+
+    Args:
+      like: a tree of arrays in the dtype in which directions are kept.
+      memory: m, or None for no memory at all.
+      dtype: of the inner products.
+
+    Returns:
+      An empty memory; the empty tuple for none.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> none_yet(jnp.zeros(3), 2, jnp.float32).duals.shape
+      (2, 3)
+    """
+    if memory is None:
+        return ()
+
+    def stack(x: jax.Array) -> jax.Array:
+        # Made of x, so that every row is sharded like it.
+        return jnp.broadcast_to(jnp.zeros_like(x), (memory, *jnp.shape(x)))
+
+    return RecentDirections(
+        newest=jnp.zeros([], jnp.int32),
+        duals=jax.tree.map(stack, like),
+        gram=jnp.zeros([memory, memory], dtype),
+    )
+
+
+def products_with(
+    recent: RecentDirections,
+    z: PyTree,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> jax.Array:
+    """``e_iᵀz``, which is ``d_iᵀg`` for a symmetric P; shape ``(m,)``."""
+    products = stacked_vdots(recent.duals, z, axis_name=axis_name)
+    return products.astype(recent.gram.dtype)
+
+
+def share_within(
+    recent: RecentDirections, products: jax.Array, g_z: jax.Array
+) -> jax.Array:
+    r"""How much of the gradient lies in the span of the last directions, in [0, 1].
+
+    .. math:: \max_{d \in \mathrm{span}} \frac{(g^\top d)^2}{d^\top P^{-1} d\; g^\top z}
+        = \frac{b^\top W^{-1} b}{g^\top z}, \qquad
+        b_i = d_i^\top g, \quad W_{ij} = d_i^\top P^{-1} d_j,
+
+    the square of the cosine between z and its projection onto the span in the norm of
+    P⁻¹. While directions are conjugate and steps are exact it is zero; one means that
+    steepest descent would search the subspace once more that was just searched.
+    W. W. Hager, H. Zhang, "The limited memory conjugate gradient method", SIAM J.
+    Optim. 23, 2013, measure the distance to the subspace in the Euclidean norm.
+
+    Args:
+      recent: the last directions.
+      products: from `products_with`.
+      g_z: ``gᵀz``.
+
+    Returns:
+      A scalar; zero where there is no direction yet.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> recent = RecentDirections(
+      ...     jnp.int32(0), jnp.array([[2., 0., 0.]]), jnp.array([[4.]]))
+      >>> g = jnp.array([3., 4., 0.])
+      >>> share = share_within(recent, products_with(recent, g), jnp.sum(g * g))
+      >>> bool(jnp.isclose(share, 0.36, rtol=1e-5))
+      True
+    """
+    squares = jnp.diag(recent.gram)
+    is_empty = ~(squares > 0)
+    scale = jnp.where(is_empty, 0, jax.lax.rsqrt(jnp.where(is_empty, 1, squares)))
+    ridge = squares.size * jnp.finfo(squares.dtype).eps
+    cosines = recent.gram * scale[:, None] * scale[None, :]
+    cosines += jnp.diag(jnp.where(is_empty, 1, ridge))
+    b = products * scale
+    # Symmetric up to rounding; should it be indefinite, that gives no number.
+    solved = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(cosines), b)
+    share = jnp.dot(b, solved) / jnp.where(g_z > 0, g_z, jnp.inf)
+    return jnp.where(jnp.isfinite(share), jnp.clip(share, 0, 1), 0)
+
+
+def is_stalled(
+    recent: RecentDirections, g: PyTree, products: jax.Array, g_z: jax.Array
+) -> jax.Array:
+    """Whether the gradient lies in the span of the last directions but for a hundredth.
+
+    Never where there are no more parameters than directions are kept: there the span
+    is soon all there is.
+
+    Args:
+      recent: the last directions.
+      g: the gradient.
+      products: from `products_with`.
+      g_z: ``gᵀz``.
+
+    Returns:
+      A boolean scalar.
+    """
+    size = sum(leaf.size for leaf in jax.tree.leaves(g))
+    share = share_within(recent, products, g_z)
+    return (share >= 1 - STALLED_DISTANCE**2) & (size > products.size)
+
+
+def remember(
+    recent: RecentDirections,
+    g: PyTree,
+    beta: jax.Array,
+    products: jax.Array,
+    d_pinv_d: jax.Array,
+    restarted: jax.Array,
+    taken: jax.Array,
+) -> RecentDirections:
+    """Takes in the direction ``d = -z + beta d_prev``, in place of the oldest.
+
+    A restart empties the memory first: what counts is the span since then.
+
+    Args:
+      recent: the directions before it.
+      g: the gradient.
+      beta: the coefficient, a scalar.
+      products: from `products_with`.
+      d_pinv_d: ``dᵀP⁻¹d`` of the new direction.
+      restarted: whether beta was set to zero.
+      taken: whether the step is taken; otherwise nothing changes.
+
+    Returns:
+      The new memory.
+    """
+    memory = products.size
+    old, slot = recent.newest, (recent.newest + 1) % memory
+    column = beta * recent.gram[old] - products
+    is_slot = jnp.arange(memory, dtype=jnp.int32) == slot
+    column = jnp.where(is_slot, d_pinv_d, column)
+    column = jnp.where(restarted & ~is_slot, 0, column)
+    gram = jnp.where(restarted, 0, recent.gram)
+    gram = jnp.where(is_slot[:, None], column[None, :], gram)
+    gram = jnp.where(is_slot[None, :], column[:, None], gram)
+
+    def write(rows: jax.Array, g_: jax.Array) -> jax.Array:
+        dtype = compute_dtype(rows.dtype)
+        previous = jax.lax.dynamic_index_in_dim(rows, old, keepdims=False)
+        kept = jax.lax.dynamic_index_in_dim(rows, slot, keepdims=False)
+        new = times(beta, previous.astype(dtype)) - g_.astype(dtype)
+        row = jnp.where(taken, new.astype(rows.dtype), kept)
+        return jax.lax.dynamic_update_index_in_dim(rows, row, slot, 0)
+
+    return RecentDirections(
+        newest=jnp.where(taken, slot, old),
+        duals=jax.tree.map(write, recent.duals, g),
+        gram=jnp.where(taken, gram, recent.gram),
+    )

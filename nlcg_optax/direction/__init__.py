@@ -1,0 +1,1 @@
+"""The search direction: d = -P g + beta d_prev."""

@@ -1,0 +1,1 @@
+"""The Hager-Zhang line search."""

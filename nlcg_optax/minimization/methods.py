@@ -1,0 +1,149 @@
+"""The methods of `minimize` by name: a direction and the line search that suits it."""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlcg_optax import validation
+from nlcg_optax.direction.rules import (
+    CURVATURE_PRODUCTS,
+    RULES,
+    ConjugacyRule,
+    get_rule,
+    products_used,
+)
+from nlcg_optax.direction.transform import scale_by_nlcg
+from nlcg_optax.linesearch.wolfe_search import WolfeRules
+from nlcg_optax.preconditioners.limited_memory import scale_by_limited_memory
+
+LIMITED_MEMORY = "limited-memory"
+# For directions of Newton's kind: Nocedal and Wright, "Numerical Optimization", 2006,
+# section 3.1. They take the step one wherever it is of any use.
+NEWTON_RULES = WolfeRules(sufficient_decrease=1e-4, curvature=0.9)
+# Arguments of `scale_by_nlcg` by which a direction may depend on the arrays.
+PER_ARRAY = {"scope", "preconditioner"}
+
+
+class Method(NamedTuple):
+    """A direction with its line search.
+
+    Attributes:
+      direction: a transformation whose updates are -d, such as `scale_by_nlcg`.
+      rules: parameters of the line search.
+      initial_step: ``"one"`` if the directions have a natural length, ``"previous"``
+        to start from the step before, scaled by the ratio of the slopes. With
+        ``"one"`` the quadratic step is left out where the step one fitted last time.
+      may_be_vector: whether the direction does not depend on how the parameters are
+        divided into arrays, so that `minimize` may make one vector of small ones.
+    """
+
+    direction: optax.GradientTransformationExtraArgs
+    rules: WolfeRules = WolfeRules()
+    initial_step: Literal["one", "previous"] = "previous"
+    may_be_vector: bool = False
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """The names that `get_method` knows.
+
+    The rules that read curvature are not among them: a line search gives none.
+
+    Examples:
+      >>> names()[:4]
+      ('limited-memory', 'cd', 'dk', 'dy')
+    """
+    rules = (
+        name for name in RULES if not products_used(get_rule(name)) & CURVATURE_PRODUCTS
+    )
+    return (LIMITED_MEMORY, *sorted(rules))
+
+
+def nlcg_method(
+    rule: str | float | jax.Array | ConjugacyRule = "hs+", **kwargs: Any
+) -> Method:
+    """Two-term NLCG: tight curvature and Powell's restart keep it conjugate.
+
+    Args:
+      rule: see `scale_by_nlcg`.
+      **kwargs: further arguments of `scale_by_nlcg`.
+
+    Returns:
+      A method.
+
+    Examples:
+      >>> nlcg_method("pr+").rules.curvature
+      0.1
+    """
+    defaults = {"beta_min": -jnp.inf, "beta_max": jnp.inf, "restart": "powell"}
+    return Method(
+        scale_by_nlcg(rule, **{**defaults, **kwargs}),
+        WolfeRules(sufficient_decrease=0.01, curvature=0.1),
+        may_be_vector=not kwargs.keys() & PER_ARRAY,
+    )
+
+
+def limited_memory_method(
+    memory: int = 31,
+    rule: str | float | jax.Array | ConjugacyRule | None = None,
+    **kwargs: Any,
+) -> Method:
+    """NLCG in the metric of the last secant pairs.
+
+    Args:
+      memory: how many pairs.
+      rule: see `scale_by_nlcg`; None for no conjugate term, which is L-BFGS.
+      **kwargs: further arguments of `scale_by_nlcg`, if there is a rule.
+
+    Returns:
+      A method.
+
+    Examples:
+      >>> limited_memory_method(5).initial_step
+      'one'
+    """
+    metric = scale_by_limited_memory(memory)
+    if rule is None:
+        # Not `scale_by_nlcg` with a β of zero: it protects the state of any
+        # preconditioner with a selection, which would rewrite all of the memory.
+        return Method(metric, NEWTON_RULES, "one", may_be_vector=True)
+    defaults = {"beta_min": -jnp.inf, "beta_max": jnp.inf}
+    direction = scale_by_nlcg(rule, preconditioner=metric, **{**defaults, **kwargs})
+    may_be_vector = not kwargs.keys() & PER_ARRAY
+    return Method(direction, NEWTON_RULES, "one", may_be_vector)
+
+
+@functools.cache
+def _by_name(name: str) -> Method:
+    # Cached: `minimize` compiles once for every method object.
+    return limited_memory_method() if name == LIMITED_MEMORY else nlcg_method(name)
+
+
+def get_method(method: str | Method | optax.GradientTransformation) -> Method:
+    """Returns the method of a name, of a direction, or the method itself.
+
+    Args:
+      method: a name out of `names`, a `Method`, or a transformation whose updates
+        are -d.
+
+    Returns:
+      The method.
+
+    Raises:
+      ValueError: if the name is unknown.
+      TypeError: if it is none of these.
+
+    Examples:
+      >>> get_method("limited-memory").initial_step
+      'one'
+    """
+    if isinstance(method, str):
+        validation.check_choice("method", method, names())
+        return _by_name(method)
+    if isinstance(method, Method):
+        return method
+    validation.check_transformation("method", method)
+    return Method(optax.with_extra_args_support(method))

@@ -1,0 +1,1 @@
+"""What only the paper's system needs (arXiv 1812.02886)."""

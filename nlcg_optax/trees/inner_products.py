@@ -1,0 +1,299 @@
+"""Inner products over parameter trees: with `stacked_products` all that reduces them.
+
+Every reduction is ``sum(x * y)`` leaf by leaf, in float32 or wider, and never a
+concatenation: on a sharded mesh only scalars travel. On a single CPU `joint_reductions`
+takes several products in one sweep.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, promote
+from nlcg_optax.xla.joint_reductions import (
+    REDUCTIONS,
+    Reducer,
+    joint_reductions,
+    larger,
+)
+
+Scope: TypeAlias = Literal["global", "per_leaf"]
+
+SCOPES = ("global", "per_leaf")
+
+
+class InnerProducts(NamedTuple):
+    """The scalars that a conjugacy rule may read.
+
+    Notation: ``g`` is the gradient, ``z = P g`` the preconditioned gradient, ``d``
+    the *previous* search direction (a descent direction), ``y = g - g_prev`` the
+    change of the gradient. The field ``a_b`` holds the real inner product ``aᵀb``.
+    Every field is a real scalar, float32 or wider (float64 if a parameter is).
+
+    Attributes:
+      g_z: ``gᵀz = gᵀP g``.
+      y_z: ``yᵀz = (g - g_prev)ᵀP g``.
+      d_g: ``dᵀg``, zero after an exact line search.
+      d_y: ``dᵀy``, the curvature along the previous direction times the step.
+      d_g_prev: ``dᵀg_prev``, the slope at which ``d`` set out; negative.
+      g_prev_z_prev: ``g_prevᵀz_prev``, the previous step's ``gᵀP g``.
+      g_z_prev: ``gᵀz_prev`` with the *stored* ``z_prev``.
+      y_p_y: ``yᵀP y``, as ``yᵀ(z - z_prev)``; never negative.
+      d_pinv_d: ``dᵀP⁻¹d`` (``dᵀd`` without a preconditioner), from the recurrence
+        ``dᵀP⁻¹d <- gᵀz - 2βdᵀg + β²dᵀP⁻¹d``, which needs no solve with P.
+      z_h_d: ``zᵀH d`` with the Hessian of the batch of g, at the present parameters.
+      d_h_d: ``dᵀH d``, likewise.
+    """
+
+    g_z: jax.Array
+    y_z: jax.Array
+    d_g: jax.Array
+    d_y: jax.Array
+    d_g_prev: jax.Array
+    g_prev_z_prev: jax.Array
+    g_z_prev: jax.Array
+    y_p_y: jax.Array
+    d_pinv_d: jax.Array
+    z_h_d: jax.Array | float = 0.0
+    d_h_d: jax.Array | float = 0.0
+
+
+def vdots(
+    pairs: Sequence[tuple[PyTree, PyTree]],
+    *,
+    scope: Scope = "global",
+    axis_name: str | tuple[str, ...] | None = None,
+    dtype: Any = None,
+) -> list[jax.Array]:
+    r"""Computes several real inner products of trees at once.
+
+    .. math:: \langle x, y\rangle = \sum_i \mathrm{Re}(\bar x_i y_i)
+
+    Args:
+      pairs: pairs ``(x, y)`` of trees of one structure and equal shapes. ``None`` and
+        ``optax.MaskedNode`` leaves are left out of the sum.
+      scope: ``"global"`` for one scalar a pair, over all leaves together;
+        ``"per_leaf"`` for a vector of one entry a leaf, in ``jax.tree.leaves`` order.
+      axis_name: mapped axes over which the parameters are split by hand (``pmap``,
+        ``shard_map``); the products are summed over them in a single ``psum``. Leave
+        it None where every device holds all parameters, and under plain ``jit``.
+      dtype: real dtype of the accumulation; by default that of `accumulator_dtype`.
+
+    Returns:
+      One array a pair, of shape ``()`` or ``(number of leaves,)``.
+
+    Raises:
+      TypeError: if a leaf is not a real or complex floating-point array.
+      ValueError: if the two trees of a pair differ in structure or a shape.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> x = {"w": jnp.array([1., 2.]), "b": jnp.array([3.])}
+      >>> vdots([(x, x)])
+      [Array(14., dtype=float32)]
+      >>> vdots([(x, x)], scope="per_leaf")  # leaves in order: b, w
+      [Array([9., 5.], dtype=float32)]
+    """
+    if scope == "global":
+        return products_and_maxima(pairs, [], axis_name=axis_name, dtype=dtype)[0]
+    dtype = _common_dtype(pairs) if dtype is None else dtype
+    sums = [
+        [jnp.sum(leaf, dtype=dtype) for leaf in leaves]
+        for leaves in _products_by_leaf(pairs, dtype)
+    ]
+    products = [jnp.stack(x) if x else jnp.zeros([0], dtype) for x in sums]
+    if axis_name is not None:
+        products = list(jax.lax.psum(jnp.stack(products), axis_name))
+    return products
+
+
+def products_and_maxima(
+    pairs: Sequence[tuple[PyTree, PyTree]],
+    trees: Sequence[PyTree],
+    *,
+    axis_name: str | tuple[str, ...] | None = None,
+    dtype: Any = None,
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Computes several inner products and largest absolute values, in one sweep.
+
+    Args:
+      pairs: see `vdots`.
+      trees: trees of real or complex arrays. If their leaves have the shapes of those
+        of ``pairs``, a single CPU reads what they share once.
+      axis_name: see `vdots`; the largest is that of all devices.
+      dtype: see `vdots`.
+
+    Returns:
+      The products of the pairs, and for each tree its largest absolute value: zero if
+      it has no element, not a number if one of them is not.
+
+    Raises:
+      TypeError, ValueError: see `vdots`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> x = {"w": jnp.array([1., -3.]), "b": jnp.array([2.])}
+      >>> products_and_maxima([(x, x)], [x])
+      ([Array(14., dtype=float32)], [Array(3., dtype=float32)])
+    """
+    dtype = _common_dtype([*pairs, tuple(trees)]) if dtype is None else dtype
+    sizes = [[jnp.abs(x).astype(dtype) for x in jax.tree.leaves(t)] for t in trees]
+    reducers: list[Reducer] = [jax.lax.add] * len(pairs) + [larger] * len(trees)
+    values = _reduced([*_products_by_leaf(pairs, dtype), *sizes], reducers, dtype)
+    products, maxima = values[: len(pairs)], values[len(pairs) :]
+    if axis_name is None or not values:
+        return products, maxima
+    # A maximum may lose what is not a number, also between devices.
+    unknown = [jnp.isnan(x).astype(dtype) for x in maxima]
+    sums = jax.lax.psum(jnp.stack([*products, *unknown]), axis_name)
+    if maxima:
+        whole = jax.lax.pmax(jnp.stack(maxima), axis_name)
+        maxima = list(jnp.where(sums[len(pairs) :] > 0, jnp.nan, whole))
+    return list(sums[: len(pairs)]), maxima
+
+
+def named_vdots(
+    pairs: Mapping[str, tuple[PyTree, PyTree]], **options: Any
+) -> dict[str, jax.Array]:
+    """Computes several real inner products that have names.
+
+    Args:
+      pairs: pairs of trees by name.
+      **options: those of `vdots`.
+
+    Returns:
+      The products by name.
+
+    Raises:
+      TypeError, ValueError: see `vdots`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([1., 2.])
+      >>> named_vdots({"x_x": (x, x)})
+      {'x_x': Array(5., dtype=float32)}
+    """
+    values = vdots(list(pairs.values()), **options)
+    return dict(zip(pairs, values, strict=True))
+
+
+def _common_dtype(trees: Sequence[tuple[PyTree, ...]]) -> jnp.dtype:
+    return promote(*(accumulator_dtype(tree) for group in trees for tree in group))
+
+
+def _products_by_leaf(
+    pairs: Sequence[tuple[PyTree, PyTree]], dtype: jnp.dtype
+) -> list[list[jax.Array]]:
+    return [
+        jax.tree.leaves(jax.tree.map(lambda a, b: _leaf_products(a, b, dtype), x, y))
+        for x, y in pairs
+    ]
+
+
+def _leaf_products(x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Real parts of the elementwise products of conjugate x and y."""
+    if jnp.shape(x) != jnp.shape(y):
+        raise ValueError(
+            f"the two sides of an inner product differ in shape: {jnp.shape(x)} and "
+            f"{jnp.shape(y)}"
+        )
+    if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
+        real, imag = (
+            jnp.real(x).astype(dtype) * jnp.real(y).astype(dtype),
+            jnp.imag(x).astype(dtype) * jnp.imag(y).astype(dtype),
+        )
+        return real + imag
+    return jnp.asarray(x, dtype) * jnp.asarray(y, dtype)
+
+
+def _reduced(
+    lists: list[list[jax.Array]], reducers: list[Reducer], dtype: jnp.dtype
+) -> list[jax.Array]:
+    """The sum or the largest of all elements of each list of arrays."""
+
+    def one_by_one(lists: list[list[jax.Array]]) -> list[jax.Array]:
+        return [
+            functools.reduce(
+                reducer,
+                [REDUCTIONS[reducer](leaf) for leaf in leaves],
+                jnp.zeros([], dtype),
+            )
+            for reducer, leaves in zip(reducers, lists, strict=True)
+        ]
+
+    if not _alike(lists) or jax.device_count() > 1:
+        # Several devices may share an array, and it would have to be gathered.
+        return one_by_one(lists)
+    return jax.lax.platform_dependent(
+        lists,
+        cpu=lambda lists: joint_reductions(lists, reducers, dtype),
+        default=one_by_one,
+    )
+
+
+def _alike(trees: list[list[jax.Array]]) -> bool:
+    """Whether there are several trees, and leaf by leaf of equal shapes."""
+    shapes = [[leaf.shape for leaf in leaves] for leaves in trees]
+    return len(trees) > 1 and all(x == shapes[0] for x in shapes)
+
+
+def max_abs(tree: PyTree) -> jax.Array:
+    """Returns the largest absolute value in a tree; not a number if one is.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> max_abs({"w": jnp.array([1., -3.]), "b": jnp.array(2.)})
+      Array(3., dtype=float32)
+    """
+    return products_and_maxima([], [tree])[1][0]
+
+
+def mean(tree: PyTree, *, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
+    """Returns the mean of all elements of a tree of real arrays; zero if it has none.
+
+    Args:
+      tree: a tree of real floating-point arrays.
+      axis_name: see `vdots`.
+
+    Returns:
+      A scalar in the dtype of `accumulator_dtype`, not finite if an element is not.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> mean({"w": jnp.array([1., 2.]), "b": jnp.array(6.)})
+      Array(3., dtype=float32)
+    """
+    acc = accumulator_dtype(tree)
+    leaves = jax.tree.leaves(tree)
+    sums = [jnp.sum(leaf, dtype=acc) for leaf in leaves]
+    total = functools.reduce(jnp.add, sums, jnp.zeros([], acc))
+    count = jnp.asarray(sum(leaf.size for leaf in leaves), acc)
+    if axis_name is not None:
+        total, count = jax.lax.psum((total, count), axis_name)
+    return total / jnp.maximum(count, 1)
+
+
+def window_means(tree: PyTree) -> PyTree:
+    """Replaces kernels of convolutions by their means over the window.
+
+    In leaves of three or more dimensions, the mean over all axes but the last two (of
+    channels in and out) is put in place of every element of the window.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> window_means(jnp.array([[[1.]], [[3.]]]))
+      Array([[[2.]],
+      <BLANKLINE>
+             [[2.]]], dtype=float32)
+    """
+
+    def leaf_means(x: jax.Array) -> jax.Array:
+        if x.ndim < 3:
+            return x
+        means = jnp.mean(x, axis=tuple(range(x.ndim - 2)), keepdims=True)
+        return jnp.broadcast_to(means, x.shape)
+
+    return jax.tree.map(leaf_means, tree)

@@ -1,0 +1,1 @@
+"""Wrappers of transformations and of their extra arguments."""
