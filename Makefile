@@ -42,7 +42,7 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.experiments
 	$(BIN)/python -m experiments.bench.update $(BENCH_ARGS)
-	$(BIN)/python -m experiments.bench.update.curvature $(BENCH_CURVATURE_ARGS)
+	$(BIN)/python -m experiments.bench.curvature $(BENCH_CURVATURE_ARGS)
 
 docs: $(VENV)/.experiments
 	$(PIP) --editable '.[docs]'

@@ -1,4 +1,4 @@
-"""``python -m experiments.bench.update.curvature``: what curvature costs, in gradients.
+"""``python -m experiments.bench.curvature``: what curvature costs, in gradients.
 
 The peers take turns in one process, on a small residual network and one batch of random
 images; every time is divided by that of the gradient in the same turn. The ratios mean

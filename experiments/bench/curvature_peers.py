@@ -1,4 +1,4 @@
-"""What `experiments.bench.update.curvature` times: curvature products and steps."""
+"""What `experiments.bench.curvature` times: curvature products and steps."""
 
 import dataclasses
 from collections.abc import Callable

@@ -57,7 +57,7 @@ def _nlcg_with_secant(rule: str) -> optax.GradientTransformation:
 
 
 def _nlcg_between_refreshes(rule: str) -> optax.GradientTransformation:
-    # The product with the Hessian is priced by `experiments.bench.update.curvature`.
+    # The product with the Hessian is priced by `experiments.bench.curvature`.
     preconditioner = scale_by_diagonal_secant(secant="hvp", refresh_period=10)
     tx = _nlcg(rule, preconditioner=preconditioner)
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.paper.paper_replica import PaperConfig, PaperReplica, noisy_problem
 
 import nlcg_optax
+from tests.paper.paper_replica import PaperConfig, PaperReplica, noisy_problem
 
 SEED = 9
 STEPS = 50
