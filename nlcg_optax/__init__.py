@@ -133,6 +133,7 @@ from nlcg_optax.trees.inner_products import InnerProducts as InnerProducts
 from nlcg_optax.wrappers.extra_args import for_linesearch as for_linesearch
 from nlcg_optax.wrappers.extra_args import only_extra_args as only_extra_args
 from nlcg_optax.wrappers.masked import fill_masked as fill_masked
+from nlcg_optax.wrappers.split_parameters import split_parameters as split_parameters
 from nlcg_optax.wrappers.virtual_batch import VirtualBatchState as VirtualBatchState
 from nlcg_optax.wrappers.virtual_batch import virtual_batch as virtual_batch
 

@@ -37,7 +37,6 @@ def nlcg(
     step_control: optax.GradientTransformation | None = None,
     linesearch: optax.GradientTransformation | None = None,
     state_dtype: Any = None,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Preconditioned nonlinear conjugate gradients.
 
@@ -81,7 +80,6 @@ def nlcg(
       linesearch: a line search such as ``optax.scale_by_backtracking_linesearch``;
         it sees ``value``, ``grad`` and ``value_fn`` only, see `for_linesearch`.
       state_dtype: dtype of the state, such as ``jnp.bfloat16``.
-      axis_name: mapped axes over which parameters are split by hand.
 
     Returns:
       The optimiser.
@@ -142,7 +140,6 @@ def nlcg(
             scope=scope,
             across_halves=across_halves,
             state_dtype=state_dtype,
-            axis_name=axis_name,
         )
     ]
     if step_control is not None:

@@ -63,10 +63,9 @@ def none_yet(
 def products_with(
     recent: RecentDirections,
     z: PyTree,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> jax.Array:
     """``e_iᵀz``, which is ``d_iᵀg`` for a symmetric P; shape ``(m,)``."""
-    products = stacked_vdots(recent.duals, z, axis_name=axis_name)
+    products = stacked_vdots(recent.duals, z)
     return products.astype(recent.gram.dtype)
 
 

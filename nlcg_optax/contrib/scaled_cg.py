@@ -75,7 +75,6 @@ def scale_by_scaled_cg_step(
     initial_damping: float | jax.Array = 1e-6,
     max_trials: int = 10,
     refresh_period: int | jax.Array = 1,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies the update by the step of scaled conjugate gradients.
 
@@ -111,7 +110,6 @@ def scale_by_scaled_cg_step(
       max_trials: trials of a step.
       refresh_period: measure and try every so many steps; in between the last step
         size is used as it is, at no cost.
-      axis_name: mapped axes over which parameters are split by hand.
 
     Returns:
       A transformation that keeps scalars only.
@@ -163,9 +161,7 @@ def scale_by_scaled_cg_step(
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByScaledCgStepState]:
         name, last = "scale_by_scaled_cg_step", state.diagnostics
-        along = curvature_along_fn(
-            name, curvature, params, extra_args, axis_name=axis_name
-        )
+        along = curvature_along_fn(name, curvature, params, extra_args)
         value_at = value_at_fn(name, curvature, extra_args)
         validation.check_same_structure("updates", updates, params)
         acc = last.damping.dtype
@@ -174,7 +170,7 @@ def scale_by_scaled_cg_step(
             found = along([updates])
             value, mu = found.value.astype(acc), found.slopes[0].astype(acc)
             rayleigh = found.matrix[0, 0].astype(acc)
-            (norm,) = vdots([(updates, updates)], axis_name=axis_name, dtype=acc)
+            (norm,) = vdots([(updates, updates)], dtype=acc)
 
             def value_after(step_size: jax.Array) -> jax.Array:
                 step = jax.tree.map(lambda u: times(step_size, u), updates)

@@ -30,8 +30,6 @@ def curvature_along_fn(
     curvature: CurvatureKind,
     params: PyTree | None,
     extra_args: dict[str, Any],
-    *,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> Callable[[Sequence[PyTree]], DirectionalCurvature]:
     """Chooses how slopes and curvatures along directions are computed.
 
@@ -46,7 +44,6 @@ def curvature_along_fn(
       params: where to differentiate.
       extra_args: the extra arguments of an ``update`` call; those that one of the
         functions accepts by name are bound to it.
-      axis_name: see `vdots`; for ``hvp_fn`` only.
 
     Returns:
       A function from a sequence of directions to the `DirectionalCurvature`.
@@ -62,7 +59,7 @@ def curvature_along_fn(
         grad = require("grad", extra_args.get("grad"), "hvp_fn gives no slopes")
         value = extra_args.get("value", jnp.nan)
         return lambda directions: _along_by_products(
-            product_fn, value, grad, params, directions, axis_name
+            product_fn, value, grad, params, directions
         )
     if curvature == "hessian":
         value_fn = function("value_fn")
@@ -149,7 +146,6 @@ def _along_by_products(
     grad: PyTree,
     params: PyTree,
     directions: Sequence[PyTree],
-    axis_name: str | tuple[str, ...] | None,
 ) -> DirectionalCurvature:
     acc = accumulator_dtype(params)
     products = [product_fn(params, d) for d in directions]
@@ -160,7 +156,6 @@ def _along_by_products(
     dots = vdots(
         [(grad, d) for d in directions]
         + [(directions[i], products[j]) for i, j in pairs],
-        axis_name=axis_name,
         dtype=acc,
     )
     second = dict(zip(pairs, dots[count:], strict=True))

@@ -31,6 +31,7 @@ from nlcg_optax.dtypes import (
     times,
 )
 from nlcg_optax.trees.inner_products import InnerProducts, Scope, named_vdots
+from nlcg_optax.trees.split import axis_of_parameters
 from nlcg_optax.xla.in_place import settle
 
 POWELL_ORTHOGONALITY = 0.2  # Powell, 1977: restart once |g_prevᵀP g| >= .2 gᵀP g
@@ -51,7 +52,6 @@ def scale_by_nlcg(
     scope: Scope = "global",
     across_halves: bool = False,
     state_dtype: Any = None,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Turns gradients into preconditioned nonlinear conjugate gradient directions.
 
@@ -113,8 +113,6 @@ def scale_by_nlcg(
         ``"bfloat16"`` (a name, not ``jnp.bfloat16``, under
         ``optax.inject_hyperparams``, which takes callables for schedules); by default
         that of the parameters. Complex parameters keep theirs.
-      axis_name: mapped axes over which *parameters* are split by hand (``pmap``,
-        ``shard_map``). Leave it None in data parallelism and under plain ``jit``.
 
     Returns:
       A transformation with state `ScaleByNlcgState`. The memory is one copy of the
@@ -241,10 +239,10 @@ def scale_by_nlcg(
             pairs["a_z_b"] = (a, preconditioned_half(b))
             pairs["b_z_a"] = (b, preconditioned_half(a))
         known: dict[str, jax.Array] = {}
-        if scope == "global" and axis_name is None:
+        if scope == "global" and axis_of_parameters() is None:
             known = products_taken(preconditioner_state, state.preconditioner_state)
         asked = {name: pair for name, pair in pairs.items() if name not in known}
-        products = named_vdots(asked, scope=scope, axis_name=axis_name, dtype=acc)
+        products = named_vdots(asked, scope=scope, dtype=acc)
         products |= known
         g_g, d_g = products["g_g"], products["d_g"]
         g_z = products.get("g_z", g_g)
@@ -298,7 +296,7 @@ def scale_by_nlcg(
         if restart_period is not None:
             restarted |= state.count % jnp.asarray(restart_period, jnp.int32) == 0
         if restart_memory is not None:
-            e_z = recent_directions.products_with(state.recent, z, axis_name)
+            e_z = recent_directions.products_with(state.recent, z)
             restarted |= recent_directions.is_stalled(state.recent, g, e_z, g_z)
 
         def slope_and_norm(b: jax.Array) -> tuple[jax.Array, jax.Array]:

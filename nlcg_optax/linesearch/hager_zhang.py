@@ -81,7 +81,6 @@ def scale_by_hager_zhang_linesearch(
     max_evaluations: int = 50,
     relative_error: float = 1e-6,
     max_relative_error: float = 1e-5,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales a descent direction by the Hager-Zhang line search.
 
@@ -133,7 +132,6 @@ def scale_by_hager_zhang_linesearch(
       relative_error: ε_k is this times an average of \|f\|, but not below ten units of
         rounding; it grows tenfold with each failed search, 1e4-fold at most.
       max_relative_error: cap of ε_k, before that growth, relative to \|f\|.
-      axis_name: see `scale_by_nlcg`.
 
     Returns:
       A transformation. Its ``update`` needs ``params`` and the extra arguments
@@ -233,7 +231,7 @@ def scale_by_hager_zhang_linesearch(
 
         start_value = jnp.asarray(value).astype(acc)
         (start_slope,), (params_max, updates_max) = products_and_maxima(
-            [(updates, ascent(grad))], [params, updates], axis_name=axis_name, dtype=acc
+            [(updates, ascent(grad))], [params, updates], dtype=acc
         )
         error = trial_step.observe(state.error, start_value)
         fresh = trial_step.first_step(
@@ -270,9 +268,7 @@ def scale_by_hager_zhang_linesearch(
             x = optax.apply_updates(params, _scale(trial.search.step, updates))
             trial_value, trial_grad = measure(x, needs_gradient)
             trial_value = jnp.asarray(trial_value).astype(acc)
-            slope = vdots(
-                [(updates, ascent(trial_grad))], axis_name=axis_name, dtype=acc
-            )[0]
+            slope = vdots([(updates, ascent(trial_grad))], dtype=acc)[0]
             step = trial.search.step
             search = wolfe_search.advance(rules, trial.search, trial_value, slope)
             taken = jnp.isfinite(slope) & (trial_value < trial.value)

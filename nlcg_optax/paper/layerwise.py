@@ -18,7 +18,6 @@ def scale_by_layerwise_ratio(
     decay_coefficient: float | jax.Array = 0.1,
     eps: float = 1e-8,
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformation:
     r"""Scales each variable's gradient by the ratio of its norms, as the paper does.
 
@@ -38,7 +37,6 @@ def scale_by_layerwise_ratio(
       eps: added to the norm of the gradient.
       mask: a tree of booleans like the parameters, or a function from the parameters
         to one; leaves at False pass unchanged.
-      axis_name: see `scale_by_nlcg`.
 
     Returns:
       A stateless transformation that needs ``params``.
@@ -68,7 +66,6 @@ def scale_by_layerwise_ratio(
         w_w, g_g = vdots(
             [(params, params), (updates, updates)],
             scope="per_leaf",
-            axis_name=axis_name,
         )
         w_norm, g_norm = jnp.sqrt(w_w), jnp.sqrt(g_g)
         trust = jnp.asarray(eta).astype(w_norm.dtype) * w_norm

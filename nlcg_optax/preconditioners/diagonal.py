@@ -33,7 +33,6 @@ def scale_by_hutchinson(
     average_windows: bool = False,
     clip: float | jax.Array | None = None,
     seed: int = 0,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Divides the gradient by Hutchinson's estimate of the Hessian's diagonal.
 
@@ -66,8 +65,6 @@ def scale_by_hutchinson(
         convolution, in leaves of three or more dimensions: all axes but the last two.
       clip: largest absolute value of an element of P g (Sophia has 1); None for none.
       seed: of the probes. The same seed and calls give the same numbers.
-      axis_name: mapped axes over which *parameters* are split by hand, which makes
-        the probes of all parts independent; see `scale_by_nlcg`.
 
     Returns:
       A transformation; nest it as ``preconditioner`` of `scale_by_nlcg`. A sample that
@@ -112,7 +109,6 @@ def scale_by_hutchinson(
         average_windows=average_windows,
         clip=clip,
         seed=seed,
-        axis_name=axis_name,
     )
 
 
@@ -126,7 +122,6 @@ def scale_by_equilibration(
     average_windows: bool = False,
     clip: float | jax.Array | None = None,
     seed: int = 0,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Divides the gradient by the norms of the rows of the Hessian.
 
@@ -149,7 +144,6 @@ def scale_by_equilibration(
       average_windows: whether to average squares over windows of convolutions.
       clip: largest absolute value of an element of P g.
       seed: of the probes.
-      axis_name: mapped axes over which parameters are split by hand.
 
     Returns:
       A transformation, as that of `scale_by_hutchinson`.
@@ -186,7 +180,6 @@ def scale_by_equilibration(
         average_windows=average_windows,
         clip=clip,
         seed=seed,
-        axis_name=axis_name,
     )
 
 
@@ -200,7 +193,6 @@ def scale_by_gauss_newton_bartlett(
     average_windows: bool = False,
     clip: float | jax.Array | None = None,
     seed: int = 0,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Divides the gradient by the Gauss-Newton diagonal, from sampled labels.
 
@@ -228,7 +220,6 @@ def scale_by_gauss_newton_bartlett(
       average_windows: whether to average samples over windows of convolutions.
       clip: largest absolute value of an element of P g.
       seed: of the labels.
-      axis_name: mapped axes over which parameters are split by hand.
 
     Returns:
       A transformation, as that of `scale_by_hutchinson`. Its ``update`` needs
@@ -283,7 +274,6 @@ def scale_by_gauss_newton_bartlett(
         average_windows=average_windows,
         clip=clip,
         seed=seed,
-        axis_name=axis_name,
     )
 
 

@@ -76,7 +76,6 @@ def scale_by_limited_memory(
     memory: int = 31,
     *,
     min_curvature: float | jax.Array = 1e-12,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies the gradient by the inverse BFGS matrix of the last secant pairs.
 
@@ -106,7 +105,6 @@ def scale_by_limited_memory(
       memory: m, how many pairs are kept. With the spare row 31 are a multiple of the
         width of a processor's vectors, which compiles to less code.
       min_curvature: the ε above. With 0 any positive curvature will do.
-      axis_name: see `scale_by_nlcg`.
 
     Returns:
       A transformation. Its ``update`` needs ``params``; the pairs come from the
@@ -169,7 +167,7 @@ def scale_by_limited_memory(
         acc = state.inverse.dtype
         s = difference(params, state.params_prev)
         y = difference(updates, state.grad_prev)
-        s_y, s_s, y_y = vdots([(s, y), (s, s), (y, y)], axis_name=axis_name, dtype=acc)
+        s_y, s_s, y_y = vdots([(s, y), (s, s), (y, y)], dtype=acc)
         threshold = jnp.asarray(min_curvature).astype(acc)
         curved = s_y > threshold * jnp.sqrt(s_s) * jnp.sqrt(y_y)
         curved &= jnp.isfinite(s_s) & jnp.isfinite(y_y)
@@ -208,11 +206,9 @@ def scale_by_limited_memory(
             rows = jnp.arange(memory + 1, dtype=jnp.int32)
             holds_pair = (rows != spare) & (num_pairs > num_new)
             kept = jnp.where(holds_pair & holds_pair[:, None], state.inverse, 0)
-            slopes = stacked_vdots(steps, updates, axis_name=axis_name)
+            slopes = stacked_vdots(steps, updates)
             inverse, a = _solve(kept, slopes, state.slopes, slot, inverse_curvature)
-            z = _multiply(
-                updates, a, steps, grad_changes, inverse, curvatures, scaling, axis_name
-            )
+            z = _multiply(updates, a, steps, grad_changes, inverse, curvatures, scaling)
             return z, slopes, inverse
 
         # Behind a conditional the products read the memory that was just written;
@@ -273,7 +269,6 @@ def _multiply(
     inverse: jax.Array,
     curvatures: jax.Array,
     scaling: jax.Array,
-    axis_name: str | tuple[str, ...] | None,
 ) -> PyTree:
     """Computes P g from the stacked pairs and a = R⁻¹ Sᵀg."""
 
@@ -281,7 +276,7 @@ def _multiply(
         return scaling.astype(y_a.real.dtype) * (g_.astype(y_a.dtype) - y_a)
 
     q = jax.tree.map(initial, g, combination(a, grad_changes))
-    y_q = stacked_vdots(grad_changes, q, axis_name=axis_name)
+    y_q = stacked_vdots(grad_changes, q)
     b = _matmul(inverse.T, curvatures * a - y_q)
     return jax.tree.map(
         lambda q_, s_b, g_: (q_ + s_b).astype(g_.dtype), q, combination(b, steps), g

@@ -11,6 +11,7 @@ import optax
 
 from nlcg_optax.dtypes import PyTree, compute_dtype, times
 from nlcg_optax.trees.inner_products import vdots
+from nlcg_optax.trees.split import parameters_split_over
 
 DimensionNumbers: TypeAlias = optax.contrib.MuonDimensionNumbers
 
@@ -149,7 +150,9 @@ def widened(leaf: jax.Array) -> jax.Array:
 
 def of_norm(leaf: jax.Array, model: jax.Array) -> jax.Array:
     """The leaf at the Frobenius norm of another one; zero stays zero."""
-    own, wanted = vdots([(leaf, leaf), (model, model)])
+    # The part of a matrix that a device holds is a matrix of its own.
+    with parameters_split_over(None):
+        own, wanted = vdots([(leaf, leaf), (model, model)])
     return times(jnp.sqrt(wanted / jnp.where(own == 0, 1, own)), leaf)
 
 

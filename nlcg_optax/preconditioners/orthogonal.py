@@ -20,6 +20,7 @@ from nlcg_optax.preconditioners.matrices import (
     widened,
 )
 from nlcg_optax.trees.inner_products import max_abs
+from nlcg_optax.trees.split import parameters_split_over
 
 NORMALISATIONS = ("frobenius", "spectral", "aol", "schatten")
 
@@ -154,7 +155,8 @@ def scale_by_orthogonalisation(
 
 def _scaled_to_one(leaf: jax.Array) -> jax.Array:
     """The leaf over its largest entry, so that no square over- or underflows."""
-    largest = max_abs(leaf)
+    with parameters_split_over(None):
+        largest = max_abs(leaf)
     return times(1 / jnp.where(largest == 0, 1, largest), leaf)
 
 

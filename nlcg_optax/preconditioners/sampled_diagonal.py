@@ -12,6 +12,7 @@ from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype
 from nlcg_optax.preconditioners.diagonal_scaling import divide_by_diagonal
 from nlcg_optax.trees.inner_products import mean, window_means
+from nlcg_optax.trees.split import axis_of_parameters
 
 # Checks the parameters and the extra arguments of `update`, and returns a function
 # from a random key to an unbiased sample of what is averaged.
@@ -62,7 +63,6 @@ def scale_by_sampled_diagonal(
     average_windows: bool,
     clip: float | jax.Array | None,
     seed: int,
-    axis_name: str | tuple[str, ...] | None,
 ) -> optax.GradientTransformationExtraArgs:
     """Divides gradients by a curvature that is averaged over random samples.
 
@@ -76,7 +76,6 @@ def scale_by_sampled_diagonal(
       average_windows: whether samples are averaged over windows of convolutions.
       clip: largest absolute value of an element of P g, or None.
       seed: of the first key.
-      axis_name: mapped axes over which parameters are split by hand.
 
     Returns:
       The transformation.
@@ -129,6 +128,7 @@ def scale_by_sampled_diagonal(
 
         def refreshed() -> tuple[PyTree, jax.Array, jax.Array, jax.Array]:
             key, sample_key = jax.random.split(jax.random.wrap_key_data(state.key))
+            axis_name = axis_of_parameters()
             if axis_name is not None:
                 place = jax.lax.axis_index(axis_name)
                 sample_key = jax.random.fold_in(sample_key, place)
@@ -139,7 +139,7 @@ def scale_by_sampled_diagonal(
             )
             if average_windows:
                 sample = window_means(sample)
-            good = jnp.isfinite(mean(sample, axis_name=axis_name))
+            good = jnp.isfinite(mean(sample))
             average = jax.tree.map(
                 lambda a, s: jnp.where(
                     good, keep.astype(a.dtype) * a + (1 - keep).astype(a.dtype) * s, a
@@ -148,7 +148,7 @@ def scale_by_sampled_diagonal(
                 sample,
             )
             num_samples = last.num_samples + good.astype(jnp.int32)
-            diagonal_mean = mean(curvature(average, num_samples), axis_name=axis_name)
+            diagonal_mean = mean(curvature(average, num_samples))
             return average, num_samples, diagonal_mean, jax.random.key_data(key)
 
         def as_it_was() -> tuple[PyTree, jax.Array, jax.Array, jax.Array]:

@@ -95,7 +95,6 @@ def scale_by_diagonal_secant(
     spectral_scaling: bool = False,
     eps: float = 1e-8,
     damping: float = 1e-8,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Divides the gradient by a diagonal BFGS estimate of the curvature.
 
@@ -133,7 +132,6 @@ def scale_by_diagonal_secant(
         :math:`(y^2 + \epsilon) / (y^\top y + \epsilon)`.
       eps: the :math:`\epsilon` above, for ``secant="difference"``.
       damping: added to h before the division.
-      axis_name: see `scale_by_nlcg`.
 
     Returns:
       A transformation; nest it as ``preconditioner`` of `scale_by_nlcg`. Its
@@ -247,7 +245,7 @@ def scale_by_diagonal_secant(
             pairs["y_y"] = (y, y)
         if not from_grads:
             pairs["d_d"] = (d, d)
-        products = named_vdots(pairs, axis_name=axis_name, dtype=acc)
+        products = named_vdots(pairs, dtype=acc)
         g_g = products["g_g"]
         ys, php = length * products["y_d"], length * length * products["h_d_d"]
         offset = jnp.asarray(eps, acc) if from_grads else jnp.zeros([], acc)

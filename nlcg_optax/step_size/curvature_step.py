@@ -53,7 +53,6 @@ def scale_by_curvature_step(
     *,
     decay: float | jax.Array = 0.9,
     refresh_period: int | jax.Array = 1,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies updates by the averaged minimiser of the loss along them.
 
@@ -90,7 +89,6 @@ def scale_by_curvature_step(
       decay: of the average, in [0, 1); zero for none.
       refresh_period: measure every so many steps; in between the average is used as
         it is, at no cost.
-      axis_name: see `scale_by_nlcg`; of use with ``hvp_fn`` only.
 
     Returns:
       A transformation. Its ``update`` takes ``params`` and, as extra arguments,
@@ -151,7 +149,6 @@ def scale_by_curvature_step(
             curvature,
             params,
             extra_args,
-            axis_name=axis_name,
         )
         validation.check_same_structure("updates", updates, params)
         acc = state.minimizer_average.dtype

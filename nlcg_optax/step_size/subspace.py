@@ -82,7 +82,6 @@ def scale_by_subspace_step(
     initial_damping: float | jax.Array = 1.0,
     adapt_damping: bool = True,
     refresh_period: int | jax.Array = 1,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Takes the locally best step in the plane of the update and the last step.
 
@@ -124,7 +123,6 @@ def scale_by_subspace_step(
         whether steps are refused. Otherwise λ stays.
       refresh_period: choose a and b anew every so many steps; in between they are
         used as they are (b at most 1 in size), at no cost but memory traffic.
-      axis_name: see `scale_by_nlcg`; of use with ``hvp_fn`` only.
 
     Returns:
       A transformation with one copy of the parameters in its state. Its ``update``
@@ -180,9 +178,7 @@ def scale_by_subspace_step(
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleBySubspaceStepState]:
         name, last = "scale_by_subspace_step", state.diagnostics
-        along = curvature_along_fn(
-            name, curvature, params, extra_args, axis_name=axis_name
-        )
+        along = curvature_along_fn(name, curvature, params, extra_args)
         value_at = None
         if adapt_damping:
             value_at = value_at_fn(name, curvature, extra_args)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, promote
+from nlcg_optax.trees.split import axis_of_parameters
 from nlcg_optax.xla.joint_reductions import (
     REDUCTIONS,
     Reducer,
@@ -65,7 +66,6 @@ def vdots(
     pairs: Sequence[tuple[PyTree, PyTree]],
     *,
     scope: Scope = "global",
-    axis_name: str | tuple[str, ...] | None = None,
     dtype: Any = None,
 ) -> list[jax.Array]:
     r"""Computes several real inner products of trees at once.
@@ -77,9 +77,6 @@ def vdots(
         ``optax.MaskedNode`` leaves are left out of the sum.
       scope: ``"global"`` for one scalar a pair, over all leaves together;
         ``"per_leaf"`` for a vector of one entry a leaf, in ``jax.tree.leaves`` order.
-      axis_name: mapped axes over which the parameters are split by hand (``pmap``,
-        ``shard_map``); the products are summed over them in a single ``psum``. Leave
-        it None where every device holds all parameters, and under plain ``jit``.
       dtype: real dtype of the accumulation; by default that of `accumulator_dtype`.
 
     Returns:
@@ -98,13 +95,14 @@ def vdots(
       [Array([9., 5.], dtype=float32)]
     """
     if scope == "global":
-        return products_and_maxima(pairs, [], axis_name=axis_name, dtype=dtype)[0]
+        return products_and_maxima(pairs, [], dtype=dtype)[0]
     dtype = _common_dtype(pairs) if dtype is None else dtype
     sums = [
         [jnp.sum(leaf, dtype=dtype) for leaf in leaves]
         for leaves in _products_by_leaf(pairs, dtype)
     ]
     products = [jnp.stack(x) if x else jnp.zeros([0], dtype) for x in sums]
+    axis_name = axis_of_parameters()
     if axis_name is not None:
         products = list(jax.lax.psum(jnp.stack(products), axis_name))
     return products
@@ -114,7 +112,6 @@ def products_and_maxima(
     pairs: Sequence[tuple[PyTree, PyTree]],
     trees: Sequence[PyTree],
     *,
-    axis_name: str | tuple[str, ...] | None = None,
     dtype: Any = None,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Computes several inner products and largest absolute values, in one sweep.
@@ -123,7 +120,6 @@ def products_and_maxima(
       pairs: see `vdots`.
       trees: trees of real or complex arrays. If their leaves have the shapes of those
         of ``pairs``, a single CPU reads what they share once.
-      axis_name: see `vdots`; the largest is that of all devices.
       dtype: see `vdots`.
 
     Returns:
@@ -144,6 +140,7 @@ def products_and_maxima(
     reducers: list[Reducer] = [jax.lax.add] * len(pairs) + [larger] * len(trees)
     values = _reduced([*_products_by_leaf(pairs, dtype), *sizes], reducers, dtype)
     products, maxima = values[: len(pairs)], values[len(pairs) :]
+    axis_name = axis_of_parameters()
     if axis_name is None or not values:
         return products, maxima
     # A maximum may lose what is not a number, also between devices.
@@ -251,12 +248,11 @@ def max_abs(tree: PyTree) -> jax.Array:
     return products_and_maxima([], [tree])[1][0]
 
 
-def mean(tree: PyTree, *, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
+def mean(tree: PyTree) -> jax.Array:
     """Returns the mean of all elements of a tree of real arrays; zero if it has none.
 
     Args:
       tree: a tree of real floating-point arrays.
-      axis_name: see `vdots`.
 
     Returns:
       A scalar in the dtype of `accumulator_dtype`, not finite if an element is not.
@@ -271,6 +267,7 @@ def mean(tree: PyTree, *, axis_name: str | tuple[str, ...] | None = None) -> jax
     sums = [jnp.sum(leaf, dtype=acc) for leaf in leaves]
     total = functools.reduce(jnp.add, sums, jnp.zeros([], acc))
     count = jnp.asarray(sum(leaf.size for leaf in leaves), acc)
+    axis_name = axis_of_parameters()
     if axis_name is not None:
         total, count = jax.lax.psum((total, count), axis_name)
     return total / jnp.maximum(count, 1)

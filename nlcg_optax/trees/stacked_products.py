@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, promote
+from nlcg_optax.trees.split import axis_of_parameters
 
 # Up to so many elements a sum is as quick as a matrix product, which XLA's CPU
 # compiler works on for longer.
@@ -42,15 +43,12 @@ def combination(coefficients: jax.Array, stack: PyTree) -> PyTree:
     return jax.tree.map(leaf_sum, stack)
 
 
-def stacked_vdots(
-    stack: PyTree, tree: PyTree, *, axis_name: str | tuple[str, ...] | None = None
-) -> jax.Array:
+def stacked_vdots(stack: PyTree, tree: PyTree) -> jax.Array:
     r"""Computes the real inner products of m stacked trees with one tree.
 
     Args:
       stack: a tree whose leaves have one more axis than those of ``tree``, in front.
       tree: a tree of real or complex arrays.
-      axis_name: see `vdots`.
 
     Returns:
       A vector of shape ``(m,)`` in the dtype of `accumulator_dtype`; element i is
@@ -86,6 +84,7 @@ def stacked_vdots(
 
     products = jax.tree.leaves(jax.tree.map(leaf_products, stack, tree))
     total = functools.reduce(jnp.add, products)
+    axis_name = axis_of_parameters()
     return total if axis_name is None else jax.lax.psum(total, axis_name)
 
 

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from nlcg_optax import nlcg, scale_by_diagonal_secant
+from nlcg_optax import nlcg, scale_by_diagonal_secant, split_parameters
 from tests.contract.cases import BY_NAME, RATE, make_step
 
 DEVICES = 8
@@ -181,7 +181,9 @@ def _split_gradient(params):
 
 def _split_run(make, steps, axis_name):
     """Three steps on the devices' own parts; axis_name is None on one device."""
-    tx = make(axis_name)
+    tx = make()
+    if axis_name is not None:
+        tx = split_parameters(tx, axis_name)
 
     def run(params):
         def step(carry, _):
@@ -197,22 +199,15 @@ def _split_run(make, steps, axis_name):
 
 
 SPLIT = {
-    "pr+": lambda axis: nlcg(RATE, "pr+", axis_name=axis),
-    "hz": lambda axis: nlcg(
-        RATE, "hz", beta_min=-np.inf, beta_max=np.inf, axis_name=axis
-    ),
-    "per_leaf": lambda axis: nlcg(RATE, "pr+", scope="per_leaf", axis_name=axis),
-    "secant": lambda axis: nlcg(
-        RATE,
-        "fr",
-        preconditioner=scale_by_diagonal_secant(RATE, axis_name=axis),
-        axis_name=axis,
-    ),
+    "pr+": lambda: nlcg(RATE, "pr+"),
+    "hz": lambda: nlcg(RATE, "hz", beta_min=-np.inf, beta_max=np.inf),
+    "per_leaf": lambda: nlcg(RATE, "pr+", scope="per_leaf"),
+    "secant": lambda: nlcg(RATE, "fr", preconditioner=scale_by_diagonal_secant(RATE)),
 }
 
 
 @pytest.mark.parametrize("name", SPLIT)
-def test_shard_map_with_axis_name_gives_the_unsplit_numbers(name):
+def test_shard_map_of_split_parameters_gives_the_unsplit_numbers(name):
     mesh, params = _mesh("auto"), _split_params()
     specs = {"b": P("x"), "w": P(None, "x")}
 
@@ -237,7 +232,7 @@ def test_shard_map_with_axis_name_gives_the_unsplit_numbers(name):
 
 
 @pytest.mark.parametrize("name", ["pr+", "secant"])
-def test_pmap_with_axis_name_gives_the_unsplit_numbers(name):
+def test_pmap_of_split_parameters_gives_the_unsplit_numbers(name):
     params = _split_params()
     parts = {
         "b": params["b"].reshape(DEVICES, -1),

@@ -8,7 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import scale_by_hager_zhang_linesearch, scale_by_nlcg
+from nlcg_optax import (
+    scale_by_hager_zhang_linesearch,
+    scale_by_nlcg,
+    split_parameters,
+)
 
 
 def rosenbrock(x):
@@ -233,8 +237,9 @@ def test_split_by_hand_equals_unsplit(x64):
         return jnp.sum((x - 1) ** 4 + (x - 1) ** 2)
 
     def run(x, fun, axis_name):
-        search = scale_by_hager_zhang_linesearch(axis_name=axis_name)
-        tx = optax.chain(optax.scale(-1.0), search)
+        tx = optax.chain(optax.scale(-1.0), scale_by_hager_zhang_linesearch())
+        if axis_name is not None:
+            tx = split_parameters(tx, axis_name)
         value, grad = jax.value_and_grad(fun)(x)
         updates, _ = tx.update(
             grad, tx.init(x), x, value=value, grad=grad, value_fn=fun

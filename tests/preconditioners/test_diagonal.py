@@ -15,6 +15,7 @@ from nlcg_optax import (
     scale_by_gauss_newton_bartlett,
     scale_by_hutchinson,
     scale_by_nlcg,
+    split_parameters,
 )
 from tests.curvature.network import (
     X,
@@ -245,7 +246,7 @@ def test_probes_of_parts_split_by_hand_are_independent():
         return 0.5 * jax.lax.psum(jnp.sum(x), "x") ** 2
 
     def run(x):
-        tx = scale_by_hutchinson(decay=0.0, axis_name="x")
+        tx = split_parameters(scale_by_hutchinson(decay=0.0), "x")
         total = lambda p, v: jnp.full_like(v, jax.lax.psum(jnp.sum(v), "x"))
         _, state = tx.update(x, tx.init(x), x, hvp_fn=total)
         return state.sample_average, diagnostics(state)["diagonal_mean"][None]

@@ -8,6 +8,7 @@ import pytest
 
 from nlcg_optax.dtypes import accumulator_dtype, compute_dtype, difference
 from nlcg_optax.trees.inner_products import max_abs, products_and_maxima, vdots
+from nlcg_optax.trees.split import parameters_split_over
 
 
 def random_tree(seed, dtype=np.float32):
@@ -78,11 +79,12 @@ def test_none_and_masked_leaves_are_left_out():
     np.testing.assert_array_equal(vdots([(x, x)], scope="per_leaf")[0], [4.0])
 
 
-def test_axis_name_sums_over_devices_in_one_collective():
+def test_split_parameters_are_summed_over_devices_in_one_collective():
     shards = jnp.arange(6.0).reshape(2, 3)
 
     def products(x):
-        return jnp.stack(vdots([(x, x), (x, jnp.ones_like(x))], axis_name="i"))
+        with parameters_split_over("i"):
+            return jnp.stack(vdots([(x, x), (x, jnp.ones_like(x))]))
 
     out = jax.vmap(products, axis_name="i")(shards)
     np.testing.assert_array_equal(out, [[55.0, 15.0]] * 2)
@@ -94,7 +96,8 @@ def test_maxima_are_those_of_all_devices_and_not_a_number_if_one_is_not():
     shards = jnp.array([[1.0, -5.0], [3.0, 2.0]])
 
     def both(x):
-        return products_and_maxima([(x, x)], [x, 2 * x], axis_name="i")
+        with parameters_split_over("i"):
+            return products_and_maxima([(x, x)], [x, 2 * x])
 
     products, maxima = jax.vmap(both, axis_name="i")(shards)
     np.testing.assert_array_equal(products, [[39.0, 39.0]])
