@@ -36,7 +36,8 @@ class RunConfig:
       model: a name in `experiments.models.MODELS`.
       optimizer: a name in `experiments.optimizers.OPTIMIZERS`.
       learning_rate: peak of the schedule.
-      optimizer_options: further numbers for the optimiser, such as ``momentum``.
+      optimizer_options: options of the optimizer, such as ``momentum`` of ``muon``, or
+        ``rule``, ``preconditioner`` and ``step`` of ``nlcg``.
       schedule: a name in `experiments.schedules.SCHEDULES`.
       warmup_epochs: epochs in which the learning rate rises to its peak; None for
         the schedule's own warm-up, which only the paper's has.
@@ -85,9 +86,11 @@ class RunConfig:
 
     dataset: str = "digits"
     model: str = "mlp"
-    optimizer: str = "nlcg_pr+_rms"
-    learning_rate: float = 1e-3
-    optimizer_options: dict[str, int | float] = dataclasses.field(default_factory=dict)
+    optimizer: str = "nlcg"
+    learning_rate: float = 0.1
+    optimizer_options: dict[str, int | float | bool | str] = dataclasses.field(
+        default_factory=dict
+    )
     schedule: str = "constant"
     warmup_epochs: float | None = None
     batch_size: int | None = 256

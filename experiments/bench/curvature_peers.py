@@ -10,7 +10,7 @@ import optax
 
 import nlcg_optax
 from experiments import models
-from experiments.preconditioners import matrix_axes_of
+from experiments.optimizers.baselines import matrix_axes_of
 
 RATE = 1e-3
 CLASSES = 100

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from experiments.data import arrays_file
 from experiments.data.image_sets import ImageSet, LabelledImages
+from experiments.errors import UserError
 
 
-class NotPreparedError(RuntimeError):
+class NotPreparedError(UserError):
     """A data set is missing or half-written; the message says what to run."""
 
 

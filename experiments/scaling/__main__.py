@@ -19,7 +19,6 @@ import matplotlib.pyplot as plt
 import rich.console
 import tyro
 
-from experiments.report.curves import FAMILY_COLOURS
 from experiments.scaling import peers
 from experiments.scaling.chips import Chip, chip_of
 from experiments.scaling.compile import read_entries
@@ -48,7 +47,7 @@ class ScalingArguments:
 
     compiled: tuple[Path, ...] = (Path("runs/scaling/compiled.jsonl"),)
     batch_size: int = 65_536
-    optimizers: tuple[str, ...] = ("heavy_ball", "adamw", "nlcg_pr+")
+    optimizers: tuple[str, ...] = ("heavy_ball", "adamw", "nlcg")
     devices: tuple[int, ...] = (1, 2, 4, 8)
     images_per_device: int = 64
     rounds: int = 20
@@ -164,10 +163,7 @@ def draw(entries: Sequence[Entry], batch_size: int, path: Path) -> None:
             chip = chip_of(entry.case.topology)
             reference = reference_of(entry, entries)
             fitting = chip_counts(entry, chip, batch_size)
-            colour = (
-                FAMILY_COLOURS.get(entry.case.optimizer)
-                or panel.plot([], [])[0].get_color()
-            )
+            colour = peers.color_of(entry.case.optimizer)
             for counts, style in (
                 (CHIP_COUNTS[chip.network_dimensions], {"ls": "--", "mfc": "white"}),
                 (fitting, {"ls": "-", "label": entry.case.optimizer}),

@@ -43,8 +43,9 @@ class CompileArguments:
       topologies: slices to compile for.
       layouts: ``data`` (parallel) and ``hybrid``, where parameters and state are split
         over the first dimension of the slice.
-      optimizers: names of `experiments.optimizers.OPTIMIZERS`, and ``lbfgs_search``
-        and ``nlcg_pr+_search``, with line searches.
+      optimizers: names of `experiments.optimizers.OPTIMIZERS` with options, such as
+        ``nlcg,rule=fr``; also ``lbfgs_search`` and ``nlcg_search``, which have line
+        searches.
       model: a name in `experiments.models.MODELS`.
       image_size: pixels in a row.
       batch_size: examples in a step, on all chips together.
@@ -111,9 +112,11 @@ def compile_case(case: Case) -> StepCost:
     """Compiles one step for the devices of its topology."""
     side = int(case.topology.partition(":")[2].partition("x")[0])
     shard_devices = side if case.layout == "hybrid" else 1
+    chosen = peers.choice(case.optimizer)
     config = RunConfig(
         model=case.model,
-        optimizer=case.optimizer,
+        optimizer=chosen.name,
+        optimizer_options=chosen.options,
         batch_size=case.batch_size,
         micro_batches=case.micro_batches,
         compute_dtype=case.compute_dtype,

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 
 from experiments.config import RunConfig
 from experiments.data import Split
+from experiments.optimizers import choice_of
 from experiments.training import meshes
 from experiments.training.hyperparameters import hyperparameters_of
 from experiments.training.step import make_step
@@ -93,7 +94,10 @@ class _Run:
     """A compiled step and its state."""
 
     def __init__(self, optimizer: str, devices: int, images_per_device: int):
-        config = RunConfig(model="cnn", optimizer=optimizer, learning_rate=1e-3)
+        name, options = choice_of(optimizer)
+        config = RunConfig(
+            model="cnn", optimizer=name, optimizer_options=options, learning_rate=1e-3
+        )
         mesh = meshes.make_mesh(devices=jax.devices()[:devices])
         step = make_step(config, CLASSES, 1000, mesh)
         rng = np.random.default_rng(0)

@@ -278,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = tyro.cli(CpuArguments, args=arguments)
     console = rich.console.Console()
     study = SMALL if given.small else Study()
-    with ending_with_a_message():
+    with ending_with_a_message("experiments.studies.cifar100_cpu", arguments):
         run_study(study, given.out, Runner(given.data_dir, console))
         write_reports(study, given.out, console)
         seconds = training_seconds(study, given.out)

@@ -250,7 +250,7 @@ def _check(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends it with a message."""
     given = tyro.cli(GpuArguments, args=arguments)
-    with ending_with_a_message():
+    with ending_with_a_message("experiments.studies.cifar100_gpu", arguments):
         run_study(given, rich.console.Console())
 
 

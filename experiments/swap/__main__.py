@@ -2,7 +2,7 @@
 
 For example, with the optimiser of each phase and four workers along a mesh of devices::
 
-    python -m experiments.swap --config.large.optimizer nlcg_pr+_rms
+    python -m experiments.swap --config.large.optimizer large_batch_nlcg
     --config.small.optimizer nesterov --config.small.learning-rate 0.02
     --config.stop-accuracy 0.9 --config.layout mesh --record runs/swap.json
 """
@@ -60,7 +60,7 @@ def run(arguments: SwapArguments, console: rich.console.Console) -> Line:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input and divergence end it with a message."""
     given = tyro.cli(SwapArguments, args=arguments)
-    with ending_with_a_message():
+    with ending_with_a_message("experiments.swap", arguments, again="start again with"):
         run(given, rich.console.Console())
 
 

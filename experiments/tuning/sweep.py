@@ -9,7 +9,7 @@ elsewhere.
 Each trial and each final run leaves a record in ``trials`` and ``finals``; the command
 with the same settings goes on where it was stopped. For example::
 
-    python -m experiments.tuning.sweep --optimizers nesterov nlcg_pr+_rms --trials 8
+    python -m experiments.tuning.sweep --optimizers nesterov nlcg,preconditioner=rms
     python -m experiments.report runs/sweep/finals
 """
 
@@ -26,13 +26,15 @@ import tyro
 from experiments import data
 from experiments.config import RunConfig
 from experiments.errors import ending_with_a_message
+from experiments.optimizers import choice_of, search_space, text_of
+from experiments.optimizers.spaces import ROLES
 from experiments.records.files import read_record, read_records
 from experiments.report.__main__ import write_report
 from experiments.training import program_of
 from experiments.tuning import learning_rate_search
 from experiments.tuning.learning_rate_search import Criterion, Trial
 from experiments.tuning.runner import PlannedRun, Runner, finished
-from experiments.tuning.spaces import ROLES, search_space, with_values
+from experiments.tuning.spaces import with_values
 
 EDGE_FACTOR = 2.0  # between learning rates beyond an edge
 STANDARD = (
@@ -45,9 +47,9 @@ STANDARD = (
     "lamb",
     "muon",
     "shampoo",
-    "paper_nlcg_fr",
-    "nlcg_pr+_rms",
-    "nlcg_pr+_orthogonal",
+    "paper_nlcg",
+    "nlcg,preconditioner=rms",
+    "nlcg,preconditioner=orthogonal",
 )
 
 Role = Literal["learning_rate", "memory", "decay", "warmup"]
@@ -81,7 +83,7 @@ class Sweep:
         if not self.configs:
             raise ValueError("configs=() is empty; at least one optimiser is needed")
         for config in self.configs:
-            search_space(config.optimizer)
+            search_space(config.optimizer, config.optimizer_options)
             if config.seed in self.final_seeds:
                 raise ValueError(
                     f"final_seeds={self.final_seeds!r} holds the seed of the trials, "
@@ -107,14 +109,14 @@ class Sweep:
 
 
 def quasi_random_points(
-    optimizer: str, dimensions: Sequence[str], count: int, seed: int
+    config: RunConfig, dimensions: Sequence[str], count: int, seed: int
 ) -> list[dict[str, float]]:
     """The values of each trial: a scrambled Halton sequence in the search space.
 
     More points begin with the same ones, and all optimisers get the same places, a
     column of the unit cube for each role.
     """
-    space = search_space(optimizer).dimensions
+    space = search_space(config.optimizer, config.optimizer_options).dimensions
     places = scipy.stats.qmc.Halton(len(ROLES), scramble=True, seed=seed).random(count)
     return [
         {
@@ -137,9 +139,7 @@ def planned_runs(
       before_reading: called before the records of all runs so far are read.
     """
     points = [
-        quasi_random_points(
-            config.optimizer, sweep.dimensions, sweep.trials, sweep.sampler_seed
-        )
+        quasi_random_points(config, sweep.dimensions, sweep.trials, sweep.sampler_seed)
         for config in sweep.configs
     ]
     numbers = range(len(sweep.configs))
@@ -179,7 +179,7 @@ def planned_runs(
         ]
         for seed in sweep.final_seeds:
             config = dataclasses.replace(chosen, seed=seed)
-            name = f"{_stem(config)}-seed{seed}.jsonl"
+            name = f"{_stem(sweep.configs[number])}-seed{seed}.jsonl"
             yield PlannedRun(config, out / "finals" / name, lines)
 
 
@@ -220,7 +220,7 @@ def run_sweep(sweep: Sweep, out: Path, runner: Runner, together: int = 1) -> Non
 
 def _with_fixed_options(sweep: Sweep, number: int) -> RunConfig:
     config = sweep.configs[number]
-    fixed = search_space(config.optimizer).options
+    fixed = search_space(config.optimizer, config.optimizer_options).options
     return dataclasses.replace(
         config, optimizer_options={**fixed, **config.optimizer_options}
     )
@@ -228,7 +228,7 @@ def _with_fixed_options(sweep: Sweep, number: int) -> RunConfig:
 
 def _stem(config: RunConfig) -> str:
     size = "full" if config.batch_size is None else str(config.batch_size)
-    return f"batch_{size}-{config.optimizer}"
+    return f"batch_{size}-{text_of(config.optimizer, config.optimizer_options)}"
 
 
 def _outcome(planned: PlannedRun) -> Trial:
@@ -285,10 +285,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for field in dataclasses.fields(Sweep)
         if field.name != "configs"
     }
-    with ending_with_a_message():
+    with ending_with_a_message("experiments.tuning.sweep", arguments):
         configs = tuple(
-            dataclasses.replace(given.config, optimizer=name, optimizer_options={})
-            for name in given.optimizers
+            dataclasses.replace(given.config, optimizer=name, optimizer_options=options)
+            for name, options in map(choice_of, given.optimizers)
         )
         sweep = Sweep(configs, **settings)
         runner = Runner(given.data_dir, console)
