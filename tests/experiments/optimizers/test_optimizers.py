@@ -103,7 +103,7 @@ def test_a_constant_and_a_replayed_beta_are_the_same_numbers():
 
 
 def updates_of(tx, extras, activation, steps=5):
-    """What an optimiser makes of the same losses on a matrix and a vector."""
+    """What an optimizer makes of the same losses on a matrix and a vector."""
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=[8, 3]))
     params = {"w": jnp.ones([3, 2]), "b": jnp.zeros([2])}
     state, out = tx.init(params), []
