@@ -56,7 +56,7 @@ def _orthogonal(
     *, decay: float = 0.999, restore_norm: bool = False
 ) -> optax.GradientTransformation:
     # Muon's step, so that Muon is the fixed-momentum peer.
-    return nlcg_optax.scale_by_orthogonalisation(
+    return nlcg_optax.scale_by_orthogonalization(
         restore_norm=bool(restore_norm), vectors=_rms(decay=decay)
     )
 

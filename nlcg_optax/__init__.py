@@ -84,7 +84,7 @@ from nlcg_optax.preconditioners import (
     ScaleByLimitedMemoryState as ScaleByLimitedMemoryState,
 )
 from nlcg_optax.preconditioners import (
-    ScaleByOrthogonalisationState as ScaleByOrthogonalisationState,
+    ScaleByOrthogonalizationState as ScaleByOrthogonalizationState,
 )
 from nlcg_optax.preconditioners import (
     ScaleBySampledDiagonalState as ScaleBySampledDiagonalState,
@@ -108,7 +108,7 @@ from nlcg_optax.preconditioners import (
     scale_by_limited_memory as scale_by_limited_memory,
 )
 from nlcg_optax.preconditioners import (
-    scale_by_orthogonalisation as scale_by_orthogonalisation,
+    scale_by_orthogonalization as scale_by_orthogonalization,
 )
 from nlcg_optax.presets import large_batch_nlcg as large_batch_nlcg
 from nlcg_optax.presets import tuning_free_nlcg as tuning_free_nlcg

@@ -111,7 +111,7 @@ def scale_by_kronecker(
         of P G does not depend on that of G when both factors have settled.
       diagonal: an Optax transformation; by default the root
         mean square of Adam, ``optax.scale_by_rms`` with decay 0.999.
-      weight_dimension_numbers: see `scale_by_orthogonalisation`.
+      weight_dimension_numbers: see `scale_by_orthogonalization`.
 
     Returns:
       A transformation that also stands alone. A gradient that is not finite leaves the

@@ -1,4 +1,4 @@
-"""Newton-Schulz orthogonalisation of matrices, Muon's step without its momentum."""
+"""Newton-Schulz orthogonalization of matrices, Muon's step without its momentum."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -22,11 +22,11 @@ from nlcg_optax.preconditioners.matrices import (
 from nlcg_optax.trees.inner_products import max_abs
 from nlcg_optax.trees.split import parameters_split_over
 
-NORMALISATIONS = ("frobenius", "spectral", "aol", "schatten")
+NORMALIZATIONS = ("frobenius", "spectral", "aol", "schatten")
 
 
-class ScaleByOrthogonalisationState(NamedTuple):
-    """State of `scale_by_orthogonalisation`.
+class ScaleByOrthogonalizationState(NamedTuple):
+    """State of `scale_by_orthogonalization`.
 
     Attributes:
       vectors: state of the transformation of vectors and scalars.
@@ -35,12 +35,12 @@ class ScaleByOrthogonalisationState(NamedTuple):
     vectors: PyTree
 
 
-def scale_by_orthogonalisation(
+def scale_by_orthogonalization(
     *,
     steps: int = 5,
     coefficients: tuple[float, float, float]
     | tuple[tuple[float, float, float], ...] = (3.4445, -4.775, 2.0315),
-    normalisation: Literal["frobenius", "spectral", "aol", "schatten"] = "frobenius",
+    normalization: Literal["frobenius", "spectral", "aol", "schatten"] = "frobenius",
     restore_norm: bool = False,
     vectors: optax.GradientTransformation | None = None,
     weight_dimension_numbers: PyTree | Callable[[PyTree], PyTree] | None = None,
@@ -66,7 +66,7 @@ def scale_by_orthogonalisation(
     Args:
       steps: of the iteration.
       coefficients: (a, b, c), or one such triple a step.
-      normalisation: what bounds the singular values before the iteration; see
+      normalization: what bounds the singular values before the iteration; see
         ``preconditioning`` of ``optax.contrib.scale_by_muon``.
       restore_norm: whether each matrix keeps the Frobenius norm of its gradient.
       vectors: transformation of leaves that are no matrices; by default the root
@@ -90,7 +90,7 @@ def scale_by_orthogonalisation(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> tx = scale_by_orthogonalisation(coefficients=(15/8, -5/4, 3/8), steps=9)
+      >>> tx = scale_by_orthogonalization(coefficients=(15/8, -5/4, 3/8), steps=9)
       >>> grads = {"w": jnp.array([[0., 3.], [1., 0.]]), "b": jnp.array([2., -8.])}
       >>> z, _ = tx.update(grads, tx.init(grads))
       >>> bool(jnp.allclose(z["w"], jnp.array([[0., 1.], [1., 0.]]), atol=1e-5))
@@ -99,7 +99,7 @@ def scale_by_orthogonalisation(
       True
     """
     validation.check_positive_int("steps", steps)
-    validation.check_choice("normalisation", normalisation, NORMALISATIONS)
+    validation.check_choice("normalization", normalization, NORMALIZATIONS)
     _check_coefficients(coefficients, steps)
     if vectors is not None:
         validation.check_transformation("vectors", vectors)
@@ -108,11 +108,11 @@ def scale_by_orthogonalisation(
         vector_mask(weight_dimension_numbers),
     )
 
-    def init_fn(params: PyTree) -> ScaleByOrthogonalisationState:
+    def init_fn(params: PyTree) -> ScaleByOrthogonalizationState:
         wide = jax.tree.map(widened, params)
-        return ScaleByOrthogonalisationState(transform_vectors.init(wide))
+        return ScaleByOrthogonalizationState(transform_vectors.init(wide))
 
-    def orthogonalised(
+    def orthogonalized(
         leaves: list[jax.Array], numbers: list[DimensionNumbers]
     ) -> list[jax.Array]:
         muon = optax.contrib.scale_by_muon(
@@ -120,7 +120,7 @@ def scale_by_orthogonalisation(
             steps,
             beta=0.0,
             nesterov=False,
-            preconditioning=normalisation,
+            preconditioning=normalization,
             weight_dimension_numbers=numbers,
         )
         # Without momentum the state of every step is the first one's.
@@ -128,10 +128,10 @@ def scale_by_orthogonalisation(
 
     def update_fn(
         updates: PyTree,
-        state: ScaleByOrthogonalisationState,
+        state: ScaleByOrthogonalizationState,
         params: PyTree | None = None,
         **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByOrthogonalisationState]:
+    ) -> tuple[PyTree, ScaleByOrthogonalizationState]:
         views = matrix_views(updates, weight_dimension_numbers)
         new, vectors_state = transform_vectors.update(
             jax.tree.map(widened, updates), state.vectors, params, **extra_args
@@ -140,7 +140,7 @@ def scale_by_orthogonalisation(
         places = [i for i, view in enumerate(views) if view is not None]
         matrices = [_scaled_to_one(leaves[i]) for i in places]
         numbers = [DimensionNumbers(v.rows, v.columns) for v in views if v is not None]
-        factors = orthogonalised(matrices, numbers)
+        factors = orthogonalized(matrices, numbers)
         if restore_norm:
             grads = [leaves[i] for i in places]
             factors = [of_norm(z, g) for z, g in zip(factors, grads, strict=True)]
@@ -148,7 +148,7 @@ def scale_by_orthogonalisation(
             leaves[place] = factor
         z = optax.tree.cast_like(jax.tree.unflatten(treedef, leaves), updates)
         kept = select(all_finite(updates), vectors_state, state.vectors)
-        return z, ScaleByOrthogonalisationState(kept)
+        return z, ScaleByOrthogonalizationState(kept)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

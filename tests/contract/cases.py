@@ -25,7 +25,7 @@ from nlcg_optax import (
     scale_by_hutchinson,
     scale_by_kronecker,
     scale_by_nlcg,
-    scale_by_orthogonalisation,
+    scale_by_orthogonalization,
     scale_by_scaled_cg_step,
     scale_by_subspace_step,
 )
@@ -35,7 +35,7 @@ SEARCH_EXTRAS = ("value", "grad", "value_fn")
 
 
 # Both with the gradient's norm, so that the step dies out at an optimum.
-ORTHOGONAL = scale_by_orthogonalisation(restore_norm=True, vectors=optax.identity())
+ORTHOGONAL = scale_by_orthogonalization(restore_norm=True, vectors=optax.identity())
 KRONECKER = scale_by_kronecker(
     refresh_period=2, damping=1e-2, diagonal=optax.identity()
 )
