@@ -37,7 +37,7 @@ class ScaleByLimitedMemoryState(NamedTuple):
       curvatures: ``s_iᵀy_i`` by rows.
       slopes: ``s_iᵀg`` by rows, with the gradient of the last update.
       inverse: R⁻¹ by rows, shape ``(m + 1, m + 1)``; zeros where there is no pair,
-        but for what `forgotten` leaves, which without pairs does not count.
+        except for what `forget_pairs` leaves, which does not count without pairs.
       params_prev: previous parameters.
       grad_prev: previous gradient.
       diagnostics: what the last update did.
@@ -53,23 +53,6 @@ class ScaleByLimitedMemoryState(NamedTuple):
     params_prev: PyTree
     grad_prev: PyTree
     diagnostics: LimitedMemoryDiagnostics
-
-    def forgotten(self) -> "ScaleByLimitedMemoryState":
-        """The state without any pair: its next update is like the first, with P = I.
-
-        The arrays are left alone: without pairs they do not count, and are written
-        over in their turn. So nothing is copied.
-
-        Examples:
-          >>> import jax.numpy as jnp
-          >>> tx = scale_by_limited_memory(2)
-          >>> state = tx.init(jnp.zeros(2))
-          >>> for x in (jnp.array([1., 1.]), jnp.array([2., 1.])):
-          ...     _, state = tx.update(2 * x, state, x)
-          >>> tx.update(jnp.array([2., 8.]), state.forgotten(), jnp.array([1., 4.]))[0]
-          Array([2., 8.], dtype=float32)
-        """
-        return self._replace(count=jnp.zeros_like(self.count))
 
 
 def scale_by_limited_memory(
@@ -236,6 +219,24 @@ def scale_by_limited_memory(
         return z, new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def forget_pairs(state: ScaleByLimitedMemoryState) -> ScaleByLimitedMemoryState:
+    """Returns the state without its pairs: the next update is like the first, P = I.
+
+    The arrays stay: without pairs they do not count, and are overwritten in their turn.
+    So nothing is copied.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> tx = scale_by_limited_memory(2)
+      >>> state = tx.init(jnp.zeros(2))
+      >>> for x in (jnp.array([1., 1.]), jnp.array([2., 1.])):
+      ...     _, state = tx.update(2 * x, state, x)
+      >>> tx.update(jnp.array([2., 8.]), forget_pairs(state), jnp.array([1., 4.]))[0]
+      Array([2., 8.], dtype=float32)
+    """
+    return state._replace(count=jnp.zeros_like(state.count))
 
 
 def _solve(
