@@ -65,7 +65,7 @@ def _kronecker(
     *, decay: float = 0.95, refresh_period: int = 10, damping: float = 1e-6
 ) -> optax.GradientTransformation:
     return nlcg_optax.scale_by_kronecker(
-        decay=decay, refresh_period=refresh_period, damping=damping
+        decay=decay, refresh_period=refresh_period, relative_damping=damping
     )
 
 

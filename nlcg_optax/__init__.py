@@ -112,12 +112,8 @@ from nlcg_optax.preconditioners import (
 )
 from nlcg_optax.presets import large_batch_nlcg as large_batch_nlcg
 from nlcg_optax.presets import tuning_free_nlcg as tuning_free_nlcg
-from nlcg_optax.step_size import ConstrainNormState as ConstrainNormState
 from nlcg_optax.step_size import (
     CurvatureStepDiagnostics as CurvatureStepDiagnostics,
-)
-from nlcg_optax.step_size import (
-    NormConstraintDiagnostics as NormConstraintDiagnostics,
 )
 from nlcg_optax.step_size import (
     ScaleByCurvatureStepState as ScaleByCurvatureStepState,
@@ -126,7 +122,6 @@ from nlcg_optax.step_size import (
     ScaleBySubspaceStepState as ScaleBySubspaceStepState,
 )
 from nlcg_optax.step_size import SubspaceStepDiagnostics as SubspaceStepDiagnostics
-from nlcg_optax.step_size import constrain_norm as constrain_norm
 from nlcg_optax.step_size import scale_by_curvature_step as scale_by_curvature_step
 from nlcg_optax.step_size import scale_by_subspace_step as scale_by_subspace_step
 from nlcg_optax.trees.inner_products import InnerProducts as InnerProducts

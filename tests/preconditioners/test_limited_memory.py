@@ -174,8 +174,8 @@ def test_nested_in_nlcg_beats_two_term_nlcg_on_ill_conditioned_least_squares(x64
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="memory=0"):
         scale_by_limited_memory(0)
-    with pytest.raises(ValueError, match="min_curvature=-1"):
-        scale_by_limited_memory(min_curvature=-1.0)
+    with pytest.raises(ValueError, match="min_cosine=-1"):
+        scale_by_limited_memory(min_cosine=-1.0)
     tx = scale_by_limited_memory(2)
     with pytest.raises(ValueError, match="needs `params`"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
