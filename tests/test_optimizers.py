@@ -45,7 +45,13 @@ def test_is_the_chain_it_claims_to_be():
             step_control=scale_by_loss_ratio("online"),
         ),
         optax.chain(
-            direction("hs", preconditioner=optax.scale_by_rms(), beta_smoothing=0.5),
+            direction(
+                "hs",
+                preconditioner=optax.scale_by_rms(),
+                beta_min=0.0,
+                beta_max=1.0,
+                beta_smoothing=0.5,
+            ),
             scale_by_loss_ratio("online"),
             optax.add_decayed_weights(0.01, mask),
             optax.scale_by_learning_rate(schedule),

@@ -29,6 +29,7 @@ from nlcg_optax import (
     scale_by_scaled_cg_step,
     scale_by_subspace_step,
 )
+from nlcg_optax.contrib import scale_by_daniel, scale_by_nlcg_with_restart_memory
 
 RATE = 0.05
 SEARCH_EXTRAS = ("value", "grad", "value_fn")
@@ -89,6 +90,22 @@ def _constrained(learning_rate: Any) -> optax.GradientTransformationExtraArgs:
     )
 
 
+def _daniel(learning_rate: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
+    return optax.chain(
+        scale_by_daniel(beta_min=0.0, beta_max=0.95, beta_smoothing=0.9, **kwargs),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _with_restart_memory(
+    learning_rate: Any, **kwargs: Any
+) -> optax.GradientTransformationExtraArgs:
+    return optax.chain(
+        scale_by_nlcg_with_restart_memory("pr+", memory=2, **kwargs),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
 UNBOUNDED = {"beta_min": -float("inf"), "beta_max": float("inf")}
 
 STOCHASTIC = [
@@ -97,12 +114,11 @@ STOCHASTIC = [
     _stochastic("pr+", rule="pr+"),
     _stochastic("hz", rule="hz", beta_smoothing=0.0, **UNBOUNDED),
     _stochastic("constant", rule=0.9),
-    _stochastic("daniel", ("value_fn",), rule="daniel"),
+    Case("daniel", _daniel, {"learning_rate": RATE}, ("value_fn",)),
     _stochastic("per_leaf", rule="pr+", scope="per_leaf"),
     _stochastic("smoothed", rule="fr", beta_smoothing=0.5),
-    _stochastic(
-        "restarted", rule="hs", restart="powell", restart_period=7, restart_memory=2
-    ),
+    _stochastic("restarted", rule="hs", restart="powell", restart_period=7),
+    Case("restart_memory", _with_restart_memory, {"learning_rate": RATE}),
     _stochastic("rms", rule="fr", preconditioner=optax.scale_by_rms()),
     _stochastic(
         "factored",

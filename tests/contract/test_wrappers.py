@@ -17,7 +17,8 @@ from nlcg_optax import (
     paper_schedule,
     scale_by_nlcg,
 )
-from nlcg_optax.wrappers import virtual_batch
+from nlcg_optax.direction import bounds_of
+from nlcg_optax.wrappers.virtual_batch import virtual_batch
 from tests.contract.cases import (
     BY_NAME,
     KEY_CASES,
@@ -429,14 +430,13 @@ def test_a_rule_is_injected_by_name():
             _, state = tx.update(grad, state, params)
         return float(diagnostics(state)["beta"])
 
-    bounds = {"beta_min": -float("inf"), "beta_max": float("inf")}
     seen = set()
     for name in ("fr", "pr", "hs", "cd", "dk"):
-        plain = scale_by_nlcg(name, ensure_descent=False, **bounds)
-        by_callable = scale_by_nlcg(RULES[name], ensure_descent=False, **bounds)
-        injected = optax.inject_hyperparams(scale_by_nlcg)(
-            name, ensure_descent=False, **bounds
+        plain = scale_by_nlcg(name, beta_max=9.0)
+        by_callable = scale_by_nlcg(
+            RULES[name], beta_min=bounds_of(name)[0], beta_max=9.0
         )
+        injected = optax.inject_hyperparams(scale_by_nlcg)(name, beta_max=9.0)
         np.testing.assert_allclose(beta(injected), beta(plain), rtol=1e-6)
         np.testing.assert_allclose(beta(by_callable), beta(plain), rtol=1e-6)
         seen.add(round(beta(plain), 5))

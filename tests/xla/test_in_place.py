@@ -1,28 +1,36 @@
-"""What is to be computed first: identities, in any transformation."""
+"""States that are written over: flags per leaf, and transformations that guard."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
-from nlcg_optax.xla.in_place import flags_after, settle
+from nlcg_optax.xla.in_place import SelfGuardedTransformation, flag_per_leaf, selected
+from nlcg_optax.xla.switch import plain_twins
 
-
-def test_settle_is_the_identity_under_jit_and_vmap():
-    betas, flags = jnp.array([0.5, -jnp.inf, 2.0]), jnp.array([True, False, True])
-    for function in (settle, jax.jit(settle)):
-        scalars, flag = function(betas, flags[1])
-        np.testing.assert_array_equal(scalars, betas)
-        assert flag.dtype == jnp.bool_
-        assert not flag
-    mapped = jax.jit(jax.vmap(settle))(betas, flags)
-    np.testing.assert_array_equal(mapped[0], betas)
-    np.testing.assert_array_equal(mapped[1], flags)
+NEW, OLD = {"x": jnp.ones(2)}, {"x": jnp.zeros(2)}
 
 
-def test_flags_are_the_flag(monkeypatch):
-    tree = {"w": jnp.ones([2, 3]), "b": jnp.float32(2.0), "none": jnp.zeros([0])}
-    for devices in (1, 8):
-        monkeypatch.setattr(jax, "device_count", lambda n=devices: n)
-        for value in (True, False):
-            flags = jax.jit(lambda f, t: flags_after(f, t))(jnp.array(value), tree)
-            assert jax.tree.map(bool, flags) == dict.fromkeys(tree, value)
+def transformation(kind):
+    return kind(lambda _: OLD, lambda g, *_: (g, NEW))
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_flags_are_the_flag_under_vmap(value):
+    flags = jax.vmap(lambda x: flag_per_leaf(jnp.array(value), after=[x]))(jnp.ones(3))
+    np.testing.assert_array_equal(flags[0], [value] * 3)
+
+
+def test_only_a_transformation_that_guards_itself_is_not_selected():
+    guarded = transformation(SelfGuardedTransformation)
+    assert isinstance(guarded, optax.GradientTransformationExtraArgs)
+    assert selected(guarded, jnp.array(False), NEW, OLD) is NEW
+    in_a_chain = optax.chain(guarded)
+    plain = transformation(optax.GradientTransformationExtraArgs)
+    for tx in (in_a_chain, plain):
+        state = selected(tx, jnp.array(False), NEW, OLD)
+        np.testing.assert_array_equal(state["x"], OLD["x"])
+    with plain_twins():
+        state = selected(guarded, jnp.array(False), NEW, OLD)
+    np.testing.assert_array_equal(state["x"], OLD["x"])

@@ -1,4 +1,4 @@
-"""Beta under noise: curvature of the same batch, and products across two halves."""
+"""Beta from products across two halves of the mini-batch."""
 
 import chex
 import jax
@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import diagnostics, nlcg, scale_by_nlcg
-from nlcg_optax.direction import rules
+from nlcg_optax import diagnostics, scale_by_nlcg
+from nlcg_optax.contrib import scale_by_nlcg_across_halves
 
 DIAGONAL = np.array([0.5, 2.0, 4.0])
 DIAGONAL_P = optax.stateless(lambda g, _: jax.tree.map(lambda x: x * DIAGONAL, g))
@@ -16,70 +16,6 @@ DIAGONAL_P = optax.stateless(lambda g, _: jax.tree.map(lambda x: x * DIAGONAL, g
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
-
-
-def hessian(seed):
-    root = random(3, 3, seed=seed)
-    return root @ root.T + np.eye(3)
-
-
-def test_daniel_is_conjugate_in_the_hessian_of_the_batch(x64):
-    tx = scale_by_nlcg("daniel", preconditioner=DIAGONAL_P, beta_min=-99, beta_max=99)
-    x = jnp.asarray(random(3))
-    state, d = tx.init(x), np.zeros(3)
-
-    @jax.jit
-    def update(state, matrix):
-        def loss(x):
-            return 0.5 * x @ matrix @ x
-
-        return tx.update(jax.grad(loss)(x), state, x, value_fn=loss)
-
-    for step in range(4):
-        matrix = hessian(step)  # another batch
-        updates, state = update(state, jnp.asarray(matrix))
-        z = DIAGONAL * (matrix @ x)
-        beta = z @ matrix @ d / (d @ matrix @ d) if step else 0.0
-        if (matrix @ x) @ (beta * d - z) >= 0:
-            beta = 0.0
-        np.testing.assert_allclose(diagnostics(state)["beta"], beta, rtol=1e-9)
-        new = -np.asarray(updates)
-        if beta:
-            assert abs(new @ matrix @ d) < 1e-9 * np.linalg.norm(matrix)
-        d = new
-
-
-def test_daniel_solves_a_quadratic_in_as_many_exact_steps_as_it_has_dimensions(x64):
-    matrix = jnp.asarray(hessian(5))
-
-    def loss(x):
-        return 0.5 * x @ matrix @ x - jnp.sum(x)
-
-    tx = scale_by_nlcg("daniel", beta_max=jnp.inf)
-    x, state = jnp.zeros(3), tx.init(jnp.zeros(3))
-    for _ in range(3):
-        grad = jax.grad(loss)(x)
-        updates, state = tx.update(grad, state, x, value_fn=loss)
-        d = -updates
-        x = x - (grad @ d) / (d @ matrix @ d) * d
-    np.testing.assert_allclose(x, np.linalg.solve(matrix, np.ones(3)), rtol=1e-10)
-
-
-def test_daniel_without_positive_curvature_restarts_the_memory():
-    products = rules.InnerProducts(*[jnp.float32(1.0)] * 11)
-    assert rules.daniel(products._replace(d_h_d=jnp.float32(-2.0))) == 0
-    assert rules.daniel(products._replace(d_h_d=jnp.float32(0.0))) == 0
-
-
-def test_daniel_keeps_one_tree_and_names_what_it_needs():
-    params = jnp.zeros(100)
-    state = jax.eval_shape(scale_by_nlcg("daniel").init, params)
-    assert sum(x.size for x in jax.tree.leaves(state) if x.ndim) == 100
-    tx = nlcg(0.1, "daniel")
-    with pytest.raises(ValueError, match="scale_by_nlcg: update needs `value_fn`"):
-        tx.update(params, tx.init(params), params)
-    with pytest.raises(ValueError, match="scale_by_nlcg: update needs `params`"):
-        tx.update(params, tx.init(params))
 
 
 RULES = {
@@ -92,7 +28,9 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES)
 def test_products_across_halves_match_numpy(rule, x64):
-    tx = scale_by_nlcg(rule, preconditioner=DIAGONAL_P, across_halves=True)
+    tx = scale_by_nlcg_across_halves(
+        rule, preconditioner=DIAGONAL_P, beta_min=0.0, beta_max=1.0
+    )
     update = jax.jit(tx.update)
     mean = random(3)
     d, d_g_prev, g_prev, rho_prev = np.zeros(3), 0.0, np.zeros(3), 1.0
@@ -129,7 +67,7 @@ def test_the_product_across_halves_is_unbiased_and_that_of_the_mean_is_not():
     """E gᵀg is |mean|² + noise² size / 2; across the halves it is |mean|²."""
     size, runs, noise = 16, 4000, 1.0
     mean = jnp.full(size, 0.5)  # |mean|² = 4, and the noise of gᵀg is 8
-    tx = scale_by_nlcg("fr", across_halves=True)
+    tx = scale_by_nlcg_across_halves("fr")
 
     def product(key):
         halves = mean + noise * jax.random.normal(key, (2, size))
@@ -149,7 +87,7 @@ def test_the_product_across_halves_is_unbiased_and_that_of_the_mean_is_not():
 def test_equal_halves_change_nothing():
     grads = [jnp.asarray(g, jnp.float32) for g in random(5, 3)]
     plain = scale_by_nlcg("pr+", preconditioner=DIAGONAL_P)
-    halved = scale_by_nlcg("pr+", preconditioner=DIAGONAL_P, across_halves=True)
+    halved = scale_by_nlcg_across_halves("pr+", preconditioner=DIAGONAL_P)
     state, halved_state = plain.init(grads[0]), halved.init(grads[0])
     for g in grads:
         one, state = plain.update(g, state)
@@ -159,7 +97,7 @@ def test_equal_halves_change_nothing():
 
 def test_a_half_that_is_not_finite_skips_the_step():
     g = jnp.ones(3)
-    tx = scale_by_nlcg("pr+", across_halves=True)
+    tx = scale_by_nlcg_across_halves("pr+")
     _, state = tx.update(g, tx.init(g), half_grads=(g, g))
     bad = g.at[0].set(jnp.nan)
     updates, after = tx.update(g, state, half_grads=(g, bad))
@@ -170,14 +108,12 @@ def test_a_half_that_is_not_finite_skips_the_step():
 
 def test_bad_halves():
     g = jnp.ones(3)
-    tx = nlcg(0.1, across_halves=True)
-    with pytest.raises(ValueError, match="scale_by_nlcg: update needs `half_grads`"):
+    tx = scale_by_nlcg_across_halves()
+    with pytest.raises(ValueError, match="across_halves: update needs `half_grads`"):
         tx.update(g, tx.init(g), g)
     with pytest.raises(ValueError, match="must be a pair of trees"):
         tx.update(g, tx.init(g), g, half_grads=(g, g, g))
     with pytest.raises(ValueError, match=r"half_grads\[1\] has shape"):
         tx.update(g, tx.init(g), g, half_grads=(g, g[:2]))
-    with pytest.raises(ValueError, match="does not correct .'d_pinv_d', 'y_p_y'."):
-        scale_by_nlcg("hz", across_halves=True)
-    with pytest.raises(ValueError, match="across_halves=1 must be True or False"):
-        scale_by_nlcg(across_halves=1)
+    with pytest.raises(ValueError, match="rule='hz' reads .'d_pinv_d', 'y_p_y'."):
+        scale_by_nlcg_across_halves("hz")
