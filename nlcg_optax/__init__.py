@@ -29,6 +29,7 @@ from nlcg_optax.curvature import (
 from nlcg_optax.direction import rules as rules
 from nlcg_optax.direction.rules import RULES as RULES
 from nlcg_optax.direction.rules import ConjugacyRule as ConjugacyRule
+from nlcg_optax.direction.rules import InnerProducts as InnerProducts
 from nlcg_optax.direction.rules import constant as constant
 from nlcg_optax.direction.state import NlcgDiagnostics as NlcgDiagnostics
 from nlcg_optax.direction.state import ScaleByNlcgState as ScaleByNlcgState
@@ -129,7 +130,6 @@ from nlcg_optax.step_size import SubspaceStepDiagnostics as SubspaceStepDiagnost
 from nlcg_optax.step_size import constrain_norm as constrain_norm
 from nlcg_optax.step_size import scale_by_curvature_step as scale_by_curvature_step
 from nlcg_optax.step_size import scale_by_subspace_step as scale_by_subspace_step
-from nlcg_optax.trees.inner_products import InnerProducts as InnerProducts
 from nlcg_optax.wrappers.extra_args import for_linesearch as for_linesearch
 from nlcg_optax.wrappers.extra_args import only_extra_args as only_extra_args
 from nlcg_optax.wrappers.masked import fill_masked as fill_masked

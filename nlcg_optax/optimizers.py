@@ -29,9 +29,7 @@ def nlcg(
     beta_smoothing: float | jax.Array | None = None,
     restart: Literal["powell"] | None = None,
     restart_period: int | None = None,
-    restart_memory: int | None = None,
     scope: Scope = "global",
-    across_halves: bool = False,
     weight_decay: float | jax.Array | None = None,
     weight_decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     step_control: optax.GradientTransformation | None = None,
@@ -67,11 +65,7 @@ def nlcg(
         clipping. A β without bounds should not be averaged.
       restart: ``"powell"`` or None.
       restart_period: restart every so many steps; None for never.
-      restart_memory: restart where progress stalls in the span of the last so many
-        directions; None for never.
       scope: ``"global"`` or ``"per_leaf"``.
-      across_halves: whether noise is kept out of β by products across two halves of
-        the mini-batch, which ``update`` then takes as ``half_grads``.
       weight_decay: the factor :math:`\lambda`, or None for none; not together with a
         line search, whose ``value_fn`` should hold the penalty instead.
       weight_decay_mask: tree of booleans, or a function of the parameters, that tells
@@ -136,9 +130,7 @@ def nlcg(
             beta_smoothing=beta_smoothing,
             restart=restart,
             restart_period=restart_period,
-            restart_memory=restart_memory,
             scope=scope,
-            across_halves=across_halves,
             state_dtype=state_dtype,
         )
     ]
