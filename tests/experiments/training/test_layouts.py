@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 from experiments.config import RunConfig
 from experiments.training import compile_program, make_program, run_epochs
 
+pytestmark = pytest.mark.devices
+
 STEPS = 20
 EXPLICIT = {"axis_types": "explicit"}
 LAYOUTS = {
