@@ -56,7 +56,7 @@ def _orthogonal(
     *, decay: float = 0.999, restore_norm: bool = False
 ) -> optax.GradientTransformation:
     # Muon's step, so that Muon is the fixed-momentum peer.
-    return nlcg_optax.scale_by_orthogonalisation(
+    return nlcg_optax.scale_by_orthogonalization(
         restore_norm=bool(restore_norm), vectors=_rms(decay=decay)
     )
 
@@ -65,7 +65,7 @@ def _kronecker(
     *, decay: float = 0.95, refresh_period: int = 10, damping: float = 1e-6
 ) -> optax.GradientTransformation:
     return nlcg_optax.scale_by_kronecker(
-        decay=decay, refresh_period=refresh_period, damping=damping
+        decay=decay, refresh_period=refresh_period, relative_damping=damping
     )
 
 
