@@ -46,7 +46,7 @@ from experiments.run import RunArguments
 PAPER = RunConfig(
     dataset="imagenet2012",
     model="resnet50",
-    optimizer="paper_nlcg_fr",
+    optimizer="paper_nlcg",
     learning_rate=25.6,
     schedule="paper",
     batch_size=65_536,
@@ -91,8 +91,8 @@ CONFIGS: dict[str, tuple[str, RunConfig]] = {
         "NLCG (PR+) on second moments.",
         dataclasses.replace(
             LARS,
-            optimizer="nlcg_pr+_rms",
-            optimizer_options={"beta_smoothing": 0.9, "weight_decay": 1e-4},
+            optimizer="nlcg",
+            optimizer_options={"preconditioner": "rms", "weight_decay": 1e-4},
             learning_rate=0.01,
         ),
     ),
