@@ -24,6 +24,7 @@ from typing import Any, Self
 import jax
 
 from experiments.config import RunConfig
+from experiments.records.old_names import current_config
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "nlcg-optax")
 KINDS = ("header", "trial", "step", "evaluation", "summary", "stopped")
@@ -185,7 +186,7 @@ def read_record(path: Path, *, interrupted: bool = False) -> RunRecord:
         raise ValueError(f"{path} has {len(lines['header'])} headers; 1 is needed")
     first = lines["header"][0]
     return RunRecord(
-        config=RunConfig(**first["config"]),
+        config=RunConfig(**current_config(first["config"])),
         header=first,
         trials=lines["trial"],
         steps=lines["step"],

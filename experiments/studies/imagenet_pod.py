@@ -14,7 +14,7 @@ unless it is brought there.
 
 How a batch is split. 65,536 images are two micro-batches of 32,768, each of 128 images
 on each of 256 chips; the gradients and losses of both are averaged before the step. A
-host reads and decodes its own 1,024 images of a step. Batch normalisation sees 128
+host reads and decodes its own 1,024 images of a step. Batch normalization sees 128
 images, whatever the number of chips. With fewer chips take more micro-batches:
 ``--config.micro-batches 4`` on 128 chips, 64 on eight.
 
@@ -56,7 +56,7 @@ PAPER = RunConfig(
     epochs_per_report=2,
     l2=1e-4,
     ema_decay=0.9999,
-    standardisation="imagenet",
+    standardization="imagenet",
     image_size=224,
     decode_workers=32,
     compute_dtype="bfloat16",

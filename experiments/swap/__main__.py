@@ -1,6 +1,6 @@
 """``python -m experiments.swap``: one run of SWAP, from the command line to its record.
 
-For example, with the optimiser of each phase and four workers along a mesh of devices::
+For example, with the optimizer of each phase and four workers along a mesh of devices::
 
     python -m experiments.swap --config.large.optimizer large_batch_nlcg
     --config.small.optimizer nesterov --config.small.learning-rate 0.02

@@ -23,7 +23,7 @@ class SwapConfig:
         phase ends.
       stop_epoch: after which it ends in any case, at the next report; None for the end
         of ``large.epochs``.
-      layout: how workers share the devices: one after the other, vectorised on one
+      layout: how workers share the devices: one after the other, vectorized on one
         device, or along an axis of a mesh of all devices.
     """
 
@@ -61,7 +61,7 @@ class SwapConfig:
             "split_seed",
             "classes",
             "halved_images",
-            "standardisation",
+            "standardization",
         ):
             large, small = getattr(self.large, name), getattr(self.small, name)
             if large != small:

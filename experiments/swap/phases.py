@@ -3,11 +3,11 @@
 1. All devices train one network with large batches, until a training accuracy, or an
    epoch.
 2. Workers go on from there, each with small batches in an order of its own, an
-   optimiser that starts anew, and no synchronisation.
-3. The workers' weights are averaged, and the statistics of batch normalisation
+   optimizer that starts anew, and no synchronization.
+3. The workers' weights are averaged, and the statistics of batch normalization
    recomputed on the training images.
 
-The first two phases are runs like any other, so it works behind any optimiser.
+The first two phases are runs like any other, so it works behind any optimizer.
 """
 
 import functools
@@ -43,7 +43,7 @@ class Network(NamedTuple):
 
     Attributes:
       params: the weights.
-      batch_stats: statistics of batch normalisation.
+      batch_stats: statistics of batch normalization.
       train: loss and accuracy on the training images.
       test: likewise on the test images.
     """
@@ -102,7 +102,7 @@ def train_swap(config: SwapConfig, dataset: Dataset) -> SwapResult:
         statistics,
         dataset.train,
         worker.batch_size,
-        preprocessing.standardisation(config.large.standardisation),
+        preprocessing.standardization(config.large.standardization),
     )
     averaging_seconds = time.perf_counter() - begin
     return SwapResult(
@@ -153,10 +153,10 @@ def _evaluated(
 ) -> Network:
     variables = {"params": params, "batch_stats": batch_stats}
     model = _model(config, dataset)
-    standardise = preprocessing.standardisation(config.standardisation)
+    standardize = preprocessing.standardization(config.standardization)
     return Network(
         params,
         batch_stats,
-        evaluate_split(model, variables, dataset.train, standardise),
-        evaluate_split(model, variables, dataset.test, standardise),
+        evaluate_split(model, variables, dataset.train, standardize),
+        evaluate_split(model, variables, dataset.test, standardize),
     )

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from experiments.config import RunConfig
 from experiments.data import Dataset
+from experiments.optimizers import label_of
 from experiments.records.files import Line, header
-from experiments.report.cells import optimizer_label
+from experiments.records.old_names import current_config
 from experiments.swap.config import SwapConfig
 from experiments.swap.phases import Network, train_swap
 
@@ -58,9 +59,11 @@ def swap_table(paths: Sequence[Path]) -> str:
     groups: dict[str, list[Line]] = {}
     for path in paths:
         line = json.loads(path.read_text(encoding="utf-8"))
-        groups.setdefault(optimizer_label(RunConfig(**line["config"])), []).append(line)
+        config = RunConfig(**current_config(line["config"]))
+        label = label_of(config.optimizer, config.optimizer_options)
+        groups.setdefault(label, []).append(line)
     lines = [
-        "| first phase | behind it % | workers % | averaged % | steps in a row | "
+        "| first phase | after it % | workers % | averaged % | steps in a row | "
         "epochs, all workers charged |",
         "|---|---:|---:|---:|---:|---:|",
     ]

@@ -1,6 +1,6 @@
 """The second phase of SWAP: workers that know nothing of each other.
 
-They run one after the other, vectorised on one device, or along an axis of a mesh.
+They run one after the other, vectorized on one device, or along an axis of a mesh.
 """
 
 import time
@@ -50,7 +50,7 @@ def train_workers(
       config: of both phases.
       dataset: what to train on.
       params: weights that all of them start from.
-      batch_stats: statistics of batch normalisation, likewise.
+      batch_stats: statistics of batch normalization, likewise.
 
     Returns:
       What they end with, their program, and the seconds of all of them together.
