@@ -11,7 +11,8 @@ from experiments.data import DATASETS, STREAMED
 from experiments.data.options import DataOptions
 from experiments.data.preprocessing import AUGMENTATIONS, STANDARDIZATIONS
 from experiments.models import DTYPES, MODELS
-from experiments.optimizers import OPTIMIZERS
+from experiments.optimizers import OPTIMIZERS, build
+from experiments.registry import look_up
 from experiments.schedules import SCHEDULES
 
 MAX_SEED = 2**31 - 1
@@ -200,6 +201,23 @@ class RunConfig:
             self.epochs % self.epochs_per_report == 0,
             f"must divide epochs={self.epochs}",
         )
+
+    def check_names(self) -> None:
+        """Refuses unknown names, and options that the optimizer does not take.
+
+        Raises:
+          ValueError: the message lists what is allowed.
+        """
+        for name, registry in (
+            ("dataset", {**DATASETS, **STREAMED}),
+            ("model", MODELS),
+            ("schedule", SCHEDULES),
+            ("augmentation", AUGMENTATIONS),
+            ("standardization", STANDARDIZATIONS),
+            ("compute_dtype", DTYPES),
+        ):
+            look_up(name, getattr(self, name), registry)
+        build(self.optimizer, self.learning_rate, self.optimizer_options)
 
     def settings(self) -> dict[str, Any]:
         """All that must be the same when a run is resumed: not where work is done."""

@@ -1,4 +1,4 @@
-"""The record of a SWAP run, and a table of records with what SWAP cost."""
+"""The record of a SWAP run, and a table of records with accuracies and costs."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ class PlannedSwap(NamedTuple):
 
 
 def record_swap(path: Path, config: SwapConfig, dataset: Dataset) -> Line:
-    """Runs SWAP and writes one JSON object, which is there in full or not at all.
+    """Runs SWAP and writes one JSON object, in full or not at all.
 
     Costs are counted in epochs: gradients of single images, in gradient-equivalents,
     over the size of the training set.
@@ -52,9 +52,9 @@ def record_swap(path: Path, config: SwapConfig, dataset: Dataset) -> Line:
 
 
 def swap_table(paths: Sequence[Path]) -> str:
-    """A Markdown table of test accuracies and costs, a line for each first phase.
+    """A Markdown table of test accuracies and costs, a line per first phase.
 
-    A field is the median over seeds with their range.
+    Each field is the median over seeds with their range.
     """
     groups: dict[str, list[Line]] = {}
     for path in paths:

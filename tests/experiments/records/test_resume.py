@@ -169,7 +169,7 @@ def test_a_lost_record_begins_again_at_the_checkpoint(
         go(tmp_path, compiled, few_digits, killed_at=2)
     path.unlink()
     # Killed once more before the next checkpoint, then behind it.
-    lost = r"record '.*/run.jsonl' of the steps before 16 is not there"
+    lost = r"record '.*/run.jsonl' of the steps before 16 is missing"
     with (
         pytest.warns(UserWarning, match=f"{lost}, .* begins at step 16"),
         pytest.raises(KilledError),
