@@ -43,6 +43,8 @@ from experiments import run
 from experiments.config import RunConfig
 from experiments.run import RunArguments
 
+MODULE = "experiments.studies.imagenet_pod"
+
 PAPER = RunConfig(
     dataset="imagenet2012",
     model="resnet50",
@@ -106,7 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: (description, RunArguments(config=config))
         for name, (description, config) in CONFIGS.items()
     }
-    run.execute(tyro.extras.overridable_config_cli(choices, args=given))
+    chosen = tyro.extras.overridable_config_cli(
+        choices, prog=f"python -m {MODULE}", args=given
+    )
+    run.execute(chosen, arguments, MODULE)
 
 
 if __name__ == "__main__":
