@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; records that cannot be reported end it with a message."""
     given = tyro.cli(ReportArguments, args=arguments)
     out = given.records.parent if given.out is None else given.out
-    with ending_with_a_message():
+    with ending_with_a_message("experiments.report", arguments):
         write_report(_ended_records(given.records), out, rich.console.Console())
 
 

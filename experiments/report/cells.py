@@ -3,46 +3,12 @@
 import dataclasses
 import json
 import math
-import re
 import statistics
 from collections.abc import Iterable, Sequence
 
 from experiments.config import RunConfig
+from experiments.optimizers import label_of
 from experiments.records.files import RunRecord
-
-RULE_LABELS = {
-    "fr": "FR",
-    "pr": "PR",
-    "pr+": "PR+",
-    "hs": "HS",
-    "daniel": "Daniel",
-    "constant": "constant β",
-    "replay": "replayed β",
-    "subspace": "in a plane",
-}
-BASELINE_LABELS = {
-    "sgd": "SGD",
-    "heavy_ball": "Heavy ball",
-    "nesterov": "Nesterov",
-    "rmsprop": "RMSProp",
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "lars": "LARS",
-    "lamb": "LAMB",
-    "muon": "Muon",
-    "shampoo": "Shampoo",
-    "lbfgs": "L-BFGS",
-}
-OPTION_LABELS = {
-    "beta_smoothing": "β smoothing",
-    "beta_max": "β ≤",
-    "beta": "β =",
-    "across_halves": "across halves",
-    "curvature_period": "curvature every",
-    "weight_decay": "decay",
-    "b1": "β₁",
-    "b2": "β₂",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +30,6 @@ class Cell:
     def label(self) -> str:
         """A readable name of the optimiser."""
         return optimizer_label(self.config)
-
-    @property
-    def family(self) -> str:
-        """The name of the optimiser without its preconditioner and step control."""
-        return optimizer_family(self.config.optimizer)
 
     def values(self, name: str) -> list[float]:
         """A figure of the summary for every seed, NaN where a run has none."""
@@ -106,7 +67,14 @@ def by_batch_size(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
 def short_labels(cells: Sequence[Cell]) -> list[str]:
     """A label for each cell: without options where its batch size allows."""
     bare = [
-        optimizer_label(dataclasses.replace(cell.config, optimizer_options={}))
+        label_of(
+            cell.config.optimizer,
+            {
+                option: value
+                for option, value in cell.config.optimizer_options.items()
+                if isinstance(value, str)
+            },
+        )
         for cell in cells
     ]
     places = [
@@ -123,24 +91,6 @@ def batch_size_name(size: int | None) -> str:
     return "full batch" if size is None else f"batch size {size}"
 
 
-def optimizer_family(name: str) -> str:
-    """The name without what follows a conjugacy rule, such as ``paper_nlcg_fr``."""
-    conjugate = re.match(r"(paper_)?nlcg_[^_]+", name)
-    return conjugate[0] if conjugate else name
-
-
 def optimizer_label(config: RunConfig) -> str:
-    """A readable name, such as ``NLCG PR+ · rms``, with the options that were set."""
-    label = BASELINE_LABELS.get(config.optimizer)
-    if label is None:
-        stem, _, rest = config.optimizer.partition("nlcg_")
-        rule, _, kind = rest.partition("_")
-        label = f"{'Paper NLCG' if stem else 'NLCG'} {RULE_LABELS[rule]}"
-        if kind:
-            label += f" · {kind.replace('_', ', ')}"
-    options = [
-        f"{OPTION_LABELS.get(name, name)} {value:.3g}"
-        for name, value in config.optimizer_options.items()
-        if isinstance(value, int | float)
-    ]
-    return ", ".join([label, *options])
+    """The label of the optimizer with the options that were set."""
+    return label_of(config.optimizer, config.optimizer_options)

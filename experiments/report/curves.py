@@ -12,32 +12,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.optimizers import color_of
 from experiments.report.cells import Cell, by_batch_size, short_labels
 
-# The colour tells the family (Okabe and Ito's palette, safe for colour blindness), the
-# dashes the preconditioner.
-FAMILY_COLOURS = {
-    "sgd": "#999999",
-    "heavy_ball": "#5b4a3f",
-    "nesterov": "#000000",
-    "rmsprop": "#f0e442",
-    "adam": "#e69f00",
-    "adamw": "#b37a00",
-    "lars": "#8c6bb1",
-    "lamb": "#4d004b",
-    "muon": "#a50f15",
-    "shampoo": "#e34a33",
-    "lbfgs": "#c7a17a",
-    "nlcg_fr": "#0072b2",
-    "nlcg_pr+": "#009e73",
-    "nlcg_hs": "#56b4e9",
-    "nlcg_daniel": "#1b3a6b",
-    "nlcg_constant": "#7fbf7b",
-    "nlcg_replay": "#b8e186",
-    "nlcg_subspace": "#66c2a5",
-    "paper_nlcg_fr": "#cc79a7",
-    "paper_nlcg_pr": "#d55e00",
-}
+# The color is that of the optimizer, the dashes tell the preconditioner.
 SOLID, DASHED, DOTTED = "-", (0, (5, 1.5)), (0, (1, 1.3))
 DASH_DOTTED = (0, (5, 1.5, 1, 1.5))
 LINE_WIDTH, DOT_WIDTH = 1.6, 2.6  # dots stay visible on a line of their own colour
@@ -75,7 +53,7 @@ def look(cell: Cell, label: str) -> dict[str, Any]:
     """How the lines of a cell are drawn."""
     dashes = _dashes(cell)
     return {
-        "color": FAMILY_COLOURS[cell.family],
+        "color": color_of(cell.config.optimizer),
         "linestyle": dashes,
         "linewidth": DOT_WIDTH if dashes is DOTTED else LINE_WIDTH,
         "label": label,
@@ -145,12 +123,13 @@ def limit_loss(axes: Axes) -> None:
 
 
 def _dashes(cell: Cell) -> str | tuple[int, tuple[float, ...]]:
-    optimizer = cell.config.optimizer
-    if optimizer.endswith(("_orthogonal", "_kronecker")):
+    options = cell.config.optimizer_options
+    preconditioner = options.get("preconditioner")
+    if preconditioner in ("orthogonal", "kronecker"):
         return DOTTED
-    if cell.config.optimizer_options.get("beta_smoothing"):
+    if options.get("beta_smoothing"):
         return DASH_DOTTED
-    if optimizer.endswith("_rms"):
+    if preconditioner == "rms":
         return DASHED
-    secant = optimizer.endswith("_secant") or optimizer.startswith("paper_")
+    secant = preconditioner == "secant" or cell.config.optimizer == "paper_nlcg"
     return DOTTED if secant else SOLID

@@ -19,7 +19,6 @@ import matplotlib.pyplot as plt
 import rich.console
 import tyro
 
-from experiments.report.curves import FAMILY_COLOURS
 from experiments.scaling import peers
 from experiments.scaling.chips import Chip, chip_of
 from experiments.scaling.compile import read_entries
@@ -42,13 +41,13 @@ class ScalingArguments:
       optimizers: for weak scaling; the first is the reference.
       devices: numbers of virtual devices, for weak scaling; one of them 1.
       images_per_device: in a step, for weak scaling.
-      rounds: turns of each optimiser; 0 leaves weak scaling out.
+      rounds: turns of each optimizer; 0 leaves weak scaling out.
       out: folder of ``scaling.md`` and ``scaling.png``.
     """
 
     compiled: tuple[Path, ...] = (Path("runs/scaling/compiled.jsonl"),)
     batch_size: int = 65_536
-    optimizers: tuple[str, ...] = ("heavy_ball", "adamw", "nlcg_pr+")
+    optimizers: tuple[str, ...] = ("heavy_ball", "adamw", "nlcg")
     devices: tuple[int, ...] = (1, 2, 4, 8)
     images_per_device: int = 64
     rounds: int = 20
@@ -68,9 +67,9 @@ class ScalingArguments:
 
 
 def weak_scaling_table(measured: Sequence[WeakScaling]) -> str:
-    """The ratios, a line for each optimiser and number of devices."""
+    """The ratios, a line for each optimizer and number of devices."""
     lines = [
-        "| optimiser | virtual devices | time / (devices x time of 1) | / reference |",
+        "| optimizer | virtual devices | time / (devices x time of 1) | / reference |",
         "|---|---:|---:|---:|",
         *(
             f"| {one.optimizer} | {one.devices} | {one.ratio:.2f} | "
@@ -81,7 +80,7 @@ def weak_scaling_table(measured: Sequence[WeakScaling]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def modelled(entries: Sequence[Entry]) -> list[Entry]:
+def modeled(entries: Sequence[Entry]) -> list[Entry]:
     """Those that the model is for.
 
     Raises:
@@ -126,12 +125,12 @@ def reference_of(entry: Entry, entries: Sequence[Entry]) -> Entry:
 
 
 def model_table(entries: Sequence[Entry], batch_size: int) -> str:
-    """Modelled times and efficiency of what is `modelled`."""
+    """Modeled times and efficiency of what is `modeled`."""
     lines = [
         f"{TITLE}: batch {batch_size:,}, milliseconds of a step. Numbers of chips at "
         "which the batch does not fit into memory at once are left out.",
         "",
-        "| chip | optimiser | chips | work | update | communication | efficiency |",
+        "| chip | optimizer | chips | work | update | communication | efficiency |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for entry in entries:
@@ -148,7 +147,7 @@ def model_table(entries: Sequence[Entry], batch_size: int) -> str:
 
 
 def draw(entries: Sequence[Entry], batch_size: int, path: Path) -> None:
-    """Efficiency against chips of what is `modelled`, a panel for each kind.
+    """Efficiency against chips of what is `modeled`, a panel for each kind.
 
     Dashed with open markers where the batch does not fit at once: micro-batches are
     then taken to cost no time of their own.
@@ -164,10 +163,7 @@ def draw(entries: Sequence[Entry], batch_size: int, path: Path) -> None:
             chip = chip_of(entry.case.topology)
             reference = reference_of(entry, entries)
             fitting = chip_counts(entry, chip, batch_size)
-            colour = (
-                FAMILY_COLOURS.get(entry.case.optimizer)
-                or panel.plot([], [])[0].get_color()
-            )
+            color = peers.color_of(entry.case.optimizer)
             for counts, style in (
                 (CHIP_COUNTS[chip.network_dimensions], {"ls": "--", "mfc": "white"}),
                 (fitting, {"ls": "-", "label": entry.case.optimizer}),
@@ -176,9 +172,7 @@ def draw(entries: Sequence[Entry], batch_size: int, path: Path) -> None:
                     step_time(entry, reference, chip, n, batch_size).efficiency
                     for n in counts
                 ]
-                panel.semilogx(
-                    counts, shares, marker="o", base=2, color=colour, **style
-                )
+                panel.semilogx(counts, shares, marker="o", base=2, color=color, **style)
         panel.set_title(f"{kind}, batch {batch_size:,}")
         panel.set_xlabel("chips")
         panel.grid(alpha=0.3)
@@ -196,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = tyro.cli(ScalingArguments, args=arguments)
         entries = [entry for path in given.compiled for entry in read_entries(path)]
         if given.compiled:
-            entries = modelled(entries)
+            entries = modeled(entries)
         parts = []
         if given.rounds:
             measured = measure(

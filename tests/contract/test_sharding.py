@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 from nlcg_optax import nlcg, scale_by_diagonal_secant, split_parameters
 from tests.contract.cases import BY_NAME, RATE, make_step
 
+pytestmark = pytest.mark.devices
+
 DEVICES = 8
 AXIS_TYPES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 SPECS = {"b": P("x"), "w": P(None, "x"), "z": P()}  # z is on every device

@@ -16,8 +16,8 @@ from nlcg_optax import (
     nlcg,
     paper_schedule,
     scale_by_nlcg,
+    virtual_batch,
 )
-from nlcg_optax.wrappers import virtual_batch
 from tests.contract.cases import (
     BY_NAME,
     KEY_CASES,

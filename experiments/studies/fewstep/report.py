@@ -1,5 +1,6 @@
 """Tables and curves of the study, from its records."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +8,24 @@ from pathlib import Path
 import numpy as np
 import rich.console
 
-from experiments.records.files import RunRecord, mean_over_steps
-from experiments.report.cells import Cell, group
-from experiments.studies.fewstep.picture import draw, look_of
-from experiments.studies.fewstep.plan import BASELINES, TUNING_FREE, Study, Task
-from experiments.studies.fewstep.runner import finished
+from experiments.records.files import RunRecord, mean_over_steps, read_record
+from experiments.report.cells import Cell
+from experiments.report.curves import draw
+from experiments.studies.fewstep.methods import (
+    BASELINES,
+    DRAWN,
+    DRAWN_BASELINES,
+    TUNING_FREE,
+)
+from experiments.studies.fewstep.plan import (
+    Study,
+    Task,
+    ablation_sweep,
+    is_ablated,
+    sweep_of,
+)
+from experiments.tuning.sweep import Sweep, outcome
+from experiments.tuning.trials import best_number
 
 WINDOW = 5  # steps of the running mean in which a loss is reached
 HEADINGS = (
@@ -29,13 +43,17 @@ BASELINE_NAMES = {method.optimizer for method in BASELINES}
 
 
 def write_report(study: Study, out: Path, console: rich.console.Console) -> None:
-    """Writes ``report.md`` and, for every task, ``curves_TASK.png``."""
+    """Writes ``report.md`` and, for every task, ``curves_TASK.png``.
+
+    Raises:
+      ValueError: if there is no record of the study.
+    """
     parts = []
     for task in study.tasks:
         sections: list[str] = []
         shown: list[Cell] = []
-        for divisor in task.batches:
-            cells = _cells(task, out / task.name / f"part{divisor}")
+        for part in task.parts:
+            cells = _cells(study, task, part, out / task.name / f"part{part}")
             if not cells:
                 continue
             records = cells[0].records
@@ -47,7 +65,7 @@ def write_report(study: Study, out: Path, console: rich.console.Console) -> None
             shown += cells
         if sections:
             parts.append(_provenance(task, shown))
-            drawn = [cell for cell in _plain(shown) if look_of(cell) is not None]
+            drawn = [cell for cell in _plain(shown) if _is_drawn(cell)]
             if drawn:
                 draw(drawn, out / f"curves_{task.name}.png")
                 parts.append(f"\n![Curves](curves_{task.name}.png)\n")
@@ -58,27 +76,42 @@ def write_report(study: Study, out: Path, console: rich.console.Console) -> None
     console.print(f"Tables and curves in {out}.")
 
 
-def _cells(task: Task, folder: Path) -> list[Cell]:
-    """The final runs of each method; where there are none yet, its best trial."""
-    finals = group(_records(folder / "final"))
-    seen = [(c.config.optimizer, c.config.optimizer_options) for c in finals]
-    trials = [r for r in _records(folder / "search") if r.summary is not None]
-    for method in task.methods:
-        variants = [(method.optimizer, options) for options in method.variants()]
-        own = [
-            trial
-            for trial in trials
-            if (trial.config.optimizer, trial.config.optimizer_options) in variants
-        ]
-        if own and not any(variant in seen for variant in variants):
-            losses = [record.summary["train_loss"] for record in own if record.summary]
-            finals.append(Cell((own[int(np.argmin(losses))],)))
-    return finals
+def _cells(study: Study, task: Task, part: int, folder: Path) -> list[Cell]:
+    """The final runs of each method; its best trial if there are none yet."""
+    sweep = sweep_of(study, task, part, task.candidates)
+    found = _cells_of(sweep, folder)
+    if is_ablated(task) and (folder / "finals").exists():
+        with contextlib.suppress(FileNotFoundError):  # the ablated runs are to come
+            ablation = ablation_sweep(study, task, part, folder)
+            found += [] if ablation is None else _cells_of(ablation, folder)
+    return found
 
 
-def _records(folder: Path) -> list[RunRecord]:
-    found = [finished(path) for path in sorted(folder.glob("*.jsonl"))]
-    return [record for record in found if record is not None]
+def _cells_of(sweep: Sweep, folder: Path) -> list[Cell]:
+    cells = []
+    for method in sweep.methods:
+        finals = _records(folder / "finals", f"{method.stem}-seed*.jsonl")
+        trials = _records(folder / "trials", f"{method.stem}-trial*.jsonl")
+        best = [r for r in trials if r.summary is not None]
+        if finals:
+            cells.append(Cell(tuple(finals)))
+        elif best:
+            number = best_number([outcome(r) for r in best], sweep.criterion)
+            cells.append(Cell((best[number],)))
+    return cells
+
+
+def _records(folder: Path, pattern: str) -> list[RunRecord]:
+    found = [
+        read_record(path, interrupted=True) for path in sorted(folder.glob(pattern))
+    ]
+    return [r for r in found if r.summary is not None or r.stopped is not None]
+
+
+def _is_drawn(cell: Cell) -> bool:
+    config = cell.config
+    choice = (config.optimizer, config.optimizer_options)
+    return config.optimizer in DRAWN_BASELINES or choice in [c.choice for c in DRAWN]
 
 
 def table(cells: Sequence[Cell]) -> str:
@@ -147,11 +180,8 @@ def _cost(cell: Cell, name: str, steps: int | None) -> float | None:
 
 def _rate(cell: Cell) -> str:
     config = cell.config
-    untuned = any(
-        (method.optimizer, dict(method.options))
-        == (config.optimizer, config.optimizer_options)
-        for method in TUNING_FREE
-    )
+    choice = config.optimizer, config.optimizer_options
+    untuned = choice in [candidate.choice for candidate in TUNING_FREE]
     return "none" if untuned else f"{config.learning_rate:.3g}"
 
 

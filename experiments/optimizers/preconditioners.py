@@ -1,48 +1,38 @@
-"""The preconditioners of NLCG by name, each with what it asks for and what it costs."""
+"""The preconditioners of NLCG by name, each with its needs and its price."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import optax
 
 import nlcg_optax
 
 HVP_COST = 2.0  # gradient-equivalents of a Hessian-vector product
 
-PyTree = Any
-
 
 class Preconditioner(NamedTuple):
     """A preconditioner with its needs and its price.
 
     Attributes:
-      build: from options, which are numbers, to the transformation; None for P = I.
+      build: from options to the transformation; None for P = I.
+      label: for tables and legends.
       extras: the extra arguments that its ``update`` takes.
-      extra_cost: from the options to its mean cost a step, in gradients.
+      extra_cost: gradient-equivalents of a refresh, which is made every
+        ``refresh_period`` steps.
+      learning_rate: center of the search for NLCG with it.
+      decoupled: whether its weight decay is decoupled in the search.
     """
 
     build: Callable[..., optax.GradientTransformation | None]
+    label: str
     extras: tuple[str, ...] = ()
-    extra_cost: Callable[..., float] = lambda **_: 0.0
-
-
-def matrix_axes(leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
-    """How a weight is a matrix for Muon: inputs by outputs; None for vectors."""
-    if leaf.ndim < 2:
-        return None
-    return optax.contrib.MuonDimensionNumbers(
-        tuple(range(leaf.ndim - 1)), leaf.ndim - 1
-    )
-
-
-def matrix_axes_of(params: PyTree) -> PyTree:
-    """`matrix_axes` of every leaf."""
-    return jax.tree.map(matrix_axes, params)
+    extra_cost: float = 0.0
+    learning_rate: float = 0.1
+    decoupled: bool = True
 
 
 def _rms(*, decay: float = 0.999) -> optax.GradientTransformation:
-    # The second moment of Adam, so that Adam is the fixed-momentum peer.
+    # The second moment of Adam, so that Adam is the peer with a fixed momentum.
     return optax.scale_by_rms(decay, eps_in_sqrt=False, bias_correction=True)
 
 
@@ -55,8 +45,8 @@ def _secant(*, refresh_period: int = 5) -> optax.GradientTransformation:
 def _orthogonal(
     *, decay: float = 0.999, restore_norm: bool = False
 ) -> optax.GradientTransformation:
-    # Muon's step, so that Muon is the fixed-momentum peer.
-    return nlcg_optax.scale_by_orthogonalisation(
+    # Muon's step, so that Muon is the peer with a fixed momentum.
+    return nlcg_optax.scale_by_orthogonalization(
         restore_norm=bool(restore_norm), vectors=_rms(decay=decay)
     )
 
@@ -65,7 +55,7 @@ def _kronecker(
     *, decay: float = 0.95, refresh_period: int = 10, damping: float = 1e-6
 ) -> optax.GradientTransformation:
     return nlcg_optax.scale_by_kronecker(
-        decay=decay, refresh_period=refresh_period, damping=damping
+        decay=decay, refresh_period=refresh_period, relative_damping=damping
     )
 
 
@@ -89,20 +79,17 @@ def _bartlett(
     )
 
 
-def _every(cost: float, period: int) -> Callable[..., float]:
-    """The mean cost a step of something every so many steps."""
-    return lambda *, refresh_period=period, **_: cost / refresh_period
-
-
 PRECONDITIONERS: dict[str, Preconditioner] = {
-    "": Preconditioner(lambda: None),
-    "rms": Preconditioner(_rms),
-    "secant": Preconditioner(_secant, ("value_fn",), _every(HVP_COST, 5)),
-    "hutchinson": Preconditioner(_hutchinson, ("value_fn",), _every(HVP_COST, 10)),
-    "equilibration": Preconditioner(
-        _equilibration, ("value_fn",), _every(HVP_COST, 10)
+    "none": Preconditioner(lambda: None, "", learning_rate=0.2, decoupled=False),
+    "rms": Preconditioner(_rms, "RMS", learning_rate=0.005),
+    "secant": Preconditioner(
+        _secant, "secant", ("value_fn",), HVP_COST, 0.2, decoupled=False
     ),
-    "bartlett": Preconditioner(_bartlett, ("outputs_fn",), _every(1.0, 10)),
-    "orthogonal": Preconditioner(_orthogonal),
-    "kronecker": Preconditioner(_kronecker),
+    "hutchinson": Preconditioner(_hutchinson, "Hutchinson", ("value_fn",), HVP_COST),
+    "equilibration": Preconditioner(
+        _equilibration, "equilibration", ("value_fn",), HVP_COST
+    ),
+    "bartlett": Preconditioner(_bartlett, "Bartlett", ("outputs_fn",), 1.0),
+    "orthogonal": Preconditioner(_orthogonal, "orthogonal", learning_rate=0.02),
+    "kronecker": Preconditioner(_kronecker, "Kronecker", learning_rate=0.02),
 }
