@@ -61,7 +61,8 @@ class SweepArguments:
     Attributes:
       config: settings of all runs; the optimizer, its options and what is searched are
         set by the sweep, the seed is that of the trials.
-      optimizers: what is compared, as ``name`` or ``name,option=value,option=value``.
+      optimizers: optimizers that are compared, each as ``name`` or
+        ``name,option=value,option=value``.
       dimensions: roles of the hyperparameters that are searched; an optimizer without
         one of them is searched in the others.
       trials: first trials of each optimizer.
