@@ -12,7 +12,7 @@ It is a model, no measurement. Its assumptions:
   of the chip in one direction, and one latency for each hop around the torus. Links
   wrap around in every dimension, which those of a part of a pod may not.
 - Arguments take the memory that was compiled, temporaries in proportion to the images
-  of a chip. Where both exceed the chip's memory the step is not modelled: it would
+  of a chip. Where both exceed the chip's memory the step is not modeled: it would
   need micro-batches.
 - Data arrive in time, all chips are equally fast, nothing fails.
 """
