@@ -1,6 +1,7 @@
 """The methods of `minimize` by name: a direction and the line search that suits it."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,7 +12,10 @@ from nlcg_optax import validation
 from nlcg_optax.direction.rules import RULES, ConjugacyRule
 from nlcg_optax.direction.transform import scale_by_nlcg
 from nlcg_optax.linesearch.wolfe_search import WolfeRules
-from nlcg_optax.preconditioners.limited_memory import scale_by_limited_memory
+from nlcg_optax.preconditioners.limited_memory import (
+    forget_pairs,
+    scale_by_limited_memory,
+)
 
 LIMITED_MEMORY = "limited-memory"
 # For directions of Newton's kind: Nocedal and Wright, "Numerical Optimization", 2006,
@@ -32,12 +36,15 @@ class Method(NamedTuple):
         ``"one"`` the quadratic step is left out where the step one fitted last time.
       may_be_vector: whether the direction does not depend on how the parameters are
         divided into arrays, so that `minimize` may make one vector of small ones.
+      forget: resets a state of ``direction`` to one that starts anew, changing few of
+        its arrays; None for a new state from ``init``.
     """
 
     direction: optax.GradientTransformationExtraArgs
     rules: WolfeRules = WolfeRules()
     initial_step: Literal["one", "previous"] = "previous"
     may_be_vector: bool = False
+    forget: Callable[[Any], Any] | None = None
 
 
 @functools.cache
@@ -98,7 +105,9 @@ def limited_memory_method(
     if rule is None:
         # Not `scale_by_nlcg` with a β of zero: it protects the state of any
         # preconditioner with a selection, which would rewrite all of the memory.
-        return Method(metric, NEWTON_RULES, "one", may_be_vector=True)
+        return Method(
+            metric, NEWTON_RULES, "one", may_be_vector=True, forget=forget_pairs
+        )
     defaults = {"beta_min": -jnp.inf, "beta_max": jnp.inf}
     direction = scale_by_nlcg(rule, preconditioner=metric, **{**defaults, **kwargs})
     may_be_vector = not kwargs.keys() & PER_ARRAY

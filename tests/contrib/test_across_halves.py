@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from nlcg_optax import diagnostics, scale_by_nlcg
-from nlcg_optax.contrib import scale_by_nlcg_across_halves
+from nlcg_optax.contrib import scale_by_daniel, scale_by_nlcg_across_halves
 
 DIAGONAL = np.array([0.5, 2.0, 4.0])
 DIAGONAL_P = optax.stateless(lambda g, _: jax.tree.map(lambda x: x * DIAGONAL, g))
@@ -16,6 +16,77 @@ DIAGONAL_P = optax.stateless(lambda g, _: jax.tree.map(lambda x: x * DIAGONAL, g
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
+
+
+def hessian(seed):
+    root = random(3, 3, seed=seed)
+    return root @ root.T + np.eye(3)
+
+
+def test_daniel_is_conjugate_in_the_hessian_of_the_batch(x64):
+    tx = scale_by_daniel(preconditioner=DIAGONAL_P)
+    x = jnp.asarray(random(3))
+    state, d = tx.init(x), np.zeros(3)
+
+    @jax.jit
+    def update(state, matrix):
+        def loss(x):
+            return 0.5 * x @ matrix @ x
+
+        return tx.update(jax.grad(loss)(x), state, x, value_fn=loss)
+
+    for step in range(4):
+        matrix = hessian(step)  # another batch
+        updates, state = update(state, jnp.asarray(matrix))
+        z = DIAGONAL * (matrix @ x)
+        beta = z @ matrix @ d / (d @ matrix @ d) if step else 0.0
+        if (matrix @ x) @ (beta * d - z) >= 0:
+            beta = 0.0
+        np.testing.assert_allclose(diagnostics(state)["beta"], beta, rtol=1e-9)
+        new = -np.asarray(updates)
+        if beta:
+            assert abs(new @ matrix @ d) < 1e-9 * np.linalg.norm(matrix)
+        d = new
+
+
+def test_daniel_solves_a_quadratic_in_as_many_exact_steps_as_it_has_dimensions(x64):
+    matrix = jnp.asarray(hessian(5))
+
+    def loss(x):
+        return 0.5 * x @ matrix @ x - jnp.sum(x)
+
+    tx = scale_by_daniel(beta_min=0.0)
+    x, state = jnp.zeros(3), tx.init(jnp.zeros(3))
+    for _ in range(3):
+        grad = jax.grad(loss)(x)
+        updates, state = tx.update(grad, state, x, value_fn=loss)
+        d = -updates
+        x = x - (grad @ d) / (d @ matrix @ d) * d
+    np.testing.assert_allclose(x, np.linalg.solve(matrix, np.ones(3)), rtol=1e-10)
+
+
+@pytest.mark.parametrize("curvature", [-2.0, 0.0])
+def test_daniel_without_positive_curvature_forgets_the_direction(curvature):
+    tx, g = scale_by_daniel(), jnp.ones(3)
+
+    def loss(x):  # its gradient is g only at zero, which no product reads
+        return jnp.sum(x) + 0.5 * curvature * x @ x
+
+    state = tx.init(g)
+    for _ in range(2):
+        updates, state = tx.update(g, state, jnp.zeros(3), value_fn=loss)
+    np.testing.assert_array_equal(updates, g)
+
+
+def test_daniel_keeps_one_tree_and_names_what_it_needs():
+    params = jnp.zeros(100)
+    tx = scale_by_daniel()
+    state = jax.eval_shape(tx.init, params)
+    assert sum(x.size for x in jax.tree.leaves(state) if x.ndim) == 100
+    with pytest.raises(ValueError, match="scale_by_daniel: update needs `value_fn`"):
+        tx.update(params, tx.init(params), params)
+    with pytest.raises(ValueError, match="scale_by_daniel: update needs `params`"):
+        tx.update(params, tx.init(params))
 
 
 RULES = {
@@ -115,5 +186,5 @@ def test_bad_halves():
         tx.update(g, tx.init(g), g, half_grads=(g, g, g))
     with pytest.raises(ValueError, match=r"half_grads\[1\] has shape"):
         tx.update(g, tx.init(g), g, half_grads=(g, g[:2]))
-    with pytest.raises(ValueError, match="rule='hz' reads .'d_pinv_d', 'y_p_y'."):
+    with pytest.raises(ValueError, match="reads .'d_pinv_d', 'y_p_y'., which"):
         scale_by_nlcg_across_halves("hz")

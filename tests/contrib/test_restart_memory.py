@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import diagnostics
-from nlcg_optax.contrib import recent_directions, scale_by_nlcg_with_restart_memory
-from nlcg_optax.direction.options import checked_options
-from nlcg_optax.direction.transform import build
+from nlcg_optax.contrib import (
+    recent_directions,
+    scale_by_nlcg_with_restart_memory,
+)
 
 SIZE, MEMORY = 8, 3
 METRIC = np.geomspace(0.2, 5.0, SIZE)
@@ -74,10 +74,10 @@ def test_restarts_at_a_gradient_within_the_last_directions(x64, preconditioner):
     off *= np.sqrt(inside @ (metric * inside) / (off @ (metric * off)))
     for distance, restarted in ((0.0, True), (0.009, True), (0.02, False)):
         state = run(tx, [*grads, inside + distance * off])[-1][1]
-        assert bool(diagnostics(state)["restarted"]) == restarted, distance
+        assert bool(state.direction_state.diagnostics.restarted) == restarted, distance
     # After the restart the span is that of one direction, in which nothing lies.
     states = run(tx, [*grads, inside, inside + off])
-    assert [bool(diagnostics(s)["restarted"]) for _, s in states] == [
+    assert [bool(s.direction_state.diagnostics.restarted) for _, s in states] == [
         True,
         False,
         False,
@@ -85,8 +85,9 @@ def test_restarts_at_a_gradient_within_the_last_directions(x64, preconditioner):
         False,
     ]
     np.testing.assert_allclose(states[3][0], metric * inside, rtol=1e-12)
-    without = run(build(checked_options(0.5, **kwargs)), [*grads, inside])
-    assert not bool(diagnostics(without[-1][1])["restarted"])
+    tx = scale_by_nlcg_with_restart_memory(0.5, memory=SIZE, **kwargs)  # never
+    without = run(tx, [*grads, inside])
+    assert not bool(without[-1][1].direction_state.diagnostics.restarted)
 
 
 def test_exact_steps_on_a_quadratic_never_stall(x64):
@@ -98,14 +99,14 @@ def test_exact_steps_on_a_quadratic_never_stall(x64):
         updates, state = tx.update(jnp.asarray(g), state)
         d = -np.asarray(updates)
         x = x - (d @ g) / (d @ (a * d)) * d
-    assert int(diagnostics(state)["num_restarts"]) == 1
+    assert int(state.direction_state.diagnostics.num_restarts) == 1
     np.testing.assert_allclose(x, 0.0, atol=1e-9)
 
 
 def test_a_space_no_larger_than_the_memory_is_not_a_subspace():
     grads = np.random.default_rng(3).normal(size=(12, SIZE)).astype(np.float32)
     tx = scale_by_nlcg_with_restart_memory(0.1, memory=SIZE)
-    assert int(diagnostics(run(tx, grads)[-1][1])["num_restarts"]) == 1
+    assert int(run(tx, grads)[-1][1].direction_state.diagnostics.num_restarts) == 1
 
 
 def test_a_skipped_step_changes_nothing():
@@ -120,4 +121,4 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="memory=0 must be an integer"):
         scale_by_nlcg_with_restart_memory(memory=0)
     with pytest.raises(ValueError, match="scope='per_leaf' must be 'global'"):
-        scale_by_nlcg_with_restart_memory(scope="per_leaf")
+        scale_by_nlcg_with_restart_memory(memory=3, scope="per_leaf")

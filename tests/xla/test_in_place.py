@@ -1,36 +1,34 @@
-"""States that are written over: flags per leaf, and transformations that guard."""
+"""States that are written over: which selection is left out, and flags per leaf."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
-from nlcg_optax.xla.in_place import SelfGuardedTransformation, flag_per_leaf, selected
-from nlcg_optax.xla.switch import plain_twins
-
-NEW, OLD = {"x": jnp.ones(2)}, {"x": jnp.zeros(2)}
-
-
-def transformation(kind):
-    return kind(lambda _: OLD, lambda g, *_: (g, NEW))
+from nlcg_optax import scale_by_diagonal_secant
+from nlcg_optax.xla import switch
+from nlcg_optax.xla.in_place import (
+    SelfGuardedTransformation,
+    flag_per_leaf,
+    selected,
+)
 
 
-@pytest.mark.parametrize("value", [True, False])
-def test_flags_are_the_flag_under_vmap(value):
-    flags = jax.vmap(lambda x: flag_per_leaf(jnp.array(value), after=[x]))(jnp.ones(3))
-    np.testing.assert_array_equal(flags[0], [value] * 3)
+def test_the_state_of_a_transformation_that_guards_itself_is_taken():
+    old, new, no = jnp.zeros(2), jnp.ones(2), jnp.array(False)
+    guarded = scale_by_diagonal_secant(0.1)
+    assert isinstance(guarded, SelfGuardedTransformation)
+    np.testing.assert_array_equal(selected(guarded, no, new, old), new)
+    with switch.plain_twins():
+        np.testing.assert_array_equal(selected(guarded, no, new, old), old)
+    # In a chain it sees another gradient than the direction, so the state is selected.
+    for other in (optax.identity(), optax.chain(guarded)):
+        np.testing.assert_array_equal(selected(other, no, new, old), old)
 
 
-def test_only_a_transformation_that_guards_itself_is_not_selected():
-    guarded = transformation(SelfGuardedTransformation)
-    assert isinstance(guarded, optax.GradientTransformationExtraArgs)
-    assert selected(guarded, jnp.array(False), NEW, OLD) is NEW
-    in_a_chain = optax.chain(guarded)
-    plain = transformation(optax.GradientTransformationExtraArgs)
-    for tx in (in_a_chain, plain):
-        state = selected(tx, jnp.array(False), NEW, OLD)
-        np.testing.assert_array_equal(state["x"], OLD["x"])
-    with plain_twins():
-        state = selected(guarded, jnp.array(False), NEW, OLD)
-    np.testing.assert_array_equal(state["x"], OLD["x"])
+def test_flags_are_the_flag():
+    tree = {"w": jnp.ones([2, 3]), "b": jnp.float32(2.0), "none": jnp.zeros([0])}
+    for function in (flag_per_leaf, jax.jit(flag_per_leaf)):
+        for value in (True, False):
+            flags = function(jnp.array(value), tree)
+            assert jax.tree.map(bool, flags) == dict.fromkeys(tree, value)

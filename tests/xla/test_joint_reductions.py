@@ -1,13 +1,20 @@
 """Sums of several lists at once: numbers, kernels, derivatives, where they are used."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nlcg_optax.trees.inner_products import products_and_maxima, vdots
-from nlcg_optax.xla.joint_reductions import LONGEST_RUN, SHARING, larger, reductions
-from nlcg_optax.xla.switch import plain_twins
+from nlcg_optax.xla import switch
+from nlcg_optax.xla.joint_reductions import (
+    LONGEST_RUN,
+    SHARING,
+    larger,
+    reductions,
+)
 
 # Vectors, scalars, rows of one axis and of several, no good rows, nothing at all.
 SHAPES = [
@@ -24,12 +31,6 @@ def sums(xs):
 def lists(count, dtype=np.float32):
     rng = np.random.default_rng(0)
     return [[rng.normal(size=s).astype(dtype) for s in SHAPES] for _ in range(count)]
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """As on a laptop, whatever the number of devices of this run."""
-    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -51,12 +52,16 @@ def test_largest_elements_beside_sums():
         assert value == max(np.max(np.abs(v), initial=0) for v in tree.values())
 
 
-@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("shape", [(5,), (LONGEST_RUN + 1,), (40, 48), (8193, 32)])
-def test_nan_is_not_lost(monkeypatch, count, shape):
-    monkeypatch.setattr(jax, "device_count", lambda *_: count)
+def test_what_is_not_a_number_is_not_lost(plain, shape):
     y = jnp.ones(shape)
-    maxima = jax.jit(lambda x: products_and_maxima([(y, y)], [x, jnp.abs(x)])[1])
+
+    @jax.jit
+    def maxima(x):
+        with switch.plain_twins() if plain else contextlib.nullcontext():
+            return products_and_maxima([(y, y)], [x, jnp.abs(x)])[1]
+
     for place in (0, 4, y.size - 1):
         x = y.ravel().at[place].set(jnp.nan).reshape(shape)
         assert np.isnan(maxima(x)).all()
@@ -94,17 +99,29 @@ def test_derivative_and_batch(x64):
     )
 
 
-def test_inner_products_use_them_on_one_cpu_only(monkeypatch):
+def count_reductions(platform="cpu", **jit_options):
     x = {"w": jnp.ones([40, 48]), "b": jnp.ones([3])}
+    program = jax.jit(lambda x: vdots([(x, x), (x, x)]), **jit_options).trace(x)
+    text = program.lower(lowering_platforms=(platform,)).as_text()
+    return text.count("stablehlo.reduce(")
 
-    def count(platform):
-        program = jax.jit(lambda x: vdots([(x, x), (x, x)])).trace(x)
-        text = program.lower(lowering_platforms=(platform,)).as_text()
-        return text.count("stablehlo.reduce(")
 
-    assert count("cuda") == 4  # one per leaf and product
-    assert count("cpu") == 3  # rows of w, the vectors of 40 and of 3
-    with plain_twins():
-        assert count("cpu") == 4
-    monkeypatch.setattr(jax, "device_count", lambda *_: 8)
-    assert count("cpu") == 4
+def test_inner_products_use_them_on_one_cpu_only():
+    assert count_reductions("cuda") == 4  # one per leaf and product
+    assert count_reductions("cpu") == 3  # rows of w, the vectors of 40 and of 3
+    with switch.plain_twins():
+        jax.clear_caches()
+        assert count_reductions("cpu") == 4
+    jax.clear_caches()
+
+
+@pytest.mark.devices
+def test_inner_products_of_what_may_be_split_are_plain():
+    # Under `jit` the arrays may be split over the eight devices.
+    assert count_reductions("cpu") == 4
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jnp.arange(16.0)
+    split = jax.device_put(x, jax.NamedSharding(mesh, jax.P("x")))
+    assert switch.on_one_cpu([x])
+    assert not switch.on_one_cpu([x, split])
+    np.testing.assert_array_equal(vdots([(split, split)] * 2), [1240.0] * 2)
