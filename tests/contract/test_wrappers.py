@@ -429,6 +429,7 @@ def test_a_rule_is_injected_by_name():
             _, state = tx.update(grad, state, params)
         return float(diagnostics(state)["beta"])
 
+    bounds = {"beta_min": -float("inf"), "beta_max": float("inf")}
     seen = set()
     for name in ("fr", "pr", "hs", "cd", "dk"):
         plain = scale_by_nlcg(name, **bounds)

@@ -1,4 +1,4 @@
-"""Beta from products across two halves of the mini-batch."""
+"""Beta under noise: curvature of the same batch, and products across two halves."""
 
 import chex
 import jax
