@@ -23,7 +23,7 @@ from experiments.choices import with_note
 from experiments.config import RunConfig
 from experiments.errors import ending_with_a_message
 from experiments.optimizers import OPTIMIZERS, choice_of
-from experiments.report.__main__ import write_report
+from experiments.report.write import write_report
 from experiments.tuning.runner import Runner
 from experiments.tuning.study import run_study, sweep_stage
 from experiments.tuning.sweep import (
