@@ -1,13 +1,12 @@
 """Kronecker factors: blocks of matrices, their second moments and inverse roots."""
 
-import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import times
+from nlcg_optax.preconditioners.eigh import eigh
 from nlcg_optax.preconditioners.matrices import MatrixView
 
 
@@ -157,83 +156,3 @@ def inverse_root(
         jnp.conj(jnp.swapaxes(vectors, -1, -2)),
         precision=jax.lax.Precision.HIGHEST,
     )
-
-
-@jax.custom_jvp
-@functools.partial(jax.jit, inline=True)
-def eigh(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues and eigenvectors like ``jnp.linalg.eigh``; on CPU one by one.
-
-    jaxlib's LAPACK kernels split a batch over XLA's pool of threads and wait for it on
-    a thread of that pool: as many batches at once as there are threads wait for ever
-    (``ParallelBatchMap`` in jaxlib/cpu/lapack_kernels.cc, seen in 0.10.2). A single
-    matrix is never split. Accelerators decompose the batch at once.
-
-    Compiled, so that calls outside ``jit`` do not compile the loop at each call.
-
-    Args:
-      matrices: Hermitian, ``[..., size, size]``; symmetrized first.
-
-    Returns:
-      The eigenvalues in ascending order, ``[..., size]``, and the eigenvectors in
-      columns, like ``matrices``. Those of a matrix that is not finite are NaN.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> eigh(jnp.array([[[2., 0.], [0., 1.]], [[5., 0.], [0., 4.]]]))[0]
-      Array([[1., 2.],
-             [4., 5.]], dtype=float32)
-    """
-    return jax.lax.platform_dependent(
-        matrices, cpu=_eigh_one_by_one, default=_eigh_at_once
-    )
-
-
-@eigh.defjvp
-def _eigh_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """As that of ``jnp.linalg.eigh``: a custom batching rule has no transpose."""
-    (matrices,), (changes,) = primals, tangents
-    values, vectors = eigh(matrices)
-    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    changes = (changes + jnp.conj(jnp.swapaxes(changes, -1, -2))) / 2
-    rotated = product(
-        product(jnp.conj(jnp.swapaxes(vectors, -1, -2)), changes), vectors
-    )
-    eye = jnp.eye(values.shape[-1], dtype=values.dtype)
-    gaps = values[..., None, :] - values[..., :, None]
-    turned = (1 / (eye + gaps) - eye).astype(vectors.dtype) * rotated
-    of_values = jnp.real(jnp.diagonal(rotated, axis1=-2, axis2=-1))
-    return (values, vectors), (of_values, product(vectors, turned))
-
-
-def _eigh_at_once(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    values, vectors = jnp.linalg.eigh(matrices)
-    return values, vectors
-
-
-def _eigh_one_by_one(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    *batch, size, _ = matrices.shape
-    split = jax.typeof(matrices).sharding.spec
-    if any(split):  # on a mesh with explicit axes, over which there is no loop
-        matrices = jax.sharding.reshard(matrices, jax.P())
-    flat = matrices.reshape(math.prod(batch), size, size)
-    values, vectors = jax.lax.map(_eigh_of_one, flat)
-    values, vectors = values.reshape(*batch, size), vectors.reshape(matrices.shape)
-    if any(split):
-        values = jax.sharding.reshard(values, jax.P(*split[:-1]))
-        vectors = jax.sharding.reshard(vectors, split)
-    return values, vectors
-
-
-_eigh_of_one = jax.custom_batching.custom_vmap(_eigh_at_once)
-
-
-@_eigh_of_one.def_vmap
-def _eigh_of_one_under_vmap(
-    axis_size: int,  # noqa: ARG001 -- JAX passes it
-    in_batched: list[bool],  # noqa: ARG001
-    matrices: jax.Array,
-) -> tuple[tuple[jax.Array, jax.Array], tuple[bool, bool]]:
-    return _eigh_one_by_one(matrices), (True, True)
