@@ -218,7 +218,6 @@ def _nlcg(rule: str, preconditioner: Preconditioner) -> Builder:
             "preconditioner": built,
             "beta_max": beta_max,
             "beta_smoothing": beta_smoothing,
-            "across_halves": bool(across_halves),
             "step_control": step_control,
             "weight_decay": weight_decay,
             "weight_decay_mask": decay_mask,
