@@ -81,7 +81,7 @@ def test_strict_promotion_of_float64(case, x64, strict_promotion):
 
 def _strict(case, dtype):
     # Strict promotion is checked where operations are traced. The loss is made of
-    # Python scalars and one dtype, so every violation is the optimiser's.
+    # Python scalars and one dtype, so every violation is the optimizer's.
     tx = case.make()
     params = small_params(dtype)
 

@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import scale_by_nlcg
 from nlcg_optax.contrib import (
     recent_directions,
     scale_by_nlcg_with_restart_memory,
@@ -15,7 +14,6 @@ from nlcg_optax.contrib import (
 SIZE, MEMORY = 8, 3
 METRIC = np.geomspace(0.2, 5.0, SIZE)
 PRECONDITIONER = optax.stateless(lambda g, _: jax.tree.map(lambda x: x * METRIC, g))
-OPEN = {"beta_min": -jnp.inf, "beta_max": jnp.inf}
 
 
 def run(tx, grads):
@@ -63,7 +61,7 @@ def test_share_is_that_of_the_projection(x64, metric):
 def test_restarts_at_a_gradient_within_the_last_directions(x64, preconditioner):
     metric = np.ones(SIZE) if preconditioner is None else METRIC
     grads = list(np.random.default_rng(1).normal(size=(3, SIZE)))
-    kwargs = {"preconditioner": preconditioner, "ensure_descent": False, **OPEN}
+    kwargs = {"preconditioner": preconditioner, "ensure_descent": False}
     tx = scale_by_nlcg_with_restart_memory(0.5, memory=MEMORY, **kwargs)
     d = [-updates for updates, _ in run(tx, grads)]
     inside = (0.7 * d[1] - 1.3 * d[2]) / metric
@@ -87,13 +85,14 @@ def test_restarts_at_a_gradient_within_the_last_directions(x64, preconditioner):
         False,
     ]
     np.testing.assert_allclose(states[3][0], metric * inside, rtol=1e-12)
-    without = run(scale_by_nlcg(0.5, **kwargs), [*grads, inside])
-    assert not bool(without[-1][1].diagnostics.restarted)
+    tx = scale_by_nlcg_with_restart_memory(0.5, memory=SIZE, **kwargs)  # never
+    without = run(tx, [*grads, inside])
+    assert not bool(without[-1][1].direction_state.diagnostics.restarted)
 
 
 def test_exact_steps_on_a_quadratic_never_stall(x64):
     a = np.geomspace(1.0, 30.0, SIZE)
-    tx = scale_by_nlcg_with_restart_memory("hs", memory=MEMORY, **OPEN)
+    tx = scale_by_nlcg_with_restart_memory("hs", memory=MEMORY)
     x, state = np.ones(SIZE), tx.init(jnp.zeros(SIZE))
     for _ in range(SIZE):
         g = a * x
@@ -106,7 +105,7 @@ def test_exact_steps_on_a_quadratic_never_stall(x64):
 
 def test_a_space_no_larger_than_the_memory_is_not_a_subspace():
     grads = np.random.default_rng(3).normal(size=(12, SIZE)).astype(np.float32)
-    tx = scale_by_nlcg_with_restart_memory(0.1, memory=SIZE, **OPEN)
+    tx = scale_by_nlcg_with_restart_memory(0.1, memory=SIZE)
     assert int(run(tx, grads)[-1][1].direction_state.diagnostics.num_restarts) == 1
 
 
