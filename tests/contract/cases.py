@@ -162,9 +162,15 @@ STOCHASTIC = [
 ]
 
 DETERMINISTIC = [
-    _deterministic("zoom"),
+    _deterministic("search"),
     _deterministic(
-        "zoom_secant", preconditioner=scale_by_diagonal_secant(secant="hvp")
+        "search_secant", preconditioner=scale_by_diagonal_secant(secant="hvp")
+    ),
+    _deterministic(
+        "zoom",
+        linesearch=optax.scale_by_zoom_linesearch(
+            30, curv_rtol=0.1, initial_guess_strategy="one"
+        ),
     ),
     _deterministic(
         "backtracking",
@@ -197,8 +203,8 @@ KEY_CASES = [
         "subspace_step",
         "paper_fr_step",
         "paper_pr_online",
-        "zoom",
-        "zoom_secant",
+        "search",
+        "search_secant",
         "backtracking_rms",
     )
 ]
@@ -215,9 +221,12 @@ def make_step(
     """One step of training, ``(params, state) -> (params, state)``, not yet jitted."""
 
     def step(params: Any, state: Any) -> tuple[Any, Any]:
-        value, grad = jax.value_and_grad(value_fn)(params)
-        grad = jax.tree.map(jnp.conj, grad)  # steepest ascent of complex parameters
-        extra_args = case.extra_args(value, grad, value_fn)
+        value, derivative = jax.value_and_grad(value_fn)(params)
+        grad = jax.tree.map(jnp.conj, derivative)  # the steepest ascent
+        # Optax's zoom search reads the slope off the ascent, all others off jax.grad's.
+        extra_args = case.extra_args(
+            value, grad if case.name == "zoom" else derivative, value_fn
+        )
         updates, state = tx.update(grad, state, params, **extra_args)
         return optax.apply_updates(params, updates), state
 

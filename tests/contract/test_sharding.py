@@ -131,12 +131,10 @@ SHARDED = [
         "curvature_step",
         "subspace_step",
         "paper_layerwise",
+        "search",
     )
     for kind in AXIS_TYPES
 ]
-# Not on an explicit mesh: `optax.tree.vdot` in Optax's searches ravels its arguments,
-# which a contraction of explicitly sharded arrays does not allow.
-SHARDED.append(("zoom", "auto"))
 
 
 @pytest.mark.parametrize(("name", "kind"), SHARDED)

@@ -9,15 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import (
-    RULES,
-    diagnostics,
-    fill_masked,
-    nlcg,
-    paper_schedule,
-    scale_by_nlcg,
-    virtual_batch,
-)
+from nlcg_optax import diagnostics, fill_masked, nlcg, paper_schedule, scale_by_nlcg
+from nlcg_optax.direction.rules import RULES
+from nlcg_optax.wrappers import virtual_batch
 from tests.contract.cases import (
     BY_NAME,
     KEY_CASES,
@@ -293,7 +287,8 @@ def test_virtual_batch_leaves_spoiled_micro_batches_out(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["pr+", "secant_params", "paper_pr_online", "zoom", "backtracking_rms"]
+    "name",
+    ["pr+", "secant_params", "paper_pr_online", "search", "zoom", "backtracking_rms"],
 )
 def test_virtual_batch_in_float64(name, x64):
     case = BY_NAME[name]

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import diagnostics, scale_by_nlcg, scale_by_scaled_cg_step
+from nlcg_optax import diagnostics, scale_by_nlcg
+from nlcg_optax.contrib.scaled_cg import scale_by_scaled_cg_step
 
 
 def rosenbrock(x):

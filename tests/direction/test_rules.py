@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import InnerProducts, constant, scale_by_nlcg
-from nlcg_optax.direction.rules import RULES, get_rule, products_used
+from nlcg_optax import InnerProducts, scale_by_nlcg
+from nlcg_optax.direction.rules import RULES, constant, get_rule, products_used
 
 # g = (2, 1), g_prev = (1, 3), z = P g with P = diag(1, 2), d_prev = (-2, -1):
 # z = (2, 2), z_prev = (1, 6), y = (1, -2), P y = (1, -4).
