@@ -90,8 +90,8 @@ def test_the_counter_of_collectives_sees_them():
 HLO_CASES = {
     "fr": nlcg(RATE, "fr"),
     "pr+": nlcg(RATE, "pr+"),
-    "hz": nlcg(RATE, "hz", beta_min=-np.inf, beta_max=np.inf, restart="powell"),
-    "per_leaf": nlcg(RATE, "pr+", scope="per_leaf"),
+    "hz": BY_NAME["hz"].make(restart="powell"),
+    "per_leaf": BY_NAME["per_leaf"].make(),
     "secant": nlcg(RATE, "fr", preconditioner=scale_by_diagonal_secant(RATE)),
     "secant_params": nlcg(RATE, preconditioner=scale_by_diagonal_secant()),
 }
@@ -198,8 +198,8 @@ def _split_run(make, steps, axis_name):
 
 SPLIT = {
     "pr+": lambda: nlcg(RATE, "pr+"),
-    "hz": lambda: nlcg(RATE, "hz", beta_min=-np.inf, beta_max=np.inf),
-    "per_leaf": lambda: nlcg(RATE, "pr+", scope="per_leaf"),
+    "hz": BY_NAME["hz"].make,
+    "per_leaf": BY_NAME["per_leaf"].make,
     "secant": lambda: nlcg(RATE, "fr", preconditioner=scale_by_diagonal_secant(RATE)),
 }
 
