@@ -34,13 +34,14 @@ States, their diagnostics and further parts are in the submodules: ``direction``
 ``wrappers``, ``paper`` and ``contrib``.
 """
 
+from nlcg_optax import contrib as contrib  # reachable, but not of the surface
 from nlcg_optax.curvature import (
     gauss_newton_along,
     gauss_newton_vector_product,
     hessian_along,
     hessian_vector_product,
 )
-from nlcg_optax.direction.transform import scale_by_nlcg
+from nlcg_optax.direction import InnerProducts, scale_by_nlcg
 from nlcg_optax.linesearch import scale_by_hager_zhang_linesearch
 from nlcg_optax.minimization.methods import (
     Method,
@@ -62,7 +63,6 @@ from nlcg_optax.preconditioners import (
     scale_by_orthogonalization,
 )
 from nlcg_optax.step_size import scale_by_curvature_step, scale_by_subspace_step
-from nlcg_optax.trees.inner_products import InnerProducts
 from nlcg_optax.wrappers import (
     fill_masked,
     for_linesearch,

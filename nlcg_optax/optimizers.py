@@ -24,8 +24,6 @@ BETA_MAX = 0.95
 # Of the line search, as conjugate gradients need: Nocedal and Wright, "Numerical
 # Optimization", 2006, section 3.1.
 MAX_SLOPE_RATIO = 0.1
-# Rules that are not below zero by their definition.
-NON_NEGATIVE_RULES = ("fr", "pr+")
 
 
 def nlcg(
@@ -123,12 +121,11 @@ def nlcg(
         beta_max = BETA_MAX if is_noisy else jnp.inf
     if beta_smoothing is None:
         beta_smoothing = BETA_SMOOTHING if is_noisy else 0.0
-    is_non_negative = isinstance(rule, str) and rule in NON_NEGATIVE_RULES
     parts = [
         scale_by_nlcg(
             rule,
             preconditioner=preconditioner,
-            beta_min=0.0 if is_noisy or is_non_negative else -jnp.inf,
+            beta_min=0.0 if is_noisy else None,
             beta_max=beta_max,
             beta_smoothing=beta_smoothing,
             state_dtype=state_dtype,

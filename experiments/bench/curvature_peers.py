@@ -10,12 +10,12 @@ import optax
 
 import nlcg_optax
 from experiments import models
-from experiments.preconditioners import matrix_axes_of
+from experiments.optimizers.baselines import matrix_axes_of
 
 RATE = 1e-3
 CLASSES = 100
 GRADIENT = "gradient"
-PERIOD = 10  # of refreshes; a turn of an optimiser is as many steps
+PERIOD = 10  # of refreshes; a turn of an optimizer is as many steps
 
 EVERY_STEP = (
     "step of NLCG, Gauss-Newton step size, period 1",

@@ -1,7 +1,7 @@
 """``python -m experiments.scaling.compile``: the step of ResNet-50, compiled for pods.
 
 No TPU is needed, only its compiler (``pip install '.[tpu]'``). For each topology,
-layout and optimiser it tells what a chip needs: memory, operations, communication.
+layout and optimizer it tells what a chip needs: memory, operations, communication.
 ``JAX_OPTIMIZATION_LEVEL=O0`` in the environment, the default here, makes it a matter of
 a minute each; figures that are there already are not made again. Each is compiled in
 a process of its own: a program that does not fit, and that the compiler goes on
@@ -43,8 +43,9 @@ class CompileArguments:
       topologies: slices to compile for.
       layouts: ``data`` (parallel) and ``hybrid``, where parameters and state are split
         over the first dimension of the slice.
-      optimizers: names of `experiments.optimizers.OPTIMIZERS`, and ``lbfgs_search``
-        and ``nlcg_pr+_search``, with line searches.
+      optimizers: names of `experiments.optimizers.OPTIMIZERS` with options, such as
+        ``nlcg,rule=fr``; also ``lbfgs_search`` and ``nlcg_search``, which have line
+        searches.
       model: a name in `experiments.models.MODELS`.
       image_size: pixels in a row.
       batch_size: examples in a step, on all chips together.
@@ -111,9 +112,11 @@ def compile_case(case: Case) -> StepCost:
     """Compiles one step for the devices of its topology."""
     side = int(case.topology.partition(":")[2].partition("x")[0])
     shard_devices = side if case.layout == "hybrid" else 1
+    chosen = peers.choice(case.optimizer)
     config = RunConfig(
         model=case.model,
-        optimizer=case.optimizer,
+        optimizer=chosen.name,
+        optimizer_options=chosen.options,
         batch_size=case.batch_size,
         micro_batches=case.micro_batches,
         compute_dtype=case.compute_dtype,

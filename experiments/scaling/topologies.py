@@ -5,6 +5,8 @@ import os
 import jax
 from jax.experimental import topologies
 
+from experiments.errors import UserError
+
 # What libtpu asks the metadata server of a TPU machine for, where there is none; and
 # leave to load it in several processes, which no chip forbids here.
 INSTEAD_OF_A_TPU = {
@@ -16,7 +18,7 @@ INSTEAD_OF_A_TPU = {
 }
 
 
-class NoCompilerError(RuntimeError):
+class NoCompilerError(UserError):
     """The TPU compiler is not installed."""
 
 

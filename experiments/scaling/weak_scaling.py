@@ -2,7 +2,7 @@
 
 Virtual devices share the cores of the machine, so ``n`` of them, each with the same
 number of images, need ``n`` times as long as one at best. Seconds say nothing about
-pods; the ratios tell whether an optimiser or a layout adds work with every device.
+pods; the ratios tell whether an optimizer or a layout adds work with every device.
 """
 
 import statistics
@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 
 from experiments.config import RunConfig
 from experiments.data import Split
+from experiments.optimizers import choice_of
 from experiments.training import meshes
 from experiments.training.hyperparameters import hyperparameters_of
 from experiments.training.step import make_step
@@ -25,14 +26,14 @@ IMAGE_SIZE, CLASSES = 16, 10
 
 
 class WeakScaling(NamedTuple):
-    """One optimiser on a number of devices.
+    """One optimizer on a number of devices.
 
     Attributes:
       optimizer: its name.
       devices: how many.
       ratio: time of a step over that of one device, divided by the devices: 1 if
         nothing but the images takes time.
-      to_reference: time of a step over that of the first optimiser on as many devices,
+      to_reference: time of a step over that of the first optimizer on as many devices,
         median over turns.
     """
 
@@ -48,7 +49,7 @@ def measure(
     images_per_device: int,
     rounds: int,
 ) -> list[WeakScaling]:
-    """Times steps of a small convolutional network, the optimisers in turns.
+    """Times steps of a small convolutional network, the optimizers in turns.
 
     Args:
       optimizers: the first is the reference.
@@ -93,7 +94,10 @@ class _Run:
     """A compiled step and its state."""
 
     def __init__(self, optimizer: str, devices: int, images_per_device: int):
-        config = RunConfig(model="cnn", optimizer=optimizer, learning_rate=1e-3)
+        name, options = choice_of(optimizer)
+        config = RunConfig(
+            model="cnn", optimizer=name, optimizer_options=options, learning_rate=1e-3
+        )
         mesh = meshes.make_mesh(devices=jax.devices()[:devices])
         step = make_step(config, CLASSES, 1000, mesh)
         rng = np.random.default_rng(0)

@@ -25,6 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from experiments.config import RunConfig, changes
+from experiments.errors import UserError
 
 PyTree = Any
 
@@ -32,7 +33,7 @@ STATE, RUN = "state", "run"  # the two parts of a checkpoint
 MESSAGE_LENGTH = 300
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint cannot be written, or none of a folder can be read."""
 
 

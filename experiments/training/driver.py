@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.config import RunConfig
 from experiments.data import AnyDataset, Split
+from experiments.errors import UserError
 from experiments.training.program import Program
 from experiments.training.step import Metrics, TrainState
 
@@ -29,7 +30,7 @@ class Report(NamedTuple):
     seconds: float
 
 
-class DivergedError(FloatingPointError):
+class DivergedError(UserError):
     """The training loss is no longer finite."""
 
 

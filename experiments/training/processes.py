@@ -12,11 +12,13 @@ import time
 import jax
 from orbax.checkpoint import multihost
 
+from experiments.errors import UserError
+
 RETRY_SECONDS = 0.5
 BARRIER_SECONDS = 600
 
 
-class CoordinatorError(RuntimeError):
+class CoordinatorError(UserError):
     """The processes did not find each other."""
 
 

@@ -1,4 +1,4 @@
-"""Whether progress stalls in the span of the last directions."""
+"""The last directions, and whether a gradient lies in their span."""
 
 from typing import NamedTuple
 
@@ -28,29 +28,25 @@ class RecentDirections(NamedTuple):
     gram: jax.Array
 
 
-def none_yet(
-    like: PyTree, memory: int | None, dtype: jnp.dtype
-) -> RecentDirections | tuple[()]:
+def none_yet(like: PyTree, memory: int, dtype: jnp.dtype) -> RecentDirections:
     """The memory before the first direction.
 
     Args:
-      like: a tree of arrays in the dtype in which directions are kept.
-      memory: m, or None for no memory at all.
+      like: a tree of arrays in the dtype in which directions are stored.
+      memory: m.
       dtype: of the inner products.
 
     Returns:
-      An empty memory; the empty tuple for none.
+      An empty memory.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> none_yet(jnp.zeros(3), 2, jnp.float32).duals.shape
       (2, 3)
     """
-    if memory is None:
-        return ()
 
     def stack(x: jax.Array) -> jax.Array:
-        # Made of x, so that every row is sharded like it.
+        # Computed from x, so that every row is sharded like it.
         return jnp.broadcast_to(jnp.zeros_like(x), (memory, *jnp.shape(x)))
 
     return RecentDirections(
@@ -72,17 +68,17 @@ def products_with(
 def share_within(
     recent: RecentDirections, products: jax.Array, g_z: jax.Array
 ) -> jax.Array:
-    r"""How much of the gradient lies in the span of the last directions, in [0, 1].
+    r"""The share of the gradient in the span of the last directions, in [0, 1].
 
     .. math:: \max_{d \in \mathrm{span}} \frac{(g^\top d)^2}{d^\top P^{-1} d\; g^\top z}
         = \frac{b^\top W^{-1} b}{g^\top z}, \qquad
         b_i = d_i^\top g, \quad W_{ij} = d_i^\top P^{-1} d_j,
 
     the square of the cosine between z and its projection onto the span in the norm of
-    P⁻¹. While directions are conjugate and steps are exact it is zero; one means that
-    steepest descent would search the subspace once more that was just searched.
-    W. W. Hager, H. Zhang, "The limited memory conjugate gradient method", SIAM J.
-    Optim. 23, 2013, measure the distance to the subspace in the Euclidean norm.
+    P⁻¹. While directions are conjugate and steps are exact it is zero. One means that
+    steepest descent would search the same subspace again. Hager and Zhang, "The limited
+    memory conjugate gradient method", SIAM J. Optim. 23, 2013, measure the distance to
+    the subspace in the Euclidean norm.
 
     Args:
       recent: the last directions.
@@ -90,7 +86,7 @@ def share_within(
       g_z: ``gᵀz``.
 
     Returns:
-      A scalar; zero where there is no direction yet.
+      A scalar; zero if there is no direction yet.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -108,7 +104,7 @@ def share_within(
     cosines = recent.gram * scale[:, None] * scale[None, :]
     cosines += jnp.diag(jnp.where(is_empty, 1, ridge))
     b = products * scale
-    # Symmetric up to rounding; should it be indefinite, that gives no number.
+    # Symmetric up to rounding. If it is indefinite, the result is not finite.
     solved = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(cosines), b)
     share = jnp.dot(b, solved) / jnp.where(g_z > 0, g_z, jnp.inf)
     return jnp.where(jnp.isfinite(share), jnp.clip(share, 0, 1), 0)
@@ -117,10 +113,10 @@ def share_within(
 def is_stalled(
     recent: RecentDirections, g: PyTree, products: jax.Array, g_z: jax.Array
 ) -> jax.Array:
-    """Whether the gradient lies in the span of the last directions but for a hundredth.
+    """Whether the gradient lies, to within 1 %, in the span of the last directions.
 
-    Never where there are no more parameters than directions are kept: there the span
-    is soon all there is.
+    Never if there are no more parameters than directions in memory: there the span is
+    soon the whole space.
 
     Args:
       recent: the last directions.
@@ -145,9 +141,9 @@ def remember(
     restarted: jax.Array,
     taken: jax.Array,
 ) -> RecentDirections:
-    """Takes in the direction ``d = -z + beta d_prev``, in place of the oldest.
+    """Stores the direction ``d = -z + beta d_prev`` in place of the oldest.
 
-    A restart empties the memory first: what counts is the span since then.
+    A restart empties the memory first: the span since the restart is tested.
 
     Args:
       recent: the directions before it.

@@ -27,7 +27,11 @@ from nlcg_optax import (
     scale_by_orthogonalization,
     scale_by_subspace_step,
 )
-from nlcg_optax.contrib.scaled_cg import scale_by_scaled_cg_step
+from nlcg_optax.contrib import (
+    scale_by_daniel,
+    scale_by_nlcg_with_restart_memory,
+    scale_by_scaled_cg_step,
+)
 
 RATE = 0.05
 SEARCH_EXTRAS = ("value", "grad", "value_fn")
@@ -73,18 +77,6 @@ def _stochastic(name: str, extras: tuple[str, ...] = (), **kwargs: Any) -> Case:
     return Case(name, nlcg, {"learning_rate": RATE, **kwargs}, extras)
 
 
-def _chained(
-    learning_rate: Any, **kwargs: Any
-) -> optax.GradientTransformationExtraArgs:
-    return optax.chain(
-        scale_by_nlcg(**kwargs), optax.scale_by_learning_rate(learning_rate)
-    )
-
-
-def _direction(name: str, extras: tuple[str, ...] = (), **kwargs: Any) -> Case:
-    return Case(name, _chained, {"learning_rate": RATE, **kwargs}, extras)
-
-
 def _paper(name: str, **kwargs: Any) -> Case:
     return Case(name, paper_nlcg, {"learning_rate": RATE, **kwargs}, ("value",))
 
@@ -93,19 +85,34 @@ def _deterministic(name: str, **kwargs: Any) -> Case:
     return Case(name, nlcg, kwargs, SEARCH_EXTRAS)
 
 
-UNBOUNDED = {"beta_min": -float("inf"), "beta_max": float("inf")}
+def chained(
+    learning_rate: optax.ScalarOrSchedule,
+    direction: Callable[..., optax.GradientTransformation] = scale_by_nlcg,
+    **kwargs: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """A direction with a learning rate, for arguments that `nlcg` does not take."""
+    return optax.chain(direction(**kwargs), optax.scale_by_learning_rate(learning_rate))
+
+
+def _chained(name: str, extras: tuple[str, ...] = (), **kwargs: Any) -> Case:
+    return Case(name, chained, {"learning_rate": RATE, **kwargs}, extras)
+
 
 STOCHASTIC = [
     # As the paper has it; most of the others keep the default, which is smoothed.
     _stochastic("fr", rule="fr", beta_smoothing=0.0, beta_max=1.0),
     _stochastic("pr+", rule="pr+"),
-    _direction("hz", rule="hz", **UNBOUNDED),
+    _chained("hz", rule="hz"),
     _stochastic("constant", rule=0.9),
-    _direction("daniel", ("value_fn",), rule="daniel"),
-    _direction("per_leaf", rule="pr+", scope="per_leaf"),
+    _chained("daniel", ("value_fn",), direction=scale_by_daniel),
+    _chained("per_leaf", rule="pr+", scope="per_leaf"),
     _stochastic("smoothed", rule="fr", beta_smoothing=0.5),
-    _direction(
-        "restarted", rule="hs", restart="powell", restart_period=7, restart_memory=2
+    _chained("restarted", rule="hs", restart="powell", restart_period=7),
+    _chained(
+        "restart_memory",
+        direction=scale_by_nlcg_with_restart_memory,
+        rule="hs",
+        memory=2,
     ),
     _stochastic("rms", rule="fr", preconditioner=optax.scale_by_rms()),
     _stochastic(
@@ -113,7 +120,7 @@ STOCHASTIC = [
         rule="pr+",
         preconditioner=optax.scale_by_factored_rms(min_dim_size_to_factor=2),
     ),
-    _direction("orthogonal", rule="hz", preconditioner=ORTHOGONAL, **UNBOUNDED),
+    _chained("orthogonal", rule="hz", preconditioner=ORTHOGONAL),
     _stochastic("kronecker", preconditioner=KRONECKER),
     _stochastic(
         "secant_rate", rule="fr", preconditioner=scale_by_diagonal_secant(RATE)

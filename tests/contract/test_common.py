@@ -1,4 +1,4 @@
-"""Proves the properties of Optax's own common tests for every optimiser here."""
+"""Proves the properties of Optax's own common tests for every optimizer here."""
 
 import functools
 import re

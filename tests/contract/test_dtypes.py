@@ -81,7 +81,7 @@ def test_strict_promotion_of_float64(case, x64, strict_promotion):
 
 def _strict(case, dtype):
     # Strict promotion is checked where operations are traced. The loss is made of
-    # Python scalars and one dtype, so every violation is the optimiser's.
+    # Python scalars and one dtype, so every violation is the optimizer's.
     tx = case.make()
     params = small_params(dtype)
 
@@ -157,7 +157,7 @@ TWINS = {
     "pr+": nlcg(RATE),
     "hz": BY_NAME["hz"].make(),
     "per_leaf": BY_NAME["per_leaf"].make(),
-    "restarted": BY_NAME["restarted"].make(restart_period=3, restart_memory=None),
+    "restarted": BY_NAME["restarted"].make(restart_period=3),
     "search": nlcg(),
     "zoom": BY_NAME["zoom"].make(),
     "backtracking": nlcg(linesearch=optax.scale_by_backtracking_linesearch(20)),

@@ -1,4 +1,4 @@
-"""Proves that the optimisers drive Flax: `TrainState` and `nnx.Optimizer`."""
+"""Proves that the optimizers drive Flax: `TrainState` and `nnx.Optimizer`."""
 
 import itertools
 
@@ -94,7 +94,7 @@ def test_nnx_optimizer_forwards_extra_arguments(name):
     graphdef, start = nnx.split(model, nnx.Param)
     optimizer = nnx.Optimizer(model, case.make(), wrt=nnx.Param)
 
-    def value_fn(params):  # of the state of parameters, as the optimiser sees it
+    def value_fn(params):  # of the state of parameters, as the optimizer sees it
         return _model_loss(nnx.merge(graphdef, params))
 
     @nnx.jit

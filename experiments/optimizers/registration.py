@@ -1,0 +1,218 @@
+"""The registry of optimizers: one registration tells all that experiments need."""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import optax
+
+from experiments.optimizers.labels import with_options
+from experiments.optimizers.spaces import SearchSpace
+from experiments.registry import look_up
+
+EXTRAS = (
+    "value",
+    "grad",
+    "value_fn",
+    "outputs_fn",
+    "output_loss_fn",
+    "half_grads",
+)
+
+Options = Mapping[str, Any]
+
+
+class Optimizer(NamedTuple):
+    """An optimizer with its needs and its price.
+
+    Attributes:
+      transformation: the Optax transformation.
+      extras: the extra arguments that its ``update`` takes, out of `EXTRAS`.
+      gradient_equivalents: mean cost of a step in gradients, with the gradient
+        itself, which also yields the loss; a Hessian-vector product counts two.
+    """
+
+    transformation: optax.GradientTransformation
+    extras: tuple[str, ...] = ()
+    gradient_equivalents: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Registration:
+    """What `register` was given, see there."""
+
+    build: Callable[..., optax.GradientTransformation]
+    label: str | Callable[[Options], str]
+    color: str
+    space: SearchSpace | Callable[[Options], SearchSpace]
+    extras: tuple[str, ...] | Callable[[Options], tuple[str, ...]]
+    gradient_equivalents: float | Callable[[Options], float]
+    options: Callable[[Options], Options]
+
+
+OPTIMIZERS: dict[str, Registration] = {}
+
+
+def register(
+    name: str,
+    build: Callable[..., optax.GradientTransformation],
+    *,
+    label: str | Callable[[Options], str],
+    color: str,
+    space: SearchSpace | Callable[[Options], SearchSpace],
+    extras: tuple[str, ...] | Callable[[Options], tuple[str, ...]] = (),
+    gradient_equivalents: float | Callable[[Options], float] = 1.0,
+    options: Callable[[Options], Options] | None = None,
+) -> None:
+    """Adds an optimizer to `OPTIMIZERS`.
+
+    Args:
+      name: by which configurations and commands call it.
+      build: from the learning rate (a number or a schedule) and the options, as
+        keywords, to the Optax transformation. Floats may be traced.
+      label: text for tables and legends, which is followed by the options that were
+        set; or a function from these options to the whole text.
+      color: of its curves, any color of Matplotlib.
+      space: in which it is tuned, see `space_around`; or a function from all options.
+      extras: extra arguments that its ``update`` takes, out of `EXTRAS`; or a function
+        from all options.
+      gradient_equivalents: mean cost of a step in gradients, see `Optimizer`; or a
+        function from all options.
+      options: from the options that were set to all options that are allowed beside
+        them, with their defaults; None for the keywords of ``build``.
+
+    Raises:
+      ValueError: if the name is taken or has a colon or a comma, or an extra is
+        unknown.
+    """
+    if name in OPTIMIZERS:
+        raise ValueError(f"name={name!r} is taken; each optimizer is registered once")
+    if not name or set(name) & set(":,= "):
+        raise ValueError(
+            f"name={name!r} must be a word without a colon, comma, equals sign or space"
+        )
+    if not callable(extras):
+        _check_extras(name, extras)
+    OPTIMIZERS[name] = Registration(
+        build,
+        label,
+        color,
+        space,
+        extras,
+        gradient_equivalents,
+        options or (lambda _: keyword_options(build)),
+    )
+
+
+def keyword_options(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keywords of a function that have a default, by name."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def registration_of(name: str) -> Registration:
+    """The registration of a name, such as ``adam`` or ``my_module:my_name``.
+
+    The part before a colon is a module that registers the name; it is imported.
+
+    Raises:
+      ValueError: if the name is unknown, or the module cannot be imported.
+    """
+    module, _, short = name.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(
+                f"optimizer={name!r} names the module {module!r}, which cannot be "
+                f"imported ({error}); it must be in the folder in which the command "
+                "runs, or on PYTHONPATH"
+            ) from error
+    return look_up("optimizer", short, OPTIMIZERS)
+
+
+def build(
+    name: str,
+    learning_rate: optax.ScalarOrSchedule,
+    options: Options | None = None,
+) -> Optimizer:
+    """Builds an optimizer.
+
+    Args:
+      name: a name in `OPTIMIZERS`, or ``my_module:my_name``.
+      learning_rate: number or schedule.
+      options: options of that optimizer.
+
+    Raises:
+      ValueError: if the name or an option is unknown, or a value is out of its range.
+
+    Examples:
+      >>> build("nlcg", 0.1, {"preconditioner": "secant"}).gradient_equivalents
+      1.4
+    """
+    registration = registration_of(name)
+    complete = _all_options(name, registration, options or {})
+    extras, cost = registration.extras, registration.gradient_equivalents
+    needed = extras(complete) if callable(extras) else extras
+    _check_extras(name, needed)
+    return Optimizer(
+        registration.build(learning_rate, **complete),
+        needed,
+        cost(complete) if callable(cost) else cost,
+    )
+
+
+def label_of(name: str, options: Options | None = None) -> str:
+    """The label of an optimizer with the options that were set.
+
+    Examples:
+      >>> label_of("nlcg", {"preconditioner": "kronecker", "beta_max": 0.9})
+      'NLCG PR+, Kronecker, β ≤ 0.9'
+    """
+    label = registration_of(name).label
+    given = options or {}
+    return label(given) if callable(label) else with_options(label, given)
+
+
+def color_of(name: str) -> str:
+    """The color of an optimizer, whatever its options."""
+    return registration_of(name).color
+
+
+def search_space(name: str, options: Options | None = None) -> SearchSpace:
+    """The search space of an optimizer with the options that were set.
+
+    Raises:
+      ValueError: if the name or an option is unknown.
+    """
+    registration = registration_of(name)
+    space = registration.space
+    complete = _all_options(name, registration, options or {})
+    return space(complete) if callable(space) else space
+
+
+def _all_options(name: str, registration: Registration, given: Options) -> Options:
+    allowed = registration.options(given)
+    for option, value in given.items():
+        if option not in allowed:
+            kinds = [
+                f"{key}={default!r}"
+                for key, default in ({**allowed, **given}).items()
+                if key in allowed and isinstance(default, str)
+            ]
+            of_kind = f" with {', '.join(kinds)}" if kinds else ""
+            raise ValueError(
+                f"optimizer_options has {option}={value!r}, which {name!r} does not "
+                f"take{of_kind}; allowed are {list(allowed)}"
+            )
+    return {**allowed, **given}
+
+
+def _check_extras(name: str, extras: tuple[str, ...]) -> None:
+    for extra in extras:
+        if extra not in EXTRAS:
+            raise ValueError(
+                f"the extras of {name!r} have {extra!r}; allowed are {EXTRAS}"
+            )
