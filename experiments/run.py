@@ -172,7 +172,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     execute(given, arguments)
 
 
-def execute(given: RunArguments, arguments: Sequence[str] | None = None) -> None:
+def execute(
+    given: RunArguments,
+    arguments: Sequence[str] | None = None,
+    module: str = MODULE,
+) -> None:
     """Does what ``main`` does once the command line is parsed."""
     # Orbax logs whole traces of what a CheckpointError says in a line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -182,7 +186,7 @@ def execute(given: RunArguments, arguments: Sequence[str] | None = None) -> None
             f"without --checkpoint-dir the run cannot be resumed; delete {given.record}"
             " and start again with"
         )
-    with ending_with_a_message(MODULE, arguments, again=again), _lost_processes():
+    with ending_with_a_message(module, arguments, again=again), _lost_processes():
         connect(given.processes)
         run(given, rich.console.Console(quiet=not is_first()))
 

@@ -1,13 +1,11 @@
-"""Runs one after the other, each with a record; those that can share a program do."""
+"""Runs with a record each; those that can share a compiled program do."""
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import rich.console
+from typing import NamedTuple, TypeVar
 
 from experiments import data, optimizers
 from experiments.config import RunConfig, changes
@@ -21,18 +19,25 @@ from experiments.training import (
     make_program,
     program_of,
 )
-from experiments.tuning.vmapped_runs import record_runs_together
+from experiments.tuning.vmapped_runs import (
+    VmappedProgram,
+    compile_vmapped,
+    record_runs_together,
+)
 
-MAX_PROGRAMS = 16  # that are kept at a time
+MAX_PROGRAMS = 32  # that are kept at a time, of each kind
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class PlannedRun(NamedTuple):
     """A run and the place of its record.
 
     Attributes:
-      config: of the run.
-      path: of the record.
-      trials: of the search that led to the run, to be kept in the record.
+      config: settings of the run.
+      path: file of the record.
+      trials: results of the search that led to the run, to be kept in the record.
     """
 
     config: RunConfig
@@ -41,7 +46,7 @@ class PlannedRun(NamedTuple):
 
 
 def finished(planned: PlannedRun) -> RunRecord | None:
-    """The record of a run that reached its end or diverged, else None.
+    """The record of a run that was completed or diverged, else None.
 
     Raises:
       ValueError: if the record is of another configuration.
@@ -56,8 +61,8 @@ def finished(planned: PlannedRun) -> RunRecord | None:
     )
     if changed:
         raise ValueError(
-            f"{planned.path} is the record of another configuration than the one that "
-            f"is to be run now: {changed}; go on with its own, or name another folder"
+            f"{planned.path} is the record of another configuration: {changed}; repeat "
+            "the earlier command to resume it, or use another folder"
         )
     return record
 
@@ -67,14 +72,16 @@ class Runner:
 
     Args:
       data_dir: folder of all prepared data sets.
-      console: to print on.
+
+    Attributes:
+      longest: seconds of the longest call so far.
     """
 
-    def __init__(self, data_dir: Path, console: rich.console.Console):
+    def __init__(self, data_dir: Path):
         self._data_dir = data_dir
-        self._console = console
         self._datasets: dict[tuple[str, data.DataOptions], data.Dataset] = {}
-        self._programs: dict[str, CompiledProgram] = {}
+        self._compiled: dict[str, CompiledProgram] = {}
+        self._vmapped: dict[tuple[str, int], VmappedProgram] = {}
         self.longest = 0.0
 
     def dataset(self, config: RunConfig) -> data.Dataset:
@@ -90,45 +97,51 @@ class Runner:
         Raises:
           ValueError: if a number of the configuration is out of its range.
         """
-        # The program takes the numbers as they come; here they are checked.
-        optimizers.build(
-            config.optimizer, config.learning_rate, config.optimizer_options
-        )
+        self._check(config)
         return make_program(program_of(config), self.dataset(config))
 
-    def compiled(self, config: RunConfig) -> CompiledProgram:
-        """The program of a run, compiled once for all runs that can share it."""
-        program = self.program(config)
-        key = repr(program_of(config))
-        if key not in self._programs:
-            if len(self._programs) == MAX_PROGRAMS:
-                del self._programs[next(iter(self._programs))]
-            self._programs[key] = compile_program(program, self.dataset(config))
-        return self._programs[key]
+    def run(self, planned: Sequence[PlannedRun]) -> list[Line | None]:
+        """Trains runs and leaves a record of each; several share a compiled call.
 
-    def run(self, planned: PlannedRun) -> None:
-        """Trains and leaves a record; a run that diverges leaves one that says so."""
-        start = time.perf_counter()
-        config = planned.config
-        summary: Line | None = None
-        with contextlib.suppress(DivergedError):
-            summary = record_run(
-                planned.path,
-                self.compiled(config),
-                config,
-                self.dataset(config),
-                trials=planned.trials,
-                overwrite=True,
-            )
-        self.longest = max(self.longest, time.perf_counter() - start)
-        self._tell(planned, summary)
+        Args:
+          planned: one run, or several that share a program.
 
-    def run_together(self, planned: Sequence[PlannedRun]) -> None:
-        """Trains runs that share a program in one compiled call, with a record each.
+        Returns:
+          The summaries; None for a run that diverged, whose record says so.
 
         Raises:
-          ValueError: if they do not share a program.
+          ValueError: if several runs do not share a program.
         """
+        start = time.perf_counter()
+        for run in planned:
+            self._check(run.config)
+        train = self._one_run if len(planned) == 1 else self._together
+        summaries = train(planned)
+        self.longest = max(self.longest, time.perf_counter() - start)
+        return summaries
+
+    def _one_run(self, planned: Sequence[PlannedRun]) -> list[Line | None]:
+        (run,) = planned
+        dataset = self.dataset(run.config)
+        compiled = _kept(
+            self._compiled,
+            repr(program_of(run.config)),
+            lambda: compile_program(self.program(run.config), dataset),
+        )
+        with contextlib.suppress(DivergedError):
+            return [
+                record_run(
+                    run.path,
+                    compiled,
+                    run.config,
+                    dataset,
+                    trials=run.trials,
+                    overwrite=True,
+                )
+            ]
+        return [None]
+
+    def _together(self, planned: Sequence[PlannedRun]) -> list[Line | None]:
         configs = [run.config for run in planned]
         if len({repr(program_of(config)) for config in configs}) > 1:
             raise ValueError(
@@ -136,25 +149,31 @@ class Runner:
                 "cannot run together; runs may differ in learning rate, L2 factor, "
                 "float options and seed"
             )
-        for config in configs:
-            self.program(config)
-        summaries = record_runs_together(
+        dataset = self.dataset(configs[0])
+        vmapped = _kept(
+            self._vmapped,
+            (repr(program_of(configs[0])), len(planned)),
+            lambda: compile_vmapped(self.program(configs[0]), len(planned), dataset),
+        )
+        return record_runs_together(
             [run.path for run in planned],
-            self.program(configs[0]),
+            vmapped,
             configs,
-            self.dataset(configs[0]),
+            dataset,
+            [run.trials for run in planned],
         )
-        for run, summary in zip(planned, summaries, strict=True):
-            self._tell(run, summary)
 
-    def _tell(self, planned: PlannedRun, summary: Line | None) -> None:
-        told = "diverged"
-        if summary is not None:
-            told = (
-                f"test accuracy {summary['test_accuracy']:.1%}, "
-                f"{summary['seconds']:.0f} s, {summary['images_per_second']:.0f} "
-                "images/s"
-            )
-        self._console.print(
-            f"{planned.path.parent.name}/{planned.path.stem}: {told}", soft_wrap=True
+    def _check(self, config: RunConfig) -> None:
+        # The numbers are inputs of the program, which cannot check them.
+        optimizers.build(
+            config.optimizer, config.learning_rate, config.optimizer_options
         )
+
+
+def _kept(cache: dict[K, V], key: K, make: Callable[[], V]) -> V:
+    """The value at a key, made once; of too many the oldest is dropped."""
+    if key not in cache:
+        if len(cache) == MAX_PROGRAMS:
+            del cache[next(iter(cache))]
+        cache[key] = make()
+    return cache[key]

@@ -1,300 +1,297 @@
-"""``python -m experiments.tuning.sweep``: tuned optimisers, the same budget for each.
+"""The tuning protocol: trials, extension, final runs.
 
-Every optimiser gets the same number of quasi-random trials in its search space, at the
-same places of the unit cube. The best by a figure of the validation split runs again
-with fresh seeds. If the learning rate of anybody's best trial is the least or greatest
-that was tried, everybody gets further trials: beyond the edge there, beside the best
-elsewhere.
+1. Every tuned method runs its first trials, which a sampler has chosen.
+2. If the best learning rate of any method is at the edge of those it has tried, every
+   method gets further trials, the same number for each of its searches: beyond the edge
+   there, beside the best one elsewhere. This is repeated a limited number of times.
+3. The best trial of each method runs again with fresh seeds, and so does every method
+   that is not tuned.
 
-Each trial and each final run leaves a record in ``trials`` and ``finals``; the command
-with the same settings goes on where it was stopped. For example::
-
-    python -m experiments.tuning.sweep --optimizers nesterov nlcg,preconditioner=rms
-    python -m experiments.report runs/sweep/finals
+A trial is judged by the mean over ``trial_seeds`` of the criterion. Each run leaves a
+record, in the folder ``trials`` or ``finals``; later runs depend only on records.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TypeAlias
 
-import rich.console
-import scipy.stats
-import tyro
-
-from experiments import data
 from experiments.config import RunConfig
-from experiments.errors import ending_with_a_message
-from experiments.optimizers import choice_of, search_space, text_of
+from experiments.optimizers import Choice, SearchSpace, search_space, text_of
 from experiments.optimizers.spaces import ROLES
-from experiments.records.files import read_record, read_records
-from experiments.report.__main__ import write_report
-from experiments.training import program_of
-from experiments.tuning import learning_rate_search
-from experiments.tuning.learning_rate_search import Criterion, Trial
-from experiments.tuning.runner import PlannedRun, Runner, finished
-from experiments.tuning.spaces import with_values
-
-EDGE_FACTOR = 2.0  # between learning rates beyond an edge
-STANDARD = (
-    "sgd",
-    "heavy_ball",
-    "nesterov",
-    "rmsprop",
-    "adamw",
-    "lars",
-    "lamb",
-    "muon",
-    "shampoo",
-    "paper_nlcg",
-    "nlcg,preconditioner=rms",
-    "nlcg,preconditioner=orthogonal",
+from experiments.records.files import Line, RunRecord, read_record
+from experiments.tuning.runner import PlannedRun
+from experiments.tuning.samplers import Point, Search, halton, with_values
+from experiments.tuning.trials import (
+    EXTENSION,
+    Criterion,
+    Trial,
+    badness,
+    best_number,
+    best_trial,
+    extension,
+    is_on_edge,
 )
 
-Role = Literal["learning_rate", "memory", "decay", "warmup"]
+Round: TypeAlias = Sequence[PlannedRun]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """An optimizer in a sweep.
+
+    Attributes:
+      config: settings of its runs, before the search sets any.
+      searches: points of the first trials; empty for a method that is not tuned.
+    """
+
+    config: RunConfig
+    searches: tuple[Search, ...] = ()
+
+    @property
+    def stem(self) -> str:
+        """The first part of the names of its records: batch size and optimizer."""
+        size = "full" if self.config.batch_size is None else self.config.batch_size
+        optimizer = text_of(self.config.optimizer, self.config.optimizer_options)
+        return f"batch_{size}-{optimizer}"
+
+
+def with_choice(config: RunConfig, choice: Choice) -> RunConfig:
+    """A configuration with another optimizer."""
+    return dataclasses.replace(
+        config, optimizer=choice.name, optimizer_options=dict(choice.options)
+    )
+
+
+def sampled_method(
+    config: RunConfig, roles: Sequence[str], trials: int, seed: int = 0
+) -> Method:
+    """A method with a quasi-random search in the space of its optimizer.
+
+    An option that ``config`` sets is not searched; the fixed options of the space are
+    set where ``config`` does not.
+
+    Args:
+      config: settings of its runs.
+      roles: hyperparameters that are searched, by role, out of `ROLES`.
+      trials: number of its first trials.
+      seed: seed of the quasi-random sequence.
+
+    Raises:
+      ValueError: if the optimizer or an option is unknown, or the roles are not
+        allowed.
+    """
+    if "learning_rate" not in roles or set(roles) - set(ROLES):
+        raise ValueError(
+            f"dimensions={tuple(roles)!r} must contain 'learning_rate', and otherwise "
+            f"only {list(ROLES)}"
+        )
+    if trials < 2:
+        raise ValueError(f"trials={trials!r} must be at least 2")
+    given = config.optimizer_options
+    space = search_space(config.optimizer, given)
+    free = {r: d for r, d in space.dimensions.items() if d.name not in given}
+    return Method(
+        dataclasses.replace(config, optimizer_options={**space.options, **given}),
+        halton(SearchSpace(free), roles, trials, seed),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What is compared, and with which budget.
+    """Methods that are compared, and the budget of each.
 
     Attributes:
-      configs: of every optimiser before the search sets anything; the seed is that of
-        the trials.
-      dimensions: roles of the hyperparameters that are searched; an optimiser without
-        one of them is searched in the others.
-      trials: of each optimiser at first.
-      extensions: how often everybody may get further trials.
-      sampler_seed: of the quasi-random points.
-      final_seeds: of the runs that are reported.
-      criterion: by which the best trial is chosen.
+      methods: methods that are compared.
+      extensions: how often the searches of all methods may be extended.
+      factor: ratio of neighboring learning rates beyond an edge.
+      trial_seeds: a trial is judged by its means over them.
+      final_seeds: seeds of the runs that are reported.
+      criterion: metric by which the best trial is chosen.
     """
 
-    configs: tuple[RunConfig, ...]
-    dimensions: tuple[Role, ...] = ("learning_rate", "memory", "decay", "warmup")
-    trials: int = 8
+    methods: tuple[Method, ...]
     extensions: int = 1
-    sampler_seed: int = 0
+    factor: float = 2.0
+    trial_seeds: tuple[int, ...] = (0,)
     final_seeds: tuple[int, ...] = (10, 11, 12)
     criterion: Criterion = "validation_loss"
 
     def __post_init__(self) -> None:
-        if not self.configs:
-            raise ValueError("configs=() is empty; at least one optimiser is needed")
-        for config in self.configs:
-            search_space(config.optimizer, config.optimizer_options)
-            if config.seed in self.final_seeds:
+        if not self.methods:
+            raise ValueError("methods=() is empty; at least one method is needed")
+        stems = [method.stem for method in self.methods]
+        if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+            raise ValueError(f"methods has {twice} more than once; once is allowed")
+        if self.extensions < 0:
+            raise ValueError(f"extensions={self.extensions!r} must be at least 0")
+        if not self.factor > 1:
+            raise ValueError(f"factor={self.factor!r} must be greater than 1")
+        for name in ("trial_seeds", "final_seeds"):
+            seeds = getattr(self, name)
+            if not seeds or len(set(seeds)) < len(seeds):
                 raise ValueError(
-                    f"final_seeds={self.final_seeds!r} holds the seed of the trials, "
-                    f"{config.seed}; fresh ones are needed"
+                    f"{name}={seeds!r} must be different seeds, one or more"
                 )
-            if not config.validation_examples:
-                raise ValueError(
-                    f"validation_examples={config.validation_examples!r} leaves "
-                    "nothing to choose by; at least 1 is needed"
-                )
-        for name, value, least in (
-            ("trials", self.trials, 2),
-            ("extensions", self.extensions, 0),
-            ("sampler_seed", self.sampler_seed, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name}={value!r} must be at least {least}")
-        if "learning_rate" not in self.dimensions or set(self.dimensions) - set(ROLES):
+        if used := sorted(set(self.final_seeds) & set(self.trial_seeds)):
             raise ValueError(
-                f"dimensions={self.dimensions!r} must hold 'learning_rate', and else "
-                f"only roles out of {list(ROLES)}"
+                f"final_seeds={self.final_seeds!r} has {used}, seeds of the trials; "
+                "fresh ones are needed"
+            )
+        for method in self.methods:
+            self._check(method)
+
+    def _check(self, method: Method) -> None:
+        for search in method.searches:
+            if len(search) < 2:
+                raise ValueError(
+                    f"{len(search)} trials for {method.stem}; at least 2 are needed"
+                )
+        if self.criterion != "train_loss" and not method.config.validation_examples:
+            raise ValueError(
+                f"validation_examples=0 leaves nothing for criterion="
+                f"{self.criterion!r}; at least 1 is needed"
             )
 
-
-def quasi_random_points(
-    config: RunConfig, dimensions: Sequence[str], count: int, seed: int
-) -> list[dict[str, float]]:
-    """The values of each trial: a scrambled Halton sequence in the search space.
-
-    More points begin with the same ones, and all optimisers get the same places, a
-    column of the unit cube for each role.
-    """
-    space = search_space(config.optimizer, config.optimizer_options).dimensions
-    places = scipy.stats.qmc.Halton(len(ROLES), scramble=True, seed=seed).random(count)
-    return [
-        {
-            space[role].name: float(space[role].at(place))
-            for role, place in zip(ROLES, row, strict=True)
-            if role in dimensions and role in space
-        }
-        for row in places
-    ]
+    @property
+    def most_runs(self) -> int:
+        """The number of runs if every extension is needed."""
+        searches = [search for m in self.methods for search in m.searches]
+        trials = sum(map(len, searches)) + EXTENSION * self.extensions * len(searches)
+        finals = len(self.methods) * len(self.final_seeds)
+        return trials * len(self.trial_seeds) + finals
 
 
-def planned_runs(
-    sweep: Sweep, out: Path, before_reading: Callable[[], None] = lambda: None
-) -> Iterator[PlannedRun]:
-    """All runs in their order; later ones depend on the records of earlier ones.
+def rounds(sweep: Sweep, folder: Path) -> Iterator[Round]:
+    """The runs of a sweep in rounds.
+
+    The runs of a round are independent of each other; the next round depends on their
+    records.
 
     Args:
-      sweep: what is run.
-      out: folder of the records.
-      before_reading: called before the records of all runs so far are read.
+      sweep: to be planned.
+      folder: place of the records.
     """
-    points = [
-        quasi_random_points(config, sweep.dimensions, sweep.trials, sweep.sampler_seed)
-        for config in sweep.configs
-    ]
-    numbers = range(len(sweep.configs))
-
-    def trial_run(number: int, trial: int) -> PlannedRun:
-        config = with_values(_with_fixed_options(sweep, number), points[number][trial])
-        name = f"{_stem(sweep.configs[number])}-trial{trial:02}.jsonl"
-        return PlannedRun(config, out / "trials" / name)
-
-    def outcomes(number: int) -> list[Trial]:
-        before_reading()
-        runs = [trial_run(number, trial) for trial in range(len(points[number]))]
-        return [_outcome(run) for run in runs]
-
-    for number in numbers:
-        yield from (trial_run(number, trial) for trial in range(sweep.trials))
+    tunings = [_Tuning(sweep, method, folder) for method in sweep.methods]
+    yield [run for tuning in tunings for run in tuning.trial_runs()]
     for _ in range(sweep.extensions):
-        found = [outcomes(number) for number in numbers]
-        if not any(
-            learning_rate_search.is_on_edge(trials, sweep.criterion) for trials in found
-        ):
+        if not any(tuning.is_on_edge() for tuning in tunings):
             break
-        for number, trials in zip(numbers, found, strict=True):
-            best = learning_rate_search.best_trial(trials, sweep.criterion)
-            rates = learning_rate_search.extension(trials, EDGE_FACTOR, sweep.criterion)
-            first = len(trials)
-            values = points[number][trials.index(best)]
-            points[number] += [{**values, "learning_rate": rate} for rate in rates]
-            yield from (trial_run(number, first + k) for k in range(len(rates)))
-    for number in numbers:
-        trials = outcomes(number)
-        best = learning_rate_search.best_trial(trials, sweep.criterion)
-        chosen = trial_run(number, trials.index(best)).config
-        lines = [
-            {**values, **trial._asdict()}
-            for values, trial in zip(points[number], trials, strict=True)
+        yield [run for tuning in tunings for run in tuning.extend()]
+    yield [run for tuning in tunings for run in tuning.final_runs()]
+
+
+def final_paths(sweep: Sweep, folder: Path) -> list[Path]:
+    """The records of all final runs, method by method."""
+    return [path for method in sweep.methods for path in _finals(sweep, method, folder)]
+
+
+def final_records(sweep: Sweep, folder: Path) -> list[RunRecord]:
+    """Reads the records of all final runs, method by method."""
+    return [read_record(path) for path in final_paths(sweep, folder)]
+
+
+class _Tuning:
+    """A method while it is tuned."""
+
+    def __init__(self, sweep: Sweep, method: Method, folder: Path):
+        self._sweep, self._method, self._folder = sweep, method, folder
+        self._points: list[Point] = []
+        self._outcomes: dict[int, Trial] = {}
+        # The numbers of the points of each search.
+        self._searches = [self._add(search) for search in method.searches]
+
+    def _add(self, points: Iterable[Point]) -> list[int]:
+        first = len(self._points)
+        self._points += points
+        return list(range(first, len(self._points)))
+
+    def trial_runs(self, first: int = 0) -> list[PlannedRun]:
+        """The runs of the points from number ``first``."""
+        numbers = range(first, len(self._points))
+        return [run for number in numbers for run in self._runs(number)]
+
+    def _runs(self, number: int) -> list[PlannedRun]:
+        config = with_values(self._method.config, self._points[number])
+        stem = f"{self._method.stem}-trial{number:02}"
+        return [
+            PlannedRun(
+                dataclasses.replace(config, seed=seed),
+                self._folder / "trials" / f"{stem}-seed{seed}.jsonl",
+            )
+            for seed in self._sweep.trial_seeds
         ]
-        for seed in sweep.final_seeds:
-            config = dataclasses.replace(chosen, seed=seed)
-            name = f"{_stem(sweep.configs[number])}-seed{seed}.jsonl"
-            yield PlannedRun(config, out / "finals" / name, lines)
 
+    def _trials(self, numbers: Iterable[int]) -> list[Trial]:
+        for number in set(numbers) - set(self._outcomes):
+            self._outcomes[number] = _mean_of(
+                [outcome(read_record(run.path)) for run in self._runs(number)]
+            )
+        return [self._outcomes[number] for number in numbers]
 
-def run_sweep(sweep: Sweep, out: Path, runner: Runner, together: int = 1) -> None:
-    """Goes through all runs, or through those that are left after a stop.
+    def _best(self, numbers: Sequence[int]) -> int:
+        return numbers[best_number(self._trials(numbers), self._sweep.criterion)]
 
-    Args:
-      sweep: what is run.
-      out: folder of the records.
-      runner: that trains.
-      together: runs of one program that share a compiled call.
-
-    Raises:
-      ValueError: if a record in ``out`` is of another sweep, or a number is out of its
-        range.
-    """
-    if together < 1:
-        raise ValueError(f"together={together!r} must be at least 1")
-    waiting: list[PlannedRun] = []
-
-    def run_waiting() -> None:
-        if len(waiting) == 1:
-            runner.run(waiting[0])
-        elif waiting:
-            runner.run_together(waiting)
-        waiting.clear()
-
-    for planned in planned_runs(sweep, out, before_reading=run_waiting):
-        if finished(planned) is not None:
-            continue
-        if waiting and program_of(waiting[0].config) != program_of(planned.config):
-            run_waiting()
-        waiting.append(planned)
-        if len(waiting) == together:
-            run_waiting()
-    run_waiting()
-
-
-def _with_fixed_options(sweep: Sweep, number: int) -> RunConfig:
-    config = sweep.configs[number]
-    fixed = search_space(config.optimizer, config.optimizer_options).options
-    return dataclasses.replace(
-        config, optimizer_options={**fixed, **config.optimizer_options}
-    )
-
-
-def _stem(config: RunConfig) -> str:
-    size = "full" if config.batch_size is None else str(config.batch_size)
-    return f"batch_{size}-{text_of(config.optimizer, config.optimizer_options)}"
-
-
-def _outcome(planned: PlannedRun) -> Trial:
-    record = read_record(planned.path)
-    names = ("train_loss", "validation_loss", "validation_accuracy")
-    figures = [(record.summary or {}).get(name) for name in names]
-    return Trial(
-        planned.config.learning_rate,
-        *(math.nan if figure is None else figure for figure in figures),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepArguments:
-    """Tunes optimisers with the same budget and runs the best ones on fresh seeds.
-
-    Attributes:
-      config: of all runs; the optimiser, its options and what is searched are set by
-        the sweep.
-      optimizers: that are compared, out of `experiments.tuning.spaces`.
-      dimensions: roles of the hyperparameters that are searched.
-      trials: of each optimiser at first.
-      extensions: how often everybody may get further trials.
-      sampler_seed: of the quasi-random points.
-      final_seeds: of the runs that are reported.
-      criterion: by which the best trial is chosen.
-      together: trials of an optimiser that share a compiled call; without effect where
-        the warm-up is searched, because it is a part of the program.
-      data_dir: folder of all prepared data sets.
-      out: folder of the records, the tables and the curves.
-    """
-
-    config: RunConfig = dataclasses.field(
-        default_factory=lambda: RunConfig(schedule="cosine", warmup_epochs=2.0)
-    )
-    optimizers: tuple[str, ...] = STANDARD
-    dimensions: tuple[Role, ...] = Sweep.dimensions
-    trials: int = Sweep.trials
-    extensions: int = Sweep.extensions
-    sampler_seed: int = Sweep.sampler_seed
-    final_seeds: tuple[int, ...] = Sweep.final_seeds
-    criterion: Criterion = Sweep.criterion
-    together: int = 1
-    data_dir: Path = data.DATA_DIR
-    out: Path = Path("runs/sweep")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; wrong input ends it with a message."""
-    given = tyro.cli(SweepArguments, args=arguments)
-    console = rich.console.Console()
-    settings: dict[str, Any] = {
-        field.name: getattr(given, field.name)
-        for field in dataclasses.fields(Sweep)
-        if field.name != "configs"
-    }
-    with ending_with_a_message("experiments.tuning.sweep", arguments):
-        configs = tuple(
-            dataclasses.replace(given.config, optimizer=name, optimizer_options=options)
-            for name, options in map(choice_of, given.optimizers)
+    def is_on_edge(self) -> bool:
+        """Whether the best trial of all searches is at the edge of its search."""
+        if not self._searches:
+            return False
+        criterion = self._sweep.criterion
+        best = min(
+            self._searches,
+            key=lambda s: badness(best_trial(self._trials(s), criterion), criterion),
         )
-        sweep = Sweep(configs, **settings)
-        runner = Runner(given.data_dir, console)
-        run_sweep(sweep, given.out, runner, given.together)
-        write_report(read_records(given.out / "finals"), given.out, console)
+        return is_on_edge(self._trials(best), criterion)
+
+    def extend(self) -> list[PlannedRun]:
+        """Adds points to every search; their runs."""
+        first = len(self._points)
+        for numbers in self._searches:
+            rates = extension(
+                self._trials(numbers), self._sweep.factor, self._sweep.criterion
+            )
+            best = self._points[self._best(numbers)]
+            numbers += self._add([{**best, "learning_rate": rate} for rate in rates])
+        return self.trial_runs(first)
+
+    def final_runs(self) -> list[PlannedRun]:
+        """The best trial, or the method that is not tuned, with fresh seeds."""
+        config = self._method.config
+        numbers = range(len(self._points))
+        lines: list[Line] = []
+        if self._points:
+            config = with_values(config, self._points[self._best(numbers)])
+            trials = self._trials(numbers)
+            lines = [
+                {**point, **trial._asdict()}
+                for point, trial in zip(self._points, trials, strict=True)
+            ]
+        paths = _finals(self._sweep, self._method, self._folder)
+        return [
+            PlannedRun(dataclasses.replace(config, seed=seed), path, lines)
+            for seed, path in zip(self._sweep.final_seeds, paths, strict=True)
+        ]
 
 
-if __name__ == "__main__":
-    main()
+def outcome(record: RunRecord) -> Trial:
+    """The final metrics of a recorded run."""
+    names = ("train_loss", "validation_loss", "validation_accuracy")
+    values = [(record.summary or {}).get(name) for name in names]
+    return Trial(
+        record.config.learning_rate,
+        *(math.nan if value is None else value for value in values),
+    )
+
+
+def _mean_of(trials: Sequence[Trial]) -> Trial:
+    rates, *columns = zip(*trials, strict=True)
+    return Trial(rates[0], *map(statistics.fmean, columns))
+
+
+def _finals(sweep: Sweep, method: Method, folder: Path) -> list[Path]:
+    return [
+        folder / "finals" / f"{method.stem}-seed{seed}.jsonl"
+        for seed in sweep.final_seeds
+    ]

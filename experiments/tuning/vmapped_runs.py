@@ -2,75 +2,98 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.config import RunConfig
-from experiments.data import Dataset
+from experiments.data import Dataset, Split
 from experiments.records.files import Line, RecordWriter
 from experiments.records.run import evaluation_of, named, write_steps
 from experiments.training import (
     DivergedError,
+    Metrics,
     Program,
     Report,
+    TrainState,
     check_finite,
     hyperparameters_of,
 )
 
 
-def record_runs_together(
-    paths: Sequence[Path],
-    program: Program,
-    configs: Sequence[RunConfig],
-    dataset: Dataset,
-) -> list[Line | None]:
-    """Trains all runs at once; existing records are replaced.
+class VmappedProgram(NamedTuple):
+    """A program whose training call is compiled for a number of runs.
 
-    The runs differ in what `program_of` leaves out: learning rate, L2 factor, float
-    options and seed. The seconds of a call are shared out equally among its runs. A run
-    that diverges is stopped in its record and takes part, unseen, to the end.
-
-    Args:
-      paths: of the records.
-      program: that the configurations share.
-      configs: of the runs.
-      dataset: what to train and evaluate on.
-
-    Returns:
-      The summaries; None for a run that diverged.
+    Attributes:
+      program: the functions of one run.
+      train: as ``program.train``, with states and metrics stacked along a first axis.
+      compile_seconds: per run, including tracing.
     """
+
+    program: Program
+    train: Callable[[TrainState, Split], tuple[TrainState, Metrics]]
+    compile_seconds: float
+
+
+def compile_vmapped(program: Program, runs: int, dataset: Dataset) -> VmappedProgram:
+    """Compiles the training call for a number of runs that share the data."""
     start = time.perf_counter()
-    runs = range(len(configs))
-    states = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves),
-        *(
-            program.init(c.seed, c.learning_rate, hyperparameters_of(c))
-            for c in configs
-        ),
-    )
+    states = _stack([program.init(0, 1.0)] * runs)
     train = (
         jax.jit(jax.vmap(program.train, in_axes=(0, None)), donate_argnums=0)
         .lower(states, dataset.train)
         .compile()
     )
-    compile_seconds = (time.perf_counter() - start) / len(configs)
+    return VmappedProgram(program, train, (time.perf_counter() - start) / runs)
+
+
+def record_runs_together(
+    paths: Sequence[Path],
+    vmapped: VmappedProgram,
+    configs: Sequence[RunConfig],
+    dataset: Dataset,
+    trials: Sequence[Sequence[Line]],
+) -> list[Line | None]:
+    """Trains all runs at once; existing records are replaced.
+
+    The runs differ in what `program_of` leaves out: learning rate, L2 factor, float
+    options and seed. The seconds of a call are divided equally among its runs. A run
+    that diverges is stopped in its record; its results are discarded from then on.
+
+    Args:
+      paths: files of the records.
+      vmapped: the program that the configurations share, compiled for their number.
+      configs: settings of the runs.
+      dataset: data to train and evaluate on.
+      trials: for each run, the trials of its search, to be kept in its record.
+
+    Returns:
+      The summaries; None for a run that diverged.
+    """
+    program = vmapped.program
+    states = _stack(
+        [program.init(c.seed, c.learning_rate, hyperparameters_of(c)) for c in configs]
+    )
     reports = configs[0].epochs // configs[0].epochs_per_report
-    seconds, alive = 0.0, list(runs)
-    summaries: list[Line | None] = [None for _ in runs]
+    seconds, alive = 0.0, list(range(len(configs)))
+    summaries: list[Line | None] = [None for _ in configs]
     with contextlib.ExitStack() as stack:
         writers = [
             stack.enter_context(RecordWriter(path, config, overwrite=True))
             for path, config in zip(paths, configs, strict=True)
         ]
+        for writer, lines in zip(writers, trials, strict=True):
+            for line in lines:
+                writer.write("trial", line)
         for number in range(1, reports + 1):
             start = time.perf_counter()
             calls = []
             for _ in range(program.calls_per_report):
-                states, metrics = train(states, dataset.train)
+                states, metrics = vmapped.train(states, dataset.train)
                 calls.append(metrics)
             jax.block_until_ready(states)
             shared = (time.perf_counter() - start) / len(configs)
@@ -97,9 +120,13 @@ def record_runs_together(
                     summary = {
                         **evaluation,
                         **named("test", program.evaluate(report.state, dataset.test)),
-                        "compile_seconds": compile_seconds,
+                        "compile_seconds": vmapped.compile_seconds,
                     }
                     writers[run].write("summary", summary)
                     summaries[run] = summary
             seconds += shared
     return summaries
+
+
+def _stack(states: Sequence[TrainState]) -> TrainState:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)

@@ -17,6 +17,7 @@ from nlcg_optax.curvature.source import (
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
 from nlcg_optax.step_size.reduction_ratio import params_after, reduction_ratio
 from nlcg_optax.trees.inner_products import vdots
+from nlcg_optax.xla.control_flow import while_loop
 
 GOOD_RATIO, BAD_RATIO = 0.75, 0.25
 SHRINK = 0.25
@@ -237,7 +238,7 @@ def _next(
             ratio=ratio,
         )
 
-    end = jax.lax.while_loop(
+    end = while_loop(
         another,
         attempt,
         _Trial(

@@ -84,7 +84,7 @@ def test_scan_accepts_the_state_as_carry_under_x64(case, dtype, x64):
     chex.assert_trees_all_equal_shapes_and_dtypes(out, (params, state))
 
 
-@pytest.mark.parametrize("name", ["pr+", "secant_hvp", "paper_fr_step", "zoom"])
+@pytest.mark.parametrize("name", ["pr+", "secant_hvp", "paper_fr_step", "search"])
 def test_scan_gives_the_numbers_of_a_loop(name):
     case = BY_NAME[name]
     tx, jitted = compiled_step(name)

@@ -9,14 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import (
-    RULES,
-    diagnostics,
-    fill_masked,
-    nlcg,
-    paper_schedule,
-    scale_by_nlcg,
-)
+from nlcg_optax import diagnostics, fill_masked, nlcg, paper_schedule, scale_by_nlcg
+from nlcg_optax.direction.rules import RULES
 from nlcg_optax.wrappers import virtual_batch
 from tests.contract.cases import (
     BY_NAME,
@@ -34,7 +28,7 @@ each_key_case = pytest.mark.parametrize("case", KEY_CASES, ids=ids)
 
 @functools.cache
 def _three_steps(name):
-    """Parameters and state after each of three steps of the bare optimiser."""
+    """Parameters and state after each of three steps of the bare optimizer."""
     tx, step = compiled_step(name)
     carries = [(small_params(), tx.init(small_params()))]
     for _ in range(3):
@@ -151,7 +145,7 @@ def test_masked_and_partition_solve_the_part(case, wrapper):
     )
 
 
-def test_partition_keeps_two_optimisers_apart():
+def test_partition_keeps_two_optimizers_apart():
     first, second = BY_NAME["pr+"].make(), BY_NAME["rms"].make()
     tx = optax.partition({"1": first, "2": second}, {"b": "1", "w": "2"})
     params = small_params()
@@ -293,7 +287,8 @@ def test_virtual_batch_leaves_spoiled_micro_batches_out(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["pr+", "secant_params", "paper_pr_online", "zoom", "backtracking_rms"]
+    "name",
+    ["pr+", "secant_params", "paper_pr_online", "search", "zoom", "backtracking_rms"],
 )
 def test_virtual_batch_in_float64(name, x64):
     case = BY_NAME[name]
@@ -432,11 +427,9 @@ def test_a_rule_is_injected_by_name():
     bounds = {"beta_min": -float("inf"), "beta_max": float("inf")}
     seen = set()
     for name in ("fr", "pr", "hs", "cd", "dk"):
-        plain = scale_by_nlcg(name, ensure_descent=False, **bounds)
-        by_callable = scale_by_nlcg(RULES[name], ensure_descent=False, **bounds)
-        injected = optax.inject_hyperparams(scale_by_nlcg)(
-            name, ensure_descent=False, **bounds
-        )
+        plain = scale_by_nlcg(name, **bounds)
+        by_callable = scale_by_nlcg(RULES[name], **bounds)
+        injected = optax.inject_hyperparams(scale_by_nlcg)(name, **bounds)
         np.testing.assert_allclose(beta(injected), beta(plain), rtol=1e-6)
         np.testing.assert_allclose(beta(by_callable), beta(plain), rtol=1e-6)
         seen.add(round(beta(plain), 5))

@@ -68,6 +68,7 @@ def test_under_scan_and_vmap(x64, kind):
     np.testing.assert_allclose(scanned, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.devices
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hessian", "gauss_newton"])
 def test_sharded_parameters(x64, kind):

@@ -214,6 +214,7 @@ def test_low_precision_keeps_types_and_descends(dtype):
     assert fun(optax.apply_updates(params, updates)) < 0.1 * value
 
 
+@pytest.mark.devices
 def test_sharded_equals_unsharded():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
     tx, x = _solver(scale_by_nlcg("pr+")), jnp.linspace(-1.0, 2.0, 16)
@@ -228,6 +229,7 @@ def test_sharded_equals_unsharded():
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.devices
 def test_split_by_hand_equals_unsplit(x64):
     # The largest entries, which the first step is made of, lie on one device.
     x = jnp.linspace(-1.0, 2.0, 8)

@@ -1,124 +1,125 @@
 import dataclasses
+import io
+import math
 
-import numpy as np
 import pytest
+import rich.console
 
-from experiments.config import RunConfig
 from experiments.optimizers import build
-from experiments.records.files import RunRecord
-from experiments.report.cells import Cell
+from experiments.records.files import read_record, read_records
 from experiments.studies.fewstep import __main__ as fewstep
+from experiments.studies.fewstep.methods import ABLATED, MOMENTA, TUNING_FREE
 from experiments.studies.fewstep.plan import (
-    MOMENTA,
-    Method,
-    config_of,
+    Study,
     full_study,
     small_study,
+    stages,
+    sweep_of,
 )
-from experiments.studies.fewstep.report import (
-    best_baseline,
-    smoothed_losses,
-    steps_to,
-    table,
-)
-from experiments.studies.fewstep.runner import cells
+from experiments.tuning.study import run_study
+from tests.experiments.tuning.fake_runner import FakeRunner
 
 
-def record(optimizer, losses, seed=0, **figures):
-    summary = {
-        "train_loss": losses[-1],
-        "validation_accuracy": 0.5,
-        "seconds": 1.0,
-        **figures,
-    }
-    steps = [
-        {"loss": loss, "gradient_equivalents": 2.0 * (t + 1)}
-        for t, loss in enumerate(losses)
-    ]
-    config = RunConfig(optimizer=optimizer, seed=seed)
-    return RunRecord(config, {}, [], steps, [], summary, None)
-
-
-def cell(optimizer, *losses):
-    return Cell(tuple(record(optimizer, x, seed) for seed, x in enumerate(losses)))
-
-
-def test_every_method_of_the_study_can_be_built_and_tuned_ones_have_equal_trials():
-    for with_images in (True, False):
-        study = full_study(with_images=with_images)
-        for task in study.tasks:
-            assert all(task.examples % divisor == 0 for divisor in task.batches)
-            assert all(study.steps % divisor == 0 for divisor in task.batches)
-            for method in task.methods:
-                variants = method.variants()
-                assert len(variants) == (len(MOMENTA) if method.momentum else 1)
-                for options in variants:
-                    assert build(method.optimizer, 0.1, options).transformation
-                config = config_of(
-                    study,
-                    task,
-                    task.batches[-1],
-                    method,
-                    options=method.variants()[0],
-                    learning_rate=method.centre,
-                    seed=3,
-                )
+@pytest.mark.parametrize("with_images", [True, False])
+def test_every_method_can_be_built_and_takes_the_steps_of_the_study(with_images):
+    study = full_study(with_images=with_images)
+    for task in study.tasks:
+        for part in task.parts:
+            assert task.examples % part == 0
+            sweep = sweep_of(study, task, part, task.candidates)
+            for method, candidate in zip(sweep.methods, task.candidates):
+                config = method.config
                 examples = config.epochs * task.examples
-                assert examples == study.steps * config.batch_size
+                assert examples == study.steps * (config.batch_size or task.examples)
+                assert len(method.searches) == (
+                    candidate.tuned * (len(MOMENTA) if candidate.momentum else 1)
+                )
+                build(config.optimizer, 0.1, config.optimizer_options)
 
 
-def test_the_first_cell_is_a_trial_at_the_batch_size_of_its_part(tmp_path):
-    study = dataclasses.replace(small_study(), tasks=small_study().tasks[:1])
-    first = next(iter(cells(study, tmp_path)))
-    assert first.path.parent.name == "search"
-    assert first.config.batch_size == 256
-    assert first.config.epochs * 4 == study.steps
+def test_variants_of_momentum():
+    task = full_study(with_images=True).tasks[0]
+    sweep = sweep_of(Study((task,)), task, 3, task.candidates[:1])
+    (method,) = sweep.methods
+    assert method.config.batch_size == 320
+    for search, momentum in zip(method.searches, MOMENTA):
+        assert {point["momentum"] for point in search} == {momentum}
+        rates = [point["learning_rate"] for point in search]
+        assert rates == pytest.approx([0.01 * 2.0**k for k in range(-2, 3)])
 
 
-def test_steps_to_the_loss_of_the_best_baseline():
-    falling = np.linspace(2.0, 0.2, 10)
-    peer = cell("muon", falling, falling + 0.3, falling - 0.3)
-    worse = cell("sgd", falling + 1.0)
-    faster = cell("nlcg_fr", falling - 0.4)
-    diverged = cell("adam", [*falling[:6], np.nan])
-    np.testing.assert_allclose(smoothed_losses(peer)[4:], falling[2:8], atol=1e-12)
-    assert not np.isfinite(smoothed_losses(diverged)[-1])
-    assert best_baseline([worse, faster, peer, diverged]) is peer
-    target = smoothed_losses(peer)[-1]
-    assert steps_to(peer, target) == 10
-    assert steps_to(faster, target) == 8  # .2 lower a step: two steps earlier
-    assert steps_to(worse, target) is None
-    lines = table([worse, faster, peer]).splitlines()
-    assert lines[2].split("|")[1].strip() == "NLCG FR (one trial)"
-    assert [part.strip() for part in lines[2].split("|")[5:8]] == ["8", "0.80", "16"]
-    assert lines[3].split("|")[1].strip() == "**Muon**"
+def small(*candidates):
+    """The small study of one task, with seven steps."""
+    task = dataclasses.replace(small_study().tasks[0], candidates=candidates)
+    return dataclasses.replace(small_study(), tasks=(task,), steps=8)
 
 
-def test_unknown_tasks_are_named():
-    given = fewstep.FewStepArguments(tasks=("other",), small=True)
-    with pytest.raises(ValueError, match="tasks=.'other'. are unknown; allowed are"):
-        fewstep.run(given, None)
+def run(study, out, loss_of):
+    runner = FakeRunner(loss_of)
+    console = rich.console.Console(file=io.StringIO())
+    run_study(stages(study, out), runner, console)
+    return runner, console.file.getvalue()
 
 
-def test_without_a_record_there_is_no_report(tmp_path):
-    with pytest.raises(SystemExit, match="holds no record of this study"):
-        fewstep.main(["--small", "--report-only", "--out", str(tmp_path)])
+def test_the_ablations_use_the_recorded_beta_and_are_tuned(tmp_path):
+    study = small(ABLATED, TUNING_FREE[1])
+    runner, text = run(study, tmp_path, lambda config: config.learning_rate)
+    # Two rates and two more for the ablated method, and for its two ablations.
+    assert len(runner.ran) == (4 + 2) + 2 + 2 * (4 + 2)
+    assert "20 of 20, " in text
+    finals = [r.config for r in read_records(tmp_path / "main/part4/finals")]
+    by_rule = {c.optimizer_options.get("rule", c.optimizer): c for c in finals}
+    assert set(by_rule) == {"nlcg", "constant", "replay", "tuning_free_nlcg"}
+    # The fake β is .25 and then .75 with every seed.
+    assert by_rule["constant"].optimizer_options["beta"] == 0.5
+    assert by_rule["replay"].optimizer_options["betas"] == [0.25, 0.75]
+    assert by_rule["tuning_free_nlcg"].learning_rate == 1.0
+    assert by_rule["nlcg"].learning_rate == pytest.approx(0.05 / math.sqrt(2) / 4)
+    assert not run(study, tmp_path, lambda config: 1.0)[0].ran
+
+
+def test_without_a_recorded_beta_there_are_no_ablations(tmp_path):
+    study = small(ABLATED)
+    runner, _ = run(study, tmp_path, lambda _: math.nan)
+    assert len(runner.ran) == 4 + 2
+    assert all("constant" not in path.stem for path in runner.ran)
+
+
+def test_the_trial_of_least_training_loss_is_chosen_among_momenta(tmp_path):
+    muon = small_study().tasks[0].candidates[0]
+
+    def loss_of(config):
+        distance = abs(math.log(config.learning_rate / 0.05))
+        return distance + abs(config.optimizer_options["momentum"] - 0.9)
+
+    study = dataclasses.replace(small(muon), points=3)
+    runner, _ = run(study, tmp_path, loss_of)
+    assert len(runner.ran) == 3 * 3 + 2
+    final = read_record(runner.ran[-1]).config
+    assert final.optimizer_options == {"momentum": 0.9}
+    assert final.learning_rate == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--tasks", "other"], "error: tasks=.'other'. are unknown; allowed are"),
+        (["--parts", "7"], r"error: parts=\[7\] are unknown; allowed are \[4, 8\]"),
+        (["--extensions=-1"], "error: extensions=-1 must be at least 0"),
+        (["--report-only"], "error: .*holds no record of this study"),
+    ],
+)
+def test_wrong_input_ends_the_command_with_a_message(given, message, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        fewstep.main(["--small", f"--out={tmp_path}", *given])
 
 
 @pytest.mark.slow
 def test_the_small_study_runs_reports_and_is_not_repeated(tmp_path, capsys):
     given = ["--small", "--out", str(tmp_path), "--tasks", "noise"]
     fewstep.main(given)
-    first = capsys.readouterr().out
-    assert "run 1:" in first
+    assert "6 of 6, " in capsys.readouterr().out
     text = (tmp_path / "report.md").read_text()
-    assert "NLCG PR+ · orthogonal, across halves 1" in text
-    assert (tmp_path / "curves_noise.png").stat().st_size > 1000
+    assert "NLCG PR+, orthogonal, β ≤ 1, β smoothing 0, across halves" in text
     fewstep.main(given)
-    assert "run 1:" not in capsys.readouterr().out
-
-
-def test_variants_of_momentum():
-    assert [v["b1"] for v in Method("adam", 0.1, momentum="b1").variants()] == [
-        *MOMENTA
-    ]
+    assert "6 of 6 were recorded by an earlier call" in capsys.readouterr().out

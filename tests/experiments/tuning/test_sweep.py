@@ -1,81 +1,61 @@
-"""The sweep: equal budgets, how it goes on after a stop, trials in one program."""
+"""The protocol: equal budgets, who is extended, which trial is chosen, resumption."""
 
 import dataclasses
+import io
 import math
 
 import numpy as np
 import pytest
 import rich.console
 
-from experiments import data
 from experiments.config import RunConfig
-from experiments.records.files import RecordWriter, read_record
-from experiments.tuning import sweep
-from experiments.tuning.runner import Runner, finished
-from experiments.tuning.spaces import search_space, with_values
-from experiments.tuning.sweep import Sweep, planned_runs, quasi_random_points, run_sweep
+from experiments.optimizers import Choice, search_space
+from experiments.records.files import read_record
+from experiments.tuning.runner import PlannedRun, finished
+from experiments.tuning.samplers import grid
+from experiments.tuning.study import run_study, sweep_stage
+from experiments.tuning.sweep import (
+    Method,
+    Sweep,
+    final_records,
+    rounds,
+    sampled_method,
+    with_choice,
+)
+from tests.experiments.tuning.fake_runner import FakeRunner
 
 NAMES = ("sgd", "nesterov", "adamw")
-# Where the best learning rate lies in the ranges; of the first one below them.
+# Where the best learning rate lies in the ranges; that of the first one below them.
 OPTIMA = dict(zip(NAMES, (-0.5, 0.5, 0.6)))
 
 
-def small_sweep(**settings):
-    configs = tuple(RunConfig(optimizer=name) for name in NAMES)
-    return Sweep(configs, **{"trials": 5, "final_seeds": (10, 11), **settings})
+def loss_of(config):
+    space = search_space(config.optimizer, {}).dimensions["learning_rate"]
+    return abs(math.log(config.learning_rate / space.at(OPTIMA[config.optimizer])))
 
 
-class FakeRunner:
-    """Stands for training; ``stop_after`` runs it is killed in the middle of one."""
-
-    def __init__(self, stop_after=math.inf):
-        self.ran = []
-        self.stop_after = stop_after
-
-    def run(self, planned):
-        config = planned.config
-        self.ran.append(planned.path.stem)
-        space = search_space(config.optimizer).dimensions["learning_rate"]
-        optimum = space.at(OPTIMA[config.optimizer])
-        loss = abs(math.log(config.learning_rate / optimum))
-        with RecordWriter(planned.path, config, overwrite=True) as writer:
-            for trial in planned.trials:
-                writer.write("trial", trial)
-            if len(self.ran) > self.stop_after:
-                raise KeyboardInterrupt
-            names = ("train_loss", "validation_loss", "validation_accuracy")
-            writer.write("summary", dict(zip(names, (loss, loss, -loss))))
+def halton_sweep(seed=0, **settings):
+    roles = ("learning_rate", "memory", "decay", "warmup")
+    methods = [sampled_method(RunConfig(optimizer=n), roles, 5, seed) for n in NAMES]
+    return Sweep(tuple(methods), **{"final_seeds": (10, 11), **settings})
 
 
-def test_points_are_the_same_for_all_and_begin_with_the_same_ones():
-    points = quasi_random_points("nesterov", ("learning_rate", "memory"), 16, 0)
-    assert points[:5] == quasi_random_points(
-        "nesterov", ("learning_rate", "memory"), 5, 0
-    )
-    assert points != quasi_random_points("nesterov", ("learning_rate", "memory"), 16, 1)
-    space = search_space("nesterov").dimensions["learning_rate"]
-    places = np.log(np.array([p["learning_rate"] for p in points]) / space.low)
-    places /= math.log(space.high / space.low)
-    # A Halton sequence in base two: one point in each sixteenth.
-    assert sorted(np.floor(16 * places).astype(int)) == list(range(16))
-    adamw = quasi_random_points("adamw", ("learning_rate", "memory"), 16, 0)
-    np.testing.assert_allclose(
-        [p["momentum"] for p in points], [p["b1"] for p in adamw]
-    )
-    assert set(points[0]) == {"learning_rate", "momentum"}
-    assert set(quasi_random_points("sgd", ("learning_rate", "memory"), 1, 0)[0]) == {
-        "learning_rate"
-    }
+def run(sweep, folder, runner=None, **settings):
+    runner = runner or FakeRunner(loss_of)
+    console = rich.console.Console(file=io.StringIO())
+    run_study([sweep_stage(sweep, folder)], runner, console, **settings)
+    return [path.stem for path in runner.ran]
 
 
-@pytest.mark.parametrize("criterion", ["validation_loss", "validation_accuracy"])
-def test_everybody_gets_the_same_budget_and_the_best_runs_again(tmp_path, criterion):
-    runner = FakeRunner()
-    run_sweep(small_sweep(criterion=criterion), tmp_path, runner)
+@pytest.mark.parametrize("criterion", ["train_loss", "validation_accuracy"])
+def test_all_get_the_same_budget_and_the_best_runs_again(tmp_path, criterion):
+    sweep = halton_sweep(criterion=criterion)
+    ran = run(sweep, tmp_path)
+    assert len(ran) == sweep.most_runs == 3 * (5 + 2) + 3 * 2
     for name in NAMES:
         stem = f"batch_256-{name}"
-        assert [r for r in runner.ran if r.startswith(f"{stem}-trial")] == [
-            f"{stem}-trial{number:02}" for number in range(5 + 2)
+        assert [r for r in ran if r.startswith(f"{stem}-trial")] == [
+            f"{stem}-trial{number:02}-seed0" for number in range(5 + 2)
         ]
         trials = [read_record(path) for path in (tmp_path / "trials").glob(f"{stem}-*")]
         best = min(trials, key=lambda record: record.summary["validation_loss"])
@@ -83,126 +63,164 @@ def test_everybody_gets_the_same_budget_and_the_best_runs_again(tmp_path, criter
             final = read_record(tmp_path / "finals" / f"{stem}-seed{seed}.jsonl")
             assert final.config == dataclasses.replace(best.config, seed=seed)
             assert len(final.trials) == 7
-    # SGD's optimum lay below all of its rates: it went down by two and by four.
-    rates = [
-        read_record(tmp_path / "trials" / f"batch_256-sgd-trial{n:02}.jsonl")
-        for n in range(7)
-    ]
-    rates = np.array([record.config.learning_rate for record in rates])
+            losses = [trial["validation_loss"] for trial in final.trials]
+            assert min(losses) == best.summary["validation_loss"]
+    # SGD's optimum is below all of its rates: it goes down by two and by four.
+    paths = [f"batch_256-sgd-trial{number:02}-seed0.jsonl" for number in range(7)]
+    rates = np.array(
+        [read_record(tmp_path / "trials" / p).config.learning_rate for p in paths]
+    )
     np.testing.assert_allclose(rates[5:], rates[:5].min() / np.array([2, 4]))
 
 
-def test_a_sweep_that_was_killed_goes_on_with_the_same_trials(tmp_path):
-    whole = FakeRunner()
-    run_sweep(small_sweep(), tmp_path / "whole", whole)
+def test_nothing_is_extended_if_all_optima_lie_within(tmp_path):
+    sweep = halton_sweep()
+    inner = dataclasses.replace(sweep, methods=sweep.methods[1:], extensions=3)
+    ran = run(inner, tmp_path)
+    assert len(ran) == 2 * 5 + 2 * 2
+    assert inner.most_runs == 2 * (5 + 3 * 2) + 2 * 2
+
+
+def test_each_variant_is_extended_and_a_method_is_on_an_edge_by_its_best(tmp_path):
+    """The optimum is 0.1, within the grid, for the better of two momenta."""
+    searches = grid(0.1, 3, 2.0, [{"momentum": 0.8}, {"momentum": 0.9}])
+    method = Method(RunConfig(optimizer="nesterov"), searches)
+
+    def loss(config):
+        optimum, offset = {0.8: (0.1, 0.0), 0.9: (1.6, 0.5)}[
+            config.optimizer_options["momentum"]
+        ]
+        return offset + abs(math.log(config.learning_rate / optimum))
+
+    alone = Sweep((method,), final_seeds=(10,))
+    assert len(run(alone, tmp_path / "alone", FakeRunner(loss))) == 6 + 1
+    # With another method, whose best is at its edge, both momenta get two more rates.
+    other = Method(
+        RunConfig(optimizer="heavy_ball"), grid(1e-3, 3, 2.0, [{"momentum": 0.8}])
+    )
+    both = Sweep((method, other), final_seeds=(10,))
+    folder = tmp_path / "both"
+    assert len(run(both, folder, FakeRunner(loss))) == 6 + 3 + 4 + 2 + 2
+    found = [
+        read_record(folder / f"trials/batch_256-nesterov-trial{n:02}-seed0.jsonl")
+        for n in range(10)
+    ]
+    added = [
+        (r.config.optimizer_options["momentum"], r.config.learning_rate)
+        for r in found[6:]
+    ]
+    root = math.sqrt(2)
+    expected = [(0.8, 0.1 / root), (0.8, 0.1 * root), (0.9, 0.4), (0.9, 0.8)]
+    np.testing.assert_allclose(added, expected)
+    best, worst = final_records(both, folder)
+    assert best.config.learning_rate == pytest.approx(0.1)
+    assert best.config.optimizer_options == {"momentum": 0.8}
+    assert worst.config.learning_rate == pytest.approx(8e-3)
+
+
+def test_a_trial_is_judged_by_its_mean_over_seeds(tmp_path):
+    method = Method(RunConfig(optimizer="sgd"), grid(0.2, 3, 2.0))
+    # 0.1 is best with seed 0 and diverges with seed 1; 0.4 is second with both.
+    losses = {(0.1, 0): 0.0, (0.1, 1): math.nan, (0.2, 0): 3.0, (0.2, 1): 1.0}
+    runner = FakeRunner(lambda c: losses.get((c.learning_rate, c.seed), 1.5))
+    sweep = Sweep((method,), 0, trial_seeds=(0, 1), final_seeds=(10,))
+    assert len(run(sweep, tmp_path, runner)) == 6 + 1
+    (final,) = final_records(sweep, tmp_path)
+    assert final.config.learning_rate == 0.4
+    assert [t["train_loss"] for t in final.trials] == [None, 2.0, 1.5]
+
+
+def test_a_method_without_searches_goes_straight_to_its_final_runs(tmp_path):
+    config = RunConfig(optimizer="tuning_free_nlcg", learning_rate=1.0)
+    sweep = Sweep((Method(config),), extensions=2, final_seeds=(10, 11))
+    assert sweep.most_runs == 2
+    stem = "batch_256-tuning_free_nlcg"
+    ran = run(sweep, tmp_path, FakeRunner(lambda _: 1.0))
+    assert ran == [f"{stem}-seed10", f"{stem}-seed11"]
+    records = final_records(sweep, tmp_path)
+    assert [r.config for r in records] == [
+        dataclasses.replace(config, seed=seed) for seed in (10, 11)
+    ]
+    assert not records[0].trials
+
+
+def test_a_sweep_that_was_killed_resumes_with_the_same_trials(tmp_path):
+    whole = run(halton_sweep(), tmp_path / "whole")
     for stop_after in (3, 17, 22):
-        killed, rest = FakeRunner(stop_after), FakeRunner()
         folder = tmp_path / str(stop_after)
+        killed = FakeRunner(loss_of, stop_after)
         with pytest.raises(KeyboardInterrupt):
-            run_sweep(small_sweep(), folder, killed)
-        run_sweep(small_sweep(), folder, rest)
-        # What was killed half-way is repeated, nothing else is.
-        assert killed.ran[:-1] + rest.ran == whole.ran
+            run(halton_sweep(), folder, killed)
+        # The run that was killed half-way is repeated, no other one is.
+        rest = run(halton_sweep(), folder)
+        assert [p.stem for p in killed.ran] + rest == whole
     configs = [
         {p.name: read_record(p).config for p in (tmp_path / name).glob("*/*")}
         for name in ("whole", "17")
     ]
     assert configs[0] == configs[1]
-    run_sweep(small_sweep(), tmp_path / "17", again := FakeRunner())
+    assert run(halton_sweep(), tmp_path / "17") == []
+    again = FakeRunner(loss_of)
+    with pytest.raises(ValueError, match="trial00-seed0.jsonl is the record of an"):
+        run(halton_sweep(seed=1), tmp_path / "17", again)
     assert not again.ran
-    with pytest.raises(ValueError, match="trial00.jsonl is the record of another"):
-        run_sweep(small_sweep(sampler_seed=1), tmp_path / "17", again)
+
+
+def test_a_record_of_another_configuration_is_named(tmp_path):
+    planned = PlannedRun(RunConfig(), tmp_path / "run.jsonl")
+    assert finished(planned) is None
+    FakeRunner(lambda _: 1.0).run([planned])
+    assert finished(planned).config == planned.config
+    other = planned._replace(config=dataclasses.replace(planned.config, seed=4))
+    with pytest.raises(ValueError, match="configuration: seed=4 was 0; repeat the ear"):
+        finished(other)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"trials": 1}, "trials=1 must be at least 2"),
+        ({"methods": ()}, "at least one method"),
         ({"extensions": -1}, "extensions=-1 must be at least 0"),
-        ({"final_seeds": (1, 0)}, r"final_seeds=\(1, 0\) holds the seed of the trials"),
-        ({"dimensions": ("memory",)}, "must hold 'learning_rate', and else only"),
-        ({"configs": ()}, "at least one optimiser"),
-        (
-            {"configs": (RunConfig(validation_examples=0),)},
-            "validation_examples=0 leaves nothing to choose by",
-        ),
+        ({"factor": 1.0}, "factor=1.0 must be greater than 1"),
+        ({"trial_seeds": ()}, r"trial_seeds=\(\) must be different seeds, one or"),
+        ({"final_seeds": (1, 1)}, r"final_seeds=\(1, 1\) must be different seeds"),
+        ({"final_seeds": (1, 0)}, r"final_seeds=\(1, 0\) has \[0\], seeds of the tri"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(small_sweep(), **settings)
+        dataclasses.replace(halton_sweep(), **settings)
 
 
-@pytest.mark.slow
-def test_trials_together_are_those_one_by_one(few_digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "load", lambda name, options: few_digits)
-    config = RunConfig(optimizer="nesterov", batch_size=16, epochs=2)
-    settings = {
-        "dimensions": ("learning_rate", "memory", "decay"),
-        "trials": 2,
-        "extensions": 0,
-        "final_seeds": (10, 11),
-    }
-    # The second one diverges.
-    points = [
-        {"learning_rate": 0.1, "momentum": 0.8, "l2": 1e-4},
-        {"learning_rate": 1e20, "momentum": 0.9, "l2": 1e-3},
-    ]
-    monkeypatch.setattr(sweep, "quasi_random_points", lambda *_: list(points))
-    console = rich.console.Console(record=True, width=200)
-    found = {}
-    for together in (1, 2):
-        folder = tmp_path / str(together)
-        runner = Runner(tmp_path, console)
-        run_sweep(Sweep((config,), **settings), folder, runner, together)
-        found[together] = {p.name: read_record(p) for p in folder.glob("*/*.jsonl")}
-    assert len(found[1]) == 4
-    assert set(found[1]) == set(found[2])
-    for name, alone in found[1].items():
-        other = found[2][name]
-        assert alone.config == other.config
-        assert (alone.stopped is None) == ("trial01" not in name)
-        assert (other.stopped is None) == (alone.stopped is None)
-        if alone.stopped is None:
-            assert len(alone.steps) == len(other.steps) == 8
-            np.testing.assert_allclose(
-                alone.series("loss"), other.series("loss"), rtol=2e-4
-            )
-            for figure in ("test_loss", "validation_loss"):
-                assert alone.summary[figure] == pytest.approx(
-                    other.summary[figure], rel=1e-3
-                )
-    assert console.export_text().count("diverged") == 2
-    one = found[1]["batch_16-nesterov-seed10.jsonl"]
-    assert one.config == dataclasses.replace(with_values(config, points[0]), seed=10)
+def test_wrong_methods_are_refused():
+    config = RunConfig(optimizer="sgd", validation_examples=0)
+    with pytest.raises(ValueError, match="validation_examples=0 leaves nothing for"):
+        Sweep((Method(config),))
+    assert Sweep((Method(config),), criterion="train_loss").most_runs == 3
+    with pytest.raises(ValueError, match="'batch_256-sgd'. more than once"):
+        Sweep((Method(config), Method(config)))
+    with pytest.raises(ValueError, match="1 trials for batch_256-sgd; at least 2"):
+        Sweep((Method(RunConfig(optimizer="sgd"), grid(0.1, 1, 2.0)),))
+    with pytest.raises(ValueError, match="must contain 'learning_rate', and otherw"):
+        sampled_method(config, ("memory",), 2)
+    with pytest.raises(ValueError, match="trials=1 must be at least 2"):
+        sampled_method(config, ("learning_rate",), 1)
 
 
-def test_runs_of_other_programs_cannot_run_together(tmp_path):
-    first = next(planned_runs(small_sweep(), tmp_path))
-    runner = Runner(tmp_path, rich.console.Console())
-    other = first._replace(config=RunConfig(optimizer="adam"))
-    with pytest.raises(ValueError, match="do not share a program"):
-        runner.run_together([first, other])
-    with pytest.raises(ValueError, match="together=0 must be at least 1"):
-        run_sweep(small_sweep(), tmp_path, runner, together=0)
-    assert finished(first) is None
+def test_an_option_that_is_given_is_not_searched():
+    roles = ("learning_rate", "memory", "decay")
+    config = with_choice(RunConfig(), Choice("muon", {"momentum": 0.7}))
+    method = sampled_method(config, roles, 3)
+    ((point, *_),) = method.searches
+    assert set(point) == {"learning_rate", "weight_decay"}
+    assert method.stem == "batch_256-muon,momentum=0.7"
+    # The places of the other dimensions do not move.
+    ((free, *_),) = sampled_method(RunConfig(optimizer="muon"), roles, 3).searches
+    assert point == {name: value for name, value in free.items() if name in point}
 
 
-def test_the_command_refuses_wrong_input(tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="error: optimizer='lion' is unknown"):
-        sweep.main(["--optimizers", "lion", f"--out={tmp_path}"])
-    with pytest.raises(SystemExit, match=r"='imagenet2012' is streamed, .*'cifar100'"):
-        sweep.main(["--config.dataset=imagenet2012", f"--out={tmp_path}"])
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(sweep, "Runner", lambda data_dir, console: FakeRunner())
-    with pytest.raises(SystemExit, match="error: .*Not a directory: .*file/trials"):
-        sweep.main(["--optimizers", "sgd", f"--out={tmp_path / 'file'}"])
-
-
-def test_a_record_of_another_configuration_is_told(tmp_path):
-    first = next(planned_runs(small_sweep(), tmp_path))
-    FakeRunner().run(first)
-    assert finished(first).config == first.config
-    other = first._replace(config=dataclasses.replace(first.config, seed=4))
-    with pytest.raises(ValueError, match="run now: seed=4 was 0; go on with its own"):
-        finished(other)
+def test_the_first_round_has_all_trials(tmp_path):
+    first = next(rounds(halton_sweep(), tmp_path))
+    assert len(first) == 15
+    assert {run.path.parent.name for run in first} == {"trials"}
+    assert [run.config.optimizer for run in first[::5]] == list(NAMES)

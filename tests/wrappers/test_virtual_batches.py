@@ -7,8 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import paper_nlcg
-from nlcg_optax.wrappers import virtual_batch
+from nlcg_optax import paper_nlcg, virtual_batch
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(8, 12, 3)), RNG.normal(size=(8, 12))

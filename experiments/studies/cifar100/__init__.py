@@ -1,0 +1,1 @@
+"""CIFAR-100: the paper's recipe, and tuned optimizers, at several batch sizes."""

@@ -1,0 +1,245 @@
+"""Running a study: its stages in order, with progress, resumed where it stopped.
+
+A study is a list of stages. Each stage yields rounds of jobs that are independent of
+each other; a round is planned when those before it have been completed, so that it may
+depend on their records. A job that has its record is not repeated.
+"""
+
+import datetime
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self, TypeAlias
+
+import rich.console
+import rich.progress
+
+from experiments.records.files import Line
+from experiments.training import program_of
+from experiments.tuning.runner import PlannedRun, Runner, finished
+from experiments.tuning.sweep import Sweep, rounds
+
+
+class PlannedJob(NamedTuple):
+    """A job other than a training run.
+
+    Attributes:
+      path: the file that it leaves, by which it counts as finished.
+      run: does the job; returns the result in a few words.
+    """
+
+    path: Path
+    run: Callable[[], str]
+
+
+Job: TypeAlias = PlannedRun | PlannedJob
+
+
+class Stage(NamedTuple):
+    """A part of a study.
+
+    Attributes:
+      most_jobs: an upper bound of the number of jobs.
+      rounds: the jobs, called after the stages before have been completed.
+    """
+
+    most_jobs: int
+    rounds: Callable[[], Iterator[Sequence[Job]]]
+
+
+def sweep_stage(sweep: Sweep, folder: Path) -> Stage:
+    """A sweep as a stage."""
+    return Stage(sweep.most_runs, lambda: rounds(sweep, folder))
+
+
+def jobs_stage(jobs: Sequence[Job]) -> Stage:
+    """Independent jobs as a stage."""
+    return Stage(len(jobs), lambda: iter([jobs]))
+
+
+def run_study(
+    stages: Sequence[Stage],
+    runner: Runner,
+    console: rich.console.Console,
+    *,
+    together: int = 1,
+    seconds: float = math.inf,
+    show_each: bool = True,
+) -> bool:
+    """Runs all jobs that are not finished.
+
+    Args:
+      stages: parts of the study, in their order.
+      runner: trains the runs.
+      console: to print on.
+      together: number of runs of one program that may share a compiled call.
+      seconds: a time limit: no job is started that would, by the longest one so far,
+        end later.
+      show_each: whether to print a line per job, not only the progress.
+
+    Returns:
+      Whether the study is complete.
+
+    Raises:
+      ValueError: if a record is of another configuration, before any run of its round.
+    """
+    if together < 1:
+        raise ValueError(f"together={together!r} must be at least 1")
+    if not seconds > 0:
+        raise ValueError(f"seconds={seconds!r} must be greater than 0")
+    end = time.monotonic() + seconds
+    with _Progress(sum(stage.most_jobs for stage in stages), console) as progress:
+        for stage in stages:
+            most = progress.jobs + stage.most_jobs
+            for jobs in stage.rounds():
+                pending = [job for job in jobs if not _is_finished(job)]
+                progress.skip(len(jobs) - len(pending))
+                for group in _groups(pending, together):
+                    if time.monotonic() + runner.longest > end:
+                        progress.stop_before(group[0])
+                        return False
+                    progress.starts(group[0])
+                    results = _run(group, runner)
+                    for job, result in zip(group, results, strict=True):
+                        progress.finish(job, result if show_each else None)
+            progress.drop(most - progress.jobs)
+        progress.end()
+    return True
+
+
+def _is_finished(job: Job) -> bool:
+    if isinstance(job, PlannedJob):
+        return job.path.exists()
+    return finished(job) is not None
+
+
+def _groups(jobs: Sequence[Job], together: int) -> Iterator[list[Job]]:
+    """Neighbors of one program, at most ``together``; every other job alone."""
+    group: list[Job] = []
+    for job in jobs:
+        if group and (len(group) == together or not _share(group[0], job)):
+            yield group
+            group = []
+        group.append(job)
+    if group:
+        yield group
+
+
+def _share(first: Job, second: Job) -> bool:
+    if isinstance(first, PlannedJob) or isinstance(second, PlannedJob):
+        return False
+    return program_of(first.config) == program_of(second.config)
+
+
+def _run(group: Sequence[Job], runner: Runner) -> list[str]:
+    if isinstance(group[0], PlannedJob):
+        return [group[0].run()]
+    runs = [job for job in group if isinstance(job, PlannedRun)]
+    return [_result(summary) for summary in runner.run(runs)]
+
+
+def _result(summary: Line | None) -> str:
+    if summary is None:
+        return "diverged"
+    return (
+        f"training loss {summary['train_loss']:.4f}, test accuracy "
+        f"{summary['test_accuracy']:.1%}, {summary['seconds']:.1f} s"
+    )
+
+
+class _Progress:
+    """Jobs done of all jobs, and the time to go; a context manager.
+
+    The time to go is the mean time of the jobs of this call times those that are left.
+
+    Attributes:
+      jobs: number of finished jobs, including those of earlier calls.
+    """
+
+    def __init__(self, total: int, console: rich.console.Console):
+        self._console = console
+        self._start, self._done, self._skipped = time.monotonic(), 0, 0
+        self.jobs, self._total = 0, total
+        self._bar = rich.progress.Progress(
+            rich.progress.MofNCompleteColumn(" of "),
+            rich.progress.BarColumn(),
+            "{task.fields[left]} to go",
+            "{task.description}",
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, left="?")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def skip(self, jobs: int) -> None:
+        """Counts jobs that an earlier call has finished."""
+        self.jobs += jobs
+        self._skipped += jobs
+        self._show()
+
+    def drop(self, jobs: int) -> None:
+        """Counts jobs that were not needed."""
+        self._total -= jobs
+        self._show()
+
+    def starts(self, job: Job) -> None:
+        """Shows which job is running."""
+        self._bar.update(self._task, description=_name(job))
+
+    def finish(self, job: Job, result: str | None) -> None:
+        """Counts a job, and prints its result."""
+        self.jobs += 1
+        self._done += 1
+        self._show()
+        if result is not None:
+            self._print(
+                f"{self.jobs} of {self._total}, {self._left()} to go: {_name(job)}: "
+                f"{result}"
+            )
+
+    def stop_before(self, job: Job) -> None:
+        """Prints that the time is over."""
+        self._print(
+            f"stopped before {_name(job)}, {self.jobs} of {self._total} done; run the "
+            "same command again to resume"
+        )
+
+    def end(self) -> None:
+        """Prints how many jobs were not repeated, if any."""
+        if self._skipped:
+            self._print(
+                f"{self._skipped} of {self.jobs} were recorded by an earlier call and "
+                "are not repeated"
+            )
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, highlight=False)
+
+    def _show(self) -> None:
+        self._bar.update(
+            self._task, completed=self.jobs, total=self._total, left=self._left()
+        )
+
+    def _left(self) -> str:
+        if not self._done:
+            return "?"
+        each = (time.monotonic() - self._start) / self._done
+        return str(datetime.timedelta(seconds=round(each * (self._total - self.jobs))))
+
+
+def _name(job: Job) -> str:
+    return f"{job.path.parent.name}/{job.path.stem}"

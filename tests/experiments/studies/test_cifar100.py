@@ -1,0 +1,253 @@
+"""The CIFAR-100 study: its order, its numbers, resumption, reports, device checks."""
+
+import collections
+import dataclasses
+import errno
+import io
+import json
+import math
+import os
+import time
+
+import pytest
+import rich.console
+
+from experiments.bench.device import check_parity, images_per_second
+from experiments.config import RunConfig
+from experiments.records.files import read_record
+from experiments.studies.cifar100 import __main__ as command
+from experiments.studies.cifar100 import plan
+from experiments.studies.cifar100.plan import paper_runs, stages, tuned_sweep
+from experiments.studies.cifar100.sizes import (
+    CPU,
+    GPU,
+    KRONECKER,
+    ORTHOGONAL,
+    RMS,
+    SMALL_SIZES,
+)
+from experiments.tuning.study import run_study
+from tests.experiments.tuning.fake_runner import FakeRunner
+
+PAPER = ("sgd", "heavy_ball", "rmsprop", "paper_nlcg")
+
+
+def loss_of(config):
+    """The best rate is far up for one method, far down for the others; SGD diverges."""
+    if config.optimizer == "sgd" and config.schedule == "paper":
+        return math.nan
+    rms = config.optimizer_options.get("preconditioner") == "rms"
+    return abs(math.log(config.learning_rate / (1e9 if rms else 1e-9)))
+
+
+def fake_swap(path, config, dataset):
+    figures = {"test_accuracy": 0.5}
+    line = {
+        "config": dataclasses.asdict(config.large),
+        "small": dataclasses.asdict(config.small),
+        "large": figures,
+        "after_workers": [figures, {"test_accuracy": 0.6}],
+        "averaged": {"test_accuracy": 0.7},
+        "large_steps": 3,
+        "small_steps": 4,
+        "large_epochs": 2.0,
+        "worker_epochs": 4.0,
+        "seconds": [8.0, 4.0, 0.5],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(line), encoding="utf-8")
+    return line
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Runs a size of the study with training and SWAP replaced."""
+    monkeypatch.setattr(plan, "record_swap", fake_swap)
+    (tmp_path / "checks.json").write_text("{}")
+
+    def run(size, runner=None):
+        runner = runner or FakeRunner(loss_of)
+        console = rich.console.Console(file=io.StringIO())
+        assert run_study(stages(size, tmp_path, runner), runner, console)
+        return [path.relative_to(tmp_path).with_suffix("") for path in runner.ran]
+
+    return run
+
+
+def test_the_small_cpu_study_runs_everything_once(study, tmp_path):
+    size = SMALL_SIZES["cpu"]
+    ran = study(size)
+    assert [str(name) for name in ran[:4]] == [
+        f"paper/batch_32-{name}-seed0" for name in PAPER
+    ]
+    # Two trials of two methods, the best of which lie on an edge, so two more; a final.
+    # All of that again for two methods with the mean of β.
+    assert collections.Counter(name.parts[0] for name in ran) == {
+        "paper": 8,
+        "tuned": 2 * (2 * (2 + 2) + 2),
+        "mean_beta": 2 * (2 * (2 + 2) + 2),
+    }
+    assert len(set(ran)) == len(ran)
+    finals = tmp_path / "mean_beta/finals"
+    constant = "rule=constant,beta=0.5"
+    for name in (
+        "batch_32-muon,momentum=0.5-seed10.jsonl",
+        f"batch_full-nlcg,preconditioner=orthogonal,{constant}-seed10.jsonl",
+    ):
+        assert read_record(finals / name).config.dataset == "cifar100"
+    swaps = [path.name for path in (tmp_path / "swap").iterdir()]
+    assert swaps == ["batch_32-nesterov-seed10.json"]
+    assert study(size) == []
+    other = dataclasses.replace(size, worker_epochs=2)
+    with pytest.raises(ValueError, match="json is the record of another configuration"):
+        study(other)
+
+
+@pytest.mark.slow
+def test_the_reports_hold_their_tables_and_the_time_of_all_runs(study, tmp_path):
+    size, runner = SMALL_SIZES["cpu"], FakeRunner(loss_of)
+    study(size, runner)
+    console = rich.console.Console(file=io.StringIO())
+    command.write_reports(size, tmp_path, console)
+    for folder, records in (("paper", 8), ("tuned", 4), ("mean_beta", 6)):
+        text = (tmp_path / folder / "report.md").read_text(encoding="utf-8")
+        assert f"from {records} runs" in text
+        assert (tmp_path / folder / "finals.png").exists()
+    row = (tmp_path / "swap.md").read_text(encoding="utf-8").splitlines()[2]
+    assert row.startswith("| Nesterov, momentum 0.")
+    assert row.endswith(
+        " | 50.0 [50.0, 50.0] | 55.0 [55.0, 55.0] | 70.0 [70.0, 70.0] | 3 + 4 "
+        "| 2.0 + 4.0 |"
+    )
+    # A tenth of a second per run, each program once, and the phases of SWAP.
+    summaries = [read_record(path).summary for path in runner.ran]
+    compiled = {s["compile_seconds"] for s in summaries if s is not None}
+    assert 1 < len(compiled) < len(runner.ran)
+    assert command.training_seconds(tmp_path) == pytest.approx(
+        0.1 * len(runner.ran) + sum(compiled) + 12.5
+    )
+
+
+def test_the_gpu_study_is_as_long_as_it_says(study):
+    ran = study(GPU)
+    assert len(ran) == 12 + 9 * (4 + 2) + 9 * 3 + 24 == 117
+    order = [name.parts[0] for name in ran]
+    assert order == ["paper"] * 12 + ["tuned"] * 81 + ["paper"] * 24
+    assert study(GPU) == []
+
+
+def test_the_best_rate_beyond_the_edge_is_chosen(study, tmp_path):
+    study(SMALL_SIZES["gpu"])
+    stem = "batch_512-nlcg,preconditioner=rms"
+    rates = [
+        read_record(tmp_path / f"tuned/trials/{stem}-trial0{k}-seed0.jsonl")
+        for k in range(4)
+    ]
+    greatest = max(record.config.learning_rate for record in rates[:2])
+    final = read_record(tmp_path / f"tuned/finals/{stem}-seed10.jsonl").config
+    assert final.learning_rate == rates[3].config.learning_rate == 4 * greatest
+    assert final.validation_examples == 500
+
+
+def test_the_recommended_nlcg_and_its_rivals_have_equal_budgets():
+    sweep = tuned_sweep(GPU, 16384)
+    assert [m.config.optimizer for m in sweep.methods] == [m.name for m in GPU.methods]
+    assert {len(m.searches[0]) for m in sweep.methods} == {4}
+    assert {len(m.searches[0][0]) for m in sweep.methods} == {3}
+    assert sweep.criterion == "validation_accuracy"
+    first = sweep.methods[0]
+    assert (first.config.optimizer, first.config.optimizer_options) == KRONECKER
+    assert all(0.8 <= point["beta_max"] <= 0.99 for point in first.searches[0])
+    assert (first.config.schedule, first.config.warmup_epochs) == ("cosine", 25)
+    assert first.config.validation_examples == 5000
+    assert {ORTHOGONAL.options["preconditioner"], RMS.options["preconditioner"]} == {
+        "orthogonal",
+        "rms",
+    }
+
+
+def test_the_papers_recipe_on_a_gpu(tmp_path):
+    first = paper_runs(GPU, 16384, tmp_path)[0]
+    assert first.path == tmp_path / "paper/batch_16384-sgd-seed0.jsonl"
+    assert first.config == RunConfig(
+        dataset="cifar100",
+        model="resnet32",
+        optimizer="sgd",
+        learning_rate=6.4,
+        schedule="paper",
+        batch_size=16384,
+        micro_batches=16,
+        epochs=200,
+        epochs_per_report=20,
+        l2=2e-4,
+        ema_decay=0.9999,
+        augmentation="crop_flip",
+        compute_dtype="bfloat16",
+        validation_examples=0,
+    )
+
+
+def test_the_papers_recipe_on_a_cpu(tmp_path):
+    runs = [run for b in CPU.batch_sizes for run in paper_runs(CPU, b, tmp_path)]
+    assert len(runs) == 3 * 4 * 3
+    rates = {run.config.batch_size: run.config.learning_rate for run in runs}
+    assert rates == pytest.approx({256: 0.1, None: 0.4, 32: 0.0125})
+    full = tuned_sweep(CPU, None).methods[0].config
+    assert (full.micro_batches, full.train_examples, full.classes) == (4, 1024, 10)
+    assert (full.halved_images, full.validation_examples) == (True, 2000)
+    assert full.warmup_epochs == pytest.approx(3)
+
+
+def raises(error):
+    def run(planned):
+        raise error
+
+    runner = FakeRunner(loss_of)
+    runner.run = run
+    return runner
+
+
+def test_a_full_disk_ends_the_command_with_a_message(tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(command, "Runner", lambda data_dir: raises(full))
+    with pytest.raises(SystemExit, match=r"error: .*No space left on device"):
+        command.main([f"--out={tmp_path}"])
+
+
+def test_an_interrupted_study_prints_the_line_that_resumes_it(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(command, "Runner", lambda data_dir: raises(KeyboardInterrupt()))
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--small", f"--out={tmp_path}"])
+    assert ended.value.code == 130
+    line = (
+        f"resume with: python -m experiments.studies.cifar100 --small --out={tmp_path}"
+    )
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["cpu", "gpu"])
+def test_without_data_the_command_says_what_to_run(size, tmp_path):
+    with pytest.raises(SystemExit, match=r"error: [^\n]*; run\n  python -m experim"):
+        command.main(
+            [f"--size={size}", f"--data-dir={tmp_path}", f"--out={tmp_path / 'out'}"]
+        )
+
+
+@pytest.mark.slow
+def test_a_cpu_agrees_with_itself_and_bfloat16_nearly(few_digits):
+    config = RunConfig(model="mlp")
+    same = check_parity(config, few_digits, "float32")
+    assert same.loss_difference == same.gradient_difference == 0
+    rough = check_parity(config, few_digits, "bfloat16")
+    assert 0 < rough.loss_difference < 0.05
+    assert 0 < rough.gradient_difference < 0.2
+
+
+def test_throughput_counts_the_images_of_the_calls_after_the_first(few_digits):
+    config = RunConfig(model="mlp", optimizer="sgd", batch_size=16, epochs=1)
+    start = time.perf_counter()
+    speed = images_per_second(config, few_digits)
+    # No more than all of its 128 images in a time that surely lies within it.
+    assert speed > 128 / (time.perf_counter() - start)

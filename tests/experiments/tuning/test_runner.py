@@ -1,0 +1,99 @@
+"""The runner: one compiled program for a whole search, and runs in one call."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import rich.console
+
+from experiments import data
+from experiments.config import RunConfig
+from experiments.optimizers import Choice
+from experiments.records.files import read_record
+from experiments.tuning import runner as runners
+from experiments.tuning.runner import PlannedRun, Runner
+from experiments.tuning.samplers import with_values
+from experiments.tuning.study import run_study, sweep_stage
+from experiments.tuning.sweep import Method, Sweep, with_choice
+
+# The second point diverges.
+POINTS = (
+    {"learning_rate": 0.1, "momentum": 0.8, "l2": 1e-4},
+    {"learning_rate": 1e20, "momentum": 0.9, "l2": 1e-3},
+)
+
+
+def compilations(monkeypatch, name):
+    """Counts the calls of a function of the runner."""
+    calls, function = [], getattr(runners, name)
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    monkeypatch.setattr(runners, name, counted)
+    return calls
+
+
+def test_a_search_compiles_once_alone_or_together(few_digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda name, options: few_digits)
+    alone = compilations(monkeypatch, "compile_program")
+    shared = compilations(monkeypatch, "compile_vmapped")
+    config = RunConfig(optimizer="nesterov", batch_size=32, epochs=2)
+    sweep = Sweep((Method(config, (POINTS,)),), extensions=1, final_seeds=(10, 11))
+    found = {}
+    for together in (1, 2):
+        folder = tmp_path / str(together)
+        console = rich.console.Console(file=io.StringIO(), width=200)
+        runner = Runner(tmp_path)
+        stages = [sweep_stage(sweep, folder)]
+        assert run_study(stages, runner, console, together=together)
+        found[together] = {p.name: read_record(p) for p in folder.glob("*/*.jsonl")}
+        # Of two rates one is always at the edge: 0.05 and 0.025 are tried, too.
+        assert len(found[together]) == sweep.most_runs == 6
+        assert console.file.getvalue().count("diverged") == 1
+    assert (len(alone), len(shared)) == (1, 1)
+    assert set(found[1]) == set(found[2])
+    for name, one in found[1].items():
+        other = found[2][name]
+        assert one.config == other.config
+        assert [t["learning_rate"] for t in one.trials] == [
+            t["learning_rate"] for t in other.trials
+        ]
+        assert (one.stopped is not None) == ("trial01" in name)
+        assert (other.stopped is None) == (one.stopped is None)
+        if one.stopped is None:
+            assert len(one.steps) == len(other.steps) == 4
+            # Sums of float32 in another order, over four steps.
+            np.testing.assert_allclose(
+                one.series("loss"), other.series("loss"), rtol=2e-4
+            )
+            for metric in ("test_loss", "validation_loss"):
+                assert one.summary[metric] == pytest.approx(
+                    other.summary[metric], rel=1e-3
+                )
+    final = found[1]["batch_32-nesterov-seed10.jsonl"]
+    best = min(
+        (r for r in found[1].values() if r.config.seed == 0 and r.summary),
+        key=lambda r: r.summary["validation_loss"],
+    )
+    assert final.config == dataclasses.replace(best.config, seed=10)
+    assert with_values(config, POINTS[0]) == dataclasses.replace(
+        found[1]["batch_32-nesterov-trial00-seed0.jsonl"].config, seed=0
+    )
+
+
+def test_runs_of_different_programs_cannot_run_together(tmp_path):
+    runs = [
+        PlannedRun(RunConfig(optimizer=name), tmp_path / name)
+        for name in ("sgd", "adam")
+    ]
+    with pytest.raises(ValueError, match="do not share a program"):
+        Runner(tmp_path).run(runs)
+
+
+def test_numbers_are_checked_before_they_become_inputs(tmp_path):
+    config = with_choice(RunConfig(), Choice("nlcg", {"beta_max": -1.0}))
+    with pytest.raises(ValueError, match="beta_max"):
+        Runner(tmp_path).run([PlannedRun(config, tmp_path / "run.jsonl")])

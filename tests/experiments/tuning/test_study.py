@@ -1,0 +1,98 @@
+"""Stages: their order, the time limit, groups, progress, other jobs."""
+
+import io
+import math
+
+import pytest
+import rich.console
+
+from experiments.config import RunConfig
+from experiments.tuning.runner import PlannedRun
+from experiments.tuning.study import PlannedJob, Stage, jobs_stage, run_study
+from tests.experiments.tuning.fake_runner import FakeRunner
+
+
+def planned(folder, *optimizers):
+    return [
+        PlannedRun(
+            RunConfig(optimizer=name, learning_rate=0.1 + number / 10),
+            folder / "runs" / f"{number}-{name}.jsonl",
+        )
+        for number, name in enumerate(optimizers)
+    ]
+
+
+def study(stages, runner=None, **settings):
+    runner = runner or FakeRunner(lambda config: config.learning_rate)
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    complete = run_study(stages, runner, console, **settings)
+    return complete, runner, console.file.getvalue()
+
+
+def test_progress_counts_all_jobs_and_those_of_earlier_calls(tmp_path):
+    runs = planned(tmp_path, "sgd", "adam", "sgd")
+    complete, first, text = study([jobs_stage(runs[:1])])
+    assert complete
+    assert "1 of 1, 0:00:00 to go: runs/0-sgd: training loss 0.1000, test ac" in text
+    # A stage may need fewer jobs than it might have.
+    stages = [Stage(5, lambda: iter([runs[:2]])), jobs_stage(runs[2:])]
+    complete, rest, text = study(stages)
+    assert complete
+    assert [path.stem for path in first.ran + rest.ran] == ["0-sgd", "1-adam", "2-sgd"]
+    assert "2 of 6, " in text
+    assert "3 of 3, 0:00:00 to go: runs/2-sgd: training loss 0.3000" in text
+    assert "1 of 3 were recorded by an earlier call and are not repeated" in text
+    assert study(stages, show_each=False)[2].splitlines() == [
+        "3 of 3 were recorded by an earlier call and are not repeated"
+    ]
+
+
+def test_a_time_limit_stops_before_a_job_that_would_end_later(tmp_path):
+    runs = planned(tmp_path, "sgd", "adam")
+    slow = FakeRunner(lambda _: math.nan)
+    slow.longest = 2.0
+    complete, runner, text = study([jobs_stage(runs)], slow, seconds=1.0)
+    assert not complete
+    assert not runner.ran
+    assert "stopped before runs/0-sgd, 0 of 2 done; run the same command" in text
+    complete, runner, text = study([jobs_stage(runs)], slow, seconds=100.0)
+    assert complete
+    assert "2 of 2, 0:00:00 to go: runs/1-adam: diverged" in text
+
+
+def test_neighbors_of_one_program_share_a_call(tmp_path):
+    runs = planned(tmp_path, "sgd", "sgd", "sgd", "adam", "adam", "sgd")
+    _, runner, _ = study([jobs_stage(runs)], together=2)
+    assert runner.groups == [2, 1, 2, 1]
+    assert [path.stem[:1] for path in runner.ran] == list("012345")
+
+
+def test_other_jobs_leave_their_file_and_are_not_repeated(tmp_path):
+    def work():
+        (tmp_path / "done.json").write_text("{}")
+        return "went well"
+
+    runs = planned(tmp_path, "sgd", "sgd")
+    stages = [jobs_stage([runs[0], PlannedJob(tmp_path / "done.json", work), runs[1]])]
+    _, runner, text = study(stages, together=3)
+    assert f"2 of 3, 0:00:00 to go: {tmp_path.name}/done: went well" in text
+    assert runner.groups == [1, 1]
+    assert "went well" not in study(stages)[2]
+
+
+def test_a_later_stage_is_planned_after_the_earlier_ones_have_run(tmp_path):
+    runs = planned(tmp_path, "sgd", "adam")
+
+    def later():
+        assert runs[0].path.exists()
+        yield runs[1:]
+
+    _, runner, _ = study([jobs_stage(runs[:1]), Stage(1, later)])
+    assert len(runner.ran) == 2
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ValueError, match="together=0 must be at least 1"):
+        study([], together=0)
+    with pytest.raises(ValueError, match="seconds=0.0 must be greater than 0"):
+        study([], seconds=0.0)
