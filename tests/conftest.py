@@ -13,7 +13,7 @@ import pytest
 
 DEVICES = 8
 
-# Folder of compiled programs. pytest passes it on to its workers, .ci/run to all suites.
+# Folder of compiled programs: pytest passes it to its workers, .ci/run to all suites.
 _PROGRAMS = "NLCG_OPTAX_TEST_PROGRAMS"
 
 

@@ -157,7 +157,7 @@ TWINS = {
     "pr+": nlcg(RATE),
     "hz": BY_NAME["hz"].make(),
     "per_leaf": BY_NAME["per_leaf"].make(),
-    "restarted": BY_NAME["restarted"].make(restart_period=3, restart_memory=None),
+    "restarted": BY_NAME["restarted"].make(restart_period=3),
     "search": nlcg(),
     "zoom": BY_NAME["zoom"].make(),
     "backtracking": nlcg(linesearch=optax.scale_by_backtracking_linesearch(20)),
