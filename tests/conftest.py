@@ -41,7 +41,8 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", os.environ[_PROGRAMS])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # Whoever forbids implicit promotion in a program of theirs can use the package.
+    # The package works in programs that forbid implicit promotion. (Leak checks are on
+    # in the tests named `test_nothing_leaks_from_a_trace` only; those say why.)
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 
