@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference, times
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.trees.stacked_products import combination, stacked_vdots
 from nlcg_optax.xla.control_flow import cond
@@ -207,7 +207,7 @@ def _update(
         # No pair is kept where none was known or there is room for one alone.
         rows = jnp.arange(options.memory + 1, dtype=jnp.int32)
         holds_pair = (rows != spare) & (num_pairs > num_new)
-        kept = jnp.where(holds_pair & holds_pair[:, None], state.inverse, 0)
+        kept = jnp.where(holds_pair[None, :] & holds_pair[:, None], state.inverse, 0)
         slopes = stacked_vdots(steps, updates)
         inverse, a = _solve(kept, slopes, state.slopes, slot, pair.inverse_curvature)
         z = _multiply(updates, a, steps, grad_changes, inverse, curvatures, scaling)
@@ -319,7 +319,7 @@ def _multiply(
     """Computes P g from the stacked pairs and a = R⁻¹ Sᵀg."""
 
     def initial(g_: jax.Array, y_a: jax.Array) -> jax.Array:
-        return scaling.astype(y_a.real.dtype) * (g_.astype(y_a.dtype) - y_a)
+        return times(scaling, g_.astype(y_a.dtype) - y_a)
 
     q = jax.tree.map(initial, g, combination(a, grad_changes))
     y_q = stacked_vdots(grad_changes, q)

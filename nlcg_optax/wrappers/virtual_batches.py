@@ -124,9 +124,11 @@ def virtual_batch(
             mean_value = mean_value + jnp.where(usable, change, 0)
             extra_args = {**extra_args, "value": mean_value.astype(value.dtype)}
         due = mini_step == micro_batches - 1
-        updates, inner_state = multi_steps(_common_dtype(updates), due).update(
-            updates, state.multi_steps, params, **extra_args
-        )
+        accumulator = multi_steps(_common_dtype(updates), due)
+        with jax.numpy_dtype_promotion("standard"):  # Optax divides by an integer
+            updates, inner_state = accumulator.update(
+                updates, state.multi_steps, params, **extra_args
+            )
         skipped = inner_state.skip_state["should_skip"]
         mean_value = jnp.where(skipped, state.mean_value, mean_value)
         mean_value = jnp.where(inner_state.mini_step == 0, 0, mean_value)

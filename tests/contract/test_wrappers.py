@@ -206,7 +206,7 @@ def _rows(dtype=jnp.float32):
 
 def _batch_loss(params, rows):
     x, y = rows
-    out = x @ params["w"] + params["b"]
+    out = x @ params["w"] + params["b"][None]
     return jnp.mean(jnp.abs(out - y) ** 2)
 
 
@@ -310,7 +310,7 @@ def test_virtual_batch_of_complex_parameters():
 
 
 @pytest.mark.parametrize("case", [c for c in KEY_CASES if not c.searches], ids=ids)
-def test_plain_multi_steps_averages_the_gradient(case):
+def test_plain_multi_steps_averages_the_gradient(case, standard_promotion):
     # Without `virtual_batch` the loss is that of the last micro-batch, so only what
     # does not read the loss agrees with the big batch.
     params, state = _micro_batch_run(
@@ -436,7 +436,7 @@ def test_a_rule_is_injected_by_name():
     assert len(seen) >= 3  # the names do choose different rules
 
 
-def test_diagnostics_come_out_of_nested_wrappers():
+def test_diagnostics_come_out_of_nested_wrappers(standard_promotion):
     tx = optax.MultiSteps(
         optax.partition(
             {"x": optax.chain(optax.clip(1e9), nlcg(RATE)), "y": optax.sgd(RATE)},
