@@ -7,14 +7,21 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, promote, strong_types
+from nlcg_optax.dtypes import (
+    PyTree,
+    accumulator_dtype,
+    compute_dtype,
+    strong_types,
+)
+from nlcg_optax.xla.control_flow import cond
 
 
 class VirtualBatchState(NamedTuple):
     """State of `virtual_batch`.
 
     Attributes:
-      multi_steps: state of the ``optax.MultiSteps`` inside.
+      multi_steps: micro-batches and steps so far, the state of the inner transformation
+        and the mean gradient, in the layout of ``optax.MultiSteps``.
       mean_value: mean loss over the micro-batches since the last step.
     """
 
@@ -31,21 +38,21 @@ def virtual_batch(
         g = \frac{1}{k} \sum_{i=1}^{k} g_i, \qquad
         \mathrm{value} = \frac{1}{k} \sum_{i=1}^{k} \mathrm{value}_i
 
-    ``optax.MultiSteps`` does the work, and three things are added: by itself it would
-    give ``tx`` the loss (and, for a line search, the gradient) of the last micro-batch
-    only, it would run ``tx`` at every micro-step, and one micro-batch with a NaN would
-    spoil every step after it. Here a micro-batch with a non-finite gradient or loss is
-    left out, as if it had not been drawn. The other micro-steps give zero updates.
+    ``optax.MultiSteps`` would pass on the loss (and, for a line search, the gradient)
+    of the last micro-batch, would run ``tx`` at every micro-step, and would keep a NaN
+    of one micro-batch in every later step. Here a micro-batch with a gradient or loss
+    that is not finite is left out, as if it had not been drawn. All but the last
+    micro-step of a step give zero updates.
     Source: arXiv 1812.02886, section on virtual batching.
 
     Args:
       tx: any Optax transformation.
-      micro_batches: how many micro-batches make a step.
+      micro_batches: number of micro-batches per step.
 
     Returns:
       A transformation whose ``update`` takes the extra arguments ``value`` and
-      ``grad`` (both optional) and passes their averages on to ``tx``; all others go
-      through as they are, so a ``value_fn`` should be the loss of the whole virtual
+      ``grad`` (both optional) and passes their averages on to ``tx``; all others are
+      passed on unmodified, so a ``value_fn`` should be the loss of the whole virtual
       batch.
 
     Raises:
@@ -66,42 +73,8 @@ def virtual_batch(
     validation.check_positive_int("micro_batches", micro_batches)
     inner = optax.with_extra_args_support(tx)
 
-    def multi_steps(dtype: Any, due: jax.Array) -> optax.MultiSteps:
-        def update_if_due(
-            updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
-        ) -> tuple[PyTree, PyTree]:
-            if "grad" in extra_args:
-                extra_args = {**extra_args, "grad": updates}
-
-            def step() -> tuple[PyTree, PyTree]:
-                result = inner.update(updates, state, params, **extra_args)
-                return strong_types(result)
-
-            def wait() -> tuple[PyTree, PyTree]:
-                shapes, _ = jax.eval_shape(step)
-                zeros = jax.tree.map(
-                    lambda u, s: jnp.zeros_like(u, dtype=s.dtype), updates, shapes
-                )
-                return zeros, state
-
-            return jax.lax.cond(due, step, wait)
-
-        return optax.MultiSteps(
-            optax.GradientTransformationExtraArgs(
-                lambda params: strong_types(inner.init(strong_types(params))),
-                update_if_due,
-            ),
-            every_k_schedule=micro_batches,
-            should_skip_update_fn=optax.skip_not_finite,
-            accumulator_dtype=dtype,
-        )
-
     def init_fn(params: PyTree) -> VirtualBatchState:
-        dtype = _common_dtype(params)
-        return VirtualBatchState(
-            multi_steps=multi_steps(dtype, jnp.array(False)).init(params),
-            mean_value=jnp.zeros([], accumulator_dtype(params)),
-        )
+        return _init(inner, params)
 
     def update_fn(
         updates: PyTree,
@@ -109,39 +82,91 @@ def virtual_batch(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, VirtualBatchState]:
-        mini_step, mean_value = state.multi_steps.mini_step, state.mean_value
-        if extra_args.get("value") is not None:
-            value = jnp.asarray(extra_args["value"])
-            validation.check_scalar_loss("virtual_batch", value)
-            # A loss that is not finite spoils its micro-batch: skip_not_finite shall
-            # see it in the gradient.
-            usable = jnp.isfinite(value)
-            updates = jax.tree.map(
-                lambda g: jnp.where(usable, g, jnp.full_like(g, jnp.nan)), updates
-            )
-            seen = mini_step.astype(mean_value.dtype)
-            change = (value.astype(mean_value.dtype) - mean_value) / (seen + 1)
-            mean_value = mean_value + jnp.where(usable, change, 0)
-            extra_args = {**extra_args, "value": mean_value.astype(value.dtype)}
-        due = mini_step == micro_batches - 1
-        updates, inner_state = multi_steps(_common_dtype(updates), due).update(
-            updates, state.multi_steps, params, **extra_args
-        )
-        skipped = inner_state.skip_state["should_skip"]
-        mean_value = jnp.where(skipped, state.mean_value, mean_value)
-        mean_value = jnp.where(inner_state.mini_step == 0, 0, mean_value)
-        return updates, VirtualBatchState(inner_state, mean_value)
+        return _update(inner, micro_batches, updates, state, params, extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _common_dtype(tree: PyTree) -> jnp.dtype:
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(tree)}
-    is_complex = {jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes}
-    if len(is_complex) > 1:
-        raise TypeError(
-            "virtual_batch cannot average real and complex parameters together (the "
-            f"dtypes are {sorted(map(str, dtypes))}); give each its own with "
-            "optax.partition"
+def _init(
+    inner: optax.GradientTransformationExtraArgs, params: PyTree
+) -> VirtualBatchState:
+    _, skip_state = optax.skip_not_finite(params, 0, params)
+    return VirtualBatchState(
+        multi_steps=optax.MultiStepsState(
+            mini_step=jnp.zeros([], jnp.int32),
+            gradient_step=jnp.zeros([], jnp.int32),
+            inner_opt_state=strong_types(inner.init(strong_types(params))),
+            acc_grads=jax.tree.map(
+                lambda x: jnp.zeros_like(x, dtype=compute_dtype(x.dtype)), params
+            ),
+            skip_state=jax.tree.map(jnp.zeros_like, skip_state),
+        ),
+        mean_value=jnp.zeros([], accumulator_dtype(params)),
+    )
+
+
+def _update(
+    inner: optax.GradientTransformationExtraArgs,
+    micro_batches: int,
+    updates: PyTree,
+    state: VirtualBatchState,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, VirtualBatchState]:
+    last = state.multi_steps
+    mean_value = state.mean_value
+    if extra_args.get("value") is not None:
+        value = jnp.asarray(extra_args["value"])
+        validation.check_scalar_loss("virtual_batch", value)
+        # Mark the gradient of a loss that is not finite, for `skip_not_finite`.
+        updates = jax.tree.map(
+            lambda g: jnp.where(jnp.isfinite(value), g, jnp.full_like(g, jnp.nan)),
+            updates,
         )
-    return promote(jnp.float32, *dtypes)
+        mean_value = _mean(mean_value, value, last.mini_step)
+        extra_args = {**extra_args, "value": mean_value.astype(value.dtype)}
+    mean_grads = jax.tree.map(
+        lambda mean, g: _mean(mean, g, last.mini_step), last.acc_grads, updates
+    )
+    averaged = optax.tree.cast_like(mean_grads, updates)
+    if "grad" in extra_args:
+        extra_args = {**extra_args, "grad": averaged}
+    skipped, skip_state = optax.skip_not_finite(updates, last.gradient_step, params)
+    due = ~skipped & (last.mini_step == micro_batches - 1)
+
+    def step() -> tuple[PyTree, PyTree]:
+        return strong_types(
+            inner.update(averaged, last.inner_opt_state, params, **extra_args)
+        )
+
+    def wait() -> tuple[PyTree, PyTree]:
+        shapes, _ = jax.eval_shape(step)
+        zeros = jax.tree.map(
+            lambda u, s: jnp.zeros_like(u, dtype=s.dtype), updates, shapes
+        )
+        return zeros, last.inner_opt_state
+
+    new_updates, inner_state = cond(due, step, wait)
+    mini_step = jnp.where(due, 0, last.mini_step + 1)
+    return new_updates, VirtualBatchState(
+        multi_steps=optax.MultiStepsState(
+            mini_step=jnp.where(skipped, last.mini_step, mini_step),
+            gradient_step=jnp.where(
+                due, optax.safe_increment(last.gradient_step), last.gradient_step
+            ),
+            inner_opt_state=inner_state,
+            acc_grads=jax.tree.map(
+                lambda new, old: jnp.where(skipped, old, jnp.where(due, 0, new)),
+                mean_grads,
+                last.acc_grads,
+            ),
+            skip_state=skip_state,
+        ),
+        mean_value=jnp.where(skipped, state.mean_value, jnp.where(due, 0, mean_value)),
+    )
+
+
+def _mean(mean: jax.Array, new: jax.Array, seen: jax.Array) -> jax.Array:
+    """The mean of ``seen + 1`` numbers from that of all but the new one."""
+    weight = (seen + 1).astype(mean.real.dtype)
+    return mean + (new.astype(mean.dtype) - mean) / weight
