@@ -3,23 +3,21 @@
 For example ``python -m experiments.run --config.optimizer adam
 --config.learning-rate 0.01 --record runs/adam.jsonl``.
 
-With ``--checkpoint-dir runs/adam`` a run that was killed goes on when the same command
-is given again, and ends with the same weights as if it had not been killed.
+With ``--checkpoint-dir runs/adam``, rerunning the command resumes from the newest
+complete checkpoint, and the run ends with the same weights as without the interruption.
 
-Text of your own, in ``DIRECTORY/text/*.txt``, is learned by ``python -m experiments.run
+Text files in ``DIRECTORY/text/*.txt`` are learned by ``python -m experiments.run
 --config.dataset text --config.model transformer --data-dir DIRECTORY``.
 
-Several processes become one run when each is given the same command, the same
-``--processes.coordinator`` and ``--processes.count``, and its own
+For a run of several processes, start the same command in each, with the same
+``--processes.coordinator`` and ``--processes.count`` and its own
 ``--processes.index``; on a TPU slice ``--processes.auto`` is enough.
 """
 
 import contextlib
 import dataclasses
 import logging
-import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -29,25 +27,25 @@ import tyro
 
 from experiments import data
 from experiments.config import RunConfig
-from experiments.data import NotPreparedError
+from experiments.errors import UserError, ending_with_a_message
 from experiments.records.files import Line
-from experiments.records.run import record_run
+from experiments.records.run import check_record, record_run
 from experiments.records.tensorboard import TensorBoard
 from experiments.training import (
-    DivergedError,
     Report,
     compile_program,
     make_program,
     meshes,
 )
-from experiments.training.checkpoints import CheckpointError, Checkpoints
+from experiments.training.checkpoints import Checkpoints
 from experiments.training.processes import (
-    CoordinatorError,
     ProcessOptions,
     connect,
     is_first,
     wait_for_all,
 )
+
+MODULE = "experiments.run"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +53,15 @@ class RunArguments:
     """Trains one network and leaves a record.
 
     Attributes:
-      config: of the run.
-      record: the JSON-lines file to write; it must not exist.
+      config: settings of the run.
+      record: the JSON-lines file to write; it must not exist unless the run is resumed
+        from checkpoints.
       data_dir: folder of all prepared data sets.
       checkpoint_dir: folder, or address in a bucket, of the checkpoints of this run.
       checkpoint_every: reports from one checkpoint to the next.
-      keep: newest checkpoints that are kept.
+      keep: number of checkpoints to keep, the newest.
       tensorboard_dir: folder of the metrics of this run for TensorBoard.
-      processes: how several processes find each other.
+      processes: settings of a run of several processes.
     """
 
     config: RunConfig = dataclasses.field(default_factory=RunConfig)
@@ -76,8 +75,17 @@ class RunArguments:
 
 
 def run(arguments: RunArguments, console: rich.console.Console) -> Line:
-    """Trains with a progress bar and prints the summary, which is returned."""
+    """Trains with a progress bar and prints the summary, which is returned.
+
+    Raises:
+      FileExistsError: if the record exists and no checkpoints are asked for.
+      ValueError: if the record is of another configuration, or the configuration does
+        not fit the data.
+    """
     config = arguments.config
+    config.check_names()
+    if is_first():
+        check_record(arguments.record, config, resume=bool(arguments.checkpoint_dir))
     dataset = data.load_or_open(config.dataset, config.data_options(arguments.data_dir))
     if isinstance(dataset, data.Dataset):
         splits = (dataset.train, dataset.validation, dataset.test)
@@ -159,42 +167,43 @@ def _progress_of(evaluation: Line) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; wrong input and divergence end it with a message."""
-    execute(tyro.cli(RunArguments, args=arguments))
+    """Runs the command."""
+    given = tyro.cli(RunArguments, prog=f"python -m {MODULE}", args=arguments)
+    execute(given, arguments)
 
 
-def execute(given: RunArguments) -> None:
-    """Does what ``main`` does behind the command line."""
+def execute(
+    given: RunArguments,
+    arguments: Sequence[str] | None = None,
+    module: str = MODULE,
+) -> None:
+    """Does what ``main`` does once the command line is parsed."""
     # Orbax logs whole traces of what a CheckpointError says in a line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    try:
+    again = "resume with"
+    if given.checkpoint_dir is None:
+        again = (
+            f"without --checkpoint-dir the run cannot be resumed; delete {given.record}"
+            " and start again with"
+        )
+    with ending_with_a_message(module, arguments, again=again), _lost_processes():
         connect(given.processes)
         run(given, rich.console.Console(quiet=not is_first()))
+
+
+@contextlib.contextmanager
+def _lost_processes() -> Iterator[None]:
+    """Raises a `UserError` if other processes of the run are lost."""
+    try:
+        yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        _end(
+        raise UserError(
             f"process {jax.process_index()} of {jax.process_count()} lost the others; "
-            "start all of them again, and with --checkpoint-dir the run goes on from "
-            f"its newest checkpoint ({str(error).partition(chr(10))[0]})"
-        )
-    except (
-        ValueError,
-        OSError,
-        CheckpointError,
-        CoordinatorError,
-        DivergedError,
-        NotPreparedError,
-    ) as error:
-        _end(str(error))
-
-
-def _end(message: str) -> None:
-    if jax.process_count() == 1:
-        sys.exit(f"error: {message}")
-    # The usual way out would wait for the others, who wait for this one.
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    os._exit(1)
+            "start all of them again; with --checkpoint-dir the run resumes from its "
+            f"newest checkpoint ({str(error).partition(chr(10))[0]})"
+        ) from error
 
 
 if __name__ == "__main__":

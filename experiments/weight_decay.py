@@ -1,4 +1,4 @@
-"""Which weights decay: all but those of normalisation, as in arXiv 1812.02886."""
+"""Which weights decay: all but those of normalization, as in arXiv 1812.02886."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ PyTree = Any
 def decay_mask(params: PyTree) -> PyTree:
     """A tree of booleans, true where weights decay.
 
-    A normalisation is known by its name: ``BatchNorm_0``, ``projection_norm``.
+    A normalization is known by its name: ``BatchNorm_0``, ``projection_norm``.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "norm" not in jax.tree_util.keystr(path).lower(), params

@@ -68,7 +68,7 @@ class Measurement:
 
     Attributes:
       peer: its name.
-      ms: median of its time, for an optimiser of a step's.
+      ms: median of its time, for an optimizer of a step's.
       least_ms: the least of them.
       ratio: median over turns of its time over the gradient's in the same turn.
       target: what the ratio should not exceed, if there is such a number.
@@ -108,7 +108,7 @@ def measure(
     for name, (tx, target) in optimizers().items():
         if name in chosen:
             on_turn(name)
-            calls[name] = _steps(problem, tx, amortised=name not in EVERY_STEP)
+            calls[name] = _steps(problem, tx, amortized=name not in EVERY_STEP)
             targets[name] = target
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
@@ -151,14 +151,14 @@ def _call(problem: Problem, function: Callable[[Inputs], Any]) -> Callable[[], f
 
 
 def _steps(
-    problem: Problem, tx: optax.GradientTransformation, *, amortised: bool
+    problem: Problem, tx: optax.GradientTransformation, *, amortized: bool
 ) -> Callable[[], float]:
-    """A turn of an optimiser: the mean time of a step over one period of refreshes."""
+    """A turn of an optimizer: the mean time of a step over one period of refreshes."""
     start = (tx.init(problem.inputs.params), problem.inputs)
     # Convolutions are slow inside XLA's conditionals on CPUs: two programs take turns.
     first, others = (
         jax.jit(make_step(problem, tx, refresh)).lower(*start).compile()
-        for refresh in ((True, False) if amortised else (None, None))
+        for refresh in ((True, False) if amortized else (None, None))
     )
 
     def run(carry: tuple[PyTree, Inputs]) -> tuple[PyTree, Inputs]:

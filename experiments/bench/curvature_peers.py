@@ -15,7 +15,7 @@ from experiments.optimizers.baselines import matrix_axes_of
 RATE = 1e-3
 CLASSES = 100
 GRADIENT = "gradient"
-PERIOD = 10  # of refreshes; a turn of an optimiser is as many steps
+PERIOD = 10  # of refreshes; a turn of an optimizer is as many steps
 
 EVERY_STEP = (
     "step of NLCG, Gauss-Newton step size, period 1",
@@ -160,7 +160,7 @@ def optimizers() -> dict[str, tuple[optax.GradientTransformation, float | None]]
         "Gauss-Newton-Bartlett": nlcg_optax.scale_by_gauss_newton_bartlett(
             refresh_period=PERIOD
         ),
-        "orthogonalised": nlcg_optax.scale_by_orthogonalisation(
+        "orthogonalized": nlcg_optax.scale_by_orthogonalisation(
             weight_dimension_numbers=matrix_axes_of
         ),
         "Kronecker": nlcg_optax.scale_by_kronecker(

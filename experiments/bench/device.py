@@ -39,7 +39,7 @@ def check_parity(config: RunConfig, dataset: Dataset, compute_dtype: str) -> Par
     cpu, device = jax.devices("cpu")[0], jax.devices()[0]
     model = models.build(config.model, dataset.num_classes)
     with jax.default_device(cpu):
-        images = preprocessing.standardise(jnp.asarray(split.images[:1]))
+        images = preprocessing.standardize(jnp.asarray(split.images[:1]))
         init = jax.jit(functools.partial(model.init, train=False))
         variables = init(jax.random.key(config.seed), images)
     exact = _loss_and_gradient(config, dataset, "float32", variables, split, cpu)
@@ -82,7 +82,7 @@ def _loss_and_gradient(
     def loss_fn(params: jax.Array, rest: dict[str, jax.Array]) -> jax.Array:
         logits, _ = model.apply(
             {**rest, "params": params},
-            preprocessing.standardise(images),
+            preprocessing.standardize(images),
             train=True,
             mutable=["batch_stats"],
         )

@@ -87,7 +87,7 @@ PEERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 
 @dataclasses.dataclass(frozen=True)
 class BenchArguments:
-    """Times the updates of optimisers in turns and prints ratios to Adam.
+    """Times the updates of optimizers in turns and prints ratios to Adam.
 
     Attributes:
       rounds: turns that each peer takes.

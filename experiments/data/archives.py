@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data.image_sets import ImageSet, LabelledImages
+from experiments.data.image_sets import ImageSet, LabeledImages
 
 CIFAR_MEMBERS = {
     "cifar10": {
@@ -28,7 +28,7 @@ IDX_UNSIGNED_BYTE = 8
 
 def read_archives(
     image_set: ImageSet, paths: Mapping[str, Path]
-) -> dict[str, LabelledImages]:
+) -> dict[str, LabeledImages]:
     """Reads the splits ``train`` and ``test`` from official archives.
 
     Args:
@@ -46,14 +46,14 @@ def read_archives(
         }
     train_images, train_labels, test_images, test_labels = map(_read_idx, files)
     return {
-        "train": _labelled(image_set, train_images, train_labels),
-        "test": _labelled(image_set, test_images, test_labels),
+        "train": _labeled(image_set, train_images, train_labels),
+        "test": _labeled(image_set, test_images, test_labels),
     }
 
 
 def _read_cifar(
     image_set: ImageSet, path: Path, members: Sequence[str]
-) -> LabelledImages:
+) -> LabeledImages:
     height, width, channels = image_set.shape
     label_bytes = CIFAR_LABEL_BYTES[image_set.name]
     try:
@@ -69,7 +69,7 @@ def _read_cifar(
             f"{error}"
         ) from error
     images = records[:, label_bytes:].reshape(-1, channels, height, width)
-    return LabelledImages(
+    return LabeledImages(
         np.ascontiguousarray(images.transpose(0, 2, 3, 1)),
         records[:, label_bytes - 1].astype(np.int32),
     )
@@ -90,7 +90,7 @@ def _read_idx(path: Path) -> np.ndarray:
         ) from error
 
 
-def _labelled(
+def _labeled(
     image_set: ImageSet, images: np.ndarray, labels: np.ndarray
-) -> LabelledImages:
-    return LabelledImages(images.reshape(-1, *image_set.shape), labels.astype(np.int32))
+) -> LabeledImages:
+    return LabeledImages(images.reshape(-1, *image_set.shape), labels.astype(np.int32))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.data.files_at_hand import SPLITS
-from experiments.data.image_sets import ImageSet, LabelledImages
+from experiments.data.image_sets import ImageSet, LabeledImages
 
 
 def arrays_path(image_set: ImageSet, data_dir: Path) -> Path:
@@ -15,7 +15,7 @@ def arrays_path(image_set: ImageSet, data_dir: Path) -> Path:
 
 
 def write(
-    image_set: ImageSet, data_dir: Path, splits: dict[str, LabelledImages]
+    image_set: ImageSet, data_dir: Path, splits: dict[str, LabeledImages]
 ) -> None:
     """Writes both splits; a reader sees the whole file or none."""
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def write(
         incomplete.unlink(missing_ok=True)
 
 
-def read(image_set: ImageSet, data_dir: Path) -> dict[str, LabelledImages]:
+def read(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImages]:
     """Reads both splits.
 
     Raises:
@@ -44,6 +44,6 @@ def read(image_set: ImageSet, data_dir: Path) -> dict[str, LabelledImages]:
     # NumPy leaves a broken file open unless it was opened outside.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return {
-            split: LabelledImages(arrays[f"{split}_images"], arrays[f"{split}_labels"])
+            split: LabeledImages(arrays[f"{split}_images"], arrays[f"{split}_labels"])
             for split in SPLITS
         }

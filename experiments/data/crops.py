@@ -42,7 +42,7 @@ def central_crop(encoded: bytes, size: int) -> np.ndarray:
     """Crops the central square of 7/8 of the shorter side; otherwise as the random."""
     with Image.open(io.BytesIO(encoded)) as image:
         side = CENTRAL * min(image.size)
-        return _resized(image, _centred(*image.size, side, side), size)
+        return _resized(image, _centered(*image.size, side, side), size)
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
@@ -57,10 +57,10 @@ def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
             upper = int(rng.integers(height - box_height + 1))
             return left, upper, left + box_width, upper + box_height
     side = min(width, height)
-    return _centred(width, height, side, side)
+    return _centered(width, height, side, side)
 
 
-def _centred(width: int, height: int, box_width: float, box_height: float) -> Box:
+def _centered(width: int, height: int, box_width: float, box_height: float) -> Box:
     left, upper = (width - box_width) / 2, (height - box_height) / 2
     return left, upper, left + box_width, upper + box_height
 

@@ -11,8 +11,8 @@ class Split(NamedTuple):
     """Part of a data set, on the device.
 
     Attributes:
-      images: ``[examples, height, width, channels]``; standardised floats, or raw
-        uint8 pixels, which `preprocessing` standardises in the step. For
+      images: ``[examples, height, width, channels]``; standardized floats, or raw
+        uint8 pixels, which `preprocessing` standardizes in the step. For
         text the numbers of its characters, ``[examples, length]``, int32.
       labels: ``[examples]``, int32; for text ``[examples, length]``.
     """

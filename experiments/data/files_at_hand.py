@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from experiments.data.archives import read_archives
-from experiments.data.image_sets import ImageSet, LabelledImages
+from experiments.data.image_sets import ImageSet, LabeledImages
 from experiments.data.npz_parts import find_parts, read_parts
 
 SPLITS = ("train", "test")
 
 
-def read_files(image_set: ImageSet, folder: Path) -> dict[str, LabelledImages]:
+def read_files(image_set: ImageSet, folder: Path) -> dict[str, LabeledImages]:
     """Reads ``train`` and ``test``, from official archives or else from npz parts.
 
     Raises:
@@ -34,8 +34,8 @@ def read_files(image_set: ImageSet, folder: Path) -> dict[str, LabelledImages]:
 
 
 def _checked(
-    image_set: ImageSet, splits: dict[str, LabelledImages], folder: Path
-) -> dict[str, LabelledImages]:
+    image_set: ImageSet, splits: dict[str, LabeledImages], folder: Path
+) -> dict[str, LabeledImages]:
     for name, (images, labels) in splits.items():
         if len(images) != len(labels) or not len(labels):
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class LabelledImages(NamedTuple):
+class LabeledImages(NamedTuple):
     """Images on the host, as they are stored.
 
     Attributes:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from experiments.data.image_sets import ImageSet, LabelledImages
+from experiments.data.image_sets import ImageSet, LabeledImages
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by number of channels
 
@@ -37,7 +37,7 @@ def find_parts(image_set: ImageSet, split: str, folder: Path) -> list[Path]:
     return [found[part][0] for part in sorted(found)]
 
 
-def read_parts(image_set: ImageSet, paths: list[Path]) -> LabelledImages:
+def read_parts(image_set: ImageSet, paths: list[Path]) -> LabeledImages:
     """Reads the parts of a split, one after the other.
 
     Raises:
@@ -45,10 +45,10 @@ def read_parts(image_set: ImageSet, paths: list[Path]) -> LabelledImages:
     """
     parts = [_read_part(image_set, path) for path in paths]
     images, labels = zip(*parts, strict=True)
-    return LabelledImages(np.concatenate(images), np.concatenate(labels))
+    return LabeledImages(np.concatenate(images), np.concatenate(labels))
 
 
-def _read_part(image_set: ImageSet, path: Path) -> LabelledImages:
+def _read_part(image_set: ImageSet, path: Path) -> LabeledImages:
     try:
         # NumPy leaves a broken file open unless it was opened outside.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
@@ -73,4 +73,4 @@ def _read_part(image_set: ImageSet, path: Path) -> LabelledImages:
         raise ValueError(
             f"{path} is not a part of {image_set.name}, or is broken: {error}"
         ) from error
-    return LabelledImages(images, labels)
+    return LabeledImages(images, labels)

@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 
 from experiments.data.crops import central_crop, random_resized_crop
-from experiments.data.image_sets import LabelledImages
+from experiments.data.image_sets import LabeledImages
 from experiments.data.stream import PADDING_LABEL, Share
 
 Example = Mapping[str, Any]
@@ -43,7 +43,7 @@ class PhotoStream:
 
     def training_batches(
         self, *, seed: int, first: int, batch_size: int, share: Share
-    ) -> Iterator[LabelledImages]:
+    ) -> Iterator[LabeledImages]:
         """Randomly cropped and flipped; see `Stream`."""
         # The random numbers of an example are those of its place in the endless order.
         examples = (
@@ -57,7 +57,7 @@ class PhotoStream:
 
     def evaluation_batches(
         self, *, batch_size: int, share: Share
-    ) -> Iterator[LabelledImages]:
+    ) -> Iterator[LabeledImages]:
         """Centrally cropped; see `Stream`."""
         padded = _Padded(self.source, batch_size)
         examples = grain.MapDataset.source(padded).map(_CentralCrop(self.size))
@@ -65,7 +65,7 @@ class PhotoStream:
 
     def _batches(
         self, examples: grain.MapDataset, batch_size: int, share: Share
-    ) -> Iterator[LabelledImages]:
+    ) -> Iterator[LabeledImages]:
         mine = examples[share.index :: share.count]
         size = batch_size // share.count
         if self.workers:
@@ -83,7 +83,7 @@ class PhotoStream:
         else:
             dataset = mine.to_iter_dataset().batch(size, drop_remainder=True)
         for batch in dataset:
-            yield LabelledImages(batch["image"], batch["label"])
+            yield LabeledImages(batch["image"], batch["label"])
 
 
 class _RandomCrop(grain.transforms.RandomMap):

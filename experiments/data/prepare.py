@@ -19,7 +19,7 @@ import tyro
 
 from experiments.data import DATA_DIR, arrays_file
 from experiments.data.files_at_hand import read_files
-from experiments.data.image_sets import IMAGE_SETS, ImageSet, LabelledImages
+from experiments.data.image_sets import IMAGE_SETS, ImageSet, LabeledImages
 from experiments.data.imagenet import NAME as IMAGENET
 from experiments.data.prepared import NotPreparedError, read_prepared, read_tfds
 from experiments.registry import look_up
@@ -55,7 +55,7 @@ def prepare(arguments: PrepareArguments) -> dict[str, int]:
     return {name: len(s.labels) for name, s in _prepare_small(arguments).items()}
 
 
-def _prepare_small(arguments: PrepareArguments) -> dict[str, LabelledImages]:
+def _prepare_small(arguments: PrepareArguments) -> dict[str, LabeledImages]:
     image_set = look_up("dataset", arguments.dataset, IMAGE_SETS)
     if arguments.form == "arrays":
         splits = _read_source(image_set, arguments)
@@ -68,7 +68,7 @@ def _prepare_small(arguments: PrepareArguments) -> dict[str, LabelledImages]:
 
 def _read_source(
     image_set: ImageSet, arguments: PrepareArguments
-) -> dict[str, LabelledImages]:
+) -> dict[str, LabeledImages]:
     if arguments.source is None:
         return read_tfds(image_set, arguments.data_dir)
     return read_files(image_set, arguments.source)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.data import arrays_file
-from experiments.data.image_sets import ImageSet, LabelledImages
+from experiments.data.image_sets import ImageSet, LabeledImages
 from experiments.errors import UserError
 
 
@@ -13,7 +13,7 @@ class NotPreparedError(UserError):
     """A data set is missing or half-written; the message says what to run."""
 
 
-def read_prepared(image_set: ImageSet, data_dir: Path) -> dict[str, LabelledImages]:
+def read_prepared(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImages]:
     """Reads the splits ``train`` and ``test``.
 
     The file of arrays is taken if there is one; TensorFlow Datasets is needed only
@@ -27,14 +27,14 @@ def read_prepared(image_set: ImageSet, data_dir: Path) -> dict[str, LabelledImag
     return _read(arrays_file.read, image_set, data_dir, " --form arrays")
 
 
-def read_tfds(image_set: ImageSet, data_dir: Path) -> dict[str, LabelledImages]:
+def read_tfds(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImages]:
     """Reads both splits from the ArrayRecord files, also if there is a file of arrays.
 
     Raises:
       NotPreparedError: if they are missing or broken.
     """
 
-    def read(image_set: ImageSet, data_dir: Path) -> dict[str, LabelledImages]:
+    def read(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImages]:
         # Imported here so that a machine without it can use the arrays.
         return importlib.import_module("experiments.data.tfds_store").read(
             image_set, data_dir
@@ -44,11 +44,11 @@ def read_tfds(image_set: ImageSet, data_dir: Path) -> dict[str, LabelledImages]:
 
 
 def _read(
-    read: Callable[[ImageSet, Path], dict[str, LabelledImages]],
+    read: Callable[[ImageSet, Path], dict[str, LabeledImages]],
     image_set: ImageSet,
     data_dir: Path,
     options: str,
-) -> dict[str, LabelledImages]:
+) -> dict[str, LabeledImages]:
     try:
         splits = read(image_set, data_dir)
         for images, labels in splits.values():

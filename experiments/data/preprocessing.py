@@ -16,11 +16,11 @@ CHANNEL_DEVIATIONS = (58.395, 57.12, 57.375)
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def standardise(images: jax.Array) -> jax.Array:
+def standardize(images: jax.Array) -> jax.Array:
     """Gives raw uint8 images mean 0 and deviation 1 each; floats are as they shall be.
 
     The deviation of an image of n pixels counts as at least ``1 / sqrt(n)`` grey
-    levels, so that an image of one colour becomes zero.
+    levels, so that an image of one color becomes zero.
     """
     if images.dtype != jnp.uint8:
         return images
@@ -32,7 +32,7 @@ def standardise(images: jax.Array) -> jax.Array:
     return (pixels - mean) / jnp.maximum(deviation, count**-0.5)
 
 
-def standardise_channels(images: jax.Array) -> jax.Array:
+def standardize_channels(images: jax.Array) -> jax.Array:
     """Takes off the mean of ImageNet's training pixels and divides by their deviation.
 
     Both are of each channel, and raw; floats are as they shall be.
@@ -70,19 +70,19 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "crop_flip": crop_and_flip,
 }
 
-STANDARDISATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "image": standardise,
-    "imagenet": standardise_channels,
+STANDARDIZATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "image": standardize,
+    "imagenet": standardize_channels,
 }
 
 
-def standardisation(name: str) -> Callable[[jax.Array], jax.Array]:
+def standardization(name: str) -> Callable[[jax.Array], jax.Array]:
     """A function from raw images to what a model takes.
 
     Raises:
       ValueError: if the name is unknown.
     """
-    return look_up("standardisation", name, STANDARDISATIONS)
+    return look_up("standardization", name, STANDARDIZATIONS)
 
 
 def augmentation(name: str) -> Augmentation:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.dataset import Dataset, Split
-from experiments.data.image_sets import ImageSet, LabelledImages
+from experiments.data.image_sets import ImageSet, LabeledImages
 from experiments.data.options import DataOptions
 from experiments.data.prepared import read_prepared
 
@@ -48,12 +48,12 @@ def _checked_classes(image_set: ImageSet, classes: int | None) -> int:
     return classes
 
 
-def _of_first_classes(split: LabelledImages, num_classes: int) -> LabelledImages:
+def _of_first_classes(split: LabeledImages, num_classes: int) -> LabeledImages:
     rows = split.labels < num_classes
-    return LabelledImages(split.images[rows], split.labels[rows])
+    return LabeledImages(split.images[rows], split.labels[rows])
 
 
-def _halved(image_set: ImageSet, split: LabelledImages) -> LabelledImages:
+def _halved(image_set: ImageSet, split: LabeledImages) -> LabeledImages:
     count, height, width, channels = split.images.shape
     if height % 2 or width % 2:
         raise ValueError(
@@ -62,8 +62,8 @@ def _halved(image_set: ImageSet, split: LabelledImages) -> LabelledImages:
         )
     blocks = split.images.reshape(count, height // 2, 2, width // 2, 2, channels)
     means = blocks.mean(axis=(2, 4), dtype=np.float32)
-    return LabelledImages(np.rint(means).astype(np.uint8), split.labels)
+    return LabeledImages(np.rint(means).astype(np.uint8), split.labels)
 
 
-def _on_device(split: LabelledImages, rows: np.ndarray | slice) -> Split:
+def _on_device(split: LabeledImages, rows: np.ndarray | slice) -> Split:
     return Split(jnp.asarray(split.images[rows]), jnp.asarray(split.labels[rows]))

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Protocol
 
-from experiments.data.image_sets import LabelledImages
+from experiments.data.image_sets import LabeledImages
 
 PADDING_LABEL = -1  # of what fills the last batch of an evaluation
 
@@ -35,7 +35,7 @@ class Stream(Protocol):
 
     def training_batches(
         self, *, seed: int, first: int, batch_size: int, share: Share
-    ) -> Iterator[LabelledImages]:
+    ) -> Iterator[LabeledImages]:
         """Batches without an end, every example once an epoch in an order of its own.
 
         What a batch holds depends on ``seed`` and its number alone: to go on after an
@@ -50,5 +50,5 @@ class Stream(Protocol):
 
     def evaluation_batches(
         self, *, batch_size: int, share: Share
-    ) -> Iterator[LabelledImages]:
+    ) -> Iterator[LabeledImages]:
         """All examples once; the last batch is filled with `PADDING_LABEL`."""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from experiments.data.archives import read_archives
 from experiments.data.files_at_hand import SPLITS, read_files
-from experiments.data.image_sets import ImageSet, LabelledImages
+from experiments.data.image_sets import ImageSet, LabeledImages
 
 Example = dict[str, Any]
 
@@ -63,16 +63,14 @@ class ImageSetBuilder(  # type: ignore[call-arg]  # its base is seen as Any
 
     def _read(
         self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, LabelledImages]:
+    ) -> dict[str, LabeledImages]:
         if self.source is not None:
             return read_files(self.image_set, self.source)
         urls = {name: self.image_set.url + name for name in self.image_set.archives}
         paths = {n: Path(path) for n, path in dl_manager.download(urls).items()}
         return read_archives(self.image_set, paths)
 
-    def _generate_examples(
-        self, split: LabelledImages
-    ) -> Iterator[tuple[int, Example]]:
+    def _generate_examples(self, split: LabeledImages) -> Iterator[tuple[int, Example]]:
         for row, (image, label) in enumerate(zip(*split, strict=True)):
             pixels = image[..., 0] if image.shape[-1] == 1 else image
             yield row, {"image": Image.fromarray(pixels), "label": int(label)}
@@ -99,7 +97,7 @@ def prepare(image_set: ImageSet, data_dir: Path, source: Path | None) -> None:
     )
 
 
-def read(image_set: ImageSet, data_dir: Path) -> dict[str, LabelledImages]:
+def read(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImages]:
     """Reads both splits of a prepared image set.
 
     Raises:
@@ -110,9 +108,9 @@ def read(image_set: ImageSet, data_dir: Path) -> dict[str, LabelledImages]:
     return {name: _read_split(builder.as_data_source(name)) for name in SPLITS}
 
 
-def _read_split(source: Sequence[Example]) -> LabelledImages:
+def _read_split(source: Sequence[Example]) -> LabeledImages:
     examples = [source[row] for row in range(len(source))]
-    return LabelledImages(
+    return LabeledImages(
         np.stack([example["image"] for example in examples]),
         np.array([example["label"] for example in examples], np.int32),
     )

@@ -64,11 +64,11 @@ def build(
       num_classes: width of the output.
       compute_dtype: a name in `DTYPES`; parameters and logits stay float32.
 
-      ghost_batch_size: examples that batch normalisation sees together, None for all.
+      ghost_batch_size: examples that batch normalization sees together, None for all.
 
     Raises:
       ValueError: if a name is unknown, or ghost batches are asked of a model without
-        batch normalisation.
+        batch normalization.
     """
     model = look_up("model", name, MODELS)
     dtype = look_up("compute_dtype", compute_dtype, DTYPES)
@@ -78,6 +78,6 @@ def build(
     if not hasattr(built, "ghost_batch_size"):
         raise ValueError(
             f"ghost_batch_size={ghost_batch_size!r} must be None with model={name!r}, "
-            "which has no batch normalisation"
+            "which has no batch normalization"
         )
     return built.clone(ghost_batch_size=ghost_batch_size)

@@ -1,4 +1,4 @@
-"""Batch normalisation, with the statistics of parts of the batch if wanted."""
+"""Batch normalization, with the statistics of parts of the batch if wanted."""
 
 import flax.linen as nn
 import jax
@@ -6,13 +6,13 @@ import jax.numpy as jnp
 
 
 class BatchNorm(nn.BatchNorm):
-    """Flax's batch normalisation, or "ghost" batch normalisation (arXiv 1705.08741).
+    """Flax's batch normalization, or "ghost" batch normalization (arXiv 1705.08741).
 
-    Each ghost batch is normalised by its own mean and variance, as if it were a
+    Each ghost batch is normalized by its own mean and variance, as if it were a
     micro-batch; the running statistics are moved by one ghost batch after the other.
 
     Attributes:
-      ghost_batch_size: examples that are normalised together, a divisor of the batch;
+      ghost_batch_size: examples that are normalized together, a divisor of the batch;
         None for all of them.
     """
 
@@ -20,7 +20,7 @@ class BatchNorm(nn.BatchNorm):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises over all axes but the last."""
+        """Normalizes over all axes but the last."""
         if self.use_running_average or self.ghost_batch_size is None:
             return super().__call__(x)
         features = x.shape[-1]
@@ -44,5 +44,5 @@ class BatchNorm(nn.BatchNorm):
         bias = self.param("bias", self.bias_init, (features,), self.param_dtype)
         factor = jax.lax.rsqrt(var + self.epsilon) * scale
         mean, factor = (jnp.expand_dims(v, axes) for v in (mean, factor))
-        normalised = (exact - mean) * factor + bias
-        return normalised.astype(self.dtype or x.dtype).reshape(x.shape)
+        normalized = (exact - mean) * factor + bias
+        return normalized.astype(self.dtype or x.dtype).reshape(x.shape)

@@ -1,4 +1,4 @@
-"""A small convolutional network with batch normalisation."""
+"""A small convolutional network with batch normalization."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from experiments.models.batch_norm import BatchNorm
 
 
 class Cnn(nn.Module):
-    """Normalised convolutions and a mean over space.
+    """Normalized convolutions and a mean over space.
 
     Attributes:
       num_classes: width of the output.
@@ -28,7 +28,7 @@ class Cnn(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Returns logits; with ``train`` the statistics of the batch normalise."""
+        """Returns logits; with ``train`` the statistics of the batch normalize."""
         x = images
         strides = self.strides or (1, *[2] * (len(self.features) - 1))
         for features, stride in zip(self.features, strides, strict=True):

@@ -2,7 +2,7 @@
 
 Residual bottlenecks (arXiv 1512.03385) with the stride in the 3x3 convolution, which
 is what "v1.5" means. The last scale of a block starts at zero, weights and momentum of
-batch normalisation are those of arXiv 1706.02677, section 5.1.
+batch normalization are those of arXiv 1706.02677, section 5.1.
 """
 
 import functools
@@ -17,7 +17,7 @@ from experiments.models.batch_norm import BatchNorm
 STAGE_BLOCKS = (3, 4, 6, 3)
 EXPANSION = 4  # channels behind a block over channels within
 
-Normalisation = functools.partial(BatchNorm, momentum=0.9, epsilon=1e-5)
+Normalization = functools.partial(BatchNorm, momentum=0.9, epsilon=1e-5)
 Conv = functools.partial(
     nn.Conv,
     use_bias=False,
@@ -26,7 +26,7 @@ Conv = functools.partial(
 
 
 class Bottleneck(nn.Module):
-    """Convolutions 1x1, 3x3 and 1x1, each normalised, around a shortcut.
+    """Convolutions 1x1, 3x3 and 1x1, each normalized, around a shortcut.
 
     Attributes:
       filters: of the first two convolutions; the third has four times as many.
@@ -44,24 +44,24 @@ class Bottleneck(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Returns the images after the block."""
         conv = functools.partial(Conv, dtype=self.dtype)
-        normalise = functools.partial(
-            Normalisation,
+        normalize = functools.partial(
+            Normalization,
             use_running_average=not train,
             dtype=self.dtype,
             ghost_batch_size=self.ghost_batch_size,
         )
         channels = EXPANSION * self.filters
         shortcut = x
-        x = nn.relu(normalise()(conv(self.filters, (1, 1))(x)))
+        x = nn.relu(normalize()(conv(self.filters, (1, 1))(x)))
         x = conv(self.filters, (3, 3), strides=self.strides, padding=1)(x)
-        x = nn.relu(normalise()(x))
+        x = nn.relu(normalize()(x))
         x = conv(channels, (1, 1))(x)
-        x = normalise(scale_init=nn.initializers.zeros)(x)
+        x = normalize(scale_init=nn.initializers.zeros)(x)
         if shortcut.shape != x.shape:
             shortcut = conv(channels, (1, 1), strides=self.strides, name="projection")(
                 shortcut
             )
-            shortcut = normalise(name="projection_norm")(shortcut)
+            shortcut = normalize(name="projection_norm")(shortcut)
         return nn.relu(shortcut + x)
 
 
@@ -84,10 +84,10 @@ class ResNet50(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Returns logits; with ``train`` the statistics of the batch normalise."""
+        """Returns logits; with ``train`` the statistics of the batch normalize."""
         stem = max(1, round(64 * self.width))
         x = Conv(stem, (7, 7), strides=2, padding=3, dtype=self.dtype)(images)
-        x = Normalisation(
+        x = Normalization(
             use_running_average=not train,
             dtype=self.dtype,
             ghost_batch_size=self.ghost_batch_size,

@@ -16,7 +16,7 @@ from experiments.models.batch_norm import BatchNorm
 STAGE_FILTERS = (16, 32, 64)
 DEPTHS = (8, 20, 32, 56)
 
-Normalisation = functools.partial(BatchNorm, epsilon=1e-5)
+Normalization = functools.partial(BatchNorm, epsilon=1e-5)
 Conv = functools.partial(
     nn.Conv,
     use_bias=False,
@@ -25,13 +25,13 @@ Conv = functools.partial(
 
 
 class PreActivationBlock(nn.Module):
-    """Twice batch normalisation, ReLU and a 3x3 convolution, around a shortcut.
+    """Twice batch normalization, ReLU and a 3x3 convolution, around a shortcut.
 
     Attributes:
       filters: of both convolutions.
       strides: of the first one, and of the projection.
       project: whether the shortcut is a 1x1 convolution, behind the first ReLU.
-      norm_momentum: of the statistics of batch normalisation.
+      norm_momentum: of the statistics of batch normalization.
       dtype: of the computation.
       ghost_batch_size: see `BatchNorm`.
     """
@@ -46,15 +46,15 @@ class PreActivationBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Returns the images after the block."""
-        normalise = functools.partial(
-            Normalisation,
+        normalize = functools.partial(
+            Normalization,
             momentum=self.norm_momentum,
             use_running_average=not train,
             dtype=self.dtype,
             ghost_batch_size=self.ghost_batch_size,
         )
         shortcut = x
-        x = nn.relu(normalise()(x))
+        x = nn.relu(normalize()(x))
         if self.project:
             shortcut = Conv(
                 self.filters, (1, 1), strides=self.strides, dtype=self.dtype
@@ -66,7 +66,7 @@ class PreActivationBlock(nn.Module):
             padding=1,
             dtype=self.dtype,
         )(x)
-        x = nn.relu(normalise()(x))
+        x = nn.relu(normalize()(x))
         x = Conv(self.filters, (3, 3), padding=1, dtype=self.dtype)(x)
         return shortcut + x
 
@@ -78,7 +78,7 @@ class ResNetCifar(nn.Module):
       num_classes: width of the output.
       depth: number of convolutions in series, plus one for the dense layer: 6n + 2.
       width: factor of the numbers of filters.
-      norm_momentum: of the statistics of batch normalisation.
+      norm_momentum: of the statistics of batch normalization.
       dtype: of the computation; parameters and logits are float32.
       ghost_batch_size: see `BatchNorm`.
     """
@@ -92,7 +92,7 @@ class ResNetCifar(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Returns logits; with ``train`` the statistics of the batch normalise."""
+        """Returns logits; with ``train`` the statistics of the batch normalize."""
         filters = [max(1, round(self.width * count)) for count in STAGE_FILTERS]
         x = Conv(filters[0], (3, 3), padding=1, dtype=self.dtype)(images)
         for stage, stage_filters in enumerate(filters):
@@ -106,7 +106,7 @@ class ResNetCifar(nn.Module):
                     dtype=self.dtype,
                     ghost_batch_size=self.ghost_batch_size,
                 )(x, train=train)
-        x = Normalisation(
+        x = Normalization(
             momentum=self.norm_momentum,
             use_running_average=not train,
             dtype=self.dtype,

@@ -1,6 +1,6 @@
 """A small transformer that predicts the next character.
 
-A decoder with normalisation before each part, learned positions and the embedding of
+A decoder with normalization before each part, learned positions and the embedding of
 the characters as the weights of the output (arXiv 1706.03762, 1608.05859).
 """
 

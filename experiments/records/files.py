@@ -1,9 +1,9 @@
-"""The record of a run: one JSON object a line, written while the run goes on.
+"""The record of a run: one JSON object per line, written during the run.
 
-The first line is the header (configuration, versions, device, commit), then come
-trials of the search that chose the learning rate, steps and evaluations, and last the
-summary, or the reason why the run was stopped. A number that is not finite is null.
-If the first part was lost, ``begins_at`` in the header is the step of the first line.
+The first line is the header (configuration, versions, device, commit). Trials of the
+search that chose the learning rate, steps and evaluations follow, and last the summary,
+or the reason why the run was stopped. A number that is not finite is null. If the first
+part was lost, ``begins_at`` in the header is the step of the first line.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from typing import Any, Self
 import jax
 
 from experiments.config import RunConfig
+from experiments.records.old_names import current_config
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "nlcg-optax")
 KINDS = ("header", "trial", "step", "evaluation", "summary", "stopped")
@@ -36,13 +37,13 @@ class RunRecord:
     """A record that was read back.
 
     Attributes:
-      config: the configuration.
-      header: the whole first line.
-      trials: of the search for the learning rate.
+      config: the configuration, with today's names.
+      header: the whole first line, as it was written.
+      trials: lines of the search for the learning rate.
       steps: metrics of each step.
-      evaluations: on whole splits.
-      summary: of a run that reached its end, else None.
-      stopped: why the run was stopped, or None.
+      evaluations: figures on whole splits.
+      summary: the last line of a run that reached its end, else None.
+      stopped: the reason why the run was stopped, or None.
     """
 
     config: RunConfig
@@ -64,13 +65,13 @@ class RecordWriter:
     Args:
       path: of the file; its folder is made.
       config: of the run, for the header.
-      overwrite: whether a record that exists is replaced.
-      resume: whether the lines that the file has are kept and more are added.
-      begins_at: the first step of a record, of which those before were lost.
+      overwrite: whether an existing record is replaced.
+      resume: whether an existing record is continued.
+      begins_at: the first step of a record whose earlier steps were lost.
 
     Raises:
       FileExistsError: if the record exists and neither is true.
-      OSError: if it cannot be written.
+      OSError: if the file cannot be written.
     """
 
     def __init__(
@@ -83,9 +84,7 @@ class RecordWriter:
         begins_at: int = 0,
     ):
         if path.exists() and not (overwrite or resume):
-            raise FileExistsError(
-                f"the record {str(path)!r} exists; name another, or delete it"
-            )
+            raise record_exists(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a" if resume else "w", encoding="utf-8")
         if not resume:
@@ -107,28 +106,35 @@ class RecordWriter:
         """Adds a line.
 
         Raises:
-          OSError: if there is no room for it, for instance.
+          OSError: if it cannot be written, for instance because the disk is full.
         """
         line = {"kind": kind, **{name: _plain(value) for name, value in values.items()}}
         try:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
-            with contextlib.suppress(OSError):  # which tries once more to write
+            with contextlib.suppress(OSError):  # closing tries to write once more
                 self._file.close()
             raise OSError(
                 error.errno,
-                f"the record {self._file.name!r} could not be written, what it holds "
-                f"is kept: {error.strerror}",
+                f"the record {self._file.name!r} could not be written; the lines so "
+                f"far are kept: {error.strerror}",
             ) from error
 
     def sync(self) -> None:
-        """Waits until the disk has all lines, before a checkpoint relies on them."""
+        """Waits until all lines are on the disk, before a checkpoint relies on them."""
         os.fsync(self._file.fileno())
 
 
+def record_exists(path: Path) -> FileExistsError:
+    """The error for a record that is not to be replaced."""
+    return FileExistsError(
+        f"the record {str(path)!r} exists; name another, or delete it"
+    )
+
+
 class SilentWriter(RecordWriter):
-    """Writes nothing, for processes beside the one that keeps the record."""
+    """Writes nothing, for processes other than the one that keeps the record."""
 
     def __init__(self) -> None:
         pass
@@ -144,7 +150,7 @@ class SilentWriter(RecordWriter):
 
 
 def header(config: RunConfig) -> Line:
-    """What must be known to repeat a run."""
+    """All that is needed to repeat a run."""
     device = jax.devices()[0]
     return {
         "config": dataclasses.asdict(config),
@@ -165,8 +171,8 @@ def read_record(path: Path, *, interrupted: bool = False) -> RunRecord:
 
     Args:
       path: of the file.
-      interrupted: whether half a line at the end is left out, as a killed run or a
-        full disk leaves it.
+      interrupted: whether an incomplete last line, which a killed run or a full disk
+        leaves, is ignored.
 
     Raises:
       ValueError: if the file is no record; the message names file and line.
@@ -185,7 +191,7 @@ def read_record(path: Path, *, interrupted: bool = False) -> RunRecord:
         raise ValueError(f"{path} has {len(lines['header'])} headers; 1 is needed")
     first = lines["header"][0]
     return RunRecord(
-        config=RunConfig(**first["config"]),
+        config=RunConfig(**current_config(first["config"])),
         header=first,
         trials=lines["trial"],
         steps=lines["step"],
@@ -196,7 +202,7 @@ def read_record(path: Path, *, interrupted: bool = False) -> RunRecord:
 
 
 def record_lines(path: Path, interrupted: bool) -> list[str]:
-    """The lines of a file; if ``interrupted`` without one that has no end."""
+    """The lines of a file; if ``interrupted``, without an incomplete last line."""
     with path.open(encoding="utf-8") as file:
         return [text for text in file if text.endswith("\n") or not interrupted]
 
@@ -260,7 +266,7 @@ def _versions() -> dict[str, str | None]:
 
 @functools.cache
 def _commit() -> str | None:
-    """The commit of this checkout, with ``-dirty`` behind it if files differ."""
+    """The commit of this checkout, followed by ``-dirty`` if files differ."""
     command = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     try:
         answer = subprocess.run(

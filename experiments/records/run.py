@@ -10,7 +10,12 @@ from jax.experimental import multihost_utils
 
 from experiments.config import RunConfig
 from experiments.data import AnyDataset, Split
-from experiments.records.files import Line, RecordWriter, SilentWriter
+from experiments.records.files import (
+    Line,
+    RecordWriter,
+    SilentWriter,
+    record_exists,
+)
 from experiments.records.resume import interrupted_record, take_back
 from experiments.training import (
     CompiledProgram,
@@ -29,6 +34,19 @@ from experiments.training.processes import is_first
 OnReport = Callable[[Report, Line], None]
 
 
+def check_record(path: Path, config: RunConfig, *, resume: bool) -> None:
+    """Refuses a record that a run could not write, before any work.
+
+    Raises:
+      FileExistsError: if the record exists and the run is not resumed.
+      ValueError: if the run is resumed, and the record is of another configuration.
+    """
+    if resume:
+        interrupted_record(path, config)
+    elif path.exists():
+        raise record_exists(path)
+
+
 def record_run(
     path: Path,
     compiled: CompiledProgram,
@@ -44,23 +62,23 @@ def record_run(
 
     Of several processes the first one writes the record.
 
-    With checkpoints a run that was interrupted goes on from the newest one, to the same
-    numbers and the same record as if it had not been, the seconds aside. One that had
-    come to its end is not repeated. If the record was lost, a warning tells so and a
-    new one begins at the step of the checkpoint.
+    With checkpoints an interrupted run resumes from the newest one, to the same numbers
+    and the same record as without the interruption, the seconds aside. A run that has
+    ended is not repeated. If the record was lost, a warning says so and a new one
+    begins at the step of the checkpoint.
 
     Args:
       path: of the record.
       compiled: the compiled program of ``config``.
-      config: of the run.
+      config: settings of the run.
       dataset: what to train and evaluate on.
       trials: of the search that chose the learning rate, to be kept in the record.
-      on_report: called after each compiled call with its report and evaluation.
+      on_report: called after each report, with it and its evaluation.
       overwrite: whether an existing record is replaced.
-      checkpoints: where the state is saved and taken up, of the same ``config``.
+      checkpoints: where the state is saved and restored from, of the same ``config``.
 
     Returns:
-      The summary; nothing, in other processes, of a run that had come to its end.
+      The summary; nothing, in other processes, of a run that had ended before.
 
     Raises:
       CheckpointError: if a checkpoint cannot be written, or none be read.
@@ -77,38 +95,24 @@ def record_run(
         if finished:
             return summary
         restored = checkpoints.restore(state)
-        overwrite = True  # killed before its first checkpoint, it begins again
+        overwrite = True  # killed before its first checkpoint, it starts anew
     start = _Start(state, 0.0, {}, resume=False)
     if restored is not None:
         start = _resumed(path, restored, last=_last_step(config, program))
-    state, seconds, evaluation, resume = start
     begins_at = 0 if restored is None else restored.step
     with (
         RecordWriter(
-            path, config, overwrite=overwrite, resume=resume, begins_at=begins_at
+            path, config, overwrite=overwrite, resume=start.resume, begins_at=begins_at
         )
         if is_first()
         else SilentWriter()
     ) as writer:
-        if not resume:
+        if not start.resume:
             for trial in trials:
                 writer.write("trial", trial)
-        for report in run_epochs(compiled, config, dataset, state):
-            state = report.state
-            write_steps(writer, report, program.gradient_equivalents, seconds)
-            seconds += report.seconds
-            try:
-                check_finite(report, config)
-            except DivergedError as error:
-                writer.write("stopped", {"reason": str(error)})
-                raise
-            evaluation = evaluation_of(report, program, dataset, seconds)
-            writer.write("evaluation", evaluation)
-            if checkpoints is not None and checkpoints.is_due(report.number):
-                writer.sync()
-                checkpoints.save(int(state.step), state, {"seconds": seconds})
-            if on_report is not None:
-                on_report(report, evaluation)
+        state, evaluation = _train(
+            writer, compiled, config, dataset, start, on_report, checkpoints
+        )
         summary = {
             **evaluation,
             **named("test", program.evaluate(state, dataset.test)),
@@ -118,14 +122,45 @@ def record_run(
     return summary
 
 
+def _train(
+    writer: RecordWriter,
+    compiled: CompiledProgram,
+    config: RunConfig,
+    dataset: AnyDataset,
+    start: "_Start",
+    on_report: OnReport | None,
+    checkpoints: Checkpoints | None,
+) -> tuple[TrainState, Line]:
+    """Trains to the end and records each report; the last state and evaluation."""
+    program = compiled.program
+    state, seconds, evaluation, _ = start
+    for report in run_epochs(compiled, config, dataset, state):
+        state = report.state
+        write_steps(writer, report, program.gradient_equivalents, seconds)
+        seconds += report.seconds
+        try:
+            check_finite(report, config)
+        except DivergedError as error:
+            writer.write("stopped", {"reason": str(error)})
+            raise
+        evaluation = evaluation_of(report, program, dataset, seconds)
+        writer.write("evaluation", evaluation)
+        if checkpoints is not None and checkpoints.is_due(report.number):
+            writer.sync()
+            checkpoints.save(int(state.step), state, {"seconds": seconds})
+        if on_report is not None:
+            on_report(report, evaluation)
+    return state, evaluation
+
+
 class _Start(NamedTuple):
-    """Where a run begins or goes on.
+    """Where a run starts or resumes.
 
     Attributes:
       state: at that step.
-      seconds: trained so far.
-      evaluation: the last one, empty at the beginning.
-      resume: whether the record is there and goes on.
+      seconds: of training so far.
+      evaluation: the last one, empty at the start.
+      resume: whether an existing record is continued.
     """
 
     state: TrainState
@@ -135,7 +170,7 @@ class _Start(NamedTuple):
 
 
 def _finished(path: Path, config: RunConfig) -> tuple[bool, Line]:
-    """Whether the run has come to its end, as the first process sees it."""
+    """Whether the run has ended, as the first process sees it, and its summary."""
     earlier = interrupted_record(path, config) if is_first() else None
     summary = None if earlier is None else earlier.summary
     finished = multihost_utils.broadcast_one_to_all(np.int32(summary is not None))
@@ -156,11 +191,11 @@ def _resumed(path: Path, restored: Restored, last: int) -> _Start:
         raise ValueError(
             f"record={str(path)!r} does not exist, but the run has a checkpoint at "
             f"step {restored.step}, its last, and nothing is left to record; bring the "
-            "record back, or start anew with another folder of checkpoints"
+            "record back, or start again with another folder of checkpoints"
         )
     warnings.warn(
-        f"the record {str(path)!r} of the steps before {restored.step} is not there, "
-        "but a checkpoint is: the run goes on from it, and a new record begins at "
+        f"the record {str(path)!r} of the steps before {restored.step} is missing, but "
+        "a checkpoint exists: the run resumes from it, and a new record begins at "
         f"step {restored.step}",
         stacklevel=3,
     )
@@ -175,7 +210,7 @@ def named(split: str, evaluation: Any) -> Line:
 def evaluation_of(
     report: Report, program: Program, dataset: AnyDataset, seconds: float
 ) -> Line:
-    """Loss and accuracy on whole splits, with what they have cost so far."""
+    """Loss and accuracy on whole splits, with the cost so far."""
     state = report.state
     steps = len(report.metrics["loss"])
     line = {
@@ -193,7 +228,7 @@ def evaluation_of(
 def _on_training_data(
     program: Program, report: Report, dataset: AnyDataset
 ) -> Evaluation:
-    """A stream is not read once more: its figures are means over the last steps."""
+    """Loss and accuracy; of a stream, which is read once, means over the last steps."""
     if isinstance(dataset.train, Split):
         return program.evaluate(report.state, dataset.train)
     return Evaluation(*(report.metrics[name].mean() for name in Evaluation._fields))
@@ -202,7 +237,7 @@ def _on_training_data(
 def write_steps(
     writer: RecordWriter, report: Report, cost: float, seconds_before: float
 ) -> None:
-    """Writes each step; the seconds of a compiled call are shared out equally."""
+    """Writes each step; the seconds of a compiled call are divided equally."""
     count = len(report.metrics["loss"])
     first = int(report.state.step) - count
     seconds = seconds_before + report.seconds * np.arange(1, count + 1) / count

@@ -1,7 +1,7 @@
 """``python -m experiments.scaling.compile``: the step of ResNet-50, compiled for pods.
 
 No TPU is needed, only its compiler (``pip install '.[tpu]'``). For each topology,
-layout and optimiser it tells what a chip needs: memory, operations, communication.
+layout and optimizer it tells what a chip needs: memory, operations, communication.
 ``JAX_OPTIMIZATION_LEVEL=O0`` in the environment, the default here, makes it a matter of
 a minute each; figures that are there already are not made again. Each is compiled in
 a process of its own: a program that does not fit, and that the compiler goes on

@@ -8,7 +8,7 @@ from experiments.scaling import peers
 from experiments.scaling.compiled_step import StepCost
 
 HEADINGS = (
-    "optimiser",
+    "optimizer",
     "arguments GiB",
     "temporaries GiB",
     "peak GiB",
@@ -35,7 +35,7 @@ class Case:
 
     @property
     def setting(self) -> tuple[object, ...]:
-        """All but the optimiser."""
+        """All but the optimizer."""
         fields = dataclasses.asdict(self)
         del fields["optimizer"]
         return tuple(fields.values())

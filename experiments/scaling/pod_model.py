@@ -5,8 +5,8 @@ It is a model, no measurement. Its assumptions:
 - A pass over the images takes the time of its operations at the chip's peak, or of its
   bytes at the peak of its memory, whichever is longer; both as the compiler counts
   them for a reference, momentum SGD, and in proportion to the images of a chip. An
-  optimiser makes as many passes as its operations are times those of the reference.
-- The reference reads and writes its state once besides. What another optimiser reads
+  optimizer makes as many passes as its operations are times those of the reference.
+- The reference reads and writes its state once besides. What another optimizer reads
   and writes beyond its passes takes the same time on any number of chips.
 - Collectives run when nothing else does. Each takes the time of its bytes on all links
   of the chip in one direction, and one latency for each hop around the torus. Links

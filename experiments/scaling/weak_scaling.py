@@ -2,7 +2,7 @@
 
 Virtual devices share the cores of the machine, so ``n`` of them, each with the same
 number of images, need ``n`` times as long as one at best. Seconds say nothing about
-pods; the ratios tell whether an optimiser or a layout adds work with every device.
+pods; the ratios tell whether an optimizer or a layout adds work with every device.
 """
 
 import statistics
@@ -26,14 +26,14 @@ IMAGE_SIZE, CLASSES = 16, 10
 
 
 class WeakScaling(NamedTuple):
-    """One optimiser on a number of devices.
+    """One optimizer on a number of devices.
 
     Attributes:
       optimizer: its name.
       devices: how many.
       ratio: time of a step over that of one device, divided by the devices: 1 if
         nothing but the images takes time.
-      to_reference: time of a step over that of the first optimiser on as many devices,
+      to_reference: time of a step over that of the first optimizer on as many devices,
         median over turns.
     """
 
@@ -49,7 +49,7 @@ def measure(
     images_per_device: int,
     rounds: int,
 ) -> list[WeakScaling]:
-    """Times steps of a small convolutional network, the optimisers in turns.
+    """Times steps of a small convolutional network, the optimizers in turns.
 
     Args:
       optimizers: the first is the reference.

@@ -28,6 +28,8 @@ from experiments.tuning.sweep import (
     with_choice,
 )
 
+MODULE = "experiments.studies.digits"
+
 EXAMPLES = 1024  # of the training split
 
 UNSMOOTHED = {"beta_max": 1.0, "beta_smoothing": 0.0}
@@ -116,12 +118,12 @@ def sweep_of(budget: Budget, batch_size: int | None) -> Sweep:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends it with a message."""
-    given = tyro.cli(DemoArguments, args=arguments)
+    given = tyro.cli(DemoArguments, prog=f"python -m {MODULE}", args=arguments)
     console = rich.console.Console()
     start = time.perf_counter()
     budget = SMALL if given.small else Budget()
     sweeps = [sweep_of(budget, batch_size) for batch_size in budget.batch_sizes]
-    with ending_with_a_message("experiments.studies.digits", arguments):
+    with ending_with_a_message(MODULE, arguments):
         run_study(
             [sweep_stage(sweep, given.out) for sweep in sweeps],
             Runner(data.DATA_DIR),

@@ -7,30 +7,30 @@ prepared by ``python -m experiments.data.prepare imagenet2012 --source DIRECTORY
         --data-dir /mnt/imagenet --record runs/paper-nlcg.jsonl \
         --checkpoint-dir gs://BUCKET/paper-nlcg --processes.auto
 
-from one machine: ``gcloud compute tpus tpu-vm ssh NAME --worker=all --command="..."``.
-The same command goes on after an interruption, on the same slice or another. The record
-is a file on the first host; on another slice it begins anew at the checkpoint's step,
-unless it is brought there.
+From one machine: ``gcloud compute tpus tpu-vm ssh NAME --worker=all --command="..."``.
+Rerunning the command resumes after an interruption, on the same slice or another. The
+record is a file on the first host; on another slice a new record begins at the step of
+the checkpoint, unless the file is copied there.
 
-How a batch is split. 65,536 images are two micro-batches of 32,768, each of 128 images
-on each of 256 chips; the gradients and losses of both are averaged before the step. A
-host reads and decodes its own 1,024 images of a step. Batch normalisation sees 128
-images, whatever the number of chips. With fewer chips take more micro-batches:
-``--config.micro-batches 4`` on 128 chips, 64 on eight.
+Batch. 65,536 images are two micro-batches of 32,768, each of 128 images on each of 256
+chips; their gradients and losses are averaged before the step. A host reads and decodes
+its own 1,024 images of a step. Batch normalization uses 128 images at a time, with any
+number of chips. With fewer chips take more micro-batches: ``--config.micro-batches 4``
+on 128 chips, 64 on eight.
 
-The schedule. 90 epochs, 39 steps in every two of them: 1,755 steps. The paper's recipe
-rises for 1/8 of the run to 0.1 per 256 images, that is 25.6, and falls to a tenth
-after 51 % and 76.5 % of it; that rate is an inference from its smaller batches. Its L2
-factor is that of arXiv 1706.02677. LARS and the recommended NLCG have a warm-up of five
-epochs and a cosine; their rates are where a search may begin.
+Schedule. 90 epochs of 19.5 steps: 1,755 steps. In the paper's recipe the learning rate
+rises for 1/8 of the run to 0.1 per 256 images, that is 25.6, and falls to a tenth after
+51 % and 76.5 % of the run; the value 25.6 is inferred from the paper's smaller batches.
+Its L2 factor is that of arXiv 1706.02677. LARS and the recommended NLCG have a warm-up
+of five epochs and a cosine schedule; their learning rates are starting points for a
+search.
 
-Nothing of this was run: there was no pod. What was run is ``experiments.run`` on a few
-fake images (``tests/experiments/test_imagenet.py``), with other settings than these.
-What was compiled for pods (``experiments/scaling``) is a step of the same network at
-the same batch and in the same dtype, but not of these configurations: in one
-micro-batch on 256 chips, without ghost batches and without the average of the weights.
-That the steps of these compile was tried with a small network on virtual devices
-(``tests/experiments/test_imagenet_pod.py``).
+None of these configurations has been run, for lack of a pod. ``experiments.run`` was
+run on a few fake images with other settings (``tests/experiments/data``). The step that
+was compiled for pods (``experiments/scaling``) has the same network, batch and dtype,
+but one micro-batch on 256 chips, no ghost batches and no average of the weights. The
+steps of these configurations compile with a small network on virtual devices
+(``tests/experiments/studies/test_imagenet_pod.py``).
 """
 
 import dataclasses
@@ -42,6 +42,8 @@ import tyro
 from experiments import run
 from experiments.config import RunConfig
 from experiments.run import RunArguments
+
+MODULE = "experiments.studies.imagenet_pod"
 
 PAPER = RunConfig(
     dataset="imagenet2012",
@@ -56,7 +58,7 @@ PAPER = RunConfig(
     epochs_per_report=2,
     l2=1e-4,
     ema_decay=0.9999,
-    standardisation="imagenet",
+    standardization="imagenet",
     image_size=224,
     decode_workers=32,
     compute_dtype="bfloat16",
@@ -106,7 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: (description, RunArguments(config=config))
         for name, (description, config) in CONFIGS.items()
     }
-    run.execute(tyro.extras.overridable_config_cli(choices, args=given))
+    chosen = tyro.extras.overridable_config_cli(
+        choices, prog=f"python -m {MODULE}", args=given
+    )
+    run.execute(chosen, arguments, MODULE)
 
 
 if __name__ == "__main__":

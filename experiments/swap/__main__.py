@@ -1,6 +1,6 @@
 """``python -m experiments.swap``: one run of SWAP, from the command line to its record.
 
-For example, with the optimiser of each phase and four workers along a mesh of devices::
+For example, with the optimizer of each phase and four workers along a mesh of devices::
 
     python -m experiments.swap --config.large.optimizer large_batch_nlcg
     --config.small.optimizer nesterov --config.small.learning-rate 0.02
@@ -20,13 +20,15 @@ from experiments.records.files import Line
 from experiments.swap.config import SwapConfig
 from experiments.swap.records import record_swap
 
+MODULE = "experiments.swap"
+
 
 @dataclasses.dataclass(frozen=True)
 class SwapArguments:
-    """Trains with large batches, then workers with small ones, and averages these.
+    """Trains with large batches, then workers with small ones, and averages them.
 
     Attributes:
-      config: of both phases; data set and model must be the same in both.
+      config: settings of both phases; data set and model must be the same in both.
       record: the JSON file to write; it must not exist.
       data_dir: folder of all prepared data sets.
     """
@@ -37,18 +39,20 @@ class SwapArguments:
 
 
 def run(arguments: SwapArguments, console: rich.console.Console) -> Line:
-    """Runs SWAP and prints what each phase made of the test accuracy, and its cost."""
+    """Runs SWAP and prints the test accuracy after each phase, and the cost."""
     if arguments.record.exists():
         raise FileExistsError(
             f"the record {str(arguments.record)!r} exists; name another, or delete it"
         )
     large = arguments.config.large
+    for config in (large, arguments.config.small):
+        config.check_names()
     dataset = data.load(large.dataset, large.data_options(arguments.data_dir))
     with console.status("running"):
         line = record_swap(arguments.record, arguments.config, dataset)
     workers = [found["test_accuracy"] for found in line["after_workers"]]
     console.print(
-        f"test accuracy {line['large']['test_accuracy']:.1%} behind large batches, "
+        f"test accuracy {line['large']['test_accuracy']:.1%} after large batches, "
         f"{min(workers):.1%} to {max(workers):.1%} of the workers, "
         f"{line['averaged']['test_accuracy']:.1%} averaged; "
         f"{line['large_epochs']:.1f} + {line['worker_epochs']:.1f} epochs; record in "
@@ -58,9 +62,9 @@ def run(arguments: SwapArguments, console: rich.console.Console) -> Line:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; wrong input and divergence end it with a message."""
-    given = tyro.cli(SwapArguments, args=arguments)
-    with ending_with_a_message("experiments.swap", arguments, again="start again with"):
+    """Runs the command."""
+    given = tyro.cli(SwapArguments, prog=f"python -m {MODULE}", args=arguments)
+    with ending_with_a_message(MODULE, arguments, again="start again with"):
         run(given, rich.console.Console())
 
 

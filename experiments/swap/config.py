@@ -15,16 +15,16 @@ class SwapConfig:
     """The settings of both phases.
 
     Attributes:
-      large: of the first phase; its schedule runs over ``large.epochs``.
-      small: of each worker; it differs from ``large`` in how it trains, not in data
-        and model.
-      workers: of the second phase.
+      large: settings of the first phase; its schedule runs over ``large.epochs``.
+      small: settings of each worker, which may differ from ``large`` in everything but
+        data and model.
+      workers: number of workers in the second phase.
       stop_accuracy: mean accuracy of the batches between two reports at which the first
         phase ends.
-      stop_epoch: after which it ends in any case, at the next report; None for the end
-        of ``large.epochs``.
-      layout: how workers share the devices: one after the other, vectorised on one
-        device, or along an axis of a mesh of all devices.
+      stop_epoch: epoch after which the first phase ends in any case, at the next
+        report; None for the end of ``large.epochs``.
+      layout: how workers share the devices: one after the other, vectorized on one
+        device, or along a mesh axis of all devices.
     """
 
     large: RunConfig = dataclasses.field(default_factory=RunConfig)
@@ -61,7 +61,7 @@ class SwapConfig:
             "split_seed",
             "classes",
             "halved_images",
-            "standardisation",
+            "standardization",
         ):
             large, small = getattr(self.large, name), getattr(self.small, name)
             if large != small:

@@ -2,12 +2,12 @@
 
 1. All devices train one network with large batches, until a training accuracy, or an
    epoch.
-2. Workers go on from there, each with small batches in an order of its own, an
-   optimiser that starts anew, and no synchronisation.
-3. The workers' weights are averaged, and the statistics of batch normalisation
+2. Workers continue from there, each with small batches in its own order, a fresh
+   optimizer state, and no synchronization.
+3. The workers' weights are averaged, and the statistics of batch normalization
    recomputed on the training images.
 
-The first two phases are runs like any other, so it works behind any optimiser.
+The first two phases are ordinary runs, so SWAP works with any optimizer.
 """
 
 import functools
@@ -39,11 +39,11 @@ PyTree = Any
 
 
 class Network(NamedTuple):
-    """Weights with their statistics, and how well they do.
+    """Weights with their statistics, loss and accuracy.
 
     Attributes:
       params: the weights.
-      batch_stats: statistics of batch normalisation.
+      batch_stats: statistics of batch normalization.
       train: loss and accuracy on the training images.
       test: likewise on the test images.
     """
@@ -55,17 +55,17 @@ class Network(NamedTuple):
 
 
 class SwapResult(NamedTuple):
-    """What the phases made, and what they cost.
+    """The networks that the phases end with, and the cost.
 
     Attributes:
-      large: the network behind the first phase.
-      workers: each worker's network behind the second.
+      large: the network after the first phase.
+      workers: the network of each worker after the second phase.
       averaged: the network of the averaged weights.
-      large_steps: of the first phase.
-      small_steps: of each worker.
-      gradients: of single images, in gradient-equivalents, of the first phase and of
-        all workers together.
-      seconds: of the phases: the first, the second of all workers together, the third.
+      large_steps: steps of the first phase.
+      small_steps: steps of each worker.
+      gradients: gradients of single images, in gradient-equivalents, in the first phase
+        and of all workers together.
+      seconds: time of each phase, the second of all workers together.
     """
 
     large: Network
@@ -88,7 +88,7 @@ def train_swap(config: SwapConfig, dataset: Dataset) -> SwapResult:
     evaluate = functools.partial(_evaluated, config.large, dataset)
     large, program, large_seconds = _train_large(config, dataset)
     large_cost = program.gradient_equivalents * program.batch_size * int(large.step)
-    # The weights that the first phase would be judged by are what workers start from.
+    # Workers start from the weights on which the first phase is evaluated.
     start = large.average if config.large.ema_decay else large.params
     start, statistics = jax.device_get((start, large.batch_stats))
     workers, worker, worker_seconds = train_workers(config, dataset, start, statistics)
@@ -102,7 +102,7 @@ def train_swap(config: SwapConfig, dataset: Dataset) -> SwapResult:
         statistics,
         dataset.train,
         worker.batch_size,
-        preprocessing.standardisation(config.large.standardisation),
+        preprocessing.standardization(config.large.standardization),
     )
     averaging_seconds = time.perf_counter() - begin
     return SwapResult(
@@ -143,8 +143,8 @@ def _train_large(
 
 
 def _model(config: RunConfig, dataset: Dataset) -> Any:
-    # Ghost batches are a matter of training: an evaluation takes the statistics as they
-    # are, and these are recomputed batch by batch.
+    # Without ghost batches, which matter in training only: evaluation uses the
+    # statistics unmodified, and they are recomputed batch by batch.
     return models.build(config.model, dataset.num_classes, config.compute_dtype)
 
 
@@ -153,10 +153,10 @@ def _evaluated(
 ) -> Network:
     variables = {"params": params, "batch_stats": batch_stats}
     model = _model(config, dataset)
-    standardise = preprocessing.standardisation(config.standardisation)
+    standardize = preprocessing.standardization(config.standardization)
     return Network(
         params,
         batch_stats,
-        evaluate_split(model, variables, dataset.train, standardise),
-        evaluate_split(model, variables, dataset.test, standardise),
+        evaluate_split(model, variables, dataset.train, standardize),
+        evaluate_split(model, variables, dataset.test, standardize),
     )

@@ -1,4 +1,4 @@
-"""The record of a SWAP run, and a table of records with what SWAP cost."""
+"""The record of a SWAP run, and a table of records with accuracies and costs."""
 
 import dataclasses
 import json
@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from experiments.config import RunConfig
 from experiments.data import Dataset
+from experiments.optimizers import label_of
 from experiments.records.files import Line, header
-from experiments.report.cells import optimizer_label
+from experiments.records.old_names import current_config
 from experiments.swap.config import SwapConfig
 from experiments.swap.phases import Network, train_swap
 
@@ -23,7 +24,7 @@ class PlannedSwap(NamedTuple):
 
 
 def record_swap(path: Path, config: SwapConfig, dataset: Dataset) -> Line:
-    """Runs SWAP and writes one JSON object, which is there in full or not at all.
+    """Runs SWAP and writes one JSON object, in full or not at all.
 
     Costs are counted in epochs: gradients of single images, in gradient-equivalents,
     over the size of the training set.
@@ -51,16 +52,18 @@ def record_swap(path: Path, config: SwapConfig, dataset: Dataset) -> Line:
 
 
 def swap_table(paths: Sequence[Path]) -> str:
-    """A Markdown table of test accuracies and costs, a line for each first phase.
+    """A Markdown table of test accuracies and costs, a line per first phase.
 
-    A field is the median over seeds with their range.
+    Each field is the median over seeds with their range.
     """
     groups: dict[str, list[Line]] = {}
     for path in paths:
         line = json.loads(path.read_text(encoding="utf-8"))
-        groups.setdefault(optimizer_label(RunConfig(**line["config"])), []).append(line)
+        config = RunConfig(**current_config(line["config"]))
+        label = label_of(config.optimizer, config.optimizer_options)
+        groups.setdefault(label, []).append(line)
     lines = [
-        "| first phase | behind it % | workers % | averaged % | steps in a row | "
+        "| first phase | after it % | workers % | averaged % | steps in a row | "
         "epochs, all workers charged |",
         "|---|---:|---:|---:|---:|---:|",
     ]

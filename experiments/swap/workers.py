@@ -1,6 +1,6 @@
-"""The second phase of SWAP: workers that know nothing of each other.
+"""The second phase of SWAP: workers that do not communicate.
 
-They run one after the other, vectorised on one device, or along an axis of a mesh.
+They run one after the other, vectorized on one device, or along a mesh axis.
 """
 
 import time
@@ -34,7 +34,7 @@ WORKERS = "workers"  # axis of the mesh
 
 
 class Workers(NamedTuple):
-    """What is left of the workers, on the host, stacked along the first axis."""
+    """The results of all workers, on the host, stacked along the first axis."""
 
     params: PyTree
     batch_stats: PyTree
@@ -47,19 +47,19 @@ def train_workers(
     """Trains the workers.
 
     Args:
-      config: of both phases.
+      config: settings of both phases.
       dataset: what to train on.
       params: weights that all of them start from.
-      batch_stats: statistics of batch normalisation, likewise.
+      batch_stats: statistics of batch normalization, likewise.
 
     Returns:
-      What they end with, their program, and the seconds of all of them together.
+      Their final weights, their program, and the seconds of all of them together.
 
     Raises:
       DivergedError: if a loss is not finite.
       ValueError: if the devices of a mesh cannot share the workers equally.
     """
-    # Of one device: workers do not know of each other.
+    # On one device, since workers do not communicate.
     program = make_program(config.small, dataset, devices=jax.local_devices()[:1])
     states = [
         _worker_state(config, program, worker, params, batch_stats)
@@ -75,7 +75,7 @@ def train_workers(
     split, train = dataset.train, jax.vmap(program.train, in_axes=(0, None))
     if config.layout == "mesh":
         mesh = _worker_mesh(config)
-        # Workers never speak to each other, so nothing is summed over the axis.
+        # Workers do not communicate, so nothing is summed over the axis.
         train = jax.shard_map(
             train,
             mesh=mesh,
@@ -106,7 +106,7 @@ def _worker_state(
     params: PyTree,
     batch_stats: PyTree,
 ) -> TrainState:
-    """The state of a worker, whose number is in the key of its data."""
+    """The initial state of a worker; its data key depends on its number."""
     small = config.small
     state = program.init(small.seed, small.learning_rate, hyperparameters_of(small))
     state = program.restart(state, params, batch_stats)
@@ -150,6 +150,6 @@ def _run_together(
 
 
 def _left(config: SwapConfig, state: TrainState) -> Workers:
-    """The weights that an evaluation takes, and the rest that is needed."""
+    """The weights that evaluation takes, the statistics and the number of steps."""
     weights = state.average if config.small.ema_decay else state.params
     return Workers(weights, state.batch_stats, state.step)

@@ -1,4 +1,4 @@
-"""Statistics of batch normalisation for weights that were never trained with any."""
+"""Statistics of batch normalization for weights that were never trained with any."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def recomputed_statistics(
     batch_stats: PyTree,
     split: Split,
     batch_size: int,
-    standardise: Callable[[jax.Array], jax.Array],
+    standardize: Callable[[jax.Array], jax.Array],
 ) -> PyTree:
     """The means, over a split, of the statistics of its batches.
 
@@ -27,13 +27,13 @@ def recomputed_statistics(
     makes of zeros and of ones follow ``m`` and ``b``, for any model.
 
     Args:
-      model: with or without batch normalisation, without ghost batches.
+      model: with or without batch normalization, without ghost batches.
       params: the weights.
       batch_stats: of the structure that the model has; the values do not matter.
       split: images without augmentation, as in an evaluation.
-      batch_size: images that are normalised together; the last batch may be smaller,
+      batch_size: images that are normalized together; the last batch may be smaller,
         and counts less.
-      standardise: from raw images to what the model takes.
+      standardize: from raw images to what the model takes.
     """
     if not batch_stats:
         return batch_stats
@@ -41,7 +41,7 @@ def recomputed_statistics(
     total = jax.tree.map(jnp.zeros_like, batch_stats)
     for at in range(0, examples, batch_size):
         images = split.images[at : at + batch_size]
-        found = _statistics_of(model, standardise, params, total, images)
+        found = _statistics_of(model, standardize, params, total, images)
         share = len(images) / examples
         total = jax.tree.map(
             lambda mean, new, share=share: mean + share * new, total, found
@@ -52,12 +52,12 @@ def recomputed_statistics(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _statistics_of(
     model: nn.Module,
-    standardise: Callable[[jax.Array], jax.Array],
+    standardize: Callable[[jax.Array], jax.Array],
     params: PyTree,
     batch_stats: PyTree,
     images: jax.Array,
 ) -> PyTree:
-    images = standardise(images)
+    images = standardize(images)
 
     def moved(value: float) -> PyTree:
         start = jax.tree.map(lambda leaf: jnp.full_like(leaf, value), batch_stats)

@@ -16,7 +16,7 @@ from experiments.training.meshes import make_mesh
 
 PyTree = Any
 
-Standardise = Callable[[jax.Array], jax.Array]
+Standardize = Callable[[jax.Array], jax.Array]
 
 EVALUATION_BATCH_SIZE = 1000
 
@@ -32,7 +32,7 @@ def evaluate_split(
     model: nn.Module,
     variables: PyTree,
     split: Split | Stream,
-    standardise: Standardise,
+    standardize: Standardize,
     mesh: Mesh | None = None,
 ) -> Evaluation:
     """Goes through a split in batches; the means are over all labels.
@@ -41,12 +41,12 @@ def evaluate_split(
       model: the network.
       variables: its weights and statistics.
       split: on the device or streamed; a negative label does not count.
-      standardise: what is done to images before.
+      standardize: what is done to images before.
       mesh: of the devices over which a streamed batch is split; all by default.
     """
     # No loop within the compiled call: on CPUs XLA is slow at convolutions in loops.
     sums = [
-        _evaluate_batch(model, standardise, variables, batch)
+        _evaluate_batch(model, standardize, variables, batch)
         for batch in _batches(split, mesh)
     ]
     total = jax.tree.map(lambda *parts: sum(parts), *sums)
@@ -69,9 +69,9 @@ def _batches(split: Split | Stream, mesh: Mesh | None) -> Iterator[Split]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _evaluate_batch(
-    model: nn.Module, standardise: Standardise, variables: PyTree, batch: Split
+    model: nn.Module, standardize: Standardize, variables: PyTree, batch: Split
 ) -> _Sums:
-    logits = model.apply(variables, standardise(batch.images), train=False)
+    logits = model.apply(variables, standardize(batch.images), train=False)
     counts = batch.labels >= 0
     losses = cross_entropies(logits, jnp.maximum(batch.labels, 0))
     return _Sums(

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.data import Share, Split, Stream
-from experiments.data.image_sets import LabelledImages
+from experiments.data.image_sets import LabeledImages
 from experiments.training.meshes import AXES, joined
 
 
@@ -75,5 +75,5 @@ def _share_of_process() -> Share:
     return Share(jax.process_index(), jax.process_count())
 
 
-def _in_parts(local: LabelledImages, parts: int) -> LabelledImages:
+def _in_parts(local: LabeledImages, parts: int) -> LabeledImages:
     return jax.tree.map(lambda x: x.reshape(len(x), parts, -1, *x.shape[2:]), local)

@@ -8,7 +8,7 @@ PLACEHOLDER = 0.5  # within the range of every option that is a float
 
 
 def hyperparameters_of(config: RunConfig) -> dict[str, float]:
-    """The L2 factor and the float options of the optimiser, by name."""
+    """The L2 factor and the float options of the optimizer, by name."""
     options = config.optimizer_options.items()
     floats = {name: value for name, value in options if isinstance(value, float)}
     return {"l2": config.l2, **floats}

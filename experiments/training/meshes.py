@@ -1,7 +1,7 @@
 """Where arrays live: a mesh with two axes, and one rule from shapes to shardings.
 
 A batch is split over all devices, ``data`` times ``shard``. Parameters, and whatever of
-the optimiser's state has a shape of its own, are split over ``shard`` and copied along
+the optimizer's state has a shape of its own, are split over ``shard`` and copied along
 ``data``: one device along ``shard`` is data parallelism, one along ``data`` is fully
 sharded, anything between is hybrid.
 """
@@ -43,7 +43,7 @@ def make_mesh(
 
     Args:
       data_devices: size of the first axis; None for what the other one leaves.
-      shard_devices: size of the second; at most one of the two is None. Neighbouring
+      shard_devices: size of the second; at most one of the two is None. Neighboring
         devices share a copy of the parameters.
       axis_types: a name in `AXIS_TYPES`.
       devices: what to arrange; all devices of all processes by default.

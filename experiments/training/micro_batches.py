@@ -2,7 +2,7 @@
 
 A loss function is called as ``loss_fn(params, batch_stats, batch)`` and returns the
 loss and a pair: the statistics after the batch and the accuracy. Micro-batches are
-stacked along the first axis. Batch normalisation sees one micro-batch at a time.
+stacked along the first axis. Batch normalization sees one micro-batch at a time.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Gradients and losses in the `jax.shard_map` form: each device by itself, then a mean.
 
 Beside the form that the compiler partitions (`experiments.training.micro_batches` under
-``jit``) it differs in two things that are to be chosen: batch normalisation sees the
+``jit``) it differs in two things that are to be chosen: batch normalization sees the
 examples of one device only, and gradients travel in a dtype of one's choice.
 """
 

@@ -1,6 +1,6 @@
 """A run as pure functions: the state, and the compiled call for whole epochs.
 
-The learning rate, the L2 factor and the float options of the optimiser are part of the
+The learning rate, the L2 factor and the float options of the optimizer are part of the
 state, so that all trials of a search share one compiled program, one after the other or
 under ``vmap``.
 """
@@ -30,7 +30,7 @@ class Program(NamedTuple):
     Attributes:
       init: from a seed, a peak learning rate and, where they are not those of the
         program, further hyperparameters to the state before the first step.
-      restart: from a state, weights and statistics of batch normalisation to a state
+      restart: from a state, weights and statistics of batch normalization to a state
         before the first step that begins there.
       train: from a state and the training split, or the batches of a call, to the
         state after ``steps_per_call`` steps and the metrics of each step, stacked.
@@ -164,7 +164,7 @@ def make_program(
             lambda x: jax.device_put(x, NamedSharding(within, x.sharding.spec)),
             variables,
         )
-        return evaluate_split(step.model, variables, split, step.standardise, within)
+        return evaluate_split(step.model, variables, split, step.standardize, within)
 
     return Program(
         init,

@@ -40,8 +40,8 @@ class TrainState(NamedTuple):
       step: steps taken.
       params: the weights.
       average: exponential average of the weights for evaluation; empty without.
-      batch_stats: statistics of batch normalisation; empty if the model has none.
-      opt_state: state of the optimiser.
+      batch_stats: statistics of batch normalization; empty if the model has none.
+      opt_state: state of the optimizer.
       learning_rate: peak of the schedule.
       hyperparameters: what `hyperparameters_of` gives for the run.
       key: of the order of the data and the augmentation.
@@ -65,11 +65,11 @@ class TrainStep(NamedTuple):
         more to the state before the first step, not yet placed on the mesh.
       update: from a state and micro-batches, stacked along the first axis, to the
         next state and the metrics of the step.
-      restart: from a state, weights and statistics of batch normalisation to a state
+      restart: from a state, weights and statistics of batch normalization to a state
         before the first step that begins there.
       shardings: from a state, or its shapes, to where each of its leaves lives.
       model: the network.
-      standardise: what it wants done to images.
+      standardize: what it wants done to images.
       gradient_equivalents: mean cost of a step.
     """
 
@@ -78,7 +78,7 @@ class TrainStep(NamedTuple):
     restart: Callable[[TrainState, PyTree, PyTree], TrainState]
     shardings: Callable[[TrainState], TrainState]
     model: nn.Module
-    standardise: Callable[[jax.Array], jax.Array]
+    standardize: Callable[[jax.Array], jax.Array]
     gradient_equivalents: float
 
 
@@ -96,7 +96,7 @@ def make_step(
       num_classes: of the data.
       total_steps: length of the schedule.
       mesh: of `experiments.training.meshes.make_mesh`.
-      build_optimizer: from a name, a schedule and options to an optimiser.
+      build_optimizer: from a name, a schedule and options to an optimizer.
 
     Raises:
       ValueError: if the configuration has an unknown name.
@@ -105,7 +105,7 @@ def make_step(
         config.model, num_classes, config.compute_dtype, config.ghost_batch_size
     )
     augment = preprocessing.augmentation(config.augmentation)
-    standardise = preprocessing.standardisation(config.standardisation)
+    standardize = preprocessing.standardization(config.standardization)
     gradient, loss, outputs = _on_batches(config, mesh)
     copied: Any = meshes.replicated(mesh)
 
@@ -135,7 +135,7 @@ def make_step(
         images: jax.Array,
     ) -> TrainState:
         init_key, data_key = jax.random.split(jax.random.key(seed))
-        variables = _init_model(model, init_key, standardise(images))
+        variables = _init_model(model, init_key, standardize(images))
         params = variables["params"]
         return TrainState(
             step=jnp.zeros([], jnp.int32),
@@ -231,7 +231,7 @@ def make_step(
         extras = {
             "value": outcome.loss,
             "grad": grads,
-            # Of this batch, normalised by its own statistics, which stay as they were.
+            # Of this batch, normalized by its own statistics, which stay as they were.
             "value_fn": lambda params: loss(
                 batch_loss_fn, params, state.batch_stats, batches
             ),
@@ -268,7 +268,7 @@ def make_step(
     def prepare_images(state: TrainState, images: jax.Array) -> jax.Array:
         _, key = jax.random.split(state.key)
         keys = jax.random.split(jax.random.fold_in(key, state.step), len(images))
-        return jax.vmap(lambda key, x: standardise(augment(key, x)))(keys, images)
+        return jax.vmap(lambda key, x: standardize(augment(key, x)))(keys, images)
 
     return TrainStep(
         init,
@@ -276,7 +276,7 @@ def make_step(
         restart,
         shardings,
         model,
-        standardise,
+        standardize,
         optimizer.gradient_equivalents,
     )
 

@@ -19,6 +19,7 @@ import rich.console
 import tyro
 
 from experiments import data
+from experiments.choices import with_note
 from experiments.config import RunConfig
 from experiments.errors import ending_with_a_message
 from experiments.optimizers import OPTIMIZERS, choice_of
@@ -32,6 +33,8 @@ from experiments.tuning.sweep import (
     with_choice,
 )
 from experiments.tuning.trials import Criterion
+
+MODULE = "experiments.tuning"
 
 STANDARD = (
     "sgd",
@@ -58,6 +61,8 @@ class SweepArguments:
     Attributes:
       config: settings of all runs; the optimizer, its options and what is searched are
         set by the sweep, the seed is that of the trials.
+      optimizers: optimizers that are compared, each as ``name`` or
+        ``name,option=value,option=value``.
       dimensions: roles of the hyperparameters that are searched; an optimizer without
         one of them is searched in the others.
       trials: first trials of each optimizer.
@@ -75,11 +80,7 @@ class SweepArguments:
         default_factory=lambda: RunConfig(schedule="cosine", warmup_epochs=2.0)
     )
     optimizers: Annotated[
-        tuple[str, ...],
-        tyro.conf.arg(
-            help="optimizers that are compared, as 'name' or 'name,option=value,...'; "
-            f"names are {', '.join(OPTIMIZERS)}"
-        ),
+        tuple[str, ...], with_note(lambda: f"names: {', '.join(OPTIMIZERS)}")
     ] = STANDARD
     dimensions: tuple[Role, ...] = ("learning_rate", "memory", "decay", "warmup")
     trials: int = 8
@@ -98,6 +99,10 @@ def sweep_of(given: SweepArguments) -> Sweep:
     Raises:
       ValueError: if an argument is out of its range or has an unknown name.
     """
+    for name in ("optimizer", "optimizer_options"):
+        value = getattr(given.config, name)
+        if value != getattr(RunConfig(), name):
+            raise ValueError(f"config.{name}={value!r} must be given by --optimizers")
     if given.sampler_seed < 0:
         raise ValueError(f"sampler_seed={given.sampler_seed!r} must be at least 0")
     methods = []
@@ -117,9 +122,9 @@ def sweep_of(given: SweepArguments) -> Sweep:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends it with a message."""
-    given = tyro.cli(SweepArguments, args=arguments)
+    given = tyro.cli(SweepArguments, prog=f"python -m {MODULE}", args=arguments)
     console = rich.console.Console()
-    with ending_with_a_message("experiments.tuning", arguments):
+    with ending_with_a_message(MODULE, arguments):
         sweep = sweep_of(given)
         stages = [sweep_stage(sweep, given.out)]
         run_study(stages, Runner(given.data_dir), console, together=given.together)

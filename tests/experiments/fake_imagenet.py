@@ -12,7 +12,7 @@ TRAINING_IMAGES, VALIDATION_IMAGES = 16, 6  # of each class; in all
 
 
 def encoded(seed, kind="JPEG", mode="RGB"):
-    """A photograph, so to speak: smooth, in the colour of its class."""
+    """A photograph, so to speak: smooth, in the color of its class."""
     rng = np.random.default_rng(seed)
     width, height = rng.integers(70, 130, 2)
     ramp = np.linspace(0, 80, width)[None, :, None]
@@ -38,7 +38,7 @@ def write_archives(folder):
             inner = io.BytesIO()
             with tarfile.open(fileobj=inner, mode="w") as archive:
                 for row in range(TRAINING_IMAGES):
-                    # The real set has a few of other colours and formats too.
+                    # The real set has a few of other colors and formats too.
                     odd = {0: {"mode": "CMYK"}, 1: {"kind": "PNG"}}.get(row, {})
                     content = encoded(3 * row + number, **odd)
                     add(archive, f"{synset}_{row}.JPEG", content)

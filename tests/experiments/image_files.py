@@ -8,7 +8,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from experiments.data.image_sets import IMAGE_SETS, LabelledImages
+from experiments.data.image_sets import IMAGE_SETS, LabeledImages
 
 COLUMN = 24  # images in a WebP file
 
@@ -16,7 +16,7 @@ COLUMN = 24  # images in a WebP file
 def random_images(name, examples, seed):
     image_set = IMAGE_SETS[name]
     rng = np.random.default_rng(seed)
-    return LabelledImages(
+    return LabeledImages(
         rng.integers(0, 256, (examples, *image_set.shape), dtype=np.uint8),
         rng.permutation(np.arange(examples) % image_set.num_classes).astype(np.int32),
     )

@@ -26,7 +26,12 @@ BATCH, STEPS = 16, 20
 
 def train(count, index):
     """The losses; of each batch this process reads its own rows only."""
-    config = RunConfig(optimizer="nlcg_pr+_rms", learning_rate=1e-3, shard_devices=2)
+    config = RunConfig(
+        optimizer="nlcg",
+        optimizer_options={"preconditioner": "rms"},
+        learning_rate=1e-3,
+        shard_devices=2,
+    )
     mesh = meshes.make_mesh(None, config.shard_devices)
     step = make_step(config, 10, STEPS, mesh)
     split = data.load("digits").train
@@ -59,13 +64,14 @@ def train_on_a_stream():
     dataset = data.StreamedDataset(3, photos(32), None, photos(13))
     config = RunConfig(
         dataset="imagenet2012",
-        optimizer="nlcg_pr+_rms",
+        optimizer="nlcg",
+        optimizer_options={"preconditioner": "rms"},
         learning_rate=1e-3,
         batch_size=16,
         micro_batches=2,
         epochs=8,
         epochs_per_report=2,
-        standardisation="imagenet",
+        standardization="imagenet",
         shard_devices=2,
         seed=3,
     )

@@ -83,13 +83,13 @@ def test_options_of_another_optimizer_are_refused():
             {"model": "transformer"},
             "model='transformer' takes text, but .* holds images",
         ),
-        ({"standardisation": "pixel"}, "standardisation='pixel' is unknown; allowed"),
+        ({"standardization": "pixel"}, "standardization='pixel' is unknown; allowed"),
         ({"optimizer": "lion"}, "optimizer='lion' is unknown"),
         ({"schedule": "step"}, "schedule='step' is unknown"),
         (
             {
-                "optimizer": "nlcg_fr_secant",
-                "optimizer_options": {"refresh_period": 0},
+                "optimizer": "nlcg",
+                "optimizer_options": {"preconditioner": "secant", "refresh_period": 0},
             },
             "refresh_period=0 must be an integer of at least 1",
         ),

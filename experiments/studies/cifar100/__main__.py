@@ -55,6 +55,8 @@ from experiments.tuning.runner import Runner
 from experiments.tuning.study import run_study
 from experiments.tuning.sweep import final_records
 
+MODULE = "experiments.studies.cifar100"
+
 
 @dataclasses.dataclass(frozen=True)
 class Cifar100Arguments:
@@ -110,12 +112,12 @@ def training_seconds(out: Path) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends it with a message."""
-    given = tyro.cli(Cifar100Arguments, args=arguments)
+    given = tyro.cli(Cifar100Arguments, prog=f"python -m {MODULE}", args=arguments)
     console = rich.console.Console()
     size = (SMALL_SIZES if given.small else SIZES)[given.size]
     out = given.out or Path(f"runs/cifar100_{given.size}")
     runner = Runner(given.data_dir)
-    with ending_with_a_message("experiments.studies.cifar100", arguments):
+    with ending_with_a_message(MODULE, arguments):
         complete = run_study(
             stages(size, out, runner), runner, console, seconds=given.seconds
         )

@@ -17,11 +17,14 @@ import rich.console
 import tyro
 
 from experiments import data
+from experiments.choices import one_of
 from experiments.errors import ending_with_a_message
 from experiments.studies.fewstep.plan import Study, full_study, small_study, stages
 from experiments.studies.fewstep.report import write_report
 from experiments.tuning.runner import Runner
 from experiments.tuning.study import run_study
+
+MODULE = "experiments.studies.fewstep"
 
 TASKS = [task.name for task in full_study(with_images=True).tasks]
 
@@ -43,10 +46,7 @@ class FewStepArguments:
 
     data_dir: Path = data.DATA_DIR
     out: Path = Path("runs/fewstep")
-    tasks: Annotated[
-        tuple[str, ...],
-        tyro.conf.arg(help=f"tasks to run, all by default: {', '.join(TASKS)}"),
-    ] = ()
+    tasks: Annotated[tuple[str, ...], one_of(TASKS)] = ()
     parts: tuple[int, ...] = ()
     extensions: int = 1
     small: bool = False
@@ -88,9 +88,9 @@ def _has_images(given: FewStepArguments) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends it with a message."""
-    given = tyro.cli(FewStepArguments, args=arguments)
+    given = tyro.cli(FewStepArguments, prog=f"python -m {MODULE}", args=arguments)
     console = rich.console.Console()
-    with ending_with_a_message("experiments.studies.fewstep", arguments):
+    with ending_with_a_message(MODULE, arguments):
         study = study_of(given)
         if not given.report_only:
             run_study(stages(study, given.out), Runner(given.data_dir), console)

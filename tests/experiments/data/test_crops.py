@@ -53,7 +53,7 @@ def test_random_boxes_have_the_areas_and_aspects_that_were_asked_for():
     assert 1.28 < aspect.max() < 1.02 * 4 / 3
 
 
-def test_a_shape_that_no_box_fits_is_cropped_in_its_centre():
+def test_a_shape_that_no_box_fits_is_cropped_in_its_center():
     assert random_box(1000, 10, np.random.default_rng(0)) == (495, 0, 505, 10)
 
 

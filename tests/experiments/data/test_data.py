@@ -10,7 +10,7 @@ def test_digits_are_split_without_loss_or_overlap(digits):
     assert [len(split.labels) for split in splits] == [1024, 384, 389]
     raw, _ = sklearn.datasets.load_digits(return_X_y=True)
     together = np.concatenate([split.images.reshape(-1, 64) for split in splits])
-    # Standardising is affine, so the sorted rows of both differ by that map alone.
+    # Standardizing is affine, so the sorted rows of both differ by that map alone.
     scale = together.std() / raw.std()
     expected = (raw - raw.mean()) * scale + together.mean()
     np.testing.assert_allclose(

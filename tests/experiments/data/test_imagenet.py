@@ -241,11 +241,11 @@ def test_processes_decode_what_threads_do(prepared, tmp_path):
 COMMAND = (
     "--config.dataset=imagenet2012",
     "--config.model=resnet50",
-    "--config.optimizer=nlcg_pr+_rms",
+    "--config.optimizer=large_batch_nlcg",
     "--config.learning-rate=0.002",
     "--config.batch-size=16",
     "--config.label-smoothing=0.1",
-    "--config.standardisation=imagenet",
+    "--config.standardization=imagenet",
     "--config.image-size=32",
     "--config.validation-examples=8",
     "--config.epochs=3",

@@ -12,7 +12,7 @@ from tensorflow_datasets.core.download import checksums
 
 from experiments import data
 from experiments.data import prepare, tfds_store
-from experiments.data.image_sets import IMAGE_SETS, LabelledImages
+from experiments.data.image_sets import IMAGE_SETS, LabeledImages
 from tests.experiments.image_files import (
     random_images,
     write_cifar_archive,
@@ -31,7 +31,7 @@ def write_files(name, folder, form):
         for part, rows in enumerate((slice(0, 40), slice(40, TRAIN))):
             write_npz_part(
                 folder / f"{name}_train_part{part}of2.npz",
-                LabelledImages(train.images[rows], train.labels[rows]),
+                LabeledImages(train.images[rows], train.labels[rows]),
             )
         write_npz_part(folder / f"{name}_test.npz", test)
     elif "mnist" in name:
@@ -71,7 +71,7 @@ def test_what_is_prepared_is_what_was_at_hand(name, form, tmp_path, capsys):
     assert dataset.train.labels.dtype == jnp.int32
     assert dataset.num_classes == IMAGE_SETS[name].num_classes
     assert len(dataset.validation.labels) == 12
-    together = LabelledImages(
+    together = LabeledImages(
         *(np.concatenate(pair) for pair in zip(dataset.train, dataset.validation))
     )
     assert in_any_order(together) == in_any_order(train)
@@ -180,7 +180,7 @@ def test_files_that_are_missing_or_broken_are_refused(tmp_path):
     refuses("part0of2.npz is not a part of cifar100, or is broken: .* checksum")
     write_npz_part(part, wrong, labels=np.arange(39))
     refuses("40 images have 39 labels")
-    write_npz_part(part, LabelledImages(wrong.images, wrong.labels + 100))
+    write_npz_part(part, LabeledImages(wrong.images, wrong.labels + 100))
     refuses("labels from .* allowed are 0 to 99")
     part.write_bytes(part.read_bytes()[:1000])
     refuses("is not a part of cifar100, or is broken")

@@ -12,11 +12,11 @@ def images():
     return rng.integers(1, 256, (64, 8, 8, 3), dtype=np.uint8)
 
 
-def test_each_image_is_standardised(images):
+def test_each_image_is_standardized(images):
     images = images.copy()
     images[3] = 200
-    result = jax.jit(preprocessing.standardise)(images)
-    # Of the one-coloured image only the rounding of its mean is left, over 14**-1.
+    result = jax.jit(preprocessing.standardize)(images)
+    # Of the one-colored image only the rounding of its mean is left, over 14**-1.
     np.testing.assert_allclose(result.mean((1, 2, 3)), 0, atol=1e-3)
     np.testing.assert_allclose(np.delete(result.std((1, 2, 3)), 3), 1, rtol=1e-4)
     np.testing.assert_allclose(result[3], 0, atol=1e-3)
@@ -28,7 +28,7 @@ def test_each_image_is_standardised(images):
 
 def test_floats_are_left_as_they_are():
     floats = jnp.full([2, 4, 4, 1], 7.0)
-    np.testing.assert_array_equal(preprocessing.standardise(floats), floats)
+    np.testing.assert_array_equal(preprocessing.standardize(floats), floats)
 
 
 def test_crops_are_windows_of_the_padded_image_and_half_are_flipped(images):

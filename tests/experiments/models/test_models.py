@@ -61,7 +61,7 @@ def plain_resnet(variables, images, blocks, strides):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    def normalise(x, scale, seen):
+    def normalize(x, scale, seen):
         deviation = jnp.sqrt(seen["var"] + 1e-5)
         x = (x - seen["mean"]) / deviation * scale["scale"] + scale["bias"]
         return jnp.maximum(x, 0)
@@ -72,13 +72,13 @@ def plain_resnet(variables, images, blocks, strides):
         seen = stats[f"PreActivationBlock_{number}"]
         stride = strides.get(number, 1)
         shortcut, kernels = x, [own[f"Conv_{i}"]["kernel"] for i in range(len(own) - 2)]
-        x = normalise(x, own["BatchNorm_0"], seen["BatchNorm_0"])
+        x = normalize(x, own["BatchNorm_0"], seen["BatchNorm_0"])
         if number in strides:
             shortcut = conv(x, kernels.pop(0), stride)
         x = conv(x, kernels.pop(0), stride)
-        x = normalise(x, own["BatchNorm_1"], seen["BatchNorm_1"])
+        x = normalize(x, own["BatchNorm_1"], seen["BatchNorm_1"])
         x = shortcut + conv(x, kernels.pop(0))
-    x = normalise(x, params["BatchNorm_0"], stats["BatchNorm_0"]).mean((1, 2))
+    x = normalize(x, params["BatchNorm_0"], stats["BatchNorm_0"]).mean((1, 2))
     return x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
 
 

@@ -34,7 +34,7 @@ def test_leaves_and_parameters_are_those_of_resnet50(resnet50):
     logits, variables = resnet50
     assert (logits.shape, logits.dtype) == ((2, 1000), jnp.float32)
     assert sizes(variables["params"]) == 25_557_032
-    # 53 convolutions, scale and bias of as many normalisations, and the dense layer.
+    # 53 convolutions, scale and bias of as many normalizations, and the dense layer.
     assert len(jax.tree.leaves(variables["params"])) == 3 * 53 + 2
     assert sizes(variables["batch_stats"]) == 2 * 26_560
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(variables["params"])}
@@ -77,15 +77,15 @@ def plain_bottleneck(params, x, stride):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    def normalise(x, scale):
+    def normalize(x, scale):
         mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
         return (x - mean) / jnp.sqrt(variance + 1e-5) * scale["scale"] + scale["bias"]
 
-    out = jnp.maximum(normalise(conv(x, params["Conv_0"]), params["BatchNorm_0"]), 0)
+    out = jnp.maximum(normalize(conv(x, params["Conv_0"]), params["BatchNorm_0"]), 0)
     out = conv(out, params["Conv_1"], stride)
-    out = jnp.maximum(normalise(out, params["BatchNorm_1"]), 0)
-    out = normalise(conv(out, params["Conv_2"]), params["BatchNorm_2"])
-    shortcut = normalise(
+    out = jnp.maximum(normalize(out, params["BatchNorm_1"]), 0)
+    out = normalize(conv(out, params["Conv_2"]), params["BatchNorm_2"])
+    shortcut = normalize(
         conv(x, params["projection"], stride), params["projection_norm"]
     )
     return jnp.maximum(out + shortcut, 0)

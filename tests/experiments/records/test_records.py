@@ -11,9 +11,9 @@ from experiments.records.run import record_run
 from experiments.training import DivergedError, compile_program, make_program
 
 CONFIG = RunConfig(
-    optimizer="nlcg_fr_secant",
+    optimizer="nlcg",
+    optimizer_options={"rule": "fr", "preconditioner": "secant", "refresh_period": 4},
     learning_rate=0.05,
-    optimizer_options={"refresh_period": 4},
     batch_size=16,
     epochs=4,
     epochs_per_report=2,

@@ -21,7 +21,8 @@ from experiments.training.checkpoints import CheckpointError, Checkpoints
 
 # Batches that do not divide the training set, an average, and a curvature method.
 CONFIG = RunConfig(
-    optimizer="nlcg_pr+_secant",
+    optimizer="nlcg",
+    optimizer_options={"preconditioner": "secant"},
     learning_rate=0.02,
     batch_size=24,
     epochs=12,
@@ -105,11 +106,14 @@ def test_random_keys_and_augmentation_go_on_as_they_were(tmp_path):
     split = data.Split(jnp.asarray(images), jnp.arange(48) % 10)
     dataset = data.Dataset(10, split, split, split)
     config = dataclasses.replace(
-        CONFIG, optimizer="nlcg_pr+_hutchinson", augmentation="crop_flip"
+        CONFIG,
+        optimizer="nlcg",
+        optimizer_options={"preconditioner": "hutchinson"},
+        augmentation="crop_flip",
     )
     program = make_program(config, dataset)
     state = program.init(config.seed, config.learning_rate)
-    # Bits of the optimiser's key, and a typed key of the data and the augmentation.
+    # Bits of the optimizer's key, and a typed key of the data and the augmentation.
     assert jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key)
     assert any(leaf.dtype == jnp.uint32 for leaf in jax.tree.leaves(state.opt_state))
     compiled = compile_program(program, dataset)
@@ -165,7 +169,7 @@ def test_a_lost_record_begins_again_at_the_checkpoint(
         go(tmp_path, compiled, few_digits, killed_at=2)
     path.unlink()
     # Killed once more before the next checkpoint, then behind it.
-    lost = r"record '.*/run.jsonl' of the steps before 16 is not there"
+    lost = r"record '.*/run.jsonl' of the steps before 16 is missing"
     with (
         pytest.warns(UserWarning, match=f"{lost}, .* begins at step 16"),
         pytest.raises(KilledError),
@@ -210,7 +214,7 @@ def test_a_record_that_is_lost_at_the_end_is_missed(compiled, few_digits, tmp_pa
 
 
 COMMAND = (
-    "--config.optimizer=nlcg_fr",
+    "--config.optimizer=nlcg",
     "--config.learning-rate=0.1",
     "--config.epochs=4",
 )

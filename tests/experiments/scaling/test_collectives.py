@@ -11,7 +11,6 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments import optimizers
 from experiments.config import RunConfig
 from experiments.scaling import peers
 from experiments.scaling.collectives import (
@@ -161,6 +160,12 @@ class Network(nn.Module):
         return nn.Dense(8)(x)
 
 
+def built(text):
+    """A peer by its name and options."""
+    name, options = peers.choice(text)
+    return peers.build(name, 0.1, options)
+
+
 @functools.cache
 def data_parallel_step(name):
     """What a step with data over the devices and parameters on all of them sends."""
@@ -169,7 +174,7 @@ def data_parallel_step(name):
         (16, 64), jnp.float32, sharding=NamedSharding(mesh, P("data"))
     )
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.ones([1, 64])))
-    tx = optax.with_extra_args_support(peers.build(name, 0.1).transformation)
+    tx = optax.with_extra_args_support(built(name).transformation)
     state = jax.eval_shape(tx.init, params)
 
     def step(params, state, x):
@@ -191,10 +196,13 @@ def data_parallel_step(name):
     return found_in(step, copied(params), copied(state), x)
 
 
-IDENTITY_OR_DIAGONAL = ["nlcg_fr", "nlcg_pr+", "nlcg_hs", "nlcg_pr+_rms"]
+RMS, SECANT = (f"nlcg,preconditioner={name}" for name in ("rms", "secant"))
+IDENTITY_OR_DIAGONAL = ["nlcg,rule=fr", "nlcg", "nlcg,rule=hs", RMS]
 
 
-@pytest.mark.parametrize("name", [*IDENTITY_OR_DIAGONAL, "paper_nlcg_pr_online"])
+@pytest.mark.parametrize(
+    "name", [*IDENTITY_OR_DIAGONAL, "paper_nlcg,rule=pr,step_control=online"]
+)
 def test_an_update_adds_at_most_two_scalar_all_reduces_to_data_parallel_sgd(name):
     plain, found = data_parallel_step("sgd"), data_parallel_step(name)
     assert set(totals(found)) == {"all-reduce"}
@@ -207,7 +215,7 @@ def test_an_update_adds_at_most_two_scalar_all_reduces_to_data_parallel_sgd(name
 
 
 def test_what_a_hessian_vector_product_adds_is_told(capsys):
-    extra = added(data_parallel_step("nlcg_pr+_secant"), data_parallel_step("nlcg_pr+"))
+    extra = added(data_parallel_step(SECANT), data_parallel_step("nlcg"))
     with capsys.disabled():
         print(f"\na Hessian-vector product adds {extra}")
     params = 64 * 64 + 64 + 64 * 128 + 128 + 128 * 8 + 8
@@ -217,11 +225,11 @@ def test_what_a_hessian_vector_product_adds_is_told(capsys):
     assert 4 * params <= extra["all-reduce"].bytes <= 2 * 4 * params
 
 
-@pytest.mark.parametrize("name", ["nlcg_pr+", "nlcg_pr+_rms", "secant"])
+@pytest.mark.parametrize("name", ["nlcg", RMS, "secant"])
 def test_products_of_split_leaves_are_fused(name, mesh):
     """However many leaves: at most two operations of scalars, and nothing else."""
     secant = nlcg(0.1, preconditioner=scale_by_diagonal_secant(0.1))
-    tx = secant if name == "secant" else optimizers.build(name, 0.1).transformation
+    tx = secant if name == "secant" else built(name).transformation
     widths = range(8, 56, 8)
     params = {f"w{n}": on(mesh, jnp.ones([64, n]), P("shard")) for n in widths}
     state = jax.jit(tx.init)(params)
@@ -231,16 +239,16 @@ def test_products_of_split_leaves_are_fused(name, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["nlcg_pr+_kronecker", "nlcg_pr+_orthogonal"])
+@pytest.mark.parametrize("name", ["kronecker", "orthogonal"])
 def test_what_matrix_preconditioners_send_for_split_leaves_is_told(name, mesh, capsys):
     """Unlike diagonals they need rows and columns of all devices."""
-    tx = optimizers.build(name, 0.1).transformation
+    tx = built(f"nlcg,preconditioner={name}").transformation
     params = {n: on(mesh, jnp.ones([64, 48]), P("shard")) for n in "ab"}
     state = jax.jit(tx.init)(params)
     sent = totals(found_in(tx.update, params, state, params))
     with capsys.disabled():
         print(f"\n{name}, two split leaves of 12 KB: {sent}")
-    if name == "nlcg_pr+_orthogonal":
+    if name == "orthogonal":
         assert set(sent) == {"all-reduce"}
         # Gram matrices of each leaf in each turn of the iteration, and scalars.
         assert sent["all-reduce"].bytes > 2 * 4 * 48**2
@@ -249,10 +257,15 @@ def test_what_matrix_preconditioners_send_for_split_leaves_is_told(name, mesh, c
 
 
 @functools.cache
-def step_with_batch_normalisation(partitioning, optimizer):
-    """What a step of the small convolutional network sends: two normalised layers."""
+def step_with_batch_normalization(partitioning, optimizer):
+    """What a step of the small convolutional network sends: two normalized layers."""
+    name, options = peers.choice(optimizer)
     config = RunConfig(
-        model="cnn", optimizer=optimizer, batch_size=16, partitioning=partitioning
+        model="cnn",
+        optimizer=name,
+        optimizer_options=options,
+        batch_size=16,
+        partitioning=partitioning,
     )
     problem = Problem(image_size=8, num_classes=10)
     lowered = lower_step(config, problem, meshes.make_mesh())
@@ -269,9 +282,9 @@ OF_A_GRADIENT = {"jit": 2 * LAYERS + 1, "shard_map": 1}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("partitioning", OF_A_GRADIENT)
-def test_a_network_with_batch_normalisation(partitioning):
+def test_a_network_with_batch_normalization(partitioning):
     """Under jit every layer talks, in every pass; under shard_map once, at the end."""
-    found = step_with_batch_normalisation(partitioning, "nlcg_pr+")
+    found = step_with_batch_normalization(partitioning, "nlcg")
     assert set(totals(found)) == {"all-reduce"}
     operations, size = totals(found)["all-reduce"]
     assert operations == OF_A_GRADIENT[partitioning]
@@ -287,24 +300,24 @@ def test_a_network_with_batch_normalisation(partitioning):
 @pytest.mark.parametrize("partitioning", OF_A_GRADIENT)
 def test_a_further_pass_through_value_fn_talks_again(partitioning, capsys):
     """A Hessian-vector product, and every turn of a line search."""
-    step = functools.partial(step_with_batch_normalisation, partitioning)
-    plain = step("nlcg_pr+")
-    for name, passes in (("nlcg_pr+_secant", 1), ("nlcg_pr+_search", 2)):
+    step = functools.partial(step_with_batch_normalization, partitioning)
+    plain = step("nlcg")
+    for name, passes in ((SECANT, 1), ("nlcg_search", 2)):
         extra = added(step(name), plain)
         with capsys.disabled():
-            print(f"\n{partitioning}: {name} adds {extra} to nlcg_pr+")
+            print(f"\n{partitioning}: {name} adds {extra} to nlcg")
         assert set(extra) == {"all-reduce"}
         operations, size = extra["all-reduce"]
         assert operations == passes * OF_A_GRADIENT[partitioning]
         assert passes * 4 * PARAMETERS <= size <= passes * 2 * 4 * (PARAMETERS + 200)
     # Two loops, of which the text does not say how often they turn.
-    turns = [one.times for one in step("nlcg_pr+_search")]
+    turns = [one.times for one in step("nlcg_search")]
     assert turns.count(None) == 2 * OF_A_GRADIENT[partitioning]
 
 
 @pytest.mark.slow
 def test_what_a_line_search_adds_is_told(capsys):
-    found, plain = data_parallel_step("nlcg_pr+_search"), data_parallel_step("nlcg_pr+")
+    found, plain = data_parallel_step("nlcg_search"), data_parallel_step("nlcg")
     extra = added(found, plain)
     with capsys.disabled():
         print(f"\na line search adds {extra}, each turn of its two loops counted once")

@@ -80,7 +80,7 @@ def test_the_ablations_use_the_recorded_beta_and_are_tuned(tmp_path):
 
 def test_without_a_recorded_beta_there_are_no_ablations(tmp_path):
     study = small(ABLATED)
-    runner, text = run(study, tmp_path, lambda _: math.nan)
+    runner, _ = run(study, tmp_path, lambda _: math.nan)
     assert len(runner.ran) == 4 + 2
     assert all("constant" not in path.stem for path in runner.ran)
 

@@ -22,7 +22,12 @@ from experiments.training import DivergedError
 from experiments.training.batch_statistics import recomputed_statistics
 
 LARGE = RunConfig(
-    model="mlp", optimizer="nlcg_pr+_rms", batch_size=64, epochs=12, learning_rate=0.01
+    model="mlp",
+    optimizer="nlcg",
+    optimizer_options={"preconditioner": "rms"},
+    batch_size=64,
+    epochs=12,
+    learning_rate=0.01,
 )
 SMALL = dataclasses.replace(
     LARGE, optimizer="nesterov", batch_size=8, epochs=2, learning_rate=0.02, seed=5
@@ -128,8 +133,8 @@ def test_a_worker_that_diverges_is_reported(few_digits):
             "large has model='mlp' and small has model='cnn'",
         ),
         (
-            {"small": dataclasses.replace(SMALL, standardisation="imagenet")},
-            "large has standardisation='image' and small has standardisation='imagen",
+            {"small": dataclasses.replace(SMALL, standardization="imagenet")},
+            "large has standardization='image' and small has standardization='imagen",
         ),
     ],
 )
@@ -138,7 +143,7 @@ def test_wrong_settings_are_refused(settings, message):
         SwapConfig(**{"large": LARGE, "small": SMALL, **settings})
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     momentum: float
 
     @nn.compact
@@ -153,7 +158,7 @@ def test_statistics_are_means_over_the_batches(momentum):
     images = np.random.default_rng(0).normal(3.0, 2.0, (20, 2, 2, 3))
     images = images.astype(np.float32)
     split = data.Split(jnp.asarray(images), jnp.zeros([20], jnp.int32))
-    model = Normalised(momentum)
+    model = Normalized(momentum)
     variables = model.init(jax.random.key(0), split.images, train=False)
     found = recomputed_statistics(
         model,
@@ -161,7 +166,7 @@ def test_statistics_are_means_over_the_batches(momentum):
         variables["batch_stats"],
         split,
         8,
-        preprocessing.standardise,
+        preprocessing.standardize,
     )["BatchNorm_0"]
     batches, shares = np.split(images, [8, 16]), np.array([0.4, 0.4, 0.2])
     for name, statistic in (("mean", np.mean), ("var", np.var)):
@@ -170,10 +175,10 @@ def test_statistics_are_means_over_the_batches(momentum):
         np.testing.assert_allclose(found[name], expected, rtol=1e-4)
 
 
-def test_a_model_without_batch_normalisation_has_none_to_recompute(few_digits):
+def test_a_model_without_batch_normalization_has_none_to_recompute(few_digits):
     model = models.build("mlp", 10)
     found = recomputed_statistics(
-        model, {}, {}, few_digits.train, 8, preprocessing.standardise
+        model, {}, {}, few_digits.train, 8, preprocessing.standardize
     )
     assert found == {}
 
@@ -185,7 +190,7 @@ def test_the_averaged_weights_get_statistics_of_their_own():
     dataset = data.Dataset(10, split, split, split)
     normed = {
         "model": "cnn",
-        "standardisation": "imagenet",
+        "standardization": "imagenet",
         "optimizer": "sgd",
         "epochs": 2,
         "steps_per_call": 1,  # convolutions on a CPU
@@ -198,18 +203,18 @@ def test_the_averaged_weights_get_statistics_of_their_own():
     recompute = functools.partial(
         recomputed_statistics, model, found.params, result.large.batch_stats, split, 8
     )
-    expected = recompute(preprocessing.standardise_channels)
+    expected = recompute(preprocessing.standardize_channels)
     chex.assert_trees_all_close(found.batch_stats, expected, rtol=1e-6)
     for other in (
         result.large.batch_stats,
         result.workers[0].batch_stats,
-        recompute(preprocessing.standardise),
+        recompute(preprocessing.standardize),
     ):
         means = [s["BatchNorm_0"]["mean"] for s in (found.batch_stats, other)]
         assert np.abs(means[0] - means[1]).max() > 1e-3
     variables = {"params": found.params, "batch_stats": expected}
     logits = model.apply(
-        variables, preprocessing.standardise_channels(split.images), train=False
+        variables, preprocessing.standardize_channels(split.images), train=False
     )
     assert found.train.accuracy == np.mean(logits.argmax(-1) == split.labels)
 

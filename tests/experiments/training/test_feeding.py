@@ -26,7 +26,7 @@ CONFIG = RunConfig(
     steps_per_call=2,
     epochs=4,
     epochs_per_report=2,
-    standardisation="imagenet",
+    standardization="imagenet",
     seed=3,
 )
 

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.config import RunConfig
+from experiments.optimizers import choice_of
 from experiments.training import compile_program, make_program, run_epochs
 
 STEPS = 20
@@ -22,7 +23,7 @@ LAYOUTS = {
     "shard_map": {"partitioning": "shard_map"},
     "shard_map_hybrid": {"partitioning": "shard_map", "shard_devices": 2},
 }
-# Further pairs of what is above, for one optimiser.
+# Further pairs of what is above, for one optimizer.
 EXPLICIT_LAYOUTS = {
     "explicit_data": EXPLICIT,
     "explicit_sharded": {**EXPLICIT, "data_devices": 1, "shard_devices": None},
@@ -32,42 +33,38 @@ ALL_LAYOUTS = {**LAYOUTS, **EXPLICIT_LAYOUTS}
 
 
 class Case(NamedTuple):
-    """An optimiser with a learning rate at which it moves; see `check_same_numbers`."""
+    """An optimizer with a learning rate at which it moves; see `check_same_numbers`."""
 
     learning_rate: float
     amplification: float = 1
-    optimizer: str | None = None  # the name of the case, if not given
-    settings: tuple = ()  # further ones of the configuration
+    optimizer: str = ""  # with its options; the name of the case, if not given
+    micro_batches: int = 1
 
 
-ROOT = (("optimizer_options", {"power": 0.5}),)
 CASES = {
-    "nlcg_fr": Case(0.1),
-    "nlcg_pr+_rms": Case(1e-3),
-    "nlcg_hs_secant": Case(0.1),  # Hessian-vector products
-    "nlcg_fr_orthogonal": Case(1e-3),  # matrices
-    "nlcg_pr+_kronecker": Case(1e-3, 30),
-    "nlcg_daniel": Case(0.1),
-    "nlcg_subspace": Case(0.1),
-    "paper_nlcg_pr_online": Case(0.1),
+    "nlcg,rule=fr": Case(0.1),
+    "nlcg,preconditioner=rms": Case(1e-3),
+    "nlcg,rule=hs,preconditioner=secant": Case(0.1),  # Hessian-vector products
+    "nlcg,rule=fr,preconditioner=orthogonal": Case(1e-3),  # matrices
+    "nlcg,preconditioner=kronecker": Case(1e-3, 30),
+    "nlcg,rule=daniel": Case(0.1),
+    "nlcg,rule=constant,beta=0.0,step=subspace": Case(0.1),
+    "paper_nlcg,rule=pr,step_control=online": Case(0.1),
 }
 # Sampled diagonals, half-batches, and the exact step along the direction.
 FURTHER_CASES = {
-    "hutchinson": Case(0.01, 1, "nlcg_pr+_hutchinson", ROOT),
-    "equilibration": Case(0.01, 10, "nlcg_fr_equilibration", ROOT),
-    "bartlett": Case(0.01, 1, "nlcg_fr_bartlett", ROOT),
+    "hutchinson": Case(0.01, 1, "nlcg,preconditioner=hutchinson,power=0.5"),
+    "equilibration": Case(
+        0.01, 10, "nlcg,rule=fr,preconditioner=equilibration,power=0.5"
+    ),
+    "bartlett": Case(0.01, 1, "nlcg,rule=fr,preconditioner=bartlett,power=0.5"),
     "across_halves": Case(
         1e-3,
         1,
-        "nlcg_pr+_rms",
-        (("optimizer_options", {"across_halves": 1}), ("micro_batches", 2)),
+        "nlcg,preconditioner=rms,across_halves=true",
+        micro_batches=2,
     ),
-    "tuning_free": Case(
-        0.1,
-        100,
-        "nlcg_pr+_kronecker",
-        (("optimizer_options", {"curvature_period": 1}),),
-    ),
+    "tuning_free": Case(0.1, 100, "tuning_free_nlcg"),
 }
 ALL_CASES = {**CASES, **FURTHER_CASES}
 
@@ -75,13 +72,16 @@ ALL_CASES = {**CASES, **FURTHER_CASES}
 def trained(name, few_digits, devices, **layout):
     """The state after 20 steps, the program and the state before."""
     case = ALL_CASES[name]
+    chosen = choice_of(case.optimizer or name)
+    settings = {"micro_batches": case.micro_batches, **layout}
     config = RunConfig(
         batch_size=16,
         epochs=5,
         epochs_per_report=5,
-        optimizer=case.optimizer or name,
+        optimizer=chosen.name,
+        optimizer_options=chosen.options,
         learning_rate=case.learning_rate,
-        **{**dict(case.settings), **layout},
+        **settings,
     )
     program = make_program(config, few_digits, jax.devices()[:devices])
     compiled = compile_program(program, few_digits)
@@ -158,7 +158,7 @@ def check_same_numbers(optimizer, few_digits, alone, devices, layout):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["hybrid", "explicit", "shard_map_hybrid"])
 def test_twenty_steps_on_eight_devices(layout, few_digits, alone):
-    check_same_numbers("nlcg_pr+_rms", few_digits, alone, 8, layout)
+    check_same_numbers("nlcg,preconditioner=rms", few_digits, alone, 8, layout)
 
 
 @pytest.mark.slow
@@ -178,21 +178,25 @@ def test_further_optimizers_on_eight_devices(optimizer, layout, few_digits, alon
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", EXPLICIT_LAYOUTS)
 def test_explicit_axes_in_every_layout(layout, few_digits, alone):
-    check_same_numbers("nlcg_pr+_rms", few_digits, alone, 8, layout)
+    check_same_numbers("nlcg,preconditioner=rms", few_digits, alone, 8, layout)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 4])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fewer_devices(layout, devices, few_digits, alone):
-    check_same_numbers("nlcg_hs_secant", few_digits, alone, devices, layout)
+    check_same_numbers(
+        "nlcg,rule=hs,preconditioner=secant", few_digits, alone, devices, layout
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["data", "hybrid", "shard_map"])
 def test_micro_batches_on_eight_devices(layout, few_digits):
-    one, _ = trained("nlcg_pr+_rms", few_digits, 1)
-    many, _ = trained("nlcg_pr+_rms", few_digits, 8, micro_batches=2, **LAYOUTS[layout])
+    one, _ = trained("nlcg,preconditioner=rms", few_digits, 1)
+    many, _ = trained(
+        "nlcg,preconditioner=rms", few_digits, 8, micro_batches=2, **LAYOUTS[layout]
+    )
     rtol = 10 * STEPS * 2**-24  # as above
     chex.assert_trees_all_close(
         weights(many.state), weights(one.state), rtol=3 * rtol, atol=rtol

@@ -91,7 +91,7 @@ def test_gradients_may_travel_in_bfloat16(regression):
     )
 
 
-def test_batch_normalisation_is_that_of_one_device():
+def test_batch_normalization_is_that_of_one_device():
     """So the gradient is that of as many micro-batches on one device."""
     norm = nn.BatchNorm(use_running_average=False, momentum=0.5)
     x = jax.random.normal(jax.random.key(0), [16, 3])

@@ -54,7 +54,10 @@ def start_runs(folder, count, devices, layout):
             [
                 "-m",
                 "experiments.run",
-                "--config.optimizer=nlcg_pr+_rms",
+                "--config.optimizer=nlcg",
+                "--config.optimizer-options",
+                "preconditioner",
+                "rms",
                 "--config.batch-size=None",
                 "--config.epochs=150",
                 "--config.epochs-per-report=25",

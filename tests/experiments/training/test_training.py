@@ -37,8 +37,12 @@ def quick(**settings):
     "settings",
     [
         {"optimizer": "adam", "learning_rate": 0.01},
-        {"optimizer": "nlcg_fr_rms", "learning_rate": 0.003},
-        {"optimizer": "paper_nlcg_fr", "learning_rate": 0.3, "batch_size": None},
+        {
+            "optimizer": "nlcg",
+            "optimizer_options": {"rule": "fr", "preconditioner": "rms"},
+            "learning_rate": 0.003,
+        },
+        {"optimizer": "paper_nlcg", "learning_rate": 0.3, "batch_size": None},
     ],
     ids=lambda settings: settings["optimizer"],
 )
@@ -57,7 +61,7 @@ def test_a_few_digits_are_learned_by_heart(settings, few_digits):
 
 @pytest.mark.slow
 def test_vmapped_and_sequential_grids_give_the_same_runs(few_digits):
-    config = quick(optimizer="nlcg_pr+_rms", epochs=3)
+    config = quick(optimizer_options={"preconditioner": "rms"}, epochs=3)
     program = make_program(config, few_digits)
     rates = (0.001, 0.004)
     states = [program.init(0, rate) for rate in rates]
@@ -136,7 +140,10 @@ def test_a_batch_is_split_over_the_devices(few_digits):
 @pytest.mark.slow
 def test_batch_statistics_are_carried_through_a_curvature_method(few_digits):
     config = quick(
-        model="cnn", optimizer="nlcg_pr+_secant", learning_rate=0.2, epochs=15
+        model="cnn",
+        optimizer_options={"preconditioner": "secant"},
+        learning_rate=0.2,
+        epochs=15,
     )
     program, (report,) = train(config, few_digits)
     before = program.init(0, 1.0).batch_stats
@@ -149,7 +156,7 @@ def test_batch_statistics_are_carried_through_a_curvature_method(few_digits):
     assert report.metrics["num_secants"][-1] > 0
 
 
-def test_l2_leaves_batch_normalisation_alone(few_digits):
+def test_l2_leaves_batch_normalization_alone(few_digits):
     config = quick(model="cnn", optimizer="sgd", batch_size=None, epochs=1)
     losses = {}
     for l2 in (0.0, 2.0):
@@ -296,7 +303,9 @@ def test_evaluation_in_batches_meets_every_example(few_images, monkeypatch):
 
 
 def test_steps_one_by_one_are_those_of_a_loop(few_digits):
-    config = quick(optimizer="nlcg_fr", learning_rate=0.1, batch_size=24, epochs=3)
+    config = quick(
+        optimizer_options={"rule": "fr"}, learning_rate=0.1, batch_size=24, epochs=3
+    )
     _, (loop,) = train(config, few_digits)
     _, (single,) = train(dataclasses.replace(config, steps_per_call=1), few_digits)
     np.testing.assert_allclose(loop.metrics["loss"], single.metrics["loss"], rtol=1e-4)

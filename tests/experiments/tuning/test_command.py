@@ -58,6 +58,7 @@ def test_the_command_refuses_wrong_input(fake, tmp_path):
         (["--optimizers", "sgd,beta=0.9"], "error: optimizer_options has beta=0.9"),
         (["--optimizers", "sgd", "--trials=1"], "error: trials=1 must be at least 2"),
         (["--sampler-seed=-1"], "error: sampler_seed=-1 must be at least 0"),
+        (["--config.optimizer=sgd"], "error: config.optimizer='sgd' must be given by"),
         (["--together=0"], "error: together=0 must be at least 1"),
     ):
         with pytest.raises(SystemExit, match=message):

@@ -161,9 +161,7 @@ def test_a_sweep_that_was_killed_resumes_with_the_same_trials(tmp_path):
     assert configs[0] == configs[1]
     assert run(halton_sweep(), tmp_path / "17") == []
     again = FakeRunner(loss_of)
-    with pytest.raises(
-        ValueError, match="trial00-seed0.jsonl is the record of another"
-    ):
+    with pytest.raises(ValueError, match="trial00-seed0.jsonl is the record of an"):
         run(halton_sweep(seed=1), tmp_path / "17", again)
     assert not again.ran
 
