@@ -111,8 +111,8 @@ def test_the_reports_hold_their_tables_and_the_time_of_all_runs(study, tmp_path)
     command.write_reports(size, tmp_path, console)
     for folder, records in (("paper", 8), ("tuned", 4), ("mean_beta", 6)):
         text = (tmp_path / folder / "report.md").read_text(encoding="utf-8")
-        assert f"from {records} records" in text
-        assert (tmp_path / folder / "batch_sizes.png").exists()
+        assert f"from {records} runs" in text
+        assert (tmp_path / folder / "finals.png").exists()
     row = (tmp_path / "swap.md").read_text(encoding="utf-8").splitlines()[2]
     assert row.startswith("| Nesterov, momentum 0.")
     assert row.endswith(
