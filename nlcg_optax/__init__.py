@@ -84,7 +84,7 @@ from nlcg_optax.preconditioners import (
     ScaleByLimitedMemoryState as ScaleByLimitedMemoryState,
 )
 from nlcg_optax.preconditioners import (
-    ScaleByOrthogonalisationState as ScaleByOrthogonalisationState,
+    ScaleByOrthogonalizationState as ScaleByOrthogonalizationState,
 )
 from nlcg_optax.preconditioners import (
     ScaleBySampledDiagonalState as ScaleBySampledDiagonalState,
@@ -108,16 +108,12 @@ from nlcg_optax.preconditioners import (
     scale_by_limited_memory as scale_by_limited_memory,
 )
 from nlcg_optax.preconditioners import (
-    scale_by_orthogonalisation as scale_by_orthogonalisation,
+    scale_by_orthogonalization as scale_by_orthogonalization,
 )
 from nlcg_optax.presets import large_batch_nlcg as large_batch_nlcg
 from nlcg_optax.presets import tuning_free_nlcg as tuning_free_nlcg
-from nlcg_optax.step_size import ConstrainNormState as ConstrainNormState
 from nlcg_optax.step_size import (
     CurvatureStepDiagnostics as CurvatureStepDiagnostics,
-)
-from nlcg_optax.step_size import (
-    NormConstraintDiagnostics as NormConstraintDiagnostics,
 )
 from nlcg_optax.step_size import (
     ScaleByCurvatureStepState as ScaleByCurvatureStepState,
@@ -126,7 +122,6 @@ from nlcg_optax.step_size import (
     ScaleBySubspaceStepState as ScaleBySubspaceStepState,
 )
 from nlcg_optax.step_size import SubspaceStepDiagnostics as SubspaceStepDiagnostics
-from nlcg_optax.step_size import constrain_norm as constrain_norm
 from nlcg_optax.step_size import scale_by_curvature_step as scale_by_curvature_step
 from nlcg_optax.step_size import scale_by_subspace_step as scale_by_subspace_step
 from nlcg_optax.trees.inner_products import InnerProducts as InnerProducts

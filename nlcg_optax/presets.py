@@ -32,7 +32,7 @@ def large_batch_nlcg(
       learning_rate: number or schedule, of the size of Adam's or somewhat smaller; it
         should fall to zero over the run.
       preconditioner: another one than `scale_by_kronecker`, such as
-        `scale_by_orthogonalisation`.
+        `scale_by_orthogonalization`.
       weight_decay: see `nlcg`, like all that follows.
       weight_decay_mask: which leaves decay.
       state_dtype: dtype of the direction and of the gradient that is kept.

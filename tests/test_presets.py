@@ -12,7 +12,7 @@ from nlcg_optax import (
     scale_by_curvature_step,
     scale_by_kronecker,
     scale_by_nlcg,
-    scale_by_orthogonalisation,
+    scale_by_orthogonalization,
     tuning_free_nlcg,
 )
 
@@ -79,10 +79,10 @@ def test_tuning_free_takes_the_minimiser_along_the_direction(curvature):
         0.5,
         curvature=curvature,
         refresh_period=2,
-        preconditioner=scale_by_orthogonalisation(),
+        preconditioner=scale_by_orthogonalization(),
     )
     chain = optax.chain(
-        direction(scale_by_orthogonalisation()),
+        direction(scale_by_orthogonalization()),
         scale_by_curvature_step(curvature, refresh_period=2),
         optax.scale_by_learning_rate(0.5),
     )

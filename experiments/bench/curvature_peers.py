@@ -160,7 +160,7 @@ def optimizers() -> dict[str, tuple[optax.GradientTransformation, float | None]]
         "Gauss-Newton-Bartlett": nlcg_optax.scale_by_gauss_newton_bartlett(
             refresh_period=PERIOD
         ),
-        "orthogonalized": nlcg_optax.scale_by_orthogonalisation(
+        "orthogonalized": nlcg_optax.scale_by_orthogonalization(
             weight_dimension_numbers=matrix_axes_of
         ),
         "Kronecker": nlcg_optax.scale_by_kronecker(

@@ -46,16 +46,16 @@ def _orthogonal(
     *, decay: float = 0.999, restore_norm: bool = False
 ) -> optax.GradientTransformation:
     # Muon's step, so that Muon is the peer with a fixed momentum.
-    return nlcg_optax.scale_by_orthogonalisation(
+    return nlcg_optax.scale_by_orthogonalization(
         restore_norm=bool(restore_norm), vectors=_rms(decay=decay)
     )
 
 
 def _kronecker(
-    *, decay: float = 0.95, refresh_period: int = 10, damping: float = 1e-6
+    *, decay: float = 0.95, refresh_period: int = 10, relative_damping: float = 1e-6
 ) -> optax.GradientTransformation:
     return nlcg_optax.scale_by_kronecker(
-        decay=decay, refresh_period=refresh_period, damping=damping
+        decay=decay, refresh_period=refresh_period, relative_damping=relative_damping
     )
 
 

@@ -295,11 +295,10 @@ def _forgotten_if(
     condition: jax.Array, method: Method, state: PyTree, params: PyTree
 ) -> PyTree:
     """The direction's state or, where the condition holds, that of the start."""
-    if hasattr(state, "forgotten"):
-        # Its own cheaper way, which changes few scalars and vectors.
+    if method.forget is not None:
         return jax.tree.map(
             lambda new, old: old if new is old else jnp.where(condition, new, old),
-            state.forgotten(),
+            method.forget(state),
             state,
         )
     # No selection: state must not be rewritten every time.

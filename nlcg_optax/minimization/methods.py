@@ -1,6 +1,7 @@
 """The methods of `minimize` by name: a direction and the line search that suits it."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,12 +18,15 @@ from nlcg_optax.direction.rules import (
 )
 from nlcg_optax.direction.transform import scale_by_nlcg
 from nlcg_optax.linesearch.wolfe_search import WolfeRules
-from nlcg_optax.preconditioners.limited_memory import scale_by_limited_memory
+from nlcg_optax.preconditioners.limited_memory import (
+    forget_pairs,
+    scale_by_limited_memory,
+)
 
 LIMITED_MEMORY = "limited-memory"
 # For directions of Newton's kind: Nocedal and Wright, "Numerical Optimization", 2006,
 # section 3.1. They take the step one wherever it is of any use.
-NEWTON_RULES = WolfeRules(sufficient_decrease=1e-4, curvature=0.9)
+NEWTON_RULES = WolfeRules(sufficient_decrease=1e-4, max_slope_ratio=0.9)
 # Arguments of `scale_by_nlcg` by which a direction may depend on the arrays.
 PER_ARRAY = {"scope", "preconditioner"}
 
@@ -38,12 +42,15 @@ class Method(NamedTuple):
         ``"one"`` the quadratic step is left out where the step one fitted last time.
       may_be_vector: whether the direction does not depend on how the parameters are
         divided into arrays, so that `minimize` may make one vector of small ones.
+      forget: resets a state of ``direction`` to one that starts anew, changing few of
+        its arrays; None for a new state from ``init``.
     """
 
     direction: optax.GradientTransformationExtraArgs
     rules: WolfeRules = WolfeRules()
     initial_step: Literal["one", "previous"] = "previous"
     may_be_vector: bool = False
+    forget: Callable[[Any], Any] | None = None
 
 
 @functools.cache
@@ -75,13 +82,13 @@ def nlcg_method(
       A method.
 
     Examples:
-      >>> nlcg_method("pr+").rules.curvature
+      >>> nlcg_method("pr+").rules.max_slope_ratio
       0.1
     """
     defaults = {"beta_min": -jnp.inf, "beta_max": jnp.inf, "restart": "powell"}
     return Method(
         scale_by_nlcg(rule, **{**defaults, **kwargs}),
-        WolfeRules(sufficient_decrease=0.01, curvature=0.1),
+        WolfeRules(sufficient_decrease=0.01, max_slope_ratio=0.1),
         may_be_vector=not kwargs.keys() & PER_ARRAY,
     )
 
@@ -109,7 +116,9 @@ def limited_memory_method(
     if rule is None:
         # Not `scale_by_nlcg` with a β of zero: it protects the state of any
         # preconditioner with a selection, which would rewrite all of the memory.
-        return Method(metric, NEWTON_RULES, "one", may_be_vector=True)
+        return Method(
+            metric, NEWTON_RULES, "one", may_be_vector=True, forget=forget_pairs
+        )
     defaults = {"beta_min": -jnp.inf, "beta_max": jnp.inf}
     direction = scale_by_nlcg(rule, preconditioner=metric, **{**defaults, **kwargs})
     may_be_vector = not kwargs.keys() & PER_ARRAY

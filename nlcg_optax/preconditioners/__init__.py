@@ -28,10 +28,10 @@ from nlcg_optax.preconditioners.limited_memory import (
     scale_by_limited_memory as scale_by_limited_memory,
 )
 from nlcg_optax.preconditioners.orthogonal import (
-    ScaleByOrthogonalisationState as ScaleByOrthogonalisationState,
+    ScaleByOrthogonalizationState as ScaleByOrthogonalizationState,
 )
 from nlcg_optax.preconditioners.orthogonal import (
-    scale_by_orthogonalisation as scale_by_orthogonalisation,
+    scale_by_orthogonalization as scale_by_orthogonalization,
 )
 from nlcg_optax.preconditioners.sampled_diagonal import (
     SampledDiagonalDiagnostics as SampledDiagonalDiagnostics,

@@ -12,6 +12,7 @@ from nlcg_optax.curvature.source import CURVATURES, CurvatureKind, product_fn
 from nlcg_optax.dtypes import PyTree, compute_dtype
 from nlcg_optax.preconditioners.diagonal_scaling import abs_squared
 from nlcg_optax.preconditioners.sampled_diagonal import (
+    SampledDiagonalOptions,
     random_signs,
     scale_by_sampled_diagonal,
 )
@@ -28,10 +29,8 @@ def scale_by_hutchinson(
     *,
     decay: float | jax.Array = 0.95,
     refresh_period: int | jax.Array = 10,
-    damping: float | jax.Array = 1e-2,
+    relative_damping: float | jax.Array = 1e-2,
     power: float | jax.Array = 1.0,
-    average_windows: bool = False,
-    clip: float | jax.Array | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Divides the gradient by Hutchinson's estimate of the Hessian's diagonal.
@@ -43,28 +42,25 @@ def scale_by_hutchinson(
 
     .. math::
         D = |\mathrm{EMA}(v \odot B v)|, \qquad
-        P g = \frac{g}{(D + \mathrm{damping} \cdot \mathrm{mean} D)^{\mathrm{power}}},
+        P g = \frac{g}{(D + \epsilon\, \mathrm{mean} D)^{\mathrm{power}}},
 
-    with the average corrected for its start at zero and the mean over all parameters,
-    so that the damping has no dimension. Signed samples are averaged before the
-    absolute value is taken, which keeps the noise of one from adding up. AdaHessian
-    (Yao et al., 2021) and Sophia (Liu et al., 2023) are built on this estimate.
+    with the average corrected for its start at zero, the mean over all parameters, and
+    :math:`\epsilon` the relative damping. Signed samples are averaged before the
+    absolute value is taken, so that the noise of single samples does not add up.
+    AdaHessian (Yao et al., 2021) and Sophia (Liu et al., 2023) use this estimate.
 
     Args:
       curvature: ``"hessian"``, for which ``update`` needs ``value_fn``;
         ``"gauss_newton"``, for which it needs ``outputs_fn`` and ``output_loss_fn``;
         or pass ``hvp_fn(params, vector)``, see `scale_by_curvature_step`.
-      decay: of the average, in [0, 1).
+      decay: decay of the average, in [0, 1).
       refresh_period: steps between samples. A sample costs about two gradients. The
         extra argument ``refresh=True`` or ``False`` (a Python boolean) of ``update``
-        decides in its place, for loops that compile a step of either kind: on CPUs,
-        XLA makes convolutions slow inside the conditional that a period needs.
-      damping: added to D, as a multiple of its mean.
-      power: of the denominator; .5 tempers a noisy estimate.
-      average_windows: whether to replace a sample by its mean over the window of a
-        convolution, in leaves of three or more dimensions: all axes but the last two.
-      clip: largest absolute value of an element of P g (Sophia has 1); None for none.
-      seed: of the probes. The same seed and calls give the same numbers.
+        replaces the period, for loops that compile both kinds of step: on CPUs, XLA
+        makes convolutions slow inside the conditional that a period needs.
+      relative_damping: the :math:`\epsilon` above, a multiple of the mean of D.
+      power: power of the denominator; 0.5 dampens the noise of the estimate.
+      seed: seed of the probes. The same seed and calls give the same numbers.
 
     Returns:
       A transformation; nest it as ``preconditioner`` of `scale_by_nlcg`. A sample that
@@ -79,7 +75,7 @@ def scale_by_hutchinson(
     Examples:
       >>> import jax, jax.numpy as jnp, optax
       >>> loss = lambda x: 0.5 * jnp.sum(jnp.array([1., 100.]) * x**2)
-      >>> tx = scale_by_hutchinson(damping=0.)
+      >>> tx = scale_by_hutchinson(relative_damping=0.)
       >>> params = jnp.array([1., 1.])
       >>> z, _ = tx.update(jax.grad(loss)(params), tx.init(params), params,
       ...                  value_fn=loss)
@@ -100,15 +96,15 @@ def scale_by_hutchinson(
         return sample
 
     return scale_by_sampled_diagonal(
-        sampler,
-        jnp.abs,
-        decay=decay,
-        refresh_period=refresh_period,
-        damping=damping,
-        power=power,
-        average_windows=average_windows,
-        clip=clip,
-        seed=seed,
+        SampledDiagonalOptions(
+            sampler,
+            jnp.abs,
+            decay=decay,
+            refresh_period=refresh_period,
+            relative_damping=relative_damping,
+            power=power,
+            seed=seed,
+        )
     )
 
 
@@ -117,10 +113,8 @@ def scale_by_equilibration(
     *,
     decay: float | jax.Array = 0.95,
     refresh_period: int | jax.Array = 10,
-    damping: float | jax.Array = 1e-2,
+    relative_damping: float | jax.Array = 1e-2,
     power: float | jax.Array = 1.0,
-    average_windows: bool = False,
-    clip: float | jax.Array | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Divides the gradient by the norms of the rows of the Hessian.
@@ -130,20 +124,18 @@ def scale_by_equilibration(
 
     .. math::
         D = \sqrt{\mathrm{EMA}((B v)^2)}, \qquad
-        P g = \frac{g}{(D + \mathrm{damping} \cdot \mathrm{mean} D)^{\mathrm{power}}}
+        P g = \frac{g}{(D + \epsilon\, \mathrm{mean} D)^{\mathrm{power}}}
 
     equilibrates the rows of :math:`P B`. It is positive whatever the signs of the
     curvature (Dauphin, de Vries and Bengio, 2015).
 
     Args:
       curvature: see `scale_by_hutchinson`, as for every other argument.
-      decay: of the average of squares.
+      decay: decay of the average of squares.
       refresh_period: steps between samples.
-      damping: added to D, as a multiple of its mean.
-      power: of the denominator.
-      average_windows: whether to average squares over windows of convolutions.
-      clip: largest absolute value of an element of P g.
-      seed: of the probes.
+      relative_damping: the :math:`\epsilon` above, a multiple of the mean of D.
+      power: power of the denominator.
+      seed: seed of the probes.
 
     Returns:
       A transformation, as that of `scale_by_hutchinson`.
@@ -155,7 +147,7 @@ def scale_by_equilibration(
     Examples:
       >>> import jax, jax.numpy as jnp
       >>> loss = lambda x: 50. * x[0] ** 2 - 0.5 * x[1] ** 2  # a saddle
-      >>> tx = scale_by_equilibration(damping=0.)
+      >>> tx = scale_by_equilibration(relative_damping=0.)
       >>> params = jnp.array([1., 1.])
       >>> z, _ = tx.update(jax.grad(loss)(params), tx.init(params), params,
       ...                  value_fn=loss)
@@ -171,15 +163,15 @@ def scale_by_equilibration(
         return lambda key: jax.tree.map(abs_squared, product(random_signs(key, params)))
 
     return scale_by_sampled_diagonal(
-        sampler,
-        jnp.sqrt,
-        decay=decay,
-        refresh_period=refresh_period,
-        damping=damping,
-        power=power,
-        average_windows=average_windows,
-        clip=clip,
-        seed=seed,
+        SampledDiagonalOptions(
+            sampler,
+            jnp.sqrt,
+            decay=decay,
+            refresh_period=refresh_period,
+            relative_damping=relative_damping,
+            power=power,
+            seed=seed,
+        )
     )
 
 
@@ -188,10 +180,8 @@ def scale_by_gauss_newton_bartlett(
     *,
     decay: float | jax.Array = 0.95,
     refresh_period: int | jax.Array = 10,
-    damping: float | jax.Array = 1e-2,
+    relative_damping: float | jax.Array = 1e-2,
     power: float | jax.Array = 1.0,
-    average_windows: bool = False,
-    clip: float | jax.Array | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Divides the gradient by the Gauss-Newton diagonal, from sampled labels.
@@ -215,16 +205,14 @@ def scale_by_gauss_newton_bartlett(
         outputs with :math:`E[c\, c^\top] = \nabla^2 \ell(z)`, for any convex loss.
       decay: see `scale_by_hutchinson`, as for every other argument.
       refresh_period: steps between samples. A sample costs about one gradient.
-      damping: added to D, as a multiple of its mean.
-      power: of the denominator.
-      average_windows: whether to average samples over windows of convolutions.
-      clip: largest absolute value of an element of P g.
-      seed: of the labels.
+      relative_damping: the :math:`\epsilon` above, a multiple of the mean of D.
+      power: power of the denominator.
+      seed: seed of the labels.
 
     Returns:
       A transformation, as that of `scale_by_hutchinson`. Its ``update`` needs
       ``params`` and ``outputs_fn(params, ...)``. In a ``shard_map`` over the batch the
-      devices would draw equal labels: there give a function of your own.
+      devices would draw equal labels: pass a function there.
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, missing.
@@ -234,7 +222,7 @@ def scale_by_gauss_newton_bartlett(
       >>> import jax.numpy as jnp
       >>> model = lambda w: jnp.array([[3.]]) @ w  # half squared errors: G = 9
       >>> signs = lambda key, z: jnp.sign(jax.random.normal(key, z.shape))
-      >>> tx = scale_by_gauss_newton_bartlett(signs, damping=0.)
+      >>> tx = scale_by_gauss_newton_bartlett(signs, relative_damping=0.)
       >>> w = jnp.array([1.])
       >>> z, _ = tx.update(9. * w, tx.init(w), w, outputs_fn=model)
       >>> z
@@ -265,15 +253,15 @@ def scale_by_gauss_newton_bartlett(
         return sample
 
     return scale_by_sampled_diagonal(
-        sampler,
-        lambda average: average,
-        decay=decay,
-        refresh_period=refresh_period,
-        damping=damping,
-        power=power,
-        average_windows=average_windows,
-        clip=clip,
-        seed=seed,
+        SampledDiagonalOptions(
+            sampler,
+            lambda average: average,
+            decay=decay,
+            refresh_period=refresh_period,
+            relative_damping=relative_damping,
+            power=power,
+            seed=seed,
+        )
     )
 
 

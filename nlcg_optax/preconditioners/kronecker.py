@@ -67,7 +67,7 @@ def scale_by_kronecker(
     *,
     decay: float | jax.Array = 0.95,
     refresh_period: int = 10,
-    damping: float | jax.Array = 1e-6,
+    relative_damping: float | jax.Array = 1e-6,
     block_size: int = 512,
     one_sided_ratio: float = 16.0,
     graft: bool = True,
@@ -103,7 +103,8 @@ def scale_by_kronecker(
       decay: of the averages, in [0, 1).
       refresh_period: steps between two refreshes of the roots. Where ``update`` is
         given ``refresh=True`` or ``refresh=False``, that decides instead.
-      damping: the :math:`\epsilon` above, relative to the largest eigenvalue.
+      relative_damping: the :math:`\epsilon` above, a multiple of the largest
+        eigenvalue.
       block_size: greatest side of a factor.
       one_sided_ratio: of the sides, beyond which the longer one has no factor; at
         least one.
@@ -111,7 +112,7 @@ def scale_by_kronecker(
         of P G does not depend on that of G when both factors have settled.
       diagonal: an Optax transformation; by default the root
         mean square of Adam, ``optax.scale_by_rms`` with decay 0.999.
-      weight_dimension_numbers: see `scale_by_orthogonalisation`.
+      weight_dimension_numbers: see `scale_by_orthogonalization`.
 
     Returns:
       A transformation that also stands alone. A gradient that is not finite leaves the
@@ -128,7 +129,7 @@ def scale_by_kronecker(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> tx = scale_by_kronecker(graft=False, damping=0.)
+      >>> tx = scale_by_kronecker(graft=False, relative_damping=0.)
       >>> grad = jnp.array([[0., 3.], [-0.5, 0.]])
       >>> z, _ = tx.update(grad, tx.init(grad))
       >>> bool(jnp.allclose(z, jnp.array([[0., 1.], [-1., 0.]]), atol=1e-5))
@@ -136,7 +137,7 @@ def scale_by_kronecker(
     """
     validation.check_decay("decay", decay)
     validation.check_positive_int("refresh_period", refresh_period)
-    validation.check_non_negative("damping", damping)
+    validation.check_non_negative("relative_damping", relative_damping)
     validation.check_positive_int("block_size", block_size)
     validation.check_range("1", "one_sided_ratio", 1.0, one_sided_ratio)
     if diagonal is not None:
@@ -146,46 +147,19 @@ def scale_by_kronecker(
         transform_diagonal = optax.masked(
             transform_diagonal, vector_mask(weight_dimension_numbers)
         )
-
-    def blocks_of(tree: PyTree) -> list[Blocks | None]:
-        return [
-            None
-            if view is None
-            else blocks_for(view, leaf, block_size, one_sided_ratio)
-            for view, leaf in zip(
-                matrix_views(tree, weight_dimension_numbers),
-                jax.tree.leaves(tree),
-                strict=True,
-            )
-        ]
+    options = _Options(
+        decay,
+        refresh_period,
+        relative_damping,
+        block_size,
+        one_sided_ratio,
+        graft,
+        transform_diagonal,
+        weight_dimension_numbers,
+    )
 
     def init_fn(params: PyTree) -> ScaleByKroneckerState:
-        wide = jax.tree.map(widened, params)
-        accumulator_dtype(params)  # raises where a leaf is not floating point
-
-        def nothing_yet(blocks: Blocks | None, leaf: jax.Array) -> list[jax.Array]:
-            if blocks is None:
-                return []
-            shape = jax.eval_shape(blocks.split, leaf).shape
-            sizes = [getattr(blocks, side) for side in blocks.sides]
-            return [jnp.zeros((*shape[:3], size, size), leaf.dtype) for size in sizes]
-
-        leaves, treedef = jax.tree.flatten(wide)
-
-        def zeros() -> PyTree:  # new buffers at every call, as donation needs
-            pairs = zip(blocks_of(wide), leaves, strict=True)
-            return jax.tree.unflatten(treedef, [nothing_yet(*pair) for pair in pairs])
-
-        return ScaleByKroneckerState(
-            count=jnp.zeros([], jnp.int32),
-            factors=zeros(),
-            roots=zeros(),
-            diagonal=transform_diagonal.init(wide),
-            diagnostics=KroneckerDiagnostics(
-                num_refreshes=jnp.zeros([], jnp.int32),
-                num_root_failures=jnp.zeros([], jnp.int32),
-            ),
-        )
+        return _init(options, params)
 
     def update_fn(
         updates: PyTree,
@@ -193,54 +167,128 @@ def scale_by_kronecker(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByKroneckerState]:
-        wide = jax.tree.map(widened, updates)
-        grads, treedef = jax.tree.flatten(wide)
-        blocks = blocks_of(wide)
-        old_factors, old_roots = _per_leaf(blocks, wide, state)
-        finite = all_finite(updates)
-        diagonals, diagonal_state = transform_diagonal.update(
-            wide, state.diagonal, params, **extra_args
-        )
-
-        split: list[jax.Array | None] = [
-            None if found is None else found.split(grad)
-            for found, grad in zip(blocks, grads, strict=True)
-        ]
-        factors = [
-            [
-                averaged(old, gram(cut, side), decay, finite)
-                for old, side in zip(old_of_leaf, found.sides, strict=True)
-            ]
-            if found is not None and cut is not None
-            else []
-            for found, cut, old_of_leaf in zip(blocks, split, old_factors, strict=True)
-        ]
-        count = state.count + finite.astype(jnp.int32)
-        due = is_due(state.count, refresh_period, extra_args)
-        roots, failures = if_due(
-            due,
-            lambda: refreshed_roots(factors, old_roots, count, decay, damping, finite),
-            lambda: (old_roots, jnp.zeros([], jnp.int32)),
-        )
-        leaves = jax.tree.leaves(diagonals)
-        for i, (found, cut) in enumerate(zip(blocks, split, strict=True)):
-            if found is not None and cut is not None:
-                z = found.join(multiplied(cut, roots[i], found.sides), grads[i])
-                leaves[i] = of_norm(z, leaves[i]) if graft else z
-        z = optax.tree.cast_like(jax.tree.unflatten(treedef, leaves), updates)
-        return z, ScaleByKroneckerState(
-            count=count,
-            factors=jax.tree.unflatten(treedef, factors),
-            roots=jax.tree.unflatten(treedef, roots),
-            diagonal=select(finite, diagonal_state, state.diagonal),
-            diagnostics=KroneckerDiagnostics(
-                num_refreshes=state.diagnostics.num_refreshes
-                + (finite & due).astype(jnp.int32),
-                num_root_failures=state.diagnostics.num_root_failures + failures,
-            ),
-        )
+        return _update(options, updates, state, params, extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class _Options(NamedTuple):
+    """The arguments of `scale_by_kronecker`, with a transformation for ``diagonal``."""
+
+    decay: Any
+    refresh_period: Any
+    relative_damping: Any
+    block_size: int
+    one_sided_ratio: float
+    graft: bool
+    diagonal: optax.GradientTransformationExtraArgs
+    weight_dimension_numbers: Any
+
+
+def _init(options: _Options, params: PyTree) -> ScaleByKroneckerState:
+    accumulator_dtype(params)  # raises where a leaf is not floating point
+    wide = jax.tree.map(widened, params)
+    leaves, treedef = jax.tree.flatten(wide)
+
+    def nothing_yet(blocks: Blocks | None, leaf: jax.Array) -> list[jax.Array]:
+        if blocks is None:
+            return []
+        shape = jax.eval_shape(blocks.split, leaf).shape
+        sizes = [getattr(blocks, side) for side in blocks.sides]
+        return [jnp.zeros((*shape[:3], size, size), leaf.dtype) for size in sizes]
+
+    def zeros() -> PyTree:  # new buffers at every call, as donation needs
+        pairs = zip(_blocks_of(options, wide), leaves, strict=True)
+        return jax.tree.unflatten(treedef, [nothing_yet(*pair) for pair in pairs])
+
+    return ScaleByKroneckerState(
+        count=jnp.zeros([], jnp.int32),
+        factors=zeros(),
+        roots=zeros(),
+        diagonal=options.diagonal.init(wide),
+        diagnostics=KroneckerDiagnostics(
+            num_refreshes=jnp.zeros([], jnp.int32),
+            num_root_failures=jnp.zeros([], jnp.int32),
+        ),
+    )
+
+
+def _update(
+    options: _Options,
+    updates: PyTree,
+    state: ScaleByKroneckerState,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, ScaleByKroneckerState]:
+    wide = jax.tree.map(widened, updates)
+    grads, treedef = jax.tree.flatten(wide)
+    blocks = _blocks_of(options, wide)
+    old_factors, old_roots = _per_leaf(blocks, wide, state)
+    finite = all_finite(updates)
+    diagonals, diagonal_state = options.diagonal.update(
+        wide, state.diagonal, params, **extra_args
+    )
+    split = [
+        None if found is None else found.split(grad)
+        for found, grad in zip(blocks, grads, strict=True)
+    ]
+    factors = _averaged_factors(options, blocks, split, old_factors, finite)
+    count = state.count + finite.astype(jnp.int32)
+    due = is_due(state.count, options.refresh_period, extra_args)
+    roots, failures = if_due(
+        due,
+        lambda: refreshed_roots(
+            factors, old_roots, count, options.decay, options.relative_damping, finite
+        ),
+        lambda: (old_roots, jnp.zeros([], jnp.int32)),
+    )
+    leaves = jax.tree.leaves(diagonals)
+    for i, (found, cut) in enumerate(zip(blocks, split, strict=True)):
+        if found is not None and cut is not None:
+            z = found.join(multiplied(cut, roots[i], found.sides), grads[i])
+            leaves[i] = of_norm(z, leaves[i]) if options.graft else z
+    z = optax.tree.cast_like(jax.tree.unflatten(treedef, leaves), updates)
+    return z, ScaleByKroneckerState(
+        count=count,
+        factors=jax.tree.unflatten(treedef, factors),
+        roots=jax.tree.unflatten(treedef, roots),
+        diagonal=select(finite, diagonal_state, state.diagonal),
+        diagnostics=KroneckerDiagnostics(
+            num_refreshes=state.diagnostics.num_refreshes
+            + (finite & due).astype(jnp.int32),
+            num_root_failures=state.diagnostics.num_root_failures + failures,
+        ),
+    )
+
+
+def _blocks_of(options: _Options, tree: PyTree) -> list[Blocks | None]:
+    """How each leaf is cut into blocks; None for a leaf that is not a matrix."""
+    views = matrix_views(tree, options.weight_dimension_numbers)
+    return [
+        None
+        if view is None
+        else blocks_for(view, leaf, options.block_size, options.one_sided_ratio)
+        for view, leaf in zip(views, jax.tree.leaves(tree), strict=True)
+    ]
+
+
+def _averaged_factors(
+    options: _Options,
+    blocks: list[Blocks | None],
+    split: list[jax.Array | None],
+    old_factors: list[list[jax.Array]],
+    finite: jax.Array,
+) -> list[list[jax.Array]]:
+    """The averages with the factors of this gradient, per leaf and per side."""
+    return [
+        [
+            averaged(old, gram(cut, side), options.decay, finite)
+            for old, side in zip(old_of_leaf, found.sides, strict=True)
+        ]
+        if found is not None and cut is not None
+        else []
+        for found, cut, old_of_leaf in zip(blocks, split, old_factors, strict=True)
+    ]
 
 
 def _per_leaf(

@@ -10,6 +10,7 @@ from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.trees.stacked_products import combination, stacked_vdots
+from nlcg_optax.xla.control_flow import cond
 
 
 class LimitedMemoryDiagnostics(NamedTuple):
@@ -17,7 +18,7 @@ class LimitedMemoryDiagnostics(NamedTuple):
 
     Attributes:
       num_pairs: secant pairs in the memory, at most m.
-      num_refused_pairs: pairs refused so far for want of positive curvature.
+      num_refused_pairs: pairs refused so far because their curvature is not positive.
       initial_scaling: γ of the initial matrix γ I.
     """
 
@@ -37,7 +38,7 @@ class ScaleByLimitedMemoryState(NamedTuple):
       curvatures: ``s_iᵀy_i`` by rows.
       slopes: ``s_iᵀg`` by rows, with the gradient of the last update.
       inverse: R⁻¹ by rows, shape ``(m + 1, m + 1)``; zeros where there is no pair,
-        but for what `forgotten` leaves, which without pairs does not count.
+        except for what `forget_pairs` leaves, which does not count without pairs.
       params_prev: previous parameters.
       grad_prev: previous gradient.
       diagnostics: what the last update did.
@@ -54,28 +55,11 @@ class ScaleByLimitedMemoryState(NamedTuple):
     grad_prev: PyTree
     diagnostics: LimitedMemoryDiagnostics
 
-    def forgotten(self) -> "ScaleByLimitedMemoryState":
-        """The state without any pair: its next update is like the first, with P = I.
-
-        The arrays are left alone: without pairs they do not count, and are written
-        over in their turn. So nothing is copied.
-
-        Examples:
-          >>> import jax.numpy as jnp
-          >>> tx = scale_by_limited_memory(2)
-          >>> state = tx.init(jnp.zeros(2))
-          >>> for x in (jnp.array([1., 1.]), jnp.array([2., 1.])):
-          ...     _, state = tx.update(2 * x, state, x)
-          >>> tx.update(jnp.array([2., 8.]), state.forgotten(), jnp.array([1., 4.]))[0]
-          Array([2., 8.], dtype=float32)
-        """
-        return self._replace(count=jnp.zeros_like(self.count))
-
 
 def scale_by_limited_memory(
     memory: int = 31,
     *,
-    min_curvature: float | jax.Array = 1e-12,
+    min_cosine: float | jax.Array = 1e-12,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies the gradient by the inverse BFGS matrix of the last secant pairs.
 
@@ -92,19 +76,19 @@ def scale_by_limited_memory(
     limited storage", Math. Comp. 35, 1980, with each loop as a triangular system, the
     form of Byrd, Nocedal and Schnabel, "Representations of quasi-Newton matrices and
     their use in limited memory methods", Math. Program. 63, 1994: a pass over the
-    parameters for all pairs together instead of one for each. A new pair gives
+    parameters for all pairs together instead of one per pair. A new pair adds to
     :math:`R^{-1}` the column :math:`(-R^{-1} S^\top y, 1) / s^\top y` with
-    :math:`S^\top y = S^\top g - S^\top g_{prev}`, a forgotten one takes its row and
-    column. Until the first pair, P = I. A pair is taken only if
+    :math:`S^\top y = S^\top g - S^\top g_{prev}`; dropping the oldest pair deletes its
+    row and column. Until the first pair, P = I. A pair is taken only if
     :math:`s^\top y > \epsilon \|s\| \|y\|`, so that P stays positive definite.
 
     Nested as the ``preconditioner`` of `scale_by_nlcg` it gives limited-memory NLCG;
     with a β of zero that is L-BFGS.
 
     Args:
-      memory: m, how many pairs are kept. With the spare row 31 are a multiple of the
-        width of a processor's vectors, which compiles to less code.
-      min_curvature: the ε above. With 0 any positive curvature will do.
+      memory: m, the number of pairs kept. 31 pairs plus one spare row fill whole SIMD
+        registers, which compiles to less code.
+      min_cosine: the ε above; with 0 any positive curvature is enough.
 
     Returns:
       A transformation. Its ``update`` needs ``params``; the pairs come from the
@@ -127,31 +111,12 @@ def scale_by_limited_memory(
       Array([2., 2.], dtype=float32)
     """
     validation.check_positive_int("memory", memory)
-    validation.check_non_negative("min_curvature", min_curvature)
+    validation.check_non_negative("min_cosine", min_cosine)
+
+    options = _Options(memory, min_cosine)
 
     def init_fn(params: PyTree) -> ScaleByLimitedMemoryState:
-        acc = accumulator_dtype(params)
-
-        def stack(x: jax.Array) -> jax.Array:
-            # Made of x, so that every row is sharded like it.
-            return jnp.broadcast_to(jnp.zeros_like(x), (memory + 1, *jnp.shape(x)))
-
-        return ScaleByLimitedMemoryState(
-            count=jnp.zeros([], jnp.int32),
-            spare=jnp.zeros([], jnp.int32),
-            steps=jax.tree.map(stack, params),
-            grad_changes=jax.tree.map(stack, params),
-            curvatures=jnp.zeros([memory + 1], acc),
-            slopes=jnp.zeros([memory + 1], acc),
-            inverse=jnp.zeros([memory + 1, memory + 1], acc),
-            params_prev=jax.tree.map(jnp.zeros_like, params),
-            grad_prev=jax.tree.map(jnp.zeros_like, params),
-            diagnostics=LimitedMemoryDiagnostics(
-                num_pairs=jnp.zeros([], jnp.int32),
-                num_refused_pairs=jnp.zeros([], jnp.int32),
-                initial_scaling=jnp.ones([], acc),
-            ),
-        )
+        return _init(options, params)
 
     def update_fn(
         updates: PyTree,
@@ -160,82 +125,163 @@ def scale_by_limited_memory(
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByLimitedMemoryState]:
         del extra_args
-        validation.require(
-            "scale_by_limited_memory", "params", params, "for the secant pairs"
-        )
-        validation.check_same_structure("updates", updates, state.grad_prev)
-        acc = state.inverse.dtype
-        s = difference(params, state.params_prev)
-        y = difference(updates, state.grad_prev)
-        s_y, s_s, y_y = vdots([(s, y), (s, s), (y, y)], dtype=acc)
-        threshold = jnp.asarray(min_curvature).astype(acc)
-        curved = s_y > threshold * jnp.sqrt(s_s) * jnp.sqrt(y_y)
-        curved &= jnp.isfinite(s_s) & jnp.isfinite(y_y)
-        # Zero for a pair that is refused. XLA computes a quotient once, where it would
-        # repeat the comparisons in every loop that asks whether the pair is taken.
-        curved &= state.count > 0
-        inverse_curvature = 1 / jnp.where(curved, s_y, jnp.inf)
-        taken = inverse_curvature > 0
-        refused = ~taken & (state.count > 0)
-
-        # The pair goes to the spare row, zeros if it is refused. The row of the oldest
-        # pair is the next spare one.
-        slot = state.spare
-        spare = jnp.where(taken, jnp.where(slot < memory, slot + 1, 0), slot)
-        num_known = jnp.where(state.count > 0, state.diagnostics.num_pairs, 0)
-
-        def write(stack: PyTree, tree: PyTree) -> PyTree:
-            def write_leaf(rows: jax.Array, new: jax.Array) -> jax.Array:
-                row = jnp.where(taken, new.astype(rows.dtype), 0)
-                return jax.lax.dynamic_update_index_in_dim(rows, row, slot, 0)
-
-            return jax.tree.map(write_leaf, stack, tree)
-
-        steps, grad_changes = write(state.steps, s), write(state.grad_changes, y)
-        curvatures = jax.lax.dynamic_update_index_in_dim(
-            state.curvatures, jnp.where(taken, s_y, 0), slot, 0
-        )
-        num_new = taken.astype(jnp.int32)
-        num_pairs = jnp.minimum(num_known + num_new, memory)
-        scaling = jnp.where(
-            taken, s_y / jnp.where(taken, y_y, 1), state.diagnostics.initial_scaling
-        )
-
-        def multiply() -> tuple[PyTree, jax.Array, jax.Array]:
-            # No pair is kept where none was known or there is room for one alone.
-            rows = jnp.arange(memory + 1, dtype=jnp.int32)
-            holds_pair = (rows != spare) & (num_pairs > num_new)
-            kept = jnp.where(holds_pair & holds_pair[:, None], state.inverse, 0)
-            slopes = stacked_vdots(steps, updates)
-            inverse, a = _solve(kept, slopes, state.slopes, slot, inverse_curvature)
-            z = _multiply(updates, a, steps, grad_changes, inverse, curvatures, scaling)
-            return z, slopes, inverse
-
-        # Behind a conditional the products read the memory that was just written;
-        # outside XLA would fuse the writing into each of them and copy the memory.
-        z, slopes, inverse = jax.lax.cond(
-            num_pairs > 0, multiply, lambda: (updates, state.slopes, state.inverse)
-        )
-        new_state = ScaleByLimitedMemoryState(
-            count=optax.safe_increment(state.count),
-            spare=spare,
-            steps=steps,
-            grad_changes=grad_changes,
-            curvatures=curvatures,
-            slopes=slopes,
-            inverse=inverse,
-            params_prev=optax.tree.cast_like(params, state.params_prev),
-            grad_prev=optax.tree.cast_like(updates, state.grad_prev),
-            diagnostics=LimitedMemoryDiagnostics(
-                num_pairs=num_pairs,
-                num_refused_pairs=state.diagnostics.num_refused_pairs
-                + refused.astype(jnp.int32),
-                initial_scaling=scaling,
-            ),
-        )
-        return z, new_state
+        return _update(options, updates, state, params)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class _Options(NamedTuple):
+    """The arguments of `scale_by_limited_memory`."""
+
+    memory: int
+    min_cosine: Any
+
+
+class _Pair(NamedTuple):
+    """The newest secant pair, and what is decided about it."""
+
+    s: PyTree
+    y: PyTree
+    s_y: jax.Array
+    y_y: jax.Array
+    inverse_curvature: jax.Array  # 1 / sᵀy, zero if the pair is refused
+    taken: jax.Array
+
+
+def _init(options: _Options, params: PyTree) -> ScaleByLimitedMemoryState:
+    acc = accumulator_dtype(params)
+    rows = options.memory + 1
+
+    def stack(x: jax.Array) -> jax.Array:
+        # Made of x, so that every row is sharded like it.
+        return jnp.broadcast_to(jnp.zeros_like(x), (rows, *jnp.shape(x)))
+
+    return ScaleByLimitedMemoryState(
+        count=jnp.zeros([], jnp.int32),
+        spare=jnp.zeros([], jnp.int32),
+        steps=jax.tree.map(stack, params),
+        grad_changes=jax.tree.map(stack, params),
+        curvatures=jnp.zeros([rows], acc),
+        slopes=jnp.zeros([rows], acc),
+        inverse=jnp.zeros([rows, rows], acc),
+        params_prev=jax.tree.map(jnp.zeros_like, params),
+        grad_prev=jax.tree.map(jnp.zeros_like, params),
+        diagnostics=LimitedMemoryDiagnostics(
+            num_pairs=jnp.zeros([], jnp.int32),
+            num_refused_pairs=jnp.zeros([], jnp.int32),
+            initial_scaling=jnp.ones([], acc),
+        ),
+    )
+
+
+def _update(
+    options: _Options,
+    updates: PyTree,
+    state: ScaleByLimitedMemoryState,
+    params: PyTree | None,
+) -> tuple[PyTree, ScaleByLimitedMemoryState]:
+    validation.require(
+        "scale_by_limited_memory", "params", params, "for the secant pairs"
+    )
+    validation.check_same_structure("updates", updates, state.grad_prev)
+    pair = _newest_pair(options, updates, state, params)
+    # The pair goes to the spare row, zeros if it is refused. The row of the oldest
+    # pair is the next spare one.
+    slot = state.spare
+    spare = jnp.where(pair.taken, jnp.where(slot < options.memory, slot + 1, 0), slot)
+    steps = _write(state.steps, pair.s, slot, pair.taken)
+    grad_changes = _write(state.grad_changes, pair.y, slot, pair.taken)
+    curvatures = jax.lax.dynamic_update_index_in_dim(
+        state.curvatures, jnp.where(pair.taken, pair.s_y, 0), slot, 0
+    )
+    num_known = jnp.where(state.count > 0, state.diagnostics.num_pairs, 0)
+    num_new = pair.taken.astype(jnp.int32)
+    num_pairs = jnp.minimum(num_known + num_new, options.memory)
+    scaling = jnp.where(
+        pair.taken,
+        pair.s_y / jnp.where(pair.taken, pair.y_y, 1),
+        state.diagnostics.initial_scaling,
+    )
+
+    def multiply() -> tuple[PyTree, jax.Array, jax.Array]:
+        # No pair is kept where none was known or there is room for one alone.
+        rows = jnp.arange(options.memory + 1, dtype=jnp.int32)
+        holds_pair = (rows != spare) & (num_pairs > num_new)
+        kept = jnp.where(holds_pair & holds_pair[:, None], state.inverse, 0)
+        slopes = stacked_vdots(steps, updates)
+        inverse, a = _solve(kept, slopes, state.slopes, slot, pair.inverse_curvature)
+        z = _multiply(updates, a, steps, grad_changes, inverse, curvatures, scaling)
+        return z, slopes, inverse
+
+    # After a conditional the products read the memory that was just written; outside,
+    # XLA would fuse the writing into each of them and copy the memory.
+    z, slopes, inverse = cond(
+        num_pairs > 0, multiply, lambda: (updates, state.slopes, state.inverse)
+    )
+    refused = ~pair.taken & (state.count > 0)
+    return z, ScaleByLimitedMemoryState(
+        count=optax.safe_increment(state.count),
+        spare=spare,
+        steps=steps,
+        grad_changes=grad_changes,
+        curvatures=curvatures,
+        slopes=slopes,
+        inverse=inverse,
+        params_prev=optax.tree.cast_like(params, state.params_prev),
+        grad_prev=optax.tree.cast_like(updates, state.grad_prev),
+        diagnostics=LimitedMemoryDiagnostics(
+            num_pairs=num_pairs,
+            num_refused_pairs=state.diagnostics.num_refused_pairs
+            + refused.astype(jnp.int32),
+            initial_scaling=scaling,
+        ),
+    )
+
+
+def _newest_pair(
+    options: _Options, updates: PyTree, state: ScaleByLimitedMemoryState, params: PyTree
+) -> _Pair:
+    """The changes of parameters and gradient, and whether they are taken as a pair."""
+    acc = state.inverse.dtype
+    s = difference(params, state.params_prev)
+    y = difference(updates, state.grad_prev)
+    s_y, s_s, y_y = vdots([(s, y), (s, s), (y, y)], dtype=acc)
+    threshold = jnp.asarray(options.min_cosine).astype(acc)
+    curved = s_y > threshold * jnp.sqrt(s_s) * jnp.sqrt(y_y)
+    curved &= jnp.isfinite(s_s) & jnp.isfinite(y_y)
+    curved &= state.count > 0
+    # XLA computes a quotient once, where it would repeat the comparisons in every loop
+    # that asks whether the pair is taken.
+    inverse_curvature = 1 / jnp.where(curved, s_y, jnp.inf)
+    return _Pair(s, y, s_y, y_y, inverse_curvature, taken=inverse_curvature > 0)
+
+
+def _write(stack: PyTree, tree: PyTree, slot: jax.Array, taken: jax.Array) -> PyTree:
+    """Writes a tree, or zeros where it is not taken, to a row of the stacks."""
+
+    def write_leaf(rows: jax.Array, new: jax.Array) -> jax.Array:
+        row = jnp.where(taken, new.astype(rows.dtype), 0)
+        return jax.lax.dynamic_update_index_in_dim(rows, row, slot, 0)
+
+    return jax.tree.map(write_leaf, stack, tree)
+
+
+def forget_pairs(state: ScaleByLimitedMemoryState) -> ScaleByLimitedMemoryState:
+    """Returns the state without its pairs: the next update is like the first, P = I.
+
+    The arrays stay: without pairs they do not count, and are overwritten in their turn.
+    So nothing is copied.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> tx = scale_by_limited_memory(2)
+      >>> state = tx.init(jnp.zeros(2))
+      >>> for x in (jnp.array([1., 1.]), jnp.array([2., 1.])):
+      ...     _, state = tx.update(2 * x, state, x)
+      >>> tx.update(jnp.array([2., 8.]), forget_pairs(state), jnp.array([1., 4.]))[0]
+      Array([2., 8.], dtype=float32)
+    """
+    return state._replace(count=jnp.zeros_like(state.count))
 
 
 def _solve(

@@ -1,5 +1,6 @@
-"""Newton-Schulz orthogonalisation of matrices, Muon's step without its momentum."""
+"""Newton-Schulz orthogonalization of matrices, Muon's step without its momentum."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -22,11 +23,11 @@ from nlcg_optax.preconditioners.matrices import (
 from nlcg_optax.trees.inner_products import max_abs
 from nlcg_optax.trees.split import parameters_split_over
 
-NORMALISATIONS = ("frobenius", "spectral", "aol", "schatten")
+NORMALIZATIONS = ("frobenius", "spectral", "aol", "schatten")
 
 
-class ScaleByOrthogonalisationState(NamedTuple):
-    """State of `scale_by_orthogonalisation`.
+class ScaleByOrthogonalizationState(NamedTuple):
+    """State of `scale_by_orthogonalization`.
 
     Attributes:
       vectors: state of the transformation of vectors and scalars.
@@ -35,12 +36,12 @@ class ScaleByOrthogonalisationState(NamedTuple):
     vectors: PyTree
 
 
-def scale_by_orthogonalisation(
+def scale_by_orthogonalization(
     *,
     steps: int = 5,
     coefficients: tuple[float, float, float]
     | tuple[tuple[float, float, float], ...] = (3.4445, -4.775, 2.0315),
-    normalisation: Literal["frobenius", "spectral", "aol", "schatten"] = "frobenius",
+    normalization: Literal["frobenius", "spectral", "aol", "schatten"] = "frobenius",
     restore_norm: bool = False,
     vectors: optax.GradientTransformation | None = None,
     weight_dimension_numbers: PyTree | Callable[[PyTree], PyTree] | None = None,
@@ -64,12 +65,12 @@ def scale_by_orthogonalisation(
     of the second degree, like every inner product that the rules were made for.
 
     Args:
-      steps: of the iteration.
-      coefficients: (a, b, c), or one such triple a step.
-      normalisation: what bounds the singular values before the iteration; see
+      steps: steps of the iteration.
+      coefficients: (a, b, c), or one such triple per step.
+      normalization: how the singular values are bounded before the iteration; see
         ``preconditioning`` of ``optax.contrib.scale_by_muon``.
       restore_norm: whether each matrix keeps the Frobenius norm of its gradient.
-      vectors: transformation of leaves that are no matrices; by default the root
+      vectors: transformation of leaves that are not matrices; by default the root
         mean square of Adam, ``optax.scale_by_rms`` with decay 0.999.
       weight_dimension_numbers: which axes are rows and columns, as in
         ``optax.contrib.muon``: a tree of ``optax.contrib.MuonDimensionNumbers`` and
@@ -78,7 +79,7 @@ def scale_by_orthogonalisation(
 
     Returns:
       A transformation that also stands alone. Matrices need no state. A gradient that
-      is not finite leaves the state of the vectors as it was.
+      is not finite leaves the state of the vectors unchanged.
 
     Under ``jit`` a matrix that is split along its longer side costs an all-reduce of
     the small Gram matrix a step; one that is split along its shorter side, and the
@@ -90,7 +91,7 @@ def scale_by_orthogonalisation(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> tx = scale_by_orthogonalisation(coefficients=(15/8, -5/4, 3/8), steps=9)
+      >>> tx = scale_by_orthogonalization(coefficients=(15/8, -5/4, 3/8), steps=9)
       >>> grads = {"w": jnp.array([[0., 3.], [1., 0.]]), "b": jnp.array([2., -8.])}
       >>> z, _ = tx.update(grads, tx.init(grads))
       >>> bool(jnp.allclose(z["w"], jnp.array([[0., 1.], [1., 0.]]), atol=1e-5))
@@ -99,7 +100,7 @@ def scale_by_orthogonalisation(
       True
     """
     validation.check_positive_int("steps", steps)
-    validation.check_choice("normalisation", normalisation, NORMALISATIONS)
+    validation.check_choice("normalization", normalization, NORMALIZATIONS)
     _check_coefficients(coefficients, steps)
     if vectors is not None:
         validation.check_transformation("vectors", vectors)
@@ -108,49 +109,96 @@ def scale_by_orthogonalisation(
         vector_mask(weight_dimension_numbers),
     )
 
-    def init_fn(params: PyTree) -> ScaleByOrthogonalisationState:
-        wide = jax.tree.map(widened, params)
-        return ScaleByOrthogonalisationState(transform_vectors.init(wide))
+    options = _Options(
+        steps,
+        coefficients,
+        normalization,
+        restore_norm,
+        transform_vectors,
+        weight_dimension_numbers,
+    )
 
-    def orthogonalised(
-        leaves: list[jax.Array], numbers: list[DimensionNumbers]
-    ) -> list[jax.Array]:
-        muon = optax.contrib.scale_by_muon(
-            coefficients,
-            steps,
-            beta=0.0,
-            nesterov=False,
-            preconditioning=normalisation,
-            weight_dimension_numbers=numbers,
-        )
-        # Without momentum the state of every step is the first one's.
-        return muon.update(leaves, muon.init(leaves))[0]
+    def init_fn(params: PyTree) -> ScaleByOrthogonalizationState:
+        wide = jax.tree.map(widened, params)
+        return ScaleByOrthogonalizationState(options.vectors.init(wide))
 
     def update_fn(
         updates: PyTree,
-        state: ScaleByOrthogonalisationState,
+        state: ScaleByOrthogonalizationState,
         params: PyTree | None = None,
         **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByOrthogonalisationState]:
-        views = matrix_views(updates, weight_dimension_numbers)
-        new, vectors_state = transform_vectors.update(
-            jax.tree.map(widened, updates), state.vectors, params, **extra_args
-        )
-        leaves, treedef = jax.tree.flatten(new)
-        places = [i for i, view in enumerate(views) if view is not None]
-        matrices = [_scaled_to_one(leaves[i]) for i in places]
-        numbers = [DimensionNumbers(v.rows, v.columns) for v in views if v is not None]
-        factors = orthogonalised(matrices, numbers)
-        if restore_norm:
-            grads = [leaves[i] for i in places]
-            factors = [of_norm(z, g) for z, g in zip(factors, grads, strict=True)]
-        for place, factor in zip(places, factors, strict=True):
-            leaves[place] = factor
-        z = optax.tree.cast_like(jax.tree.unflatten(treedef, leaves), updates)
-        kept = select(all_finite(updates), vectors_state, state.vectors)
-        return z, ScaleByOrthogonalisationState(kept)
+    ) -> tuple[PyTree, ScaleByOrthogonalizationState]:
+        return _update(options, updates, state, params, extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class _Options(NamedTuple):
+    """The arguments of `scale_by_orthogonalization`, ``vectors`` masked to vectors."""
+
+    steps: int
+    coefficients: Any
+    normalization: str
+    restore_norm: bool
+    vectors: optax.GradientTransformationExtraArgs
+    weight_dimension_numbers: Any
+
+
+def _update(
+    options: _Options,
+    updates: PyTree,
+    state: ScaleByOrthogonalizationState,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, ScaleByOrthogonalizationState]:
+    views = matrix_views(updates, options.weight_dimension_numbers)
+    new, vectors_state = options.vectors.update(
+        jax.tree.map(widened, updates), state.vectors, params, **extra_args
+    )
+    leaves, treedef = jax.tree.flatten(new)
+    places = [i for i, view in enumerate(views) if view is not None]
+    matrices = [_scaled_to_one(leaves[i]) for i in places]
+    factors = _orthogonalized(
+        matrices,
+        options.coefficients,
+        numbers=tuple(
+            DimensionNumbers(v.rows, v.columns) for v in views if v is not None
+        ),
+        steps=options.steps,
+        normalization=options.normalization,
+    )
+    if options.restore_norm:
+        grads = [leaves[i] for i in places]
+        factors = [of_norm(z, g) for z, g in zip(factors, grads, strict=True)]
+    for place, factor in zip(places, factors, strict=True):
+        leaves[place] = factor
+    z = optax.tree.cast_like(jax.tree.unflatten(treedef, leaves), updates)
+    kept = select(all_finite(updates), vectors_state, state.vectors)
+    return z, ScaleByOrthogonalizationState(kept)
+
+
+# Compiled once, as the loops in it would otherwise be at every update outside of jit.
+@functools.partial(
+    jax.jit, static_argnames=("numbers", "steps", "normalization"), inline=True
+)
+def _orthogonalized(
+    matrices: list[jax.Array],
+    coefficients: Any,
+    *,
+    numbers: tuple[DimensionNumbers, ...],
+    steps: int,
+    normalization: str,
+) -> list[jax.Array]:
+    muon = optax.contrib.scale_by_muon(
+        coefficients,
+        steps,
+        beta=0.0,
+        nesterov=False,
+        preconditioning=normalization,
+        weight_dimension_numbers=list(numbers),
+    )
+    # Without momentum the state of every step is the first one's.
+    return muon.update(matrices, muon.init(matrices))[0]
 
 
 def _scaled_to_one(leaf: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from nlcg_optax import validation
 from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype
 from nlcg_optax.preconditioners.diagonal_scaling import divide_by_diagonal
-from nlcg_optax.trees.inner_products import mean, window_means
+from nlcg_optax.trees.inner_products import mean
 from nlcg_optax.trees.split import axis_of_parameters
 
 # Checks the parameters and the extra arguments of `update`, and returns a function
@@ -43,7 +43,7 @@ class ScaleBySampledDiagonalState(NamedTuple):
       key: data of the random key of the next sample.
       sample_average: exponential average of the samples, not corrected for its start;
         real, float32 or wider.
-      diagnostics: counters, and the mean that the damping refers to.
+      diagnostics: counters, and the mean that the damping is relative to.
     """
 
     count: jax.Array  # type: ignore[assignment]
@@ -52,59 +52,59 @@ class ScaleBySampledDiagonalState(NamedTuple):
     diagnostics: SampledDiagonalDiagnostics
 
 
+class SampledDiagonalOptions(NamedTuple):
+    """Arguments of `scale_by_sampled_diagonal`.
+
+    Attributes:
+      sampler: source of the samples.
+      curvature_of: from the average of samples to the curvature D, elementwise.
+      decay: see `scale_by_hutchinson`, as for all others.
+      refresh_period: steps between samples.
+      relative_damping: multiple of the mean of D that is added to D.
+      power: power of the denominator.
+      seed: seed of the first key.
+    """
+
+    sampler: Sampler
+    curvature_of: Callable[[jax.Array], jax.Array]
+    decay: Any
+    refresh_period: Any
+    relative_damping: Any
+    power: Any
+    seed: int
+
+
+class _Estimate(NamedTuple):
+    """What a new sample changes: the average, its count and mean, and the next key."""
+
+    sample_average: PyTree
+    num_samples: jax.Array
+    diagonal_mean: jax.Array
+    key: jax.Array
+
+
 def scale_by_sampled_diagonal(
-    sampler: Sampler,
-    curvature_of: Callable[[jax.Array], jax.Array],
-    *,
-    decay: float | jax.Array,
-    refresh_period: int | jax.Array,
-    damping: float | jax.Array,
-    power: float | jax.Array,
-    average_windows: bool,
-    clip: float | jax.Array | None,
-    seed: int,
+    options: SampledDiagonalOptions,
 ) -> optax.GradientTransformationExtraArgs:
     """Divides gradients by a curvature that is averaged over random samples.
 
     Args:
-      sampler: where samples come from.
-      curvature_of: from the average of samples to the curvature D, elementwise.
-      decay: see `scale_by_hutchinson`, as for all others.
-      refresh_period: steps between samples.
-      damping: added to D, as a multiple of its mean.
-      power: of the denominator.
-      average_windows: whether samples are averaged over windows of convolutions.
-      clip: largest absolute value of an element of P g, or None.
-      seed: of the first key.
+      options: what to sample, and the numbers.
 
     Returns:
       The transformation.
 
     Raises:
-      ValueError: if an argument is out of its range.
+      ValueError: if an option is out of its range.
     """
-    validation.check_decay("decay", decay)
-    validation.check_positive_int("refresh_period", refresh_period)
-    validation.check_non_negative("damping", damping)
-    validation.check_positive("power", power)
-    if clip is not None:
-        validation.check_positive("clip", clip)
-    validation.check_int("seed", seed)
+    validation.check_decay("decay", options.decay)
+    validation.check_positive_int("refresh_period", options.refresh_period)
+    validation.check_non_negative("relative_damping", options.relative_damping)
+    validation.check_positive("power", options.power)
+    validation.check_int("seed", options.seed)
 
     def init_fn(params: PyTree) -> ScaleBySampledDiagonalState:
-        acc = accumulator_dtype(params)
-        return ScaleBySampledDiagonalState(
-            count=jnp.zeros([], jnp.int32),
-            key=jax.random.key_data(jax.random.key(seed)),
-            sample_average=jax.tree.map(
-                lambda p: jnp.zeros_like(p, dtype=_average_dtype(p)), params
-            ),
-            diagnostics=SampledDiagonalDiagnostics(
-                diagonal_mean=jnp.zeros([], acc),
-                num_samples=jnp.zeros([], jnp.int32),
-                num_sample_skips=jnp.zeros([], jnp.int32),
-            ),
-        )
+        return _init(options, params)
 
     def update_fn(
         updates: PyTree,
@@ -112,76 +112,105 @@ def scale_by_sampled_diagonal(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleBySampledDiagonalState]:
-        validation.check_same_structure("updates", updates, state.sample_average)
-        sample_fn = sampler(params, extra_args)
-        last = state.diagnostics
-        acc = last.diagonal_mean.dtype
-        keep = jnp.asarray(decay)
-
-        def curvature(average: PyTree, num_samples: jax.Array) -> PyTree:
-            """D, from an average that is corrected for its start here."""
-            exponent = num_samples.astype(acc)
-            weight = jnp.where(num_samples > 0, 1 - keep.astype(acc) ** exponent, 1)
-            return jax.tree.map(
-                lambda x: curvature_of(x / weight.astype(x.dtype)), average
-            )
-
-        def refreshed() -> tuple[PyTree, jax.Array, jax.Array, jax.Array]:
-            key, sample_key = jax.random.split(jax.random.wrap_key_data(state.key))
-            axis_name = axis_of_parameters()
-            if axis_name is not None:
-                place = jax.lax.axis_index(axis_name)
-                sample_key = jax.random.fold_in(sample_key, place)
-            sample = jax.tree.map(
-                lambda s, a: s.astype(a.dtype),
-                sample_fn(sample_key),
-                state.sample_average,
-            )
-            if average_windows:
-                sample = window_means(sample)
-            good = jnp.isfinite(mean(sample))
-            average = jax.tree.map(
-                lambda a, s: jnp.where(
-                    good, keep.astype(a.dtype) * a + (1 - keep).astype(a.dtype) * s, a
-                ),
-                state.sample_average,
-                sample,
-            )
-            num_samples = last.num_samples + good.astype(jnp.int32)
-            diagonal_mean = mean(curvature(average, num_samples))
-            return average, num_samples, diagonal_mean, jax.random.key_data(key)
-
-        def as_it_was() -> tuple[PyTree, jax.Array, jax.Array, jax.Array]:
-            return (
-                state.sample_average,
-                last.num_samples,
-                last.diagonal_mean,
-                state.key,
-            )
-
-        due = is_due(state.count, refresh_period, extra_args)
-        average, num_samples, diagonal_mean, key = if_due(due, refreshed, as_it_was)
-        precond_grad = divide_by_diagonal(
-            updates,
-            curvature(average, num_samples),
-            jnp.asarray(damping).astype(acc) * diagonal_mean,
-            active=num_samples > 0,
-            power=power,
-            clip=clip,
-        )
-        refused = due & (num_samples == last.num_samples)
-        return precond_grad, ScaleBySampledDiagonalState(
-            count=optax.safe_increment(state.count),
-            key=key,
-            sample_average=average,
-            diagnostics=SampledDiagonalDiagnostics(
-                diagonal_mean=diagonal_mean,
-                num_samples=num_samples,
-                num_sample_skips=last.num_sample_skips + refused.astype(jnp.int32),
-            ),
-        )
+        return _update(options, updates, state, params, extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _init(
+    options: SampledDiagonalOptions, params: PyTree
+) -> ScaleBySampledDiagonalState:
+    acc = accumulator_dtype(params)
+    return ScaleBySampledDiagonalState(
+        count=jnp.zeros([], jnp.int32),
+        key=jax.random.key_data(jax.random.key(options.seed)),
+        sample_average=jax.tree.map(
+            lambda p: jnp.zeros_like(p, dtype=_average_dtype(p)), params
+        ),
+        diagnostics=SampledDiagonalDiagnostics(
+            diagonal_mean=jnp.zeros([], acc),
+            num_samples=jnp.zeros([], jnp.int32),
+            num_sample_skips=jnp.zeros([], jnp.int32),
+        ),
+    )
+
+
+def _update(
+    options: SampledDiagonalOptions,
+    updates: PyTree,
+    state: ScaleBySampledDiagonalState,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, ScaleBySampledDiagonalState]:
+    validation.check_same_structure("updates", updates, state.sample_average)
+    sample_fn = options.sampler(params, extra_args)
+    last = state.diagnostics
+    due = is_due(state.count, options.refresh_period, extra_args)
+    estimate = if_due(
+        due,
+        lambda: _refreshed(options, sample_fn, state),
+        lambda: _Estimate(
+            state.sample_average, last.num_samples, last.diagonal_mean, state.key
+        ),
+    )
+    mean_curvature = estimate.diagonal_mean
+    precond_grad = divide_by_diagonal(
+        updates,
+        _curvature(options, estimate.sample_average, estimate.num_samples),
+        jnp.asarray(options.relative_damping).astype(mean_curvature.dtype)
+        * mean_curvature,
+        active=estimate.num_samples > 0,
+        power=options.power,
+    )
+    refused = due & (estimate.num_samples == last.num_samples)
+    return precond_grad, ScaleBySampledDiagonalState(
+        count=optax.safe_increment(state.count),
+        key=estimate.key,
+        sample_average=estimate.sample_average,
+        diagnostics=SampledDiagonalDiagnostics(
+            diagonal_mean=mean_curvature,
+            num_samples=estimate.num_samples,
+            num_sample_skips=last.num_sample_skips + refused.astype(jnp.int32),
+        ),
+    )
+
+
+def _refreshed(
+    options: SampledDiagonalOptions,
+    sample_fn: Callable[[jax.Array], PyTree],
+    state: ScaleBySampledDiagonalState,
+) -> _Estimate:
+    """Draws a sample and averages it in, unless it is not finite."""
+    key, sample_key = jax.random.split(jax.random.wrap_key_data(state.key))
+    axis_name = axis_of_parameters()
+    if axis_name is not None:
+        place = jax.lax.axis_index(axis_name)
+        sample_key = jax.random.fold_in(sample_key, place)
+    sample = optax.tree.cast_like(sample_fn(sample_key), state.sample_average)
+    good = jnp.isfinite(mean(sample))
+    decay = jnp.asarray(options.decay)
+    average = jax.tree.map(
+        lambda a, s: jnp.where(
+            good, decay.astype(a.dtype) * a + (1 - decay).astype(a.dtype) * s, a
+        ),
+        state.sample_average,
+        sample,
+    )
+    num_samples = state.diagnostics.num_samples + good.astype(jnp.int32)
+    diagonal_mean = mean(_curvature(options, average, num_samples))
+    return _Estimate(average, num_samples, diagonal_mean, jax.random.key_data(key))
+
+
+def _curvature(
+    options: SampledDiagonalOptions, average: PyTree, num_samples: jax.Array
+) -> PyTree:
+    """D, from an average that is corrected here for its start at zero."""
+    acc = accumulator_dtype(average)
+    kept = jnp.asarray(options.decay).astype(acc) ** num_samples.astype(acc)
+    weight = jnp.where(num_samples > 0, 1 - kept, 1)
+    return jax.tree.map(
+        lambda x: options.curvature_of(x / weight.astype(x.dtype)), average
+    )
 
 
 def random_signs(key: jax.Array, params: PyTree) -> PyTree:

@@ -9,13 +9,6 @@ from nlcg_optax.step_size.curvature_step import (
 from nlcg_optax.step_size.curvature_step import (
     scale_by_curvature_step as scale_by_curvature_step,
 )
-from nlcg_optax.step_size.norm_constraint import (
-    ConstrainNormState as ConstrainNormState,
-)
-from nlcg_optax.step_size.norm_constraint import (
-    NormConstraintDiagnostics as NormConstraintDiagnostics,
-)
-from nlcg_optax.step_size.norm_constraint import constrain_norm as constrain_norm
 from nlcg_optax.step_size.subspace import (
     ScaleBySubspaceStepState as ScaleBySubspaceStepState,
 )

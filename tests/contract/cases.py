@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import (
-    constrain_norm,
     nlcg,
     paper_nlcg,
     scale_by_curvature_step,
@@ -24,8 +23,7 @@ from nlcg_optax import (
     scale_by_gauss_newton_bartlett,
     scale_by_hutchinson,
     scale_by_kronecker,
-    scale_by_nlcg,
-    scale_by_orthogonalisation,
+    scale_by_orthogonalization,
     scale_by_scaled_cg_step,
     scale_by_subspace_step,
 )
@@ -35,9 +33,9 @@ SEARCH_EXTRAS = ("value", "grad", "value_fn")
 
 
 # Both with the gradient's norm, so that the step dies out at an optimum.
-ORTHOGONAL = scale_by_orthogonalisation(restore_norm=True, vectors=optax.identity())
+ORTHOGONAL = scale_by_orthogonalization(restore_norm=True, vectors=optax.identity())
 KRONECKER = scale_by_kronecker(
-    refresh_period=2, damping=1e-2, diagonal=optax.identity()
+    refresh_period=2, relative_damping=1e-2, diagonal=optax.identity()
 )
 
 
@@ -80,13 +78,6 @@ def _paper(name: str, **kwargs: Any) -> Case:
 
 def _deterministic(name: str, **kwargs: Any) -> Case:
     return Case(name, nlcg, kwargs, SEARCH_EXTRAS)
-
-
-def _constrained(learning_rate: Any) -> optax.GradientTransformationExtraArgs:
-    return optax.chain(
-        constrain_norm(scale_by_nlcg("pr+"), 1.0),
-        optax.scale_by_learning_rate(learning_rate),
-    )
 
 
 UNBOUNDED = {"beta_min": -float("inf"), "beta_max": float("inf")}
@@ -137,7 +128,7 @@ STOCHASTIC = [
     _stochastic(
         "bartlett",
         ("outputs_fn",),
-        preconditioner=scale_by_gauss_newton_bartlett(_unit_noise, power=0.5, clip=1.0),
+        preconditioner=scale_by_gauss_newton_bartlett(_unit_noise, power=0.5),
     ),
     _stochastic(
         "curvature_step", ("value_fn",), step_control=scale_by_curvature_step()
@@ -148,7 +139,6 @@ STOCHASTIC = [
         rule="ls",
         step_control=scale_by_scaled_cg_step(),
     ),
-    Case("norm_constraint", _constrained, {"learning_rate": RATE}),
     _stochastic(
         "subspace_step", ("value_fn",), rule=0.0, step_control=scale_by_subspace_step()
     ),

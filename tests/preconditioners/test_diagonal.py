@@ -140,7 +140,7 @@ def test_complex_parameters_have_the_mean_curvature_of_their_parts(x64):
         (scale_by_hutchinson, 4.0),
         (scale_by_equilibration, np.sqrt((4 + 36) / 2)),
     ):
-        tx = make(refresh_period=1, damping=0.0)
+        tx = make(refresh_period=1, relative_damping=0.0)
         scaled, _ = tx.update(z, tx.init(z), z, value_fn=f)
         np.testing.assert_allclose(scaled, z / expected, rtol=1e-12)
 
@@ -160,16 +160,13 @@ def _diagonal_loss(x, *, h):
     ],
     ids=["hutchinson", "equilibration"],
 )
-def test_average_damping_power_and_clip_by_hand(x64, make, average, curvature):
-    decay, period, damping, power, clip = 0.7, 2, 0.3, 0.75, 1.5
-    tx = make(
-        decay=decay, refresh_period=period, damping=damping, power=power, clip=clip
-    )
+def test_average_damping_and_power_by_hand(x64, make, average, curvature):
+    decay, period, damping, power = 0.7, 2, 0.3, 0.75
+    tx = make(decay=decay, refresh_period=period, relative_damping=damping, power=power)
     rng = np.random.default_rng(0)
     x, state, ema, seen = jnp.ones(4), None, 0.0, 0
     state = tx.init(x)
     update = jax.jit(lambda g, s, h: tx.update(g, s, x, value_fn=_diagonal_loss, h=h))
-    clipped = 0
     for t in range(5):
         h, g = rng.normal(size=4), 2 * rng.normal(size=4)
         z, state = update(jnp.asarray(g), state, jnp.asarray(h))
@@ -177,30 +174,15 @@ def test_average_damping_power_and_clip_by_hand(x64, make, average, curvature):
             ema, seen = decay * ema + (1 - decay) * average(h), seen + 1
         d = curvature(ema / (1 - decay**seen))
         expected = g / (d + damping * d.mean()) ** power
-        clipped += np.sum(np.abs(expected) > clip)
-        np.testing.assert_allclose(z, np.clip(expected, -clip, clip), rtol=1e-10)
+        np.testing.assert_allclose(z, expected, rtol=1e-10)
         found = diagnostics(state)
         np.testing.assert_allclose(found["diagonal_mean"], d.mean(), rtol=1e-10)
-    assert 0 < clipped < 20
     assert (found["num_samples"], found["num_sample_skips"]) == (3, 0)
-
-
-def test_windows_of_convolutions_share_a_curvature(x64):
-    rng = np.random.default_rng(0)
-    h = {"kernel": rng.normal(size=(3, 3, 2, 4)) ** 2, "bias": rng.normal(size=4) ** 2}
-    h = jax.tree.map(jnp.asarray, h)
-    x = jax.tree.map(jnp.ones_like, h)
-    f = lambda p: 0.5 * sum(jnp.sum(h[name] * p[name] ** 2) for name in p)
-    tx = scale_by_hutchinson(damping=0.0, average_windows=True)
-    z, _ = tx.update(x, tx.init(x), x, value_fn=f)
-    expected = 1 / np.broadcast_to(h["kernel"].mean(axis=(0, 1)), (3, 3, 2, 4))
-    np.testing.assert_allclose(z["kernel"], expected, rtol=1e-12)
-    np.testing.assert_allclose(z["bias"], 1 / h["bias"], rtol=1e-12)
 
 
 def test_samples_that_are_not_finite_are_refused_and_counted():
     x = jnp.array([1.0, 2.0])
-    tx = scale_by_hutchinson(refresh_period=1, damping=0.0, decay=0.5)
+    tx = scale_by_hutchinson(refresh_period=1, relative_damping=0.0, decay=0.5)
     update = jax.jit(lambda s, h: tx.update(x, s, x, value_fn=_diagonal_loss, h=h))
     z, state = update(tx.init(x), jnp.array([jnp.nan, 1.0]))
     np.testing.assert_array_equal(z, x)  # the identity until there is a sample
@@ -270,7 +252,7 @@ def test_behind_the_direction_it_rescales_what_gradients_do_not(x64):
     """A quadratic of condition 1e4 in as many steps as one of condition one."""
     h = jnp.logspace(0, 4, 6)
     tx = optax.chain(
-        scale_by_nlcg("fr", preconditioner=scale_by_hutchinson(damping=0.0)),
+        scale_by_nlcg("fr", preconditioner=scale_by_hutchinson(relative_damping=0.0)),
         optax.scale_by_learning_rate(1.0),
     )
     x = jnp.ones(6)
@@ -301,9 +283,11 @@ def test_narrow_parameters_have_a_wide_average():
         ({"curvature": "fisher"}, "curvature='fisher' is unknown"),
         ({"decay": 1.0}, r"decay=1.0 is not in \[0, 1\)"),
         ({"refresh_period": 0}, "refresh_period=0 must be an integer of at least 1"),
-        ({"damping": -1.0}, "damping=-1.0 must be finite and not below 0"),
+        (
+            {"relative_damping": -1.0},
+            "relative_damping=-1.0 must be finite and not below 0",
+        ),
         ({"power": 0.0}, "power=0.0 must be finite and greater than 0"),
-        ({"clip": 0.0}, "clip=0.0 must be finite and greater than 0"),
         ({"seed": 1.5}, "seed=1.5 must be an integer"),
     ],
 )

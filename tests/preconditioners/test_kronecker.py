@@ -10,25 +10,28 @@ import pytest
 from nlcg_optax import diagnostics, nlcg, scale_by_kronecker
 from nlcg_optax.preconditioners.kronecker_factors import inverse_root
 
-NO_DAMPING = {"graft": False, "damping": 0.0}
+NO_DAMPING = {"graft": False, "relative_damping": 0.0}
 
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def root(matrix, order, damping):
+def root(matrix, order, relative_damping):
     values, vectors = np.linalg.eigh(matrix)
     largest = values[-1]
-    values = np.maximum(values, len(values) * 2.0**-52 * largest) + damping * largest
+    values = (
+        np.maximum(values, len(values) * 2.0**-52 * largest)
+        + relative_damping * largest
+    )
     return (vectors * values ** (-1 / order)) @ vectors.conj().T
 
 
 class Replica:
     """One matrix, or one block of one, step by step."""
 
-    def __init__(self, *, decay, period, damping, sides=("rows", "columns")):
-        self.decay, self.period, self.damping = decay, period, damping
+    def __init__(self, *, decay, period, relative_damping, sides=("rows", "columns")):
+        self.decay, self.period, self.relative_damping = decay, period, relative_damping
         self.sides, self.count = sides, 0
         self.factors = dict.fromkeys(sides, 0.0)
         self.roots = {}
@@ -41,7 +44,9 @@ class Replica:
         if self.count % self.period == 0:
             correction = 1 - self.decay ** (self.count + 1)
             self.roots = {
-                side: root(factor / correction, 2 * len(self.sides), self.damping)
+                side: root(
+                    factor / correction, 2 * len(self.sides), self.relative_damping
+                )
                 for side, factor in self.factors.items()
             }
         self.count += 1
@@ -62,7 +67,7 @@ def test_factors_and_roots_match_numpy(complex_numbers, x64):
     grads = [random(5, 3, seed=s) for s in range(7)]
     if complex_numbers:
         grads = [g + 1j * random(5, 3, seed=s + 50) for s, g in enumerate(grads)]
-    settings = {"decay": 0.8, "damping": 1e-3}
+    settings = {"decay": 0.8, "relative_damping": 1e-3}
     tx = scale_by_kronecker(**settings, refresh_period=3, graft=False)
     replica = Replica(**settings, period=3)
     out, state = run(tx, [jnp.asarray(g) for g in grads])
@@ -76,7 +81,9 @@ def test_factors_and_roots_match_numpy(complex_numbers, x64):
 def test_one_factor_for_extreme_shapes_and_matrices_from_convolutions(x64):
     tall = [random(40, 2, seed=s) for s in range(3)]
     conv = [random(3, 3, 2, 12, seed=s + 9) for s in range(3)]
-    tx = scale_by_kronecker(decay=0.5, refresh_period=1, graft=False, damping=1e-2)
+    tx = scale_by_kronecker(
+        decay=0.5, refresh_period=1, graft=False, relative_damping=1e-2
+    )
     out, state = run(
         tx,
         [
@@ -84,7 +91,7 @@ def test_one_factor_for_extreme_shapes_and_matrices_from_convolutions(x64):
             for t, c in zip(tall, conv)
         ],
     )
-    settings = {"decay": 0.5, "period": 1, "damping": 1e-2}
+    settings = {"decay": 0.5, "period": 1, "relative_damping": 1e-2}
     of_tall = Replica(**settings, sides=("columns",))
     of_wide = Replica(**settings, sides=("rows",))
     of_conv = Replica(**settings)
@@ -101,7 +108,7 @@ def test_large_sides_are_cut_into_padded_blocks_of_their_own(x64):
     grads = [
         random(7, 5, seed=s) for s in range(3)
     ]  # blocks of 3+3+1 rows, 3+2 columns
-    settings = {"decay": 0.9, "damping": 1e-2}
+    settings = {"decay": 0.9, "relative_damping": 1e-2}
     tx = scale_by_kronecker(**settings, refresh_period=1, block_size=3, graft=False)
     out, _ = run(tx, [jnp.asarray(g) for g in grads])
     blocks = [
@@ -234,7 +241,10 @@ def test_nested_it_reaches_the_minimum_of_a_matrix_problem():
     [
         ({"decay": 1.0}, r"decay=1.0 is not in \[0, 1\)"),
         ({"refresh_period": 0}, "refresh_period=0 must be an integer of at least 1"),
-        ({"damping": -1.0}, "damping=-1.0 must be finite and not below 0"),
+        (
+            {"relative_damping": -1.0},
+            "relative_damping=-1.0 must be finite and not below 0",
+        ),
         ({"block_size": 0}, "block_size=0 must be an integer of at least 1"),
         ({"one_sided_ratio": 0.5}, "one_sided_ratio=0.5"),
     ],

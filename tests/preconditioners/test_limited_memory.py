@@ -8,6 +8,7 @@ import pytest
 
 import nlcg_optax
 from nlcg_optax import scale_by_limited_memory, scale_by_nlcg
+from nlcg_optax.preconditioners.limited_memory import forget_pairs
 
 
 def two_loop(g, pairs):
@@ -68,7 +69,7 @@ def test_after_forgetting_it_goes_on_like_a_new_one(x64):
     for k, x in enumerate(points):
         if k == 7:  # the circular memory is full, and its newest row not the first
             assert int(old.diagnostics.num_pairs) == 4
-            old, new = old.forgotten(), tx.init(_tree(x))
+            old, new = forget_pairs(old), tx.init(_tree(x))
         z, old = update(_tree(hessian @ x), old, _tree(x))
         if new is not None:
             expected, new = update(_tree(hessian @ x), new, _tree(x))
@@ -173,8 +174,8 @@ def test_nested_in_nlcg_beats_two_term_nlcg_on_ill_conditioned_least_squares(x64
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="memory=0"):
         scale_by_limited_memory(0)
-    with pytest.raises(ValueError, match="min_curvature=-1"):
-        scale_by_limited_memory(min_curvature=-1.0)
+    with pytest.raises(ValueError, match="min_cosine=-1"):
+        scale_by_limited_memory(min_cosine=-1.0)
     tx = scale_by_limited_memory(2)
     with pytest.raises(ValueError, match="needs `params`"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))

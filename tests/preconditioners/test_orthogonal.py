@@ -1,4 +1,4 @@
-"""`scale_by_orthogonalisation` against singular value decompositions in float64."""
+"""`scale_by_orthogonalization` against singular value decompositions in float64."""
 
 import chex
 import jax
@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import diagnostics, nlcg, scale_by_orthogonalisation
+from nlcg_optax import diagnostics, nlcg, scale_by_orthogonalization
 
 # Newton-Schulz with these coefficients converges, unlike with Muon's.
 CONVERGENT = {"coefficients": (15 / 8, -5 / 4, 3 / 8), "steps": 14}
@@ -35,7 +35,7 @@ def test_the_polar_factor_of_tall_wide_convolution_and_stack(x64):
         "stack": random(2, 4, 3),
     }
     numbers = optax.contrib.MuonDimensionNumbers
-    tx = scale_by_orthogonalisation(
+    tx = scale_by_orthogonalization(
         **CONVERGENT,
         weight_dimension_numbers={
             "tall": numbers(),
@@ -63,15 +63,15 @@ def test_muons_steps_to_the_number_at_any_scale(x64):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     for scale in (1.0, 1e-30, 1e30):
-        z = applied(scale_by_orthogonalisation(), jnp.asarray(scale * grad))
+        z = applied(scale_by_orthogonalization(), jnp.asarray(scale * grad))
         # The term 1e-8 in the norm of Optax's iteration.
         np.testing.assert_allclose(z, x.T, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normalisation", ["spectral", "aol", "schatten"])
-def test_every_normalisation_leads_to_singular_values_near_one(normalisation):
-    tx = scale_by_orthogonalisation(normalisation=normalisation)
+@pytest.mark.parametrize("normalization", ["spectral", "aol", "schatten"])
+def test_every_normalization_leads_to_singular_values_near_one(normalization):
+    tx = scale_by_orthogonalization(normalization=normalization)
     z = applied(tx, jnp.asarray(random(4, 6), jnp.float32))
     singular = np.linalg.svd(z, compute_uv=False)
     # The band that Muon's coefficients lead to.
@@ -80,7 +80,7 @@ def test_every_normalisation_leads_to_singular_values_near_one(normalisation):
 
 def test_restored_norm_makes_the_product_of_second_degree(x64):
     grads = {"w": jnp.asarray(random(5, 3)), "v": jnp.asarray(random(2, 2, seed=1))}
-    tx = scale_by_orthogonalisation(**CONVERGENT, restore_norm=True)
+    tx = scale_by_orthogonalization(**CONVERGENT, restore_norm=True)
     z, z2 = applied(tx, grads), applied(tx, jax.tree.map(lambda g: 3 * g, grads))
     for name, grad in grads.items():
         expected = polar(grad) * np.linalg.norm(grad) / np.linalg.norm(polar(grad))
@@ -104,7 +104,7 @@ def test_dtypes_are_kept_and_computed_wide(dtype):
     grads = {"w": jnp.asarray(w).astype(dtype), "b": jnp.asarray(b).astype(dtype)}
     # Small enough for squares to underflow in float16.
     grads = jax.tree.map(lambda g: g * jnp.asarray(2.0**-12, dtype), grads)
-    z = applied(scale_by_orthogonalisation(**CONVERGENT), grads)
+    z = applied(scale_by_orthogonalization(**CONVERGENT), grads)
     chex.assert_trees_all_equal_dtypes(z, grads)
     eps = float(jnp.finfo(dtype).eps)
     expected = polar(np.asarray(grads["w"].astype(jnp.complex64)).astype(complex))
@@ -119,7 +119,7 @@ def test_dtypes_are_kept_and_computed_wide(dtype):
 
 def test_zero_gradient_gives_zero_and_nan_leaves_the_state():
     grads = {"w": jnp.zeros([2, 2]), "b": jnp.ones([2])}
-    tx = scale_by_orthogonalisation(restore_norm=True)
+    tx = scale_by_orthogonalization(restore_norm=True)
     update = jax.jit(tx.update)
     z, state = update(grads, tx.init(grads))
     np.testing.assert_array_equal(z["w"], 0)
@@ -129,9 +129,9 @@ def test_zero_gradient_gives_zero_and_nan_leaves_the_state():
 
 def test_vectors_take_the_transformation_that_was_given():
     grads = {"w": jnp.eye(2), "b": jnp.array([3.0])}
-    tx = scale_by_orthogonalisation(vectors=optax.scale(2.0))
+    tx = scale_by_orthogonalization(vectors=optax.scale(2.0))
     assert applied(tx, grads)["b"] == 6.0
-    as_vectors = scale_by_orthogonalisation(
+    as_vectors = scale_by_orthogonalization(
         vectors=optax.scale(2.0),
         weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: None, tree),
     )
@@ -140,9 +140,9 @@ def test_vectors_take_the_transformation_that_was_given():
 
 def test_with_constant_beta_it_is_momentum_behind_the_same_step():
     grads = [jnp.asarray(random(4, 3, seed=s), jnp.float32) for s in range(4)]
-    tx = nlcg(0.1, 0.9, preconditioner=scale_by_orthogonalisation())
+    tx = nlcg(0.1, 0.9, preconditioner=scale_by_orthogonalization())
     peer = optax.chain(
-        scale_by_orthogonalisation(), optax.trace(0.9), optax.scale(-0.1)
+        scale_by_orthogonalization(), optax.trace(0.9), optax.scale(-0.1)
     )
     state, peer_state, update = (
         tx.init(grads[0]),
@@ -163,7 +163,7 @@ def test_a_matrix_split_along_its_long_side_is_not_gathered():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     long = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x", None))
     grad = jax.device_put(jnp.asarray(random(64, 4), jnp.float32), long)
-    tx = scale_by_orthogonalisation()
+    tx = scale_by_orthogonalization()
     state = tx.init(grad)
     compiled = jax.jit(tx.update).lower(grad, state, grad).compile()
     text = compiled.as_text()
@@ -179,13 +179,13 @@ def test_a_matrix_split_along_its_long_side_is_not_gathered():
     ("kwargs", "message"),
     [
         ({"steps": 0}, "steps=0 must be an integer of at least 1"),
-        ({"normalisation": "l2"}, "normalisation='l2' is unknown; allowed are"),
+        ({"normalization": "l2"}, "normalization='l2' is unknown; allowed are"),
         ({"coefficients": (1.0, 2.0)}, "must be three numbers, or three for each of"),
     ],
 )
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        scale_by_orthogonalisation(**kwargs)
+        scale_by_orthogonalization(**kwargs)
 
 
 @pytest.mark.parametrize(
@@ -197,11 +197,11 @@ def test_bad_arguments(kwargs, message):
     ],
 )
 def test_bad_dimension_numbers(numbers, message):
-    tx = scale_by_orthogonalisation(weight_dimension_numbers=numbers)
+    tx = scale_by_orthogonalization(weight_dimension_numbers=numbers)
     with pytest.raises(ValueError, match=message):
         tx.init(jnp.ones([2, 2]))
 
 
 def test_a_vectors_argument_that_is_no_transformation():
     with pytest.raises(TypeError, match="vectors=3 is a int"):
-        scale_by_orthogonalisation(vectors=3)
+        scale_by_orthogonalization(vectors=3)
