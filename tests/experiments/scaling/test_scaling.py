@@ -110,9 +110,11 @@ def test_the_table_compares_with_adamw_and_momentum():
         ]
     )
     rows = {row.split(" | ")[0]: row for row in text.splitlines()}
-    assert "| 5.00 | 1.2500 | 2.00 | 10 all-reduce, 4.00 | 1.0100 |" in rows["| nlcg"]
-    assert "| out of memory: 20.1G of 15.75G |" in rows["| lbfgs_search"]
-    assert "| not compiled: stopped |" in rows["| lars"]
+    assert (
+        "| 5.00 | 1.2500 | 2.00 | 10 all-reduce, 4.00 | 1.0100 |" in rows["| NLCG PR+"]
+    )
+    assert "| out of memory: 20.1G of 15.75G |" in rows["| L-BFGS, line search"]
+    assert "| not compiled: stopped |" in rows["| LARS"]
 
 
 def test_figures_are_kept_and_read_back(tmp_path):
