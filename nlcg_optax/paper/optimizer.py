@@ -166,6 +166,6 @@ def paper_schedule(
         step = jnp.asarray(count, dtype=jnp.result_type(float))
         left = jnp.clip(1 - step / warmup_steps, 0, 1) if warmup_steps else 0.0
         warm = max_value - (max_value - init_value) * jnp.sqrt(left)
-        return warm * decay(count)
+        return warm * decay(step)
 
     return schedule

@@ -45,8 +45,8 @@ class SubspaceStepDiagnostics(NamedTuple):
       step_size: the coefficient of the update that came in.
       momentum: the coefficient of the step before.
       damping: the dimensionless damping for the next step.
-      reduction_ratio: achieved over predicted reduction of the loss, when last
-        measured; one at first.
+      reduction_ratio: achieved over predicted reduction of the loss at the last
+        measurement; one at first.
       num_curvature_skips: steps so far at which the curvature in the plane was not
         positive, or something was not finite, and a fallback was taken.
       num_zero_directions: steps so far whose incoming update had neither slope nor

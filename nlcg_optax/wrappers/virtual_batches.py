@@ -7,19 +7,39 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, promote, strong_types
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, strong_types
+from nlcg_optax.xla.control_flow import cond
+
+
+class VirtualBatchDiagnostics(NamedTuple):
+    """What `virtual_batch` did, as scalars.
+
+    Attributes:
+      num_micro_batch_skips: micro-batches left out so far because their gradient or
+        loss was not finite.
+    """
+
+    num_micro_batch_skips: jax.Array
 
 
 class VirtualBatchState(NamedTuple):
     """State of `virtual_batch`.
 
     Attributes:
-      multi_steps: state of the ``optax.MultiSteps`` inside.
-      mean_value: mean loss over the micro-batches since the last step.
+      count: number of steps.
+      micro_step: micro-batches averaged since the last step.
+      mean_grad: mean gradient over them, in float32 or wider.
+      mean_value: mean loss over them.
+      inner_state: state of the transformation inside.
+      diagnostics: what was left out.
     """
 
-    multi_steps: optax.MultiStepsState
+    count: jax.Array  # type: ignore[assignment]
+    micro_step: jax.Array
+    mean_grad: PyTree
     mean_value: jax.Array
+    inner_state: PyTree
+    diagnostics: VirtualBatchDiagnostics
 
 
 def virtual_batch(
@@ -31,22 +51,21 @@ def virtual_batch(
         g = \frac{1}{k} \sum_{i=1}^{k} g_i, \qquad
         \mathrm{value} = \frac{1}{k} \sum_{i=1}^{k} \mathrm{value}_i
 
-    ``optax.MultiSteps`` does the work, and three things are added: by itself it would
-    give ``tx`` the loss (and, for a line search, the gradient) of the last micro-batch
-    only, it would run ``tx`` at every micro-step, and one micro-batch with a NaN would
-    spoil every step after it. Here a micro-batch with a non-finite gradient or loss is
-    left out, as if it had not been drawn. The other micro-steps give zero updates.
-    Source: arXiv 1812.02886, section on virtual batching.
+    Three things differ from ``optax.MultiSteps``, which gives ``tx`` the loss (and, for
+    a line search, the gradient) of the last micro-batch only, runs ``tx`` at every
+    micro-step, and by default averages NaN in. Here a micro-batch with a non-finite
+    gradient or loss is left out, as if it had not been drawn, and ``tx`` runs once per
+    step. The other micro-steps give zero updates. Source: arXiv 1812.02886, section on
+    virtual batching.
 
     Args:
       tx: any Optax transformation.
-      micro_batches: how many micro-batches make a step.
+      micro_batches: number of micro-batches per step.
 
     Returns:
       A transformation whose ``update`` takes the extra arguments ``value`` and
-      ``grad`` (both optional) and passes their averages on to ``tx``; all others go
-      through as they are, so a ``value_fn`` should be the loss of the whole virtual
-      batch.
+      ``grad`` (both optional) and passes their averages on to ``tx``; all others pass
+      unmodified, so a ``value_fn`` should be the loss of the whole virtual batch.
 
     Raises:
       ValueError: if ``micro_batches`` is not an integer of at least 1.
@@ -66,41 +85,18 @@ def virtual_batch(
     validation.check_positive_int("micro_batches", micro_batches)
     inner = optax.with_extra_args_support(tx)
 
-    def multi_steps(dtype: Any, due: jax.Array) -> optax.MultiSteps:
-        def update_if_due(
-            updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
-        ) -> tuple[PyTree, PyTree]:
-            if "grad" in extra_args:
-                extra_args = {**extra_args, "grad": updates}
-
-            def step() -> tuple[PyTree, PyTree]:
-                result = inner.update(updates, state, params, **extra_args)
-                return strong_types(result)
-
-            def wait() -> tuple[PyTree, PyTree]:
-                shapes, _ = jax.eval_shape(step)
-                zeros = jax.tree.map(
-                    lambda u, s: jnp.zeros_like(u, dtype=s.dtype), updates, shapes
-                )
-                return zeros, state
-
-            return jax.lax.cond(due, step, wait)
-
-        return optax.MultiSteps(
-            optax.GradientTransformationExtraArgs(
-                lambda params: strong_types(inner.init(strong_types(params))),
-                update_if_due,
-            ),
-            every_k_schedule=micro_batches,
-            should_skip_update_fn=optax.skip_not_finite,
-            accumulator_dtype=dtype,
-        )
-
     def init_fn(params: PyTree) -> VirtualBatchState:
-        dtype = _common_dtype(params)
         return VirtualBatchState(
-            multi_steps=multi_steps(dtype, jnp.array(False)).init(params),
+            count=jnp.zeros([], jnp.int32),
+            micro_step=jnp.zeros([], jnp.int32),
+            mean_grad=jax.tree.map(
+                lambda p: jnp.zeros_like(p, dtype=compute_dtype(p.dtype)), params
+            ),
             mean_value=jnp.zeros([], accumulator_dtype(params)),
+            inner_state=strong_types(inner.init(strong_types(params))),
+            diagnostics=VirtualBatchDiagnostics(
+                num_micro_batch_skips=jnp.zeros([], jnp.int32)
+            ),
         )
 
     def update_fn(
@@ -109,39 +105,70 @@ def virtual_batch(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, VirtualBatchState]:
-        mini_step, mean_value = state.multi_steps.mini_step, state.mean_value
-        if extra_args.get("value") is not None:
-            value = jnp.asarray(extra_args["value"])
-            validation.check_scalar_loss("virtual_batch", value)
-            # A loss that is not finite spoils its micro-batch: skip_not_finite shall
-            # see it in the gradient.
-            usable = jnp.isfinite(value)
-            updates = jax.tree.map(
-                lambda g: jnp.where(usable, g, jnp.full_like(g, jnp.nan)), updates
-            )
-            seen = mini_step.astype(mean_value.dtype)
-            change = (value.astype(mean_value.dtype) - mean_value) / (seen + 1)
-            mean_value = mean_value + jnp.where(usable, change, 0)
-            extra_args = {**extra_args, "value": mean_value.astype(value.dtype)}
-        due = mini_step == micro_batches - 1
-        updates, inner_state = multi_steps(_common_dtype(updates), due).update(
-            updates, state.multi_steps, params, **extra_args
-        )
-        skipped = inner_state.skip_state["should_skip"]
-        mean_value = jnp.where(skipped, state.mean_value, mean_value)
-        mean_value = jnp.where(inner_state.mini_step == 0, 0, mean_value)
-        return updates, VirtualBatchState(inner_state, mean_value)
+        return _update(inner, micro_batches, updates, state, params, extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _common_dtype(tree: PyTree) -> jnp.dtype:
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(tree)}
-    is_complex = {jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes}
-    if len(is_complex) > 1:
-        raise TypeError(
-            "virtual_batch cannot average real and complex parameters together (the "
-            f"dtypes are {sorted(map(str, dtypes))}); give each its own with "
-            "optax.partition"
+def _update(
+    inner: optax.GradientTransformationExtraArgs,
+    micro_batches: int,
+    updates: PyTree,
+    state: VirtualBatchState,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, VirtualBatchState]:
+    validation.check_same_structure("updates", updates, state.mean_grad)
+    refused, _ = optax.skip_not_finite(updates, state.count, params)
+    value = extra_args.get("value")
+    mean_value = state.mean_value
+    if value is not None:
+        value = jnp.asarray(value)
+        validation.check_scalar_loss("virtual_batch", value)
+        refused |= ~jnp.isfinite(value)
+        mean_value = _averaged(mean_value, value, state.micro_step, refused)
+        extra_args = {**extra_args, "value": mean_value.astype(value.dtype)}
+    mean_grad = jax.tree.map(
+        lambda mean, g: _averaged(mean, g, state.micro_step, refused),
+        state.mean_grad,
+        updates,
+    )
+
+    def step() -> tuple[PyTree, PyTree]:
+        grad = optax.tree.cast_like(mean_grad, updates)
+        given = extra_args
+        if "grad" in extra_args:
+            # As jax.grad gives it: the conjugate of the steepest ascent.
+            given = {**extra_args, "grad": jax.tree.map(jnp.conj, grad)}
+        result: tuple[PyTree, PyTree] = inner.update(
+            grad, state.inner_state, params, **given
         )
-    return promote(jnp.float32, *dtypes)
+        return strong_types(result)
+
+    def wait() -> tuple[PyTree, PyTree]:
+        shapes, _ = jax.eval_shape(step)
+        zeros = jax.tree.map(
+            lambda u, s: jnp.zeros_like(u, dtype=s.dtype), updates, shapes
+        )
+        return zeros, state.inner_state
+
+    micro_step = state.micro_step + (~refused).astype(jnp.int32)
+    due = micro_step == micro_batches
+    new_updates, inner_state = cond(due, step, wait)
+    skips = state.diagnostics.num_micro_batch_skips + refused.astype(jnp.int32)
+    return new_updates, VirtualBatchState(
+        count=jnp.where(due, optax.safe_increment(state.count), state.count),
+        micro_step=jnp.where(due, 0, micro_step),
+        mean_grad=jax.tree.map(lambda g: jnp.where(due, 0, g), mean_grad),
+        mean_value=jnp.where(due, 0, mean_value),
+        inner_state=inner_state,
+        diagnostics=VirtualBatchDiagnostics(num_micro_batch_skips=skips),
+    )
+
+
+def _averaged(
+    mean: jax.Array, new: jax.Array, count: jax.Array, refused: jax.Array
+) -> jax.Array:
+    """The mean of one more number; the old one if that is refused."""
+    weight = (count + 1).astype(jnp.finfo(mean.dtype).dtype)
+    return jnp.where(refused, mean, mean + (new.astype(mean.dtype) - mean) / weight)

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from nlcg_optax import diagnostics, nlcg, scale_by_kronecker
+from nlcg_optax.dtypes import with_standard_promotion
 from nlcg_optax.preconditioners.kronecker_factors import inverse_root
 
 NO_DAMPING = {"graft": False, "relative_damping": 0.0}
@@ -128,7 +129,7 @@ def test_grafting_keeps_the_direction_and_takes_the_length():
     grads = [
         {"w": jnp.asarray(random(4, 3, seed=s)), "b": jnp.ones(2)} for s in range(3)
     ]
-    diagonal = optax.scale_by_rms(0.9, bias_correction=True)
+    diagonal = with_standard_promotion(optax.scale_by_rms(0.9, bias_correction=True))
     plain, _ = run(scale_by_kronecker(graft=False, diagonal=diagonal), grads)
     grafted, _ = run(scale_by_kronecker(diagonal=diagonal), grads)
     lengths, _ = run(diagonal, grads)
