@@ -1,22 +1,34 @@
-"""Settings of all tests: eight virtual CPU devices; float64 where asked for."""
+"""Settings of the whole suite: devices, a cache of compiled programs, float64.
+
+Most users have one device, and the package's programs differ where there is one; so the
+suite runs on one CPU device. Tests of several devices carry the marker ``devices`` and
+run by themselves, on eight virtual devices: ``pytest --devices``.
+"""
 
 import os
 import tempfile
 
-# Read when JAX starts its backend, which no import of ours does before this line.
-_DEVICES = "--xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+import jax
+import pytest
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+DEVICES = 8
 
-# A folder for compiled programs; from the first process of a session to its workers,
-# or from .ci/run to several sessions.
+# Folder of compiled programs: pytest passes it to its workers, .ci/run to all suites.
 _PROGRAMS = "NLCG_OPTAX_TEST_PROGRAMS"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--devices",
+        action="store_true",
+        help=f"run the tests of several devices, on {DEVICES} virtual ones; only these",
+    )
+
+
 def pytest_configure(config):
-    """Compiles a program once a session, and not once in every test and worker."""
+    """Sets the number of devices, and compiles a program once per session only."""
+    if config.getoption("--devices"):
+        jax.config.update("jax_num_cpu_devices", DEVICES)
     if _PROGRAMS not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="nlcg_optax-programs-")
         os.environ[_PROGRAMS] = folder.name
@@ -29,6 +41,28 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", os.environ[_PROGRAMS])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # The package works in programs that forbid implicit promotion. (Leak checks are on
+    # in the tests named `test_nothing_leaks_from_a_trace` only; those say why.)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keeps the tests of several devices, or all others."""
+    several = config.getoption("--devices")
+    kept, left_out = [], []
+    for item in items:
+        marked = item.get_closest_marker("devices") is not None
+        (kept if marked == several else left_out).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption("--devices"):
+        terminalreporter.write_line(
+            "Tests of several devices need a run of their own: pytest --devices"
+        )
 
 
 @pytest.fixture
@@ -41,7 +75,7 @@ def x64():
 
 
 @pytest.fixture
-def strict_promotion():
-    """Forbids implicit dtype promotion for one test."""
-    with jax.numpy_dtype_promotion("strict"):
+def standard_promotion():
+    """JAX's defaults for one test: what users write, and some of Optax, promotes."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield

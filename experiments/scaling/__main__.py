@@ -19,6 +19,8 @@ from experiments.scaling.compile import read_entries
 from experiments.scaling.model_report import draw, model_table, modeled
 from experiments.scaling.weak_scaling import WeakScaling, measure
 
+MODULE = "experiments.scaling"
+
 
 @dataclasses.dataclass(frozen=True)
 class ScalingArguments:
@@ -74,27 +76,35 @@ def weak_scaling_table(measured: Sequence[WeakScaling]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; wrong input ends it with a message."""
-    module = "experiments.scaling"
-    with ending_with_a_message(module, arguments, again="start again with"):
-        given = tyro.cli(ScalingArguments, prog=f"python -m {module}", args=arguments)
-        entries = [entry for path in given.compiled for entry in read_entries(path)]
-        if given.compiled:
-            entries = modeled(entries)
-        parts = []
-        if given.rounds:
-            measured = measure(
-                given.optimizers, given.devices, given.images_per_device, given.rounds
-            )
-            parts.append(weak_scaling_table(measured))
-        if entries:
-            parts.append(model_table(entries, given.batch_size))
-        given.out.mkdir(parents=True, exist_ok=True)
-        text = "\n".join(parts)
-        (given.out / "scaling.md").write_text(text, encoding="utf-8")
-        if entries:
-            draw(entries, given.batch_size, given.out / "scaling.png")
-    rich.console.Console().print(text, markup=False, soft_wrap=True)
+    """Runs the command."""
+    given = tyro.cli(ScalingArguments, prog=f"python -m {MODULE}", args=arguments)
+    with ending_with_a_message(MODULE, arguments, again="start again with"):
+        run(given, rich.console.Console())
+
+
+def run(given: ScalingArguments, console: rich.console.Console) -> None:
+    """Measures, models and writes the report.
+
+    Raises:
+      ValueError: if a name is unknown, or the model is for no compiled step.
+    """
+    entries = [entry for path in given.compiled for entry in read_entries(path)]
+    if given.compiled:
+        entries = modeled(entries)
+    parts = []
+    if given.rounds:
+        measured = measure(
+            given.optimizers, given.devices, given.images_per_device, given.rounds
+        )
+        parts.append(weak_scaling_table(measured))
+    if entries:
+        parts.append(model_table(entries, given.batch_size))
+    given.out.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(parts)
+    (given.out / "scaling.md").write_text(text, encoding="utf-8")
+    if entries:
+        draw(entries, given.batch_size, given.out / "scaling.png")
+    console.print(text, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -268,7 +268,9 @@ def _start(
 ) -> SearchState:
     """A search along the updates; one that has failed where they do not descend."""
     (slope,), (params_max, updates_max) = products_and_maxima(
-        [(updates, _ascent(grad))], [params, updates], dtype=start_value.dtype
+        [(updates, _ascent(grad))],
+        [_real_parts(params), _real_parts(updates)],
+        dtype=start_value.dtype,
     )
     fresh = trial_step.first_step(start_value, slope, params_max, updates_max)
     later = 1.0 if options.initial_step == "one" else state.previous_step
@@ -357,6 +359,13 @@ def _after(
 def _ascent(grad: PyTree) -> PyTree:
     # jax.grad of a complex parameter is the conjugate of the steepest ascent.
     return jax.tree.map(jnp.conj, grad)
+
+
+def _real_parts(tree: PyTree) -> PyTree:
+    """The tree with a pair of real arrays in place of each complex one."""
+    return jax.tree.map(
+        lambda x: (jnp.real(x), jnp.imag(x)) if jnp.iscomplexobj(x) else x, tree
+    )
 
 
 def _check_conditions(sufficient_decrease: Any, max_slope_ratio: Any) -> None:

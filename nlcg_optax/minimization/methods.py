@@ -9,13 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.direction.rules import (
-    CURVATURE_PRODUCTS,
-    RULES,
-    ConjugacyRule,
-    get_rule,
-    products_used,
-)
+from nlcg_optax.direction.rules import RULES, ConjugacyRule
 from nlcg_optax.direction.transform import scale_by_nlcg
 from nlcg_optax.linesearch.wolfe_search import WolfeRules
 from nlcg_optax.preconditioners.limited_memory import (
@@ -57,16 +51,11 @@ class Method(NamedTuple):
 def names() -> tuple[str, ...]:
     """The names that `get_method` knows.
 
-    The rules that read curvature are not among them: a line search gives none.
-
     Examples:
       >>> names()[:4]
       ('limited-memory', 'cd', 'dk', 'dy')
     """
-    rules = (
-        name for name in RULES if not products_used(get_rule(name)) & CURVATURE_PRODUCTS
-    )
-    return (LIMITED_MEMORY, *sorted(rules))
+    return (LIMITED_MEMORY, *sorted(RULES))
 
 
 def nlcg_method(

@@ -13,7 +13,6 @@ from tests.contract.cases import (
     CASES,
     KEY_CASES,
     RATE,
-    UNBOUNDED,
     ids,
     make_step,
     small_loss,
@@ -62,40 +61,6 @@ def test_narrow_dtypes_are_kept(case, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
 def test_dtypes_are_kept_under_x64(case, dtype, x64):
     _check_types(case, dtype)
-
-
-# Optax's own second moments, Muon and searches promote implicitly.
-LAX = ("rms", "factored", "orthogonal")
-STRICT = [c for c in CASES if not c.searches and c.name not in LAX]
-
-
-@pytest.mark.parametrize("case", STRICT, ids=ids)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "complex64"])
-def test_strict_promotion(case, dtype, strict_promotion):
-    _strict(case, dtype)
-
-
-@pytest.mark.parametrize("case", STRICT, ids=ids)
-def test_strict_promotion_of_float64(case, x64, strict_promotion):
-    _strict(case, jnp.float64)
-
-
-def _strict(case, dtype):
-    # Strict promotion is checked where operations are traced. The loss is made of
-    # Python scalars and one dtype, so every violation is the optimiser's.
-    tx = case.make()
-    params = small_params(dtype)
-
-    def loss(p):
-        squares = [jnp.sum(jnp.real(x * x.conj())) for x in jax.tree.leaves(p)]
-        return sum(squares[1:], start=squares[0])
-
-    def update(params, state):
-        value, grad = jax.value_and_grad(loss)(params)
-        return tx.update(grad, state, params, **case.extra_args(value, grad, loss))
-
-    updates, _ = jax.eval_shape(update, params, tx.init(params))
-    chex.assert_trees_all_equal_dtypes(updates, params)
 
 
 # Three steps in a dtype against the same in float64. The bound is the unit roundoff
@@ -153,19 +118,15 @@ def test_half_precision_inner_products_neither_overflow_nor_stagnate():
 
 # Not the secant and the second-moment preconditioners: they give a complex number one
 # real curvature, where the twin has two.
-TWIN_KWARGS = {
-    "fr": {"learning_rate": RATE, "rule": "fr"},
-    "pr+": {"learning_rate": RATE},
-    "hz": {"learning_rate": RATE, "rule": "hz", **UNBOUNDED},
-    "per_leaf": {"learning_rate": RATE, "scope": "per_leaf"},
-    "restarted": {
-        "learning_rate": RATE,
-        "rule": "hs",
-        "restart": "powell",
-        "restart_period": 3,
-    },
-    "zoom": {},
-    "backtracking": {"linesearch": optax.scale_by_backtracking_linesearch(20)},
+TWINS = {
+    "fr": nlcg(RATE, "fr"),
+    "pr+": nlcg(RATE),
+    "hz": BY_NAME["hz"].make(),
+    "per_leaf": BY_NAME["per_leaf"].make(),
+    "restarted": BY_NAME["restarted"].make(restart_period=3),
+    "search": nlcg(),
+    "zoom": BY_NAME["zoom"].make(),
+    "backtracking": nlcg(linesearch=optax.scale_by_backtracking_linesearch(20)),
 }
 
 
@@ -183,20 +144,20 @@ def _complex_loss(z):
 
 
 def _join(twin):
-    return jax.tree.map(lambda x: x[..., 0] + 1j * x[..., 1], twin)
+    return jax.tree.map(lambda x: jax.lax.complex(x[..., 0], x[..., 1]), twin)
 
 
 def _split(z):
     return jax.tree.map(lambda x: jnp.stack([jnp.real(x), jnp.imag(x)], -1), z)
 
 
-@pytest.mark.parametrize("name", TWIN_KWARGS)
+@pytest.mark.parametrize("name", TWINS)
 @pytest.mark.parametrize("precision", ["complex64", "complex128"])
-def test_complex_problem_is_its_real_twin(name, precision, request):
+def test_complex_problem_is_its_real_twin(name, precision, request, standard_promotion):
     if precision == "complex128":
         request.getfixturevalue("x64")
-    tx = nlcg(**TWIN_KWARGS[name])
-    case = BY_NAME["zoom" if name in ("zoom", "backtracking") else "pr+"]
+    tx = TWINS[name]
+    case = BY_NAME[name if name in ("search", "zoom", "backtracking") else "pr+"]
     start = _complex_start(precision)
     step = jax.jit(make_step(case, tx, _complex_loss))
     twin_step = jax.jit(make_step(case, tx, lambda t: _complex_loss(_join(t))))

@@ -13,18 +13,20 @@ from nlcg_optax import (
     scale_by_nlcg,
     split_parameters,
 )
+from nlcg_optax.dtypes import with_standard_promotion
 
 
 def rosenbrock(x):
     return jnp.sum((1 - x[::2]) ** 2 + 100 * (x[1::2] - x[::2] ** 2) ** 2)
 
 
+LBFGS = with_standard_promotion(optax.scale_by_lbfgs())
 DIRECTIONS = {
     "hs+": (scale_by_nlcg("hs+", beta_max=jnp.inf), {"max_slope_ratio": 0.1}),
     "hz": (scale_by_nlcg("hz", beta_min=-jnp.inf, beta_max=jnp.inf), {}),
-    "lbfgs": (optax.scale_by_lbfgs(), {"initial_step": "one"}),
+    "lbfgs": (LBFGS, {"initial_step": "one"}),
     "lbfgs, adaptive": (
-        optax.scale_by_lbfgs(),
+        LBFGS,
         {"initial_step": "one", "quadratic_step": "adaptive"},
     ),
     "preconditioned": (
@@ -214,6 +216,7 @@ def test_low_precision_keeps_types_and_descends(dtype):
     assert fun(optax.apply_updates(params, updates)) < 0.1 * value
 
 
+@pytest.mark.devices
 def test_sharded_equals_unsharded():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
     tx, x = _solver(scale_by_nlcg("pr+")), jnp.linspace(-1.0, 2.0, 16)
@@ -228,6 +231,7 @@ def test_sharded_equals_unsharded():
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.devices
 def test_split_by_hand_equals_unsplit(x64):
     # The largest entries, which the first step is made of, lie on one device.
     x = jnp.linspace(-1.0, 2.0, 8)

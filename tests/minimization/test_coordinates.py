@@ -56,6 +56,7 @@ def test_what_becomes_a_vector(tree, is_vector):
     assert coordinates_of(tree, may_be_vector=True).is_vector == is_vector
 
 
+@pytest.mark.devices
 def test_explicitly_sharded_arrays_are_kept_apart():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
     x = (jnp.zeros(8), jnp.zeros(8))

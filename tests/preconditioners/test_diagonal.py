@@ -221,6 +221,7 @@ def test_the_seed_decides_every_number():
     assert np.any(first[1] != keys[0])
 
 
+@pytest.mark.devices
 def test_probes_of_parts_split_by_hand_are_independent():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 

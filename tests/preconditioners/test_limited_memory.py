@@ -137,6 +137,7 @@ def test_state_keeps_its_types_under_jit(dtype):
     assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
 
 
+@pytest.mark.devices
 def test_sharded_on_an_explicit_mesh_equals_unsharded():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
     tx = scale_by_limited_memory(3)

@@ -158,6 +158,7 @@ def test_with_constant_beta_it_is_momentum_behind_the_same_step():
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.devices
 @pytest.mark.slow
 def test_a_matrix_split_along_its_long_side_is_not_gathered():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -13,6 +13,8 @@ from experiments.config import RunConfig
 from experiments.optimizers import choice_of
 from experiments.training import compile_program, make_program, run_epochs
 
+pytestmark = pytest.mark.devices
+
 STEPS = 20
 EXPLICIT = {"axis_types": "explicit"}
 LAYOUTS = {

@@ -8,6 +8,8 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.training import meshes
 
+pytestmark = pytest.mark.devices
+
 
 @pytest.mark.parametrize(
     ("data", "shard", "shape"),

@@ -16,6 +16,8 @@ from experiments.training.per_device import (
 )
 from nlcg_optax import hessian_vector_product
 
+pytestmark = pytest.mark.devices
+
 DEVICES = 8
 
 
