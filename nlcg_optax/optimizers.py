@@ -1,22 +1,29 @@
-"""``nlcg``: the parts of this package as one ready-made optimiser."""
+"""Ready-made optimizers: thin chains of the parts of this package."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
+from nlcg_optax.curvature.source import CurvatureKind
 from nlcg_optax.direction.rules import ConjugacyRule
 from nlcg_optax.direction.transform import scale_by_nlcg
 from nlcg_optax.dtypes import PyTree
-from nlcg_optax.trees.inner_products import Scope
+from nlcg_optax.linesearch.hager_zhang import scale_by_hager_zhang_linesearch
+from nlcg_optax.preconditioners.kronecker import scale_by_kronecker
+from nlcg_optax.step_size.curvature_step import scale_by_curvature_step
 from nlcg_optax.wrappers.extra_args import for_linesearch
 
-# How a noisy beta becomes a steady one: the decay of its average, and its cap.
+# For noisy gradients: the decay of the average of beta, and the cap of beta. How they
+# were chosen is in the section on few steps of experiments/README.md.
 BETA_SMOOTHING = 0.9
 BETA_MAX = 0.95
+# Of the line search, as conjugate gradients need: Nocedal and Wright, "Numerical
+# Optimization", 2006, section 3.1.
+MAX_SLOPE_RATIO = 0.1
 
 
 def nlcg(
@@ -24,14 +31,8 @@ def nlcg(
     rule: str | float | jax.Array | ConjugacyRule = "pr+",
     *,
     preconditioner: optax.GradientTransformation | None = None,
-    beta_min: float | jax.Array = 0.0,
     beta_max: float | jax.Array | None = None,
     beta_smoothing: float | jax.Array | None = None,
-    restart: Literal["powell"] | None = None,
-    restart_period: int | None = None,
-    restart_memory: int | None = None,
-    scope: Scope = "global",
-    across_halves: bool = False,
     weight_decay: float | jax.Array | None = None,
     weight_decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     step_control: optax.GradientTransformation | None = None,
@@ -49,50 +50,45 @@ def nlcg(
 
     - ``learning_rate``, a number or a schedule, for stochastic gradients; or
     - ``linesearch``, for deterministic ones; with ``learning_rate=None`` and no line
-      search given it is ``optax.scale_by_zoom_linesearch`` with strong Wolfe
-      conditions (curvature .1, as conjugate gradients need). ``update`` then takes
-      ``value``, ``grad`` and ``value_fn`` as with ``optax.lbfgs``.
+      search given it is `scale_by_hager_zhang_linesearch` with the slope reduced to a
+      tenth, as conjugate gradients need. ``update`` then takes ``value``, ``grad`` and
+      ``value_fn`` as with ``optax.lbfgs``. Neither the units of the parameters nor
+      those of the objective need to be scaled.
+
+    For restarts, other bounds or one β per leaf, chain `scale_by_nlcg` yourself.
 
     Args:
       learning_rate: step size or schedule; may be None.
-      rule: see `scale_by_nlcg`, as for every argument that is not described here.
+      rule: see `scale_by_nlcg`.
       preconditioner: any Optax transformation that maps g to P g.
-      beta_min: lower bound of β.
-      beta_max: upper bound of β; None means 0.95 without a line search, 1 if
-        ``rule`` is a number, and no bound with a line search.
+      beta_max: upper bound of β; None means 0.95 without a line search, and no bound
+        with one or if ``rule`` is a number.
       beta_smoothing: decay of an exponential average of β, or zero for none; None
         means 0.9 without a line search, zero with one or if ``rule`` is a number. The
         β of one mini-batch is noisy; see the section on few steps of
         ``experiments/README.md``. ``beta_smoothing=0., beta_max=1.`` is the paper's
         clipping. A β without bounds should not be averaged.
-      restart: ``"powell"`` or None.
-      restart_period: restart every so many steps; None for never.
-      restart_memory: restart where progress stalls in the span of the last so many
-        directions; None for never.
-      scope: ``"global"`` or ``"per_leaf"``.
-      across_halves: whether noise is kept out of β by products across two halves of
-        the mini-batch, which ``update`` then takes as ``half_grads``.
       weight_decay: the factor :math:`\lambda`, or None for none; not together with a
-        line search, whose ``value_fn`` should hold the penalty instead.
-      weight_decay_mask: tree of booleans, or a function of the parameters, that tells
+        line search, whose ``value_fn`` should include the penalty instead.
+      weight_decay_mask: tree of booleans, or a function of the parameters, that says
         which leaves decay.
-      step_control: a transformation such as `scale_by_loss_ratio`.
+      step_control: a transformation such as `scale_by_curvature_step`.
       linesearch: a line search such as ``optax.scale_by_backtracking_linesearch``;
         it sees ``value``, ``grad`` and ``value_fn`` only, see `for_linesearch`.
       state_dtype: dtype of the state, such as ``jnp.bfloat16``.
 
     Returns:
-      The optimiser.
+      The optimizer.
 
     Raises:
-      ValueError: if an argument is out of its range, or weight decay meets a line
-        search.
+      ValueError: if an argument is out of its range, or weight decay is combined with
+        a line search.
       TypeError: if an argument is of a wrong kind.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
       >>> loss = lambda x: jnp.sum((1 - x[:-1])**2 + 100. * (x[1:] - x[:-1]**2)**2)
-      >>> solver = nlcg()  # deterministic: PR+ with a strong Wolfe line search
+      >>> solver = nlcg()  # deterministic: PR+ with the Hager-Zhang line search
       >>> params = jnp.array([-1.2, 1.])
       >>> state = solver.init(params)
       >>> value_and_grad = optax.value_and_grad_from_state(loss)
@@ -113,32 +109,25 @@ def nlcg(
     if weight_decay is not None:
         validation.check_non_negative("weight_decay", weight_decay)
     if learning_rate is None and linesearch is None:
-        linesearch = optax.scale_by_zoom_linesearch(
-            max_linesearch_steps=30, curv_rtol=0.1, initial_guess_strategy="one"
-        )
+        linesearch = scale_by_hager_zhang_linesearch(max_slope_ratio=MAX_SLOPE_RATIO)
     if weight_decay is not None and linesearch is not None:
         raise ValueError(
-            f"weight_decay={weight_decay!r} cannot go with a line search, which would "
-            "not see it; add the penalty to value_fn"
+            f"weight_decay={weight_decay!r} cannot be combined with a line search, "
+            "which would not see it; add the penalty to value_fn"
         )
     is_constant = not isinstance(rule, str) and not callable(rule)
     is_noisy = linesearch is None and not is_constant
     if beta_max is None:
-        beta_max = BETA_MAX if is_noisy else 1.0 if linesearch is None else jnp.inf
+        beta_max = BETA_MAX if is_noisy else jnp.inf
     if beta_smoothing is None:
         beta_smoothing = BETA_SMOOTHING if is_noisy else 0.0
     parts = [
         scale_by_nlcg(
             rule,
             preconditioner=preconditioner,
-            beta_min=beta_min,
+            beta_min=0.0 if is_noisy else None,
             beta_max=beta_max,
             beta_smoothing=beta_smoothing,
-            restart=restart,
-            restart_period=restart_period,
-            restart_memory=restart_memory,
-            scope=scope,
-            across_halves=across_halves,
             state_dtype=state_dtype,
         )
     ]
@@ -153,3 +142,124 @@ def nlcg(
     if linesearch is not None:
         parts.append(for_linesearch(linesearch))
     return optax.chain(*parts)
+
+
+def large_batch_nlcg(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    preconditioner: optax.GradientTransformation | None = None,
+    weight_decay: float | jax.Array | None = None,
+    weight_decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    state_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """NLCG for large batches, with a learning rate as the only number to choose.
+
+    PR+ on Kronecker-factored second moments (`scale_by_kronecker`), with β averaged
+    over steps (decay 0.9) and capped at 0.95, so that no momentum is left to tune. The
+    comparison with tuned baselines is in the section on few steps of
+    ``experiments/README.md``.
+
+    Args:
+      learning_rate: number or schedule, of the size of Adam's or somewhat smaller; it
+        should fall to zero over the run.
+      preconditioner: replaces `scale_by_kronecker`, for example by
+        `scale_by_orthogonalization`.
+      weight_decay: see `nlcg`, like all that follows.
+      weight_decay_mask: which leaves decay.
+      state_dtype: dtype of the stored direction and gradient.
+
+    Returns:
+      The optimizer; its ``update`` takes no extra argument.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+      TypeError: if an argument is of a wrong kind.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> loss = lambda w: jnp.sum((w @ jnp.arange(6.).reshape(3, 2) - 1.)**2)
+      >>> tx = large_batch_nlcg(optax.linear_schedule(0.3, 0., 60))
+      >>> @jax.jit
+      ... def step(w, state):
+      ...     updates, state = tx.update(jax.grad(loss)(w), state, w)
+      ...     return optax.apply_updates(w, updates), state
+      >>> w = jnp.zeros([4, 3])
+      >>> state = tx.init(w)
+      >>> for _ in range(60):
+      ...     w, state = step(w, state)
+      >>> bool(loss(w) < 1e-2)
+      True
+    """
+    return nlcg(
+        learning_rate,
+        "pr+",
+        preconditioner=preconditioner or scale_by_kronecker(),
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        state_dtype=state_dtype,
+    )
+
+
+def tuning_free_nlcg(
+    multiplier: optax.ScalarOrSchedule = 1.0,
+    *,
+    curvature: CurvatureKind = "gauss_newton",
+    refresh_period: int = 1,
+    preconditioner: optax.GradientTransformation | None = None,
+    weight_decay: float | jax.Array | None = None,
+    weight_decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    state_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """NLCG without a learning rate and without a momentum: the one to run first.
+
+    `large_batch_nlcg` with `scale_by_curvature_step`: each step goes to the averaged
+    minimizer of the quadratic model along the direction. The ``multiplier`` of that
+    step is dimensionless and stays at one, unless the length of the run is known: then
+    let it fall to zero, ``tuning_free_nlcg(optax.linear_schedule(1., 0., steps))``.
+
+    Args:
+      multiplier: factor of the minimizer along the direction; a number or schedule.
+      curvature: see `scale_by_curvature_step`; ``"gauss_newton"`` needs the extra
+        arguments ``outputs_fn`` and ``output_loss_fn`` in ``update``, ``"hessian"``
+        needs ``value_fn``.
+      refresh_period: steps between measurements of the curvature.
+      preconditioner: see `large_batch_nlcg`, like all that follows.
+      weight_decay: decoupled; it is not scaled by the curvature step.
+      weight_decay_mask: which leaves decay.
+      state_dtype: dtype of the stored direction and gradient.
+
+    Returns:
+      The optimizer.
+
+    Raises:
+      ValueError: if an argument is out of its range or, in ``update``, missing.
+      TypeError: if an argument is of a wrong kind.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> inputs = jnp.arange(6.).reshape(3, 2)
+      >>> model = lambda w: w @ inputs
+      >>> output_loss = lambda outputs: jnp.sum((outputs - 1.)**2)
+      >>> tx = tuning_free_nlcg()
+      >>> @jax.jit
+      ... def step(w, state):
+      ...     grads = jax.grad(lambda w: output_loss(model(w)))(w)
+      ...     updates, state = tx.update(grads, state, w, outputs_fn=model,
+      ...                                output_loss_fn=output_loss)
+      ...     return optax.apply_updates(w, updates), state
+      >>> w = jnp.zeros([4, 3])
+      >>> state = tx.init(w)
+      >>> for _ in range(60):
+      ...     w, state = step(w, state)
+      >>> bool(output_loss(model(w)) < 1e-2)
+      True
+    """
+    return nlcg(
+        multiplier,
+        "pr+",
+        preconditioner=preconditioner or scale_by_kronecker(),
+        step_control=scale_by_curvature_step(curvature, refresh_period=refresh_period),
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        state_dtype=state_dtype,
+    )

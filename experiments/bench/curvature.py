@@ -31,8 +31,11 @@ from experiments.bench.curvature_peers import (
     optimizers,
 )
 from experiments.bench.timing import median_ratio, timed
+from experiments.errors import ending_with_a_message
 
 PyTree = Any
+
+MODULE = "experiments.bench.curvature"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,13 +190,17 @@ def table(measurements: Sequence[Measurement], title: str) -> rich.table.Table:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    given = tyro.cli(BenchCurvatureArguments, args=arguments)
-    console = rich.console.Console()
+    given = tyro.cli(
+        BenchCurvatureArguments, prog=f"python -m {MODULE}", args=arguments
+    )
+    with ending_with_a_message(MODULE, arguments, again="start again with"):
+        run(given, rich.console.Console())
+
+
+def run(given: BenchCurvatureArguments, console: rich.console.Console) -> None:
+    """Measures, prints the table and writes the figures."""
     problem = make_problem(given.model, given.batch_size, given.image_size)
-    try:
-        peers = len(chosen_names(problem, given.peers))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    peers = len(chosen_names(problem, given.peers))
     with rich.progress.Progress(console=console, transient=True) as progress:
         task = progress.add_task("", total=peers * (given.rounds + 2))
         measurements = measure(

@@ -106,7 +106,7 @@ def functions(problem: Problem) -> dict[str, tuple[Callable[..., Any], float | N
         )
 
     def everything(x: Inputs) -> Any:
-        return nlcg_optax.value_grad_and_hessian_vector_product(
+        return nlcg_optax.curvature.value_grad_and_hessian_vector_product(
             problem.losses(x)["value_fn"], x.params, x.directions[0]
         )
 

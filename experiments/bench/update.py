@@ -1,7 +1,8 @@
 """``python -m experiments.bench.update``: time and memory of updates, against Adam.
 
-The peers take turns in one process, on a tree with the shapes of ResNet-50. The ratios
-mean something on a busy machine, the milliseconds only on a quiet one.
+The peers take turns in one process, on a tree with the shapes of ResNet-50. The last
+line is for updates outside of ``jit``. The ratios are meaningful on a busy machine, the
+milliseconds only on a quiet one.
 """
 
 import dataclasses
@@ -24,13 +25,14 @@ import tyro
 
 from experiments import models
 from experiments.bench.timing import median_ratio, timed
+from experiments.errors import ending_with_a_message
 from nlcg_optax import nlcg, scale_by_diagonal_secant
 
-# glibc otherwise hands large buffers back to the kernel after every step, and the
-# page faults of getting them again take longer than the update. A threshold for mmap
-# would not do: glibc refuses one above 32 MiB, and threads have arenas of 64 MiB. Pages
-# are huge where Linux lets a program ask for them: with small ones the time of a peer
-# depends on where in memory it lies, and so on who came before it.
+# Otherwise glibc returns large buffers to the kernel after every step, and the page
+# faults of allocating them again take longer than the update. A threshold for mmap is
+# not enough: glibc refuses one above 32 MiB, and threads have arenas of 64 MiB. Huge
+# pages, where Linux allows them, make the time of a peer independent of its place in
+# memory, and so of the peers before it.
 MALLOC_ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_ARENA_MAX": "1",
@@ -38,10 +40,13 @@ MALLOC_ENVIRONMENT = {
     "MALLOC_TOP_PAD_": str(2**31),
     "MALLOC_TRIM_THRESHOLD_": str(2**37),
 }
+MODULE = "experiments.bench.update"
 RATE = 1e-4
 SCALE = 1e-2  # deviation of parameters and gradients
 REFERENCE = "adam"
 SMALL_LEAVES = 3
+EAGER_PEERS = ("nlcg FR", REFERENCE)
+EAGER_WARM_UP = 3  # updates before the first that is timed
 
 PyTree = Any
 Shape = tuple[int, ...]
@@ -91,7 +96,7 @@ class BenchArguments:
 
     Attributes:
       rounds: turns that each peer takes.
-      small: take the last 3 leaves only, to see that it runs.
+      small: take the last 3 leaves only, as a test of the command.
       json: file for the figures.
     """
 
@@ -106,10 +111,10 @@ class BenchArguments:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What was measured of a peer.
+    """The measurements of a peer.
 
     Attributes:
-      peer: its name.
+      peer: name of the peer.
       update_ms: median of ``tx.update`` alone, with the state donated.
       update_ratio: median over turns of its time over Adam's in the same turn.
       step_ms: median of ``tx.update`` and ``optax.apply_updates`` in one compiled
@@ -126,6 +131,21 @@ class Measurement:
     step_ratio: float
     state_per_params: float
     compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EagerMeasurement:
+    """Warm updates of NLCG and Adam outside of ``jit``.
+
+    Attributes:
+      update_ms: median time of an update of ``EAGER_PEERS[0]``.
+      reference_ms: likewise of Adam.
+      ratio: median over turns of the first over the second in the same turn.
+    """
+
+    update_ms: float
+    reference_ms: float
+    ratio: float
 
 
 @dataclasses.dataclass
@@ -182,6 +202,34 @@ def measure(
         )
         for name, peer in contestants.items()
     ]
+
+
+def measure_eager(shapes: Sequence[Shape], rounds: int) -> EagerMeasurement:
+    """Times ``tx.update`` without ``jit``, in turns.
+
+    Args:
+      shapes: of the leaves of the parameters.
+      rounds: turns that each peer takes, after a few that are not counted.
+    """
+    params = _random_tree(shapes, seed=0)
+    gradients = [_random_tree(shapes, seed=seed) for seed in (1, 2)]
+    transformations = {name: PEERS[name]() for name in EAGER_PEERS}
+    states = {name: tx.init(params) for name, tx in transformations.items()}
+    times: dict[str, list[float]] = {name: [] for name in EAGER_PEERS}
+    for turn in range(EAGER_WARM_UP + rounds):
+        for name, tx in transformations.items():
+            seconds, (updates, states[name]) = timed(
+                tx.update, gradients[turn % 2], states[name], params
+            )
+            del updates
+            if turn >= EAGER_WARM_UP:
+                times[name].append(seconds)
+    mine, reference = (times[name] for name in EAGER_PEERS)
+    return EagerMeasurement(
+        update_ms=1e3 * statistics.median(mine),
+        reference_ms=1e3 * statistics.median(reference),
+        ratio=statistics.median(a / b for a, b in zip(mine, reference, strict=True)),
+    )
 
 
 def _contestant(tx: optax.GradientTransformation, params: PyTree) -> _Contestant:
@@ -254,8 +302,13 @@ def resnet50_shapes() -> list[Shape]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    given = tyro.cli(BenchArguments, args=arguments)
-    console = rich.console.Console()
+    given = tyro.cli(BenchArguments, prog=f"python -m {MODULE}", args=arguments)
+    with ending_with_a_message(MODULE, arguments, again="start again with"):
+        run(given, rich.console.Console())
+
+
+def run(given: BenchArguments, console: rich.console.Console) -> None:
+    """Measures, prints the table and writes the figures."""
     shapes = resnet50_shapes()
     if given.small:
         shapes = shapes[-SMALL_LEAVES:]
@@ -271,6 +324,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = sum(leaf.size for leaf in jax.eval_shape(lambda: _random_tree(shapes, 0)))
     title = f"{len(shapes)} leaves, {size:,} float32 parameters, {device.device_kind}"
     console.print(table(measurements, f"{title}, medians of {given.rounds} turns"))
+    eager = measure_eager(shapes, given.rounds)
+    console.print(
+        f"a warm update outside of jit: {EAGER_PEERS[0]} {eager.update_ms:.2f} ms, "
+        f"{REFERENCE} {eager.reference_ms:.2f} ms, ratio {eager.ratio:.2f}"
+    )
     if given.json is not None:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(
@@ -281,6 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     "device": device.device_kind,
                     "jax": jax.__version__,
                     "rounds": given.rounds,
+                    "eager": dataclasses.asdict(eager),
                     "measurements": [dataclasses.asdict(m) for m in measurements],
                 },
                 indent=2,
@@ -293,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _restart_with_malloc_environment() -> None:
     """Replaces this process by one whose allocator keeps its memory."""
     if any(name not in os.environ for name in MALLOC_ENVIRONMENT):
-        command = [sys.executable, "-m", "experiments.bench.update", *sys.argv[1:]]
+        command = [sys.executable, "-m", MODULE, *sys.argv[1:]]
         os.execve(sys.executable, command, {**os.environ, **MALLOC_ENVIRONMENT})
 
 

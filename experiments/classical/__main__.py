@@ -1,7 +1,7 @@
-"""Runs the classical benchmark: `python -m experiments.classical`.
+"""``python -m experiments.classical``: deterministic solvers on classical problems.
 
-Every solver and problem leaves one line in a file of records; what is there already is
-not run again. Table and picture are made from the records.
+Every solver and problem leaves one line in a file of records. What is recorded is not
+run again; the table and the picture are made from the records.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import select
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 from experiments.classical import profiles
+from experiments.errors import ending_with_a_message
 
 REFERENCE = "CG_DESCENT default"
 SOLVERS = (
@@ -49,22 +52,32 @@ PACKAGES = (
     "pycgdescent",
     "numpy",
 )
-# Compiling and the start of a worker are not charged to the solver but not unlimited.
+# For compiling and for starting a worker, which are not charged to the solver.
 GRACE_SECONDS = 120.0
+NO_ANSWER = {
+    "dimension": 0,
+    "values": 0,
+    "gradients": 0,
+    "start_value": math.nan,
+    "value": math.nan,
+    "grad_max": math.nan,
+    "solved": False,
+    "event": "no answer",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Classical benchmark of deterministic solvers.
+    """Compares deterministic solvers on classical problems.
 
     Attributes:
-        problems: which problems.
-        solvers: which solvers, out of the names in the table; all by default.
+        problems: the set of problems.
+        solvers: names of the solvers, as in the table; all by default.
         records: file of records, one JSON line each; it is appended to.
-        output: folder for table and picture.
-        max_work: budget in gradient-equivalents, each problem.
-        max_seconds: limit of time, each problem.
-        report_only: make table and picture without running anything.
+        output: folder of classical.md and classical.png.
+        max_work: budget per problem in gradient-equivalents.
+        max_seconds: time limit per problem.
+        report_only: make the table and the picture, run nothing.
     """
 
     problems: Literal["all", "mgh", "development", "small"] = "all"
@@ -91,8 +104,8 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
-                # A host callback that evaluates a JAX function needs a thread of the
-                # pool besides the one that waits for it, also on one core.
+                # A host callback that evaluates a JAX function needs a second thread
+                # of the pool besides the one that waits for it, even on one core.
                 env=os.environ | {"NPROC": "8"},
             )
         process = self._process
@@ -117,14 +130,34 @@ class Worker:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Reads records; no file is no records."""
+    """Reads records; without a file there are none.
+
+    Raises:
+        ValueError: if a line is no record; the message names file and line.
+    """
+    records = []
+    for number, line in enumerate(_complete_lines(path), start=1):
+        try:
+            record = json.loads(line)
+            record["solver"], record["problem"], record["solved"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}:{number} is not a record of experiments.classical"
+            ) from error
+        records.append(record)
+    return records
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """The lines of a file without the half line that a killed run may leave."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
 
 
 def versions() -> dict[str, str]:
-    """Versions of what takes part."""
+    """Versions of Python and of the packages that take part."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -135,8 +168,8 @@ def versions() -> dict[str, str]:
 
 
 def run(config: Config, console: Console) -> None:
-    """Runs what the file of records does not hold yet."""
-    # Not at the top: naming the solvers and reporting need none of these packages.
+    """Runs what is not recorded yet."""
+    # Imported here because only running needs the packages of the solvers.
     from experiments.classical import problems
 
     names = problems.select(config.problems)
@@ -153,56 +186,56 @@ def run(config: Config, console: Console) -> None:
         if (solver, name) not in done
     ]
     config.records.parent.mkdir(parents=True, exist_ok=True)
+    if config.records.exists():
+        config.records.write_text("".join(_complete_lines(config.records)))
     worker, stamp = Worker(), versions()
-    with config.records.open("a") as file:
-        for task in track(tasks, console=console, description="solving"):
-            record = worker.ask(task, config.max_seconds + GRACE_SECONDS)
-            if record is None:
-                record = task | {
-                    "dimension": 0,
-                    "values": 0,
-                    "gradients": 0,
-                    "work": config.max_work,
-                    "seconds": config.max_seconds,
-                    "start_value": float("nan"),
-                    "value": float("nan"),
-                    "grad_max": float("nan"),
-                    "solved": False,
-                    "event": "no answer",
-                }
-            file.write(json.dumps(record | {"versions": stamp}) + "\n")
-            file.flush()
-    worker.close()
+    try:
+        with config.records.open("a") as file:
+            for task in track(tasks, console=console, description="solving"):
+                patience = config.max_seconds + GRACE_SECONDS
+                record = worker.ask(task, patience)
+                if record is None:
+                    budgets = {"work": config.max_work, "seconds": config.max_seconds}
+                    record = {**task, **NO_ANSWER, **budgets}
+                file.write(json.dumps(record | {"versions": stamp}) + "\n")
+                file.flush()
+    finally:
+        worker.close()
 
 
 def report(config: Config, console: Console) -> None:
-    """Writes table and picture of the chosen solvers."""
+    """Writes the table and the picture of the chosen solvers.
+
+    Raises:
+        ValueError: if there is no record of any.
+    """
     records: profiles.Records = {solver: {} for solver in config.solvers}
     for record in read(config.records):
         if record["solver"] in records:
             records[record["solver"]][record["problem"]] = record
     records = {solver: by for solver, by in records.items() if by}
     if not records:
-        console.print(f"no records in {config.records}")
-        return
+        raise ValueError(f"records={str(config.records)!r} holds none of the solvers")
     reference = REFERENCE if REFERENCE in records else next(iter(records))
     text = profiles.table(records, reference)
     config.output.mkdir(parents=True, exist_ok=True)
-    (config.output / "classical.md").write_text(text + "\n")
-    profiles.plot(records, config.output / "classical.png")
+    (config.output / "classical.md").write_text(text + "\n", encoding="utf-8")
+    profiles.draw(records, config.output / "classical.png")
     console.print(text, soft_wrap=True, markup=False)
 
 
-def main() -> None:
-    """Command line."""
-    config = tyro.cli(Config, description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; wrong input ends it with a message."""
+    module = "experiments.classical"
+    config = tyro.cli(Config, prog=f"python -m {module}", args=arguments)
     console = Console()
-    unknown = set(config.solvers) - set(SOLVERS)
-    if unknown:
-        raise SystemExit(f"solvers: unknown {sorted(unknown)}, allowed {SOLVERS}")
-    if not config.report_only:
-        run(config, console)
-    report(config, console)
+    with ending_with_a_message(module, arguments):
+        for solver in config.solvers:
+            if solver not in SOLVERS:
+                raise ValueError(f"solvers has {solver!r}; allowed are {list(SOLVERS)}")
+        if not config.report_only:
+            run(config, console)
+        report(config, console)
 
 
 if __name__ == "__main__":

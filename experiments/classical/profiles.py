@@ -1,20 +1,29 @@
-"""Table, performance profiles and data profiles from records."""
+"""The table, performance profiles and data profiles of records."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from experiments.report import style
+from experiments.report.tables import Column, make_table
 
 Records = dict[str, dict[str, dict[str, Any]]]  # by solver, then by problem
 
 VALUE_TOL = 1e-5  # of f0 - fbest, for "solved + f"
 MAX_RATIO = 32.0  # right end of the performance profile
+COLORS = {
+    "nlcg_optax": "#0072b2",
+    "CG_DESCENT": "#d55e00",
+    "optax": "#009e73",
+    "SciPy": "#555555",
+    "optimistix": "#cc79a7",
+    "jaxopt": "#e69f00",
+}
+OTHER_COLOR = "#8c6bb1"
 
 
 def best_values(records: Records) -> dict[str, float]:
@@ -28,13 +37,13 @@ def best_values(records: Records) -> dict[str, float]:
 
 
 def is_solved_with_value(record: dict[str, Any], best: float) -> bool:
-    """Whether the point also has a value next to the best one known."""
+    """Whether a solved point also has nearly the least value known."""
     gap = record["value"] - best
     return bool(record["solved"] and gap <= VALUE_TOL * (record["start_value"] - best))
 
 
 def work_ratio(records: Records, solver: str, reference: str) -> tuple[float, int]:
-    """Geometric mean of the ratio of work where both solved, and how often both did."""
+    """Geometric mean of the work ratio where both solved, and how many both solved."""
     pairs = [
         (record["work"], records[reference][name]["work"])
         for name, record in records[solver].items()
@@ -46,7 +55,7 @@ def work_ratio(records: Records, solver: str, reference: str) -> tuple[float, in
 
 
 def performance_profile(records: Records, ratios: np.ndarray) -> dict[str, np.ndarray]:
-    """Fraction of the problems solved within a multiple of the least work.
+    """Share of the problems solved within a multiple of the least work.
 
     Dolan and Moré, "Benchmarking optimization software with performance profiles",
     Math. Program. 91, 2002.
@@ -56,7 +65,7 @@ def performance_profile(records: Records, ratios: np.ndarray) -> dict[str, np.nd
         ratios: multiples tau >= 1.
 
     Returns:
-        One curve a solver, shape of ``ratios``.
+        One curve per solver, shape of ``ratios``.
     """
     names = sorted(set.intersection(*(set(by) for by in records.values())))
     work = {
@@ -72,17 +81,17 @@ def performance_profile(records: Records, ratios: np.ndarray) -> dict[str, np.nd
 
 
 def data_profile(records: Records, budgets: np.ndarray) -> dict[str, np.ndarray]:
-    """Fraction of the problems solved within budgets of simplex gradients, n + 1.
+    """Share of the problems solved within a budget of simplex gradients, n + 1.
 
     Moré and Wild, "Benchmarking derivative-free optimization algorithms", SIAM J.
-    Optim. 20, 2009; their unit is kept though our work counts gradients.
+    Optim. 20, 2009; their unit is kept, although work counts gradients here.
 
     Args:
         records: of all solvers.
         budgets: multiples of n + 1.
 
     Returns:
-        One curve a solver, shape of ``budgets``.
+        One curve per solver, shape of ``budgets``.
     """
     return {
         solver: np.array(
@@ -111,72 +120,75 @@ def area(records: Records) -> dict[str, float]:
 
 
 def table(records: Records, reference: str) -> str:
-    """The results as a Markdown table, most solved first."""
+    """The results as a Markdown table, most solved first.
+
+    Args:
+        records: of all solvers.
+        reference: the solver that work is compared with.
+    """
     best, areas = best_values(records), area(records)
-    rows = []
-    for solver, by in records.items():
-        solved = sum(r["solved"] for r in by.values())
-        with_value = sum(
-            is_solved_with_value(r, best.get(n, np.nan)) for n, r in by.items()
+    solved = {s: sum(r["solved"] for r in by.values()) for s, by in records.items()}
+    with_value = {
+        solver: sum(
+            is_solved_with_value(record, best.get(name, np.nan))
+            for name, record in by.items()
         )
-        ratio, common = work_ratio(records, solver, reference)
-        per_evaluation = np.median(
-            [1e6 * r["seconds"] / max(r["work"], 1) for r in by.values()]
-        )
-        rows.append(
-            (
-                solved,
-                with_value,
-                solver,
-                len(by),
-                ratio,
-                common,
-                areas[solver],
-                per_evaluation,
-            )
-        )
-    lines = [
-        f"| solver | solved | solved+f | of | work against {reference} | on | "
-        "area under profile | µs per gradient-equivalent |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for solved, value, solver, of, ratio, common, size, micro in sorted(
-        rows, reverse=True
-    ):
-        lines.append(
-            f"| {solver} | {solved} | {value} | {of} | {ratio:.2f} | {common} | "
-            f"{size:.3f} | {micro:.0f} |"
-        )
-    return "\n".join(lines)
+        for solver, by in records.items()
+    }
+    order = sorted(records, key=lambda s: (-solved[s], -with_value[s], s))
+    ratios = {solver: work_ratio(records, solver, reference) for solver in order}
+    micros = {
+        solver: np.median([1e6 * r["seconds"] / max(r["work"], 1) for r in by.values()])
+        for solver, by in records.items()
+    }
+    columns = {
+        "solver": order,
+        "solved": [str(solved[s]) for s in order],
+        "solved+f": [str(with_value[s]) for s in order],
+        "problems": [str(len(records[s])) for s in order],
+        f"work / {reference}": [f"{ratios[s][0]:.2f}" for s in order],
+        "both solved": [str(ratios[s][1]) for s in order],
+        "area under profile": [f"{areas[s]:.3f}" for s in order],
+        "µs per gradient-equivalent": [f"{micros[s]:.0f}" for s in order],
+    }
+    found = make_table([Column(head, head, rows) for head, rows in columns.items()])
+    return found.markdown()
 
 
-def plot(records: Records, path: Path) -> None:
+def looks(solvers: Iterable[str]) -> dict[str, style.Look]:
+    """How each solver is drawn: the color of its package, dashes of its own."""
+    return style.looks_of(
+        {solver: COLORS.get(solver.split()[0], OTHER_COLOR) for solver in solvers}
+    )
+
+
+def draw(records: Records, path: Path) -> None:
     """Draws both profiles into one picture."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
     ratios = 2.0 ** np.linspace(0, np.log2(MAX_RATIO), 301)
     budgets = 10.0 ** np.linspace(-2, 4, 301)
-    styles = ["-", "--", "-.", ":"]
     by_performance = performance_profile(records, ratios)
     by_budget = data_profile(records, budgets)
-    for k, solver in enumerate(records):
-        style = {"linestyle": styles[k % 4], "color": f"C{k % 10}", "label": solver}
-        left.step(ratios, by_performance[solver], where="post", **style)
-        right.step(budgets, by_budget[solver], where="post", **style)
-    left.set(
-        xscale="log",
-        xlabel="work, multiple of the least",
-        ylabel="fraction of problems solved",
-        title="performance profile (Dolan and Moré)",
-    )
-    left.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
-    right.set(
-        xscale="log",
-        xlabel="work, multiple of n + 1",
-        title="data profile (Moré and Wild)",
-    )
-    left.set_ylim(0, 1)
-    right.set_ylim(0, 1)
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    look_of = looks(records)
+    with style.styled():
+        figure, rows = style.new_panels(1, 2, 4.2, sharey=True)
+        left, right = rows[0]
+        for solver in records:
+            line = {"where": "post", "label": solver, **look_of[solver].line()}
+            left.step(ratios, by_performance[solver], **line)
+            right.step(budgets, by_budget[solver], **line)
+        left.set(
+            title="Performance profile (Dolan and Moré)",
+            xlabel="work / least work of any solver",
+            ylabel="share of the problems solved",
+            xlim=(1, MAX_RATIO),
+            ylim=(0, 1.01),
+        )
+        right.set(
+            title="Data profile (Moré and Wild)",
+            xlabel="work / (n + 1)",
+            xlim=(budgets[0], budgets[-1]),
+        )
+        style.set_log_scale(left, "x", [1, 2, 4, 8, 16, 32])
+        style.set_log_scale(right, "x")
+        style.add_legend(figure, [left])
+        style.save(figure, path)

@@ -1,16 +1,15 @@
 """``python -m experiments.data.prepare NAME``: prepares a data set for training.
 
 ``python -m experiments.data.prepare cifar100`` downloads CIFAR-100 and writes it as
-TensorFlow Datasets would, without needing TensorFlow. ``--source DIRECTORY`` takes
-files at hand instead: the official archives, or npz parts as described in
+TensorFlow Datasets would, without needing TensorFlow. ``--source DIRECTORY`` reads
+local files instead: the official archives, or npz parts as described in
 `experiments.data.npz_parts`. ImageNet (``imagenet2012``) is made from its official
-archives, which are given to registered users only. ``--form arrays`` writes one file of
+archives, which only registered users can download. ``--form arrays`` writes one file of
 NumPy arrays, for machines without tensorflow-datasets.
 """
 
 import dataclasses
 import importlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,8 +20,11 @@ from experiments.data import DATA_DIR, arrays_file
 from experiments.data.files_at_hand import read_files
 from experiments.data.image_sets import IMAGE_SETS, ImageSet, LabeledImages
 from experiments.data.imagenet import NAME as IMAGENET
-from experiments.data.prepared import NotPreparedError, read_prepared, read_tfds
+from experiments.data.prepared import read_prepared, read_tfds
+from experiments.errors import ending_with_a_message
 from experiments.registry import look_up
+
+MODULE = "experiments.data.prepare"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +33,11 @@ class PrepareArguments:
 
     Attributes:
       dataset: cifar10, cifar100, mnist, fashion_mnist or imagenet2012.
-      source: directory of files at hand; downloads by default.
+      source: directory of the official archives or of npz parts; downloads by default.
       data_dir: folder of all prepared data sets.
-      form: ``tfds`` for ArrayRecord files as of TensorFlow Datasets, ``arrays`` for
-        one file of NumPy arrays, made from ``source`` or else from the ArrayRecord
-        files.
+      form: ``tfds`` for ArrayRecord files as TensorFlow Datasets writes them,
+        ``arrays`` for one file of NumPy arrays, made from ``source``, or by default
+        from the ArrayRecord files.
     """
 
     dataset: Annotated[str, tyro.conf.Positional]
@@ -75,14 +77,12 @@ def _read_source(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; wrong or missing input ends it with a message."""
-    given = tyro.cli(PrepareArguments, args=arguments)
-    try:
+    """Runs the command."""
+    given = tyro.cli(PrepareArguments, prog=f"python -m {MODULE}", args=arguments)
+    with ending_with_a_message(MODULE, arguments, again="start again with"):
         counts = prepare(given)
-    except (ValueError, OSError, NotPreparedError) as error:
-        sys.exit(f"error: {error}")
-    told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    print(f"{given.dataset} is prepared in {given.data_dir}: {told} images")
+        shown = ", ".join(f"{count} {name}" for name, count in counts.items())
+        print(f"{given.dataset} is prepared in {given.data_dir}: {shown} images")
 
 
 if __name__ == "__main__":

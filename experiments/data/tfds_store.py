@@ -1,10 +1,13 @@
 """Image sets as TensorFlow Datasets keeps them: ArrayRecord files of PNG images.
 
-The stock generators of these sets need TensorFlow; this builder does not. What it
-writes is read by ``tfds.data_source`` as any prepared data set.
+The stock generators of these sets need TensorFlow; this builder does not. Its files
+are read by ``tfds.data_source`` like those of any prepared data set.
 """
 
-from collections.abc import Iterator, Sequence
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,9 @@ from PIL import Image
 from experiments.data.archives import read_archives
 from experiments.data.files_at_hand import SPLITS, read_files
 from experiments.data.image_sets import ImageSet, LabeledImages
+from experiments.errors import UserError
+
+CONNECT_SECONDS = 5.0
 
 Example = dict[str, Any]
 
@@ -29,7 +35,7 @@ class ImageSetBuilder(  # type: ignore[call-arg]  # its base is seen as Any
     Args:
       image_set: what is prepared.
       data_dir: folder of all prepared data sets.
-      source: directory of files at hand; None to download the official archives.
+      source: directory of files; None to download the official archives.
     """
 
     def __init__(self, image_set: ImageSet, data_dir: Path, source: Path | None):
@@ -67,6 +73,7 @@ class ImageSetBuilder(  # type: ignore[call-arg]  # its base is seen as Any
         if self.source is not None:
             return read_files(self.image_set, self.source)
         urls = {name: self.image_set.url + name for name in self.image_set.archives}
+        check_reachable(urls.values(), Path(self._data_dir_root) / "downloads")
         paths = {n: Path(path) for n, path in dl_manager.download(urls).items()}
         return read_archives(self.image_set, paths)
 
@@ -76,16 +83,45 @@ class ImageSetBuilder(  # type: ignore[call-arg]  # its base is seen as Any
             yield row, {"image": Image.fromarray(pixels), "label": int(label)}
 
 
+def check_reachable(urls: Iterable[str], downloads: Path) -> None:
+    """Gives up within seconds on archives that cannot be downloaded.
+
+    TensorFlow Datasets itself would retry for minutes.
+
+    Args:
+      urls: of the archives.
+      downloads: folder of archives that were downloaded before.
+
+    Raises:
+      UserError: if the host of an archive that is not there does not answer.
+    """
+    known = [path.read_text(encoding="utf-8") for path in downloads.rglob("*.INFO")]
+    for url in urls:
+        if any(url in text for text in known):
+            continue
+        try:
+            urllib.request.urlopen(url, timeout=CONNECT_SECONDS).close()
+        except urllib.error.HTTPError:
+            continue  # the host answers; the download tells the rest
+        except (OSError, http.client.HTTPException) as error:
+            raise UserError(
+                f"{url} cannot be reached ({getattr(error, 'reason', error)}); "
+                "without a network, prepare the data set from files with "
+                "--source DIRECTORY"
+            ) from error
+
+
 def prepare(image_set: ImageSet, data_dir: Path, source: Path | None) -> None:
-    """Prepares an image set anew; an attempt that failed leaves none.
+    """Prepares an image set; a failed attempt leaves none.
 
     Args:
       image_set: what is prepared.
       data_dir: folder of all prepared data sets.
-      source: directory of files at hand; None to download the official archives.
+      source: directory of files; None to download the official archives.
 
     Raises:
       FileNotFoundError: if files are missing in ``source``.
+      UserError: if an archive cannot be downloaded.
       ValueError: if a file is broken.
     """
     ImageSetBuilder(image_set, data_dir, source).download_and_prepare(

@@ -27,16 +27,16 @@ from experiments.optimizers.spaces import (
 )
 from experiments.registry import look_up
 from experiments.weight_decay import decay_mask
-from nlcg_optax.direction.rules import RULES
+from nlcg_optax import contrib
+from nlcg_optax.direction import RULES
+from nlcg_optax.optimizers import BETA_MAX, BETA_SMOOTHING
 
 # Gradient-equivalents of a derivative of the outputs along a direction, and of a loss.
 JVP_COST, VALUE_COST = 2 / 3, 1 / 3
 OUTPUTS = ("outputs_fn", "output_loss_fn")
 
-# Rules of the paper's program only, see `paper_nlcg`.
-_OF_THE_PAPER = ("pr_stored", "paper_fr", "paper_pr")
 RULE_LABELS = {
-    **{rule: rule.upper() for rule in RULES if rule not in _OF_THE_PAPER},
+    **{rule: rule.upper() for rule in RULES},
     "daniel": "Daniel",
     "constant": "constant β",
     "replay": "replayed β",
@@ -79,12 +79,31 @@ def _nlcg(
       curvature_period: see ``step``.
       **nested: options of the preconditioner.
     """
-    settings: dict[str, Any] = {
-        "preconditioner": PRECONDITIONERS[preconditioner].build(**nested),
+    nested_built = PRECONDITIONERS[preconditioner].build(**nested)
+    control = _step_control(step, curvature_period)
+    if rule == "daniel" or across_halves:
+        # What was tried and did not help is a direction by itself.
+        settings: dict[str, Any] = {
+            "preconditioner": nested_built,
+            "beta_min": 0.0,
+            "beta_max": BETA_MAX if beta_max is None else beta_max,
+            "beta_smoothing": (
+                BETA_SMOOTHING if beta_smoothing is None else beta_smoothing
+            ),
+        }
+        return optax.chain(
+            contrib.scale_by_daniel(**settings)
+            if rule == "daniel"
+            else contrib.scale_by_nlcg_across_halves(rule, **settings),
+            control or optax.identity(),
+            optax.add_decayed_weights(weight_decay, decay_mask),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    settings = {
+        "preconditioner": nested_built,
         "beta_max": beta_max,
         "beta_smoothing": beta_smoothing,
-        "across_halves": bool(across_halves),
-        "step_control": _step_control(step, curvature_period),
+        "step_control": control,
         "weight_decay": weight_decay,
         "weight_decay_mask": decay_mask,
     }
@@ -122,7 +141,9 @@ def _nlcg_options(given: Options) -> dict[str, Any]:
     elif rule == "replay":
         own = {"betas": (0.0,)}
     else:
-        own = {"beta_max": None, "beta_smoothing": None, "across_halves": False}
+        own = {"beta_max": None, "beta_smoothing": None}
+        if rule != "daniel":
+            own["across_halves"] = False
     if step == "curvature":
         own["curvature_period"] = 1
     nested = keyword_options(_preconditioner(given).build)

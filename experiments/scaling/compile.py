@@ -22,17 +22,20 @@ import rich.console
 import tyro
 
 from experiments.config import RunConfig
+from experiments.errors import ending_with_a_message
 from experiments.scaling import peers
 from experiments.scaling.compiled_step import Problem, StepCost, cost_of, lower_step
 from experiments.scaling.cost_table import Case, Entry, markdown
 from experiments.scaling.own_process import StoppedError, call_in_process
-from experiments.scaling.topologies import NoCompilerError, devices_of
+from experiments.scaling.topologies import devices_of
 from experiments.training import meshes
 
 ENVIRONMENT = {
     "JAX_OPTIMIZATION_LEVEL": "O0",
     "JAX_PLATFORMS": "cpu",  # libtpu compiles, it does not run
 }
+
+MODULE = "experiments.scaling.compile"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,16 +205,13 @@ def _commit() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; wrong input and a missing compiler end it with a message."""
-    given = tyro.cli(CompileArguments, args=arguments)
+    """Runs the command."""
+    given = tyro.cli(CompileArguments, prog=f"python -m {MODULE}", args=arguments)
     console = rich.console.Console()
-    try:
-        entries = compile_all(given, console)
-    except (ValueError, NoCompilerError) as error:
-        sys.exit(f"error: {error}")
-    table = markdown(entries)
-    given.out.with_suffix(".md").write_text(table, encoding="utf-8")
-    console.print(table, markup=False, soft_wrap=True)
+    with ending_with_a_message(MODULE, arguments):
+        table = markdown(compile_all(given, console))
+        given.out.with_suffix(".md").write_text(table, encoding="utf-8")
+        console.print(table, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ SEARCHING: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
     "lbfgs_search": optax.lbfgs,
     "nlcg_search": lambda: nlcg_optax.nlcg(None, "pr+"),
 }
+LABELS = {
+    "lbfgs_search": "L-BFGS, line search",
+    "nlcg_search": "NLCG PR+, line search",
+}
 COLORS = {"lbfgs_search": "#c7a17a", "nlcg_search": "#56b4e9"}
 
 PEERS = (
@@ -64,3 +68,9 @@ def color_of(text: str) -> str:
     """The color of a peer in pictures."""
     name = choice(text).name
     return COLORS[name] if name in COLORS else optimizers.color_of(name)
+
+
+def label_of(text: str) -> str:
+    """The label of a peer in tables and pictures."""
+    name, options = choice(text)
+    return LABELS[name] if name in LABELS else optimizers.label_of(name, options)

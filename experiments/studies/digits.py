@@ -17,7 +17,7 @@ from experiments import data
 from experiments.config import RunConfig
 from experiments.errors import ending_with_a_message
 from experiments.optimizers import Choice
-from experiments.report.__main__ import write_report
+from experiments.report.write import write_report
 from experiments.tuning.runner import Runner
 from experiments.tuning.samplers import grid
 from experiments.tuning.study import run_study, sweep_stage

@@ -23,7 +23,7 @@ from experiments.choices import with_note
 from experiments.config import RunConfig
 from experiments.errors import ending_with_a_message
 from experiments.optimizers import OPTIMIZERS, choice_of
-from experiments.report.__main__ import write_report
+from experiments.report.write import write_report
 from experiments.tuning.runner import Runner
 from experiments.tuning.study import run_study, sweep_stage
 from experiments.tuning.sweep import (
@@ -61,7 +61,8 @@ class SweepArguments:
     Attributes:
       config: settings of all runs; the optimizer, its options and what is searched are
         set by the sweep, the seed is that of the trials.
-      optimizers: what is compared, as ``name`` or ``name,option=value,option=value``.
+      optimizers: optimizers that are compared, each as ``name`` or
+        ``name,option=value,option=value``.
       dimensions: roles of the hyperparameters that are searched; an optimizer without
         one of them is searched in the others.
       trials: first trials of each optimizer.

@@ -34,7 +34,7 @@ def grid(
     """The same learning rates for each variant, a search for each of them.
 
     Args:
-      center: of the learning rates.
+      center: geometric mean of the learning rates.
       points: learning rates of each variant.
       factor: ratio of neighboring learning rates.
       variants: values of other hyperparameters.
@@ -55,11 +55,11 @@ def halton(
     of the unit cube, so that all methods get the same places.
 
     Args:
-      space: of the method.
-      roles: of the hyperparameters that are searched; those that the space lacks are
-        ignored.
+      space: search space of the method.
+      roles: hyperparameters that are searched, by role; those that the space lacks
+        are ignored.
       points: length of the sequence.
-      seed: of the scrambling.
+      seed: seed of the scrambling.
     """
     dimensions = space.dimensions
     places = scipy.stats.qmc.Halton(len(ROLES), scramble=True, seed=seed).random(points)

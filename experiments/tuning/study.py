@@ -71,8 +71,8 @@ def run_study(
     """Runs all jobs that are not finished.
 
     Args:
-      stages: of the study, in their order.
-      runner: that trains.
+      stages: parts of the study, in their order.
+      runner: trains the runs.
       console: to print on.
       together: number of runs of one program that may share a compiled call.
       seconds: a time limit: no job is started that would, by the longest one so far,
@@ -155,7 +155,7 @@ class _Progress:
     The time to go is the mean time of the jobs of this call times those that are left.
 
     Attributes:
-      jobs: that are finished, including those of earlier calls.
+      jobs: number of finished jobs, including those of earlier calls.
     """
 
     def __init__(self, total: int, console: rich.console.Console):

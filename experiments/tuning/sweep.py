@@ -43,7 +43,7 @@ class Method:
     """An optimizer in a sweep.
 
     Attributes:
-      config: of its runs, before the search sets anything.
+      config: settings of its runs, before the search sets any.
       searches: points of the first trials; empty for a method that is not tuned.
     """
 
@@ -74,10 +74,10 @@ def sampled_method(
     set where ``config`` does not.
 
     Args:
-      config: of its runs.
-      roles: of the hyperparameters that are searched, out of `ROLES`.
+      config: settings of its runs.
+      roles: hyperparameters that are searched, by role, out of `ROLES`.
       trials: number of its first trials.
-      seed: of the quasi-random sequence.
+      seed: seed of the quasi-random sequence.
 
     Raises:
       ValueError: if the optimizer or an option is unknown, or the roles are not
@@ -104,12 +104,12 @@ class Sweep:
     """Methods that are compared, and the budget of each.
 
     Attributes:
-      methods: that are compared.
+      methods: methods that are compared.
       extensions: how often the searches of all methods may be extended.
       factor: ratio of neighboring learning rates beyond an edge.
       trial_seeds: a trial is judged by its means over them.
-      final_seeds: of the runs that are reported.
-      criterion: by which the best trial is chosen.
+      final_seeds: seeds of the runs that are reported.
+      criterion: metric by which the best trial is chosen.
     """
 
     methods: tuple[Method, ...]
@@ -172,7 +172,7 @@ def rounds(sweep: Sweep, folder: Path) -> Iterator[Round]:
 
     Args:
       sweep: to be planned.
-      folder: of the records.
+      folder: place of the records.
     """
     tunings = [_Tuning(sweep, method, folder) for method in sweep.methods]
     yield [run for tuning in tunings for run in tuning.trial_runs()]

@@ -29,7 +29,7 @@ class VmappedProgram(NamedTuple):
     """A program whose training call is compiled for a number of runs.
 
     Attributes:
-      program: of one run.
+      program: the functions of one run.
       train: as ``program.train``, with states and metrics stacked along a first axis.
       compile_seconds: per run, including tracing.
     """
@@ -65,10 +65,10 @@ def record_runs_together(
     that diverges is stopped in its record; its results are discarded from then on.
 
     Args:
-      paths: of the records.
+      paths: files of the records.
       vmapped: the program that the configurations share, compiled for their number.
-      configs: of the runs.
-      dataset: what to train and evaluate on.
+      configs: settings of the runs.
+      dataset: data to train and evaluate on.
       trials: for each run, the trials of its search, to be kept in its record.
 
     Returns:

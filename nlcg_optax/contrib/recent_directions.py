@@ -1,5 +1,6 @@
-"""Whether progress stalls in the span of the last directions."""
+"""The last directions, and whether a gradient lies in their span."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -28,29 +29,25 @@ class RecentDirections(NamedTuple):
     gram: jax.Array
 
 
-def none_yet(
-    like: PyTree, memory: int | None, dtype: jnp.dtype
-) -> RecentDirections | tuple[()]:
+def none_yet(like: PyTree, memory: int, dtype: jnp.dtype) -> RecentDirections:
     """The memory before the first direction.
 
     Args:
-      like: a tree of arrays in the dtype in which directions are kept.
-      memory: m, or None for no memory at all.
+      like: a tree of arrays in the dtype in which directions are stored.
+      memory: m.
       dtype: of the inner products.
 
     Returns:
-      An empty memory; the empty tuple for none.
+      An empty memory.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> none_yet(jnp.zeros(3), 2, jnp.float32).duals.shape
       (2, 3)
     """
-    if memory is None:
-        return ()
 
     def stack(x: jax.Array) -> jax.Array:
-        # Made of x, so that every row is sharded like it.
+        # Computed from x, so that every row is sharded like it.
         return jnp.broadcast_to(jnp.zeros_like(x), (memory, *jnp.shape(x)))
 
     return RecentDirections(
@@ -72,17 +69,17 @@ def products_with(
 def share_within(
     recent: RecentDirections, products: jax.Array, g_z: jax.Array
 ) -> jax.Array:
-    r"""How much of the gradient lies in the span of the last directions, in [0, 1].
+    r"""The share of the gradient in the span of the last directions, in [0, 1].
 
     .. math:: \max_{d \in \mathrm{span}} \frac{(g^\top d)^2}{d^\top P^{-1} d\; g^\top z}
         = \frac{b^\top W^{-1} b}{g^\top z}, \qquad
         b_i = d_i^\top g, \quad W_{ij} = d_i^\top P^{-1} d_j,
 
     the square of the cosine between z and its projection onto the span in the norm of
-    P⁻¹. While directions are conjugate and steps are exact it is zero; one means that
-    steepest descent would search the subspace once more that was just searched.
-    W. W. Hager, H. Zhang, "The limited memory conjugate gradient method", SIAM J.
-    Optim. 23, 2013, measure the distance to the subspace in the Euclidean norm.
+    P⁻¹. While directions are conjugate and steps are exact it is zero. One means that
+    steepest descent would search the same subspace again. Hager and Zhang, "The limited
+    memory conjugate gradient method", SIAM J. Optim. 23, 2013, measure the distance to
+    the subspace in the Euclidean norm.
 
     Args:
       recent: the last directions.
@@ -90,7 +87,7 @@ def share_within(
       g_z: ``gᵀz``.
 
     Returns:
-      A scalar; zero where there is no direction yet.
+      A scalar; zero if there is no direction yet.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -108,19 +105,36 @@ def share_within(
     cosines = recent.gram * scale[:, None] * scale[None, :]
     cosines += jnp.diag(jnp.where(is_empty, 1, ridge))
     b = products * scale
-    # Symmetric up to rounding; should it be indefinite, that gives no number.
-    solved = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(cosines), b)
-    share = jnp.dot(b, solved) / jnp.where(g_z > 0, g_z, jnp.inf)
+    share = _inverse_form(cosines, b) / jnp.where(g_z > 0, g_z, jnp.inf)
     return jnp.where(jnp.isfinite(share), jnp.clip(share, 0, 1), 0)
+
+
+@functools.partial(jax.jit, inline=True)
+def _inverse_form(matrix: jax.Array, b: jax.Array) -> jax.Array:
+    """``bᵀ matrix⁻¹ b``; NaN unless the matrix is positive definite.
+
+    It is minus the Schur complement of ``matrix`` in ``[[matrix, b], [bᵀ, 0]]``.
+    LAPACK's Cholesky decomposition would hang under `vmap` for the reason given at
+    `nlcg_optax.preconditioners.eigh`.
+    """
+    bordered = jnp.pad(matrix, (0, 1)).at[-1, :-1].set(b).at[:-1, -1].set(b)
+    return -jax.lax.fori_loop(0, b.size, _eliminated, bordered)[-1, -1]
+
+
+def _eliminated(k: jax.Array, matrix: jax.Array) -> jax.Array:
+    column = jax.lax.dynamic_index_in_dim(matrix, k, axis=1, keepdims=False)
+    pivot = jax.lax.dynamic_index_in_dim(column, k, keepdims=False)
+    scaled = column / jnp.where(pivot > 0, pivot, jnp.nan)
+    return matrix - column[:, None] * scaled[None, :]
 
 
 def is_stalled(
     recent: RecentDirections, g: PyTree, products: jax.Array, g_z: jax.Array
 ) -> jax.Array:
-    """Whether the gradient lies in the span of the last directions but for a hundredth.
+    """Whether the gradient lies, to within 1 %, in the span of the last directions.
 
-    Never where there are no more parameters than directions are kept: there the span
-    is soon all there is.
+    Never if there are no more parameters than directions in memory: there the span is
+    soon the whole space.
 
     Args:
       recent: the last directions.
@@ -145,9 +159,9 @@ def remember(
     restarted: jax.Array,
     taken: jax.Array,
 ) -> RecentDirections:
-    """Takes in the direction ``d = -z + beta d_prev``, in place of the oldest.
+    """Stores the direction ``d = -z + beta d_prev`` in place of the oldest.
 
-    A restart empties the memory first: what counts is the span since then.
+    A restart empties the memory first: the span since the restart is tested.
 
     Args:
       recent: the directions before it.

@@ -17,6 +17,7 @@ from nlcg_optax.curvature.source import (
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
 from nlcg_optax.step_size.reduction_ratio import params_after, reduction_ratio
 from nlcg_optax.trees.inner_products import vdots
+from nlcg_optax.xla.control_flow import while_loop
 
 GOOD_RATIO, BAD_RATIO = 0.75, 0.25
 SHRINK = 0.25
@@ -53,10 +54,14 @@ class ScaleByScaledCgStepState(NamedTuple):
 
     Attributes:
       count: number of updates.
-      diagnostics: what was done; the step size and λ live there.
+      step_size: the last α.
+      damping: λ for the next step.
+      diagnostics: what was done.
     """
 
     count: jax.Array  # type: ignore[assignment]
+    step_size: jax.Array
+    damping: jax.Array
     diagnostics: ScaledCgStepDiagnostics
 
 
@@ -143,6 +148,8 @@ def scale_by_scaled_cg_step(
         acc = accumulator_dtype(params)
         return ScaleByScaledCgStepState(
             count=jnp.zeros([], jnp.int32),
+            step_size=jnp.zeros([], acc),
+            damping=jnp.array(initial_damping).astype(acc),
             diagnostics=ScaledCgStepDiagnostics(
                 step_size=jnp.zeros([], acc),
                 damping=jnp.array(initial_damping).astype(acc),
@@ -160,11 +167,14 @@ def scale_by_scaled_cg_step(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByScaledCgStepState]:
-        name, last = "scale_by_scaled_cg_step", state.diagnostics
+        name = "scale_by_scaled_cg_step"
+        last = state.diagnostics._replace(
+            step_size=state.step_size, damping=state.damping
+        )
         along = curvature_along_fn(name, curvature, params, extra_args)
         value_at = value_at_fn(name, curvature, extra_args)
         validation.check_same_structure("updates", updates, params)
-        acc = last.damping.dtype
+        acc = state.damping.dtype
 
         def measured() -> ScaledCgStepDiagnostics:
             found = along([updates])
@@ -184,7 +194,10 @@ def scale_by_scaled_cg_step(
         scaled = jax.tree.map(lambda u: times(step_size, u), updates)
         scaled = jax.tree.map(lambda x: jnp.where(step_size == 0, 0, x), scaled)
         return optax.tree.cast_like(scaled, updates), ScaleByScaledCgStepState(
-            count=optax.safe_increment(state.count), diagnostics=diagnostics
+            count=optax.safe_increment(state.count),
+            step_size=step_size,
+            damping=diagnostics.damping,
+            diagnostics=diagnostics,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -237,7 +250,7 @@ def _next(
             ratio=ratio,
         )
 
-    end = jax.lax.while_loop(
+    end = while_loop(
         another,
         attempt,
         _Trial(

@@ -1,19 +1,23 @@
 """Curvature of a loss along directions, without ever forming a matrix."""
 
-from nlcg_optax.curvature.along import DirectionalCurvature as DirectionalCurvature
 from nlcg_optax.curvature.along import (
-    gauss_newton_along as gauss_newton_along,
-)
-from nlcg_optax.curvature.along import hessian_along as hessian_along
-from nlcg_optax.curvature.products import (
-    ValueGradProduct as ValueGradProduct,
+    DirectionalCurvature,
+    gauss_newton_along,
+    hessian_along,
 )
 from nlcg_optax.curvature.products import (
-    gauss_newton_vector_product as gauss_newton_vector_product,
+    ValueGradProduct,
+    gauss_newton_vector_product,
+    hessian_vector_product,
+    value_grad_and_hessian_vector_product,
 )
-from nlcg_optax.curvature.products import (
-    hessian_vector_product as hessian_vector_product,
-)
-from nlcg_optax.curvature.products import (
-    value_grad_and_hessian_vector_product as value_grad_and_hessian_vector_product,
-)
+
+__all__ = [
+    "DirectionalCurvature",
+    "ValueGradProduct",
+    "gauss_newton_along",
+    "gauss_newton_vector_product",
+    "hessian_along",
+    "hessian_vector_product",
+    "value_grad_and_hessian_vector_product",
+]

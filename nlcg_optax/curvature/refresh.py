@@ -1,4 +1,4 @@
-"""When curvature is looked at: every so many steps, or when the caller says so."""
+"""When curvature is measured: every few steps, or when the caller says so."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,22 +7,22 @@ import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree
+from nlcg_optax.xla import control_flow
 
 
 def is_due(
     count: jax.Array, refresh_period: int | jax.Array, extra_args: dict[str, Any]
 ) -> bool | jax.Array:
-    """Tells whether a call of ``update`` looks at curvature.
+    """Returns whether a call of ``update`` measures curvature.
 
     Args:
       count: number of calls so far.
-      refresh_period: every so many calls.
+      refresh_period: calls between measurements.
       extra_args: the extra arguments of the call. ``refresh``, a Python boolean,
-        decides in place of the period.
+        overrides the period.
 
     Returns:
-      A Python boolean where it is known when the program is traced, and an array
-      otherwise.
+      A Python boolean if it is known when the program is traced, otherwise an array.
 
     Raises:
       TypeError: if ``refresh`` is neither None nor a Python boolean.
@@ -52,10 +52,10 @@ def if_due(
     measure: Callable[[], PyTree],
     otherwise: Callable[[], PyTree],
 ) -> PyTree:
-    """Calls one of two functions, in a conditional only where it must.
+    """Calls one of two functions, in a conditional only if ``due`` is not known.
 
-    XLA's compiler for CPUs makes backward passes of convolutions inside a conditional
-    some thirty times slower than outside.
+    A known ``due`` also keeps the measurement out of a conditional, in which backward
+    passes of convolutions on CPU are some thirty times slower (jax 0.10.2).
 
     Examples:
       >>> if_due(True, lambda: 1, lambda: 2)
@@ -63,4 +63,4 @@ def if_due(
     """
     if isinstance(due, bool):
         return measure() if due else otherwise()
-    return jax.lax.cond(due, measure, otherwise)
+    return control_flow.cond(due, measure, otherwise)

@@ -1,44 +1,77 @@
 """Conjugacy rules: beta as a pure function of a few inner products.
 
-With ``g`` the gradient, ``z = P g``, ``d`` the previous direction, ``y = g - g_prev``
-and ``ρ = gᵀz``, a rule gives the β of the next direction ``-z + β d``. A rule reads an
-`InnerProducts` and returns a scalar; it never sees a parameter, so sharding, dtype and
-scope (global or per leaf) cannot go wrong inside it. A denominator that is exactly
-zero gives β = 0, that is, a restart; no absolute floor is put under it, because that
-would turn the method into steepest descent near the optimum.
+With ``g`` the gradient, ``z = P g``, ``d`` the previous direction and
+``y = g - g_prev``, a rule gives the β of the next direction ``-z + β d``. A rule reads
+an `InnerProducts` and returns a scalar. It never sees a parameter, so it works for any
+sharding, dtype and scope (global or per leaf). A denominator that is exactly zero gives
+β = 0, that is, a restart. No absolute floor is put under it, because that would turn
+the method into steepest descent near the optimum.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from nlcg_optax.trees.inner_products import InnerProducts
 
-# Products that take a Hessian-vector product, which only some callers can give.
-CURVATURE_PRODUCTS = frozenset({"z_h_d", "d_h_d"})
+class InnerProducts(NamedTuple):
+    """The scalars that a conjugacy rule may read.
+
+    Notation: ``g`` is the gradient, ``z = P g`` the preconditioned gradient, ``d``
+    the *previous* search direction (a descent direction), ``y = g - g_prev`` the
+    change of the gradient. The field ``a_b`` holds the real inner product ``aᵀb``.
+    Every field is a real scalar, float32 or wider (float64 if a parameter is).
+
+    Attributes:
+      g_z: ``gᵀz = gᵀP g``.
+      y_z: ``yᵀz = (g - g_prev)ᵀP g``.
+      d_g: ``dᵀg``, zero after an exact line search.
+      d_y: ``dᵀy``, the curvature along the previous direction times the step.
+      d_g_prev: ``dᵀg_prev``, the slope at the start of the previous step; negative.
+      g_prev_z_prev: ``g_prevᵀz_prev``, the previous step's ``gᵀP g``.
+      g_z_prev: ``gᵀz_prev`` with the *stored* ``z_prev``.
+      y_p_y: ``yᵀP y``, as ``yᵀ(z - z_prev)``; never negative.
+      d_pinv_d: ``dᵀP⁻¹d`` (``dᵀd`` without a preconditioner), from the recurrence
+        ``dᵀP⁻¹d <- gᵀz - 2βdᵀg + β²dᵀP⁻¹d``, which needs no solve with P.
+    """
+
+    g_z: jax.Array
+    y_z: jax.Array
+    d_g: jax.Array
+    d_y: jax.Array
+    d_g_prev: jax.Array
+    g_prev_z_prev: jax.Array
+    g_z_prev: jax.Array
+    y_p_y: jax.Array
+    d_pinv_d: jax.Array
+
+
 ConjugacyRule: TypeAlias = Callable[[InnerProducts], jax.Array]
 
 
-def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """Computes ``numerator / denominator``; zero where the denominator is zero.
+
+    Examples:
+      >>> ratio(jnp.float32(3.), jnp.float32(0.))
+      Array(0., dtype=float32)
+    """
     is_zero = denominator == 0
     return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))
 
 
-def fletcher_reeves(p: InnerProducts, *, eps: float = 0.0) -> jax.Array:
-    """FR: ``β = gᵀz / (g_prevᵀz_prev + eps)``.
+def fletcher_reeves(p: InnerProducts) -> jax.Array:
+    """FR: ``β = gᵀz / g_prevᵀz_prev``.
 
-    Fletcher and Reeves, "Function minimization by conjugate gradients", 1964. The
-    paper's program (arXiv 1812.02886) uses ``eps = 1e-8``: rule name ``"paper_fr"``.
+    Fletcher and Reeves, "Function minimization by conjugate gradients", 1964.
 
     Examples:
       >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 0, 8, -2, 2, 1, 5, 2]))
       >>> fletcher_reeves(p)
       Array(2., dtype=float32)
     """
-    return _ratio(p.g_z, p.g_prev_z_prev + eps)
+    return ratio(p.g_z, p.g_prev_z_prev)
 
 
 def polak_ribiere(p: InnerProducts) -> jax.Array:
@@ -51,7 +84,7 @@ def polak_ribiere(p: InnerProducts) -> jax.Array:
       >>> polak_ribiere(p)
       Array(1.5, dtype=float32)
     """
-    return _ratio(p.y_z, p.g_prev_z_prev)
+    return ratio(p.y_z, p.g_prev_z_prev)
 
 
 def polak_ribiere_plus(p: InnerProducts) -> jax.Array:
@@ -61,21 +94,6 @@ def polak_ribiere_plus(p: InnerProducts) -> jax.Array:
     for optimization", SIAM J. Optim. 2, 1992.
     """
     return jnp.maximum(polak_ribiere(p), 0)
-
-
-def polak_ribiere_stored(p: InnerProducts, *, eps: float = 0.0) -> jax.Array:
-    """PR with the stored residual: ``β = (gᵀz - gᵀz_prev) / (g_prevᵀz_prev + eps)``.
-
-    The form of the paper's program (arXiv 1812.02886), where ``z_prev`` is the
-    preconditioned gradient as it was kept from the previous step; equal to PR for a
-    constant symmetric P. With ``eps = 1e-8`` it is the rule named ``"paper_pr"``.
-
-    Examples:
-      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 0, 8, -2, 2, 1, 5, 2]))
-      >>> polak_ribiere_stored(p)
-      Array(1.5, dtype=float32)
-    """
-    return _ratio(p.g_z - p.g_z_prev, p.g_prev_z_prev + eps)
 
 
 def hestenes_stiefel(p: InnerProducts) -> jax.Array:
@@ -89,7 +107,7 @@ def hestenes_stiefel(p: InnerProducts) -> jax.Array:
       >>> hestenes_stiefel(p)
       Array(0.375, dtype=float32)
     """
-    return _ratio(p.y_z, p.d_y)
+    return ratio(p.y_z, p.d_y)
 
 
 def hestenes_stiefel_plus(p: InnerProducts) -> jax.Array:
@@ -108,7 +126,7 @@ def dai_yuan(p: InnerProducts) -> jax.Array:
       >>> dai_yuan(p)
       Array(0.5, dtype=float32)
     """
-    return _ratio(p.g_z, p.d_y)
+    return ratio(p.g_z, p.d_y)
 
 
 def liu_storey(p: InnerProducts) -> jax.Array:
@@ -121,7 +139,7 @@ def liu_storey(p: InnerProducts) -> jax.Array:
       >>> liu_storey(p)
       Array(1.5, dtype=float32)
     """
-    return _ratio(p.y_z, -p.d_g_prev)
+    return ratio(p.y_z, -p.d_g_prev)
 
 
 def conjugate_descent(p: InnerProducts) -> jax.Array:
@@ -134,7 +152,7 @@ def conjugate_descent(p: InnerProducts) -> jax.Array:
       >>> conjugate_descent(p)
       Array(2., dtype=float32)
     """
-    return _ratio(p.g_z, -p.d_g_prev)
+    return ratio(p.g_z, -p.d_g_prev)
 
 
 def hager_zhang(p: InnerProducts, *, eta: float = 0.4) -> jax.Array:
@@ -143,32 +161,30 @@ def hager_zhang(p: InnerProducts, *, eta: float = 0.4) -> jax.Array:
     Hager and Zhang, "A new conjugate gradient method with guaranteed descent and an
     efficient line search", SIAM J. Optim. 16, 2005 (β); the lower bound, which does
     not change with the scale of the objective, is that of their "The limited memory
-    conjugate gradient method", SIAM J. Optim. 23, 2013, with ``η = 0.4``. Use it with
-    ``beta_min=-inf`` and ``beta_max=inf``.
+    conjugate gradient method", SIAM J. Optim. 23, 2013, with ``η = 0.4``.
 
     Examples:
       >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 4, 8, -2, 2, 1, 5, 2]))
       >>> hager_zhang(p)  # 3/8 - 2*5*4/64 = -.25, above -.4*2/2 = -.4
       Array(-0.25, dtype=float32)
     """
-    beta = _ratio(p.y_z, p.d_y) - 2 * _ratio(p.y_p_y, p.d_y) * _ratio(p.d_g, p.d_y)
-    return jnp.maximum(beta, eta * _ratio(p.d_g_prev, p.d_pinv_d))
+    beta = ratio(p.y_z, p.d_y) - 2 * ratio(p.y_p_y, p.d_y) * ratio(p.d_g, p.d_y)
+    return jnp.maximum(beta, eta * ratio(p.d_g_prev, p.d_pinv_d))
 
 
 def dai_kou(p: InnerProducts, *, eta: float = 0.5) -> jax.Array:
     """DK: ``β = yᵀz/dᵀy - (yᵀP y)(dᵀg)/(dᵀy)²``, not below ``η dᵀg / dᵀP⁻¹d``.
 
     Dai and Kou, "A nonlinear conjugate gradient algorithm with an optimal property and
-    an improved Wolfe line search", SIAM J. Optim. 23, 2013, with ``η = 0.5``. Use it
-    with ``beta_min=-inf`` and ``beta_max=inf``.
+    an improved Wolfe line search", SIAM J. Optim. 23, 2013, with ``η = 0.5``.
 
     Examples:
       >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, -4, 8, -2, 2, 1, 5, 2]))
       >>> dai_kou(p)  # 3/8 + 5*4/64 = .6875, above -.5*4/2
       Array(0.6875, dtype=float32)
     """
-    beta = _ratio(p.y_z, p.d_y) - _ratio(p.y_p_y, p.d_y) * _ratio(p.d_g, p.d_y)
-    return jnp.maximum(beta, eta * _ratio(p.d_g, p.d_pinv_d))
+    beta = ratio(p.y_z, p.d_y) - ratio(p.y_p_y, p.d_y) * ratio(p.d_g, p.d_y)
+    return jnp.maximum(beta, eta * ratio(p.d_g, p.d_pinv_d))
 
 
 def hybrid_hestenes_stiefel_dai_yuan(p: InnerProducts) -> jax.Array:
@@ -184,23 +200,6 @@ def hybrid_fletcher_reeves_polak_ribiere(p: InnerProducts) -> jax.Array:
     """FR-PR: ``β_PR`` clipped to ``[-β_FR, β_FR]``. Gilbert and Nocedal, 1992."""
     bound = fletcher_reeves(p)
     return jnp.clip(polak_ribiere(p), -bound, bound)
-
-
-def daniel(p: InnerProducts) -> jax.Array:
-    """Daniel: ``β = zᵀH d / dᵀH d``, the conjugacy of the new direction by definition.
-
-    Daniel, "The conjugate gradient method for linear and nonlinear operator
-    equations", SIAM J. Numer. Anal. 4, 1967. The product with the Hessian is taken on
-    the batch of g, so that nothing is compared between batches; it costs about two
-    gradients a step. Where ``dᵀH d`` is not positive, β is zero.
-
-    Examples:
-      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 0, 8, -2, 2, 1, 5, 2, 3, 6]))
-      >>> daniel(p)
-      Array(0.5, dtype=float32)
-    """
-    curvature = jnp.asarray(p.d_h_d)
-    return jnp.where(curvature > 0, _ratio(jnp.asarray(p.z_h_d), curvature), 0)
 
 
 def constant(beta: float | jax.Array) -> ConjugacyRule:
@@ -224,13 +223,10 @@ def constant(beta: float | jax.Array) -> ConjugacyRule:
     return rule
 
 
-PAPER_EPS = 1e-8  # eps of the paper's program, added to the denominators
-
 RULES: dict[str, ConjugacyRule] = {
     "fr": fletcher_reeves,
     "pr": polak_ribiere,
     "pr+": polak_ribiere_plus,
-    "pr_stored": polak_ribiere_stored,
     "hs": hestenes_stiefel,
     "hs+": hestenes_stiefel_plus,
     "dy": dai_yuan,
@@ -239,11 +235,29 @@ RULES: dict[str, ConjugacyRule] = {
     "hz": hager_zhang,
     "dk": dai_kou,
     "hs-dy": hybrid_hestenes_stiefel_dai_yuan,
-    "daniel": daniel,
     "fr-pr": hybrid_fletcher_reeves_polak_ribiere,
-    "paper_fr": functools.partial(fletcher_reeves, eps=PAPER_EPS),
-    "paper_pr": functools.partial(polak_ribiere_stored, eps=PAPER_EPS),
 }
+
+# arXiv 1812.02886 clips its two rules. The bounds of the others are in their formulas.
+CLIPPED_RULES = {"fr": (0.0, 1.0), "pr+": (0.0, 1.0)}
+
+
+def bounds_of(rule: Any) -> tuple[float, float]:
+    """Returns the bounds of β that a rule asks for.
+
+    Args:
+      rule: what `scale_by_nlcg` takes.
+
+    Returns:
+      The lower and the upper bound: 0 and 1 for ``"fr"`` and ``"pr+"``, as in
+      arXiv 1812.02886, and infinite for every other name, a number or a callable.
+
+    Examples:
+      >>> bounds_of("pr+"), bounds_of("hz")
+      ((0.0, 1.0), (-inf, inf))
+    """
+    unbounded = (-float("inf"), float("inf"))
+    return CLIPPED_RULES.get(rule, unbounded) if isinstance(rule, str) else unbounded
 
 
 def get_rule(rule: str | float | jax.Array | ConjugacyRule) -> ConjugacyRule:
@@ -282,8 +296,8 @@ def get_rule(rule: str | float | jax.Array | ConjugacyRule) -> ConjugacyRule:
 def products_used(rule: ConjugacyRule) -> frozenset[str]:
     """Returns the names of the `InnerProducts` fields that ``rule`` depends on.
 
-    The rule is traced once, so any callable can be asked; what it does not use need
-    not be kept in the state of the optimiser.
+    The rule is traced once, so this works for any callable. Products that a rule does
+    not read are neither computed nor stored.
 
     Args:
       rule: a callable from `InnerProducts` to a real scalar.

@@ -1,1 +1,16 @@
-"""The Hager-Zhang line search."""
+"""The Hager-Zhang line search, and the machine of scalars that it runs."""
+
+from nlcg_optax.linesearch.hager_zhang import (
+    HagerZhangDiagnostics,
+    ScaleByHagerZhangLinesearchState,
+    scale_by_hager_zhang_linesearch,
+)
+from nlcg_optax.linesearch.wolfe_search import SearchState, WolfeRules
+
+__all__ = [
+    "HagerZhangDiagnostics",
+    "ScaleByHagerZhangLinesearchState",
+    "SearchState",
+    "WolfeRules",
+    "scale_by_hager_zhang_linesearch",
+]

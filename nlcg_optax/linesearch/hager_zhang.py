@@ -14,8 +14,10 @@ from nlcg_optax.linesearch.trial_step import ErrorEstimate
 from nlcg_optax.linesearch.wolfe_search import SearchState, WolfeRules
 from nlcg_optax.trees.inner_products import products_and_maxima, vdots
 from nlcg_optax.wrappers.extra_args import bind_extra_args
+from nlcg_optax.xla.control_flow import cond, while_loop
 
 INITIAL_STEPS = ("previous", "one")
+NAME = "scale_by_hager_zhang_linesearch"
 
 
 class HagerZhangDiagnostics(NamedTuple):
@@ -42,7 +44,7 @@ class ScaleByHagerZhangLinesearchState(NamedTuple):
     Attributes:
       count: number of updates.
       previous_step: the last step that was taken, zero before the first.
-      unit_step_fits: whether the last search had its minimiser near the step one.
+      unit_step_fits: whether the minimizer of the last search was near the step one.
       value: the objective at the new parameters, for `optax.value_and_grad_from_state`.
       grad: its gradient there.
       error: running estimate of the error of the objective.
@@ -58,29 +60,13 @@ class ScaleByHagerZhangLinesearchState(NamedTuple):
     diagnostics: HagerZhangDiagnostics
 
 
-class _Trial(NamedTuple):
-    """The best point of a running search, and the search."""
-
-    search: SearchState
-    step: jax.Array
-    value: jax.Array
-    slope: jax.Array
-    grad: PyTree
-    num_values: jax.Array
-    num_gradients: jax.Array
-
-
 def scale_by_hager_zhang_linesearch(
     *,
-    sufficient_decrease: float = 0.1,
-    curvature: float = 0.9,
+    sufficient_decrease: float | jax.Array = 0.1,
+    max_slope_ratio: float | jax.Array = 0.9,
     initial_step: Literal["previous", "one"] = "previous",
-    step_growth: float = 1.0,
-    first_step: float = 1.0,
     quadratic_step: bool | Literal["adaptive"] = True,
     max_evaluations: int = 50,
-    relative_error: float = 1e-6,
-    max_relative_error: float = 1e-5,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales a descent direction by the Hager-Zhang line search.
 
@@ -93,45 +79,41 @@ def scale_by_hager_zhang_linesearch(
         (2\delta - 1) \varphi'(0) \ge \varphi'(t) \ge \sigma \varphi'(0), \quad
         \varphi(t) \le \varphi(0) + \epsilon_k.
 
-    The second form is what is left of the first on a parabola; it can be decided
-    where differences of φ are round-off. A bracket is found by extrapolation, then
-    reduced by secant² (its first step here is the minimiser of a cubic) and by
-    bisection where that is slow. The search starts at the minimiser of the parabola
-    through φ(0), φ'(0) and the value at a trial step, the quadratic step. Sources:
-    Hager and Zhang, SIAM J. Optim. 16, 2005, section 4; ACM Trans. Math. Softw. 32,
-    2006, sections 2 and 3.
+    The second form is equivalent to the first on a parabola, and can be decided where
+    differences of φ are round-off. A bracket is found by extrapolation, then reduced
+    by secant² (whose first step here is the minimizer of a cubic) and by bisection
+    where that is slow. The search starts at the minimizer of the parabola through
+    φ(0), φ'(0) and the value at a trial step, the quadratic step. The first trial step
+    follows from the sizes of parameters, direction, value and slope
+    (`trial_step.first_step`), so that neither the units of the parameters nor those
+    of the objective matter. Sources: Hager and Zhang, SIAM J. Optim. 16, 2005,
+    section 4; ACM Trans. Math. Softw. 32, 2006, sections 2 and 3.
 
-    Put it behind any descent direction::
+    It follows any descent direction::
 
-        optax.chain(scale_by_nlcg("hz", beta_min=-jnp.inf, beta_max=jnp.inf),
-                    optax.scale(-1.), scale_by_hager_zhang_linesearch())
+        optax.chain(scale_by_nlcg("hz"), optax.scale(-1.),
+                    scale_by_hager_zhang_linesearch())
         optax.chain(optax.scale_by_lbfgs(), optax.scale(-1.),
                     scale_by_hager_zhang_linesearch(initial_step="one"))
 
     Value and gradient are measured together, at one place in the program; the trial of
     the quadratic step is a value alone. Values that are not finite shrink the
-    bracket. Nothing ever raises inside ``jit``: where the direction does not descend
-    or no lower point is found the update is zero and ``accepted`` is False.
+    bracket. Nothing raises inside ``jit``: where the direction does not descend or no
+    lower point is found the update is zero and ``accepted`` is False.
 
     Args:
       sufficient_decrease: δ in (0, 1/2).
-      curvature: σ in [δ, 1). Nonlinear conjugate gradients gain from small values
-        such as .1, quasi-Newton directions do not.
-      initial_step: the trial step: ``"previous"``, the step before times
-        ``step_growth``, for directions without a natural length; ``"one"`` for those
-        of (quasi-)Newton type.
-      step_growth: see ``initial_step``.
-      first_step: ψ0; the trial of the very first search moves the largest parameter
-        by this fraction of itself, but goes at most to the minimiser of a parabola
-        whose minimum is zero.
-      quadratic_step: whether to begin with the value at the trial step and the
-        minimiser of the parabola, instead of the trial step itself. ``"adaptive"``,
-        for ``initial_step="one"``: only if the minimiser along the direction before
-        was off the unit step by more than a factor of three.
-      max_evaluations: of values and gradients, a search.
-      relative_error: ε_k is this times an average of \|f\|, but not below ten units of
-        rounding; it grows tenfold with each failed search, 1e4-fold at most.
-      max_relative_error: cap of ε_k, before that growth, relative to \|f\|.
+      max_slope_ratio: σ in [δ, 1), the largest part of the slope that may remain.
+        Nonlinear conjugate gradients gain from small values such as 0.1,
+        quasi-Newton directions do not.
+      initial_step: the trial step: ``"previous"``, the step taken before, for
+        directions without a natural length; ``"one"`` for those of (quasi-)Newton
+        type.
+      quadratic_step: whether to start with the value at the trial step and the
+        minimizer of the parabola, instead of the trial step itself. ``"adaptive"``,
+        for ``initial_step="one"``: only if the minimizer along the previous direction
+        differed from the unit step by more than a factor of three.
+      max_evaluations: values and gradients per search.
 
     Returns:
       A transformation. Its ``update`` needs ``params`` and the extra arguments
@@ -164,179 +146,241 @@ def scale_by_hager_zhang_linesearch(
       >>> bool(jnp.max(jnp.abs(x - 1.)) < 1e-3)
       True
     """
-    _check_conditions(sufficient_decrease, curvature)
+    _check_conditions(sufficient_decrease, max_slope_ratio)
     validation.check_choice("initial_step", initial_step, INITIAL_STEPS)
     _check_quadratic_step(quadratic_step, initial_step)
-    validation.check_positive("step_growth", step_growth)
-    validation.check_positive("first_step", first_step)
     validation.check_positive_int("max_evaluations", max_evaluations)
-    validation.check_positive("relative_error", relative_error)
-    validation.check_positive("max_relative_error", max_relative_error)
-    rules = WolfeRules(
-        sufficient_decrease=sufficient_decrease,
-        curvature=curvature,
-        max_evaluations=max_evaluations,
+    options = _Options(
+        WolfeRules(
+            sufficient_decrease=sufficient_decrease,
+            max_slope_ratio=max_slope_ratio,
+            max_evaluations=max_evaluations,
+        ),
+        initial_step,
+        quadratic_step,
     )
-
-    def init_fn(params: PyTree) -> ScaleByHagerZhangLinesearchState:
-        acc = accumulator_dtype(params)
-        return ScaleByHagerZhangLinesearchState(
-            count=jnp.zeros([], jnp.int32),
-            previous_step=jnp.zeros([], acc),
-            unit_step_fits=jnp.zeros([], jnp.bool_),
-            value=jnp.full([], jnp.inf, acc),
-            grad=jax.tree.map(jnp.zeros_like, params),
-            error=trial_step.no_error_estimate(acc),
-            diagnostics=HagerZhangDiagnostics(
-                step_size=jnp.zeros([], acc),
-                accepted=jnp.zeros([], jnp.bool_),
-                num_values=jnp.zeros([], jnp.int32),
-                num_gradients=jnp.zeros([], jnp.int32),
-                num_failed_searches=jnp.zeros([], jnp.int32),
-            ),
-        )
 
     def update_fn(
         updates: PyTree,
         state: ScaleByHagerZhangLinesearchState,
         params: PyTree | None = None,
-        *,
-        value: Any = None,
-        grad: PyTree | None = None,
-        value_fn: Callable[..., Any] | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByHagerZhangLinesearchState]:
-        name = "scale_by_hager_zhang_linesearch"
-        validation.require(name, "params", params, "the point to search from")
-        validation.require(name, "value", value, "the objective at params")
-        validation.require(name, "grad", grad, "its gradient at params")
-        value_fn = validation.require(name, "value_fn", value_fn, "the objective")
-        validation.check_scalar_loss(name, value)
-        validation.check_same_structure("updates", updates, state.grad)
-        validation.check_same_structure("grad", grad, state.grad)
-        objective = bind_extra_args(value_fn, extra_args)
-        acc = state.previous_step.dtype
+        return _update(options, updates, state, params, **extra_args)
 
-        def measure(x: PyTree, needs_gradient: jax.Array) -> tuple[jax.Array, PyTree]:
-            def value_alone(x_: PyTree) -> tuple[jax.Array, PyTree]:
-                return objective(x_), jax.tree.map(jnp.zeros_like, x_)
-
-            return jax.lax.cond(
-                needs_gradient, jax.value_and_grad(objective), value_alone, x
-            )
-
-        def ascent(g: PyTree) -> PyTree:
-            # jax.grad of a complex parameter is the conjugate of the steepest ascent.
-            return jax.tree.map(jnp.conj, g)
-
-        start_value = jnp.asarray(value).astype(acc)
-        (start_slope,), (params_max, updates_max) = products_and_maxima(
-            [(updates, ascent(grad))], [params, updates], dtype=acc
-        )
-        error = trial_step.observe(state.error, start_value)
-        fresh = trial_step.first_step(
-            start_value,
-            start_slope,
-            params_max,
-            updates_max,
-            fraction=first_step,
-        )
-        later = 1.0 if initial_step == "one" else step_growth * state.previous_step
-        search = wolfe_search.start(
-            start_value,
-            start_slope,
-            jnp.where(state.previous_step > 0, later, fresh),
-            trial_step.tolerance(
-                error,
-                start_value,
-                relative_error=relative_error,
-                max_relative_error=max_relative_error,
-            ),
-            probe=~state.unit_step_fits
-            if quadratic_step == "adaptive"
-            else quadratic_step,
-        )
-        # Not (slope < 0) is true for a slope that is not a number, too.
-        hopeless = ~(start_slope < 0) | ~jnp.isfinite(start_value)
-        hopeless |= ~jnp.isfinite(start_slope)
-        search = search._replace(
-            stage=jnp.where(hopeless, wolfe_search.FAILED, search.stage)
-        )
-
-        def body(trial: _Trial) -> _Trial:
-            needs_gradient = wolfe_search.needs_gradient(trial.search)
-            x = optax.apply_updates(params, _scale(trial.search.step, updates))
-            trial_value, trial_grad = measure(x, needs_gradient)
-            trial_value = jnp.asarray(trial_value).astype(acc)
-            slope = vdots([(updates, ascent(trial_grad))], dtype=acc)[0]
-            step = trial.search.step
-            search = wolfe_search.advance(rules, trial.search, trial_value, slope)
-            taken = jnp.isfinite(slope) & (trial_value < trial.value)
-            taken |= wolfe_search.accepts(rules, trial.search, trial_value, slope)
-            taken &= needs_gradient
-            return _Trial(
-                search=search,
-                step=jnp.where(taken, step, trial.step),
-                value=jnp.where(taken, trial_value, trial.value),
-                slope=jnp.where(taken, slope, trial.slope),
-                grad=jax.tree.map(
-                    lambda new, old: jnp.where(taken, new.astype(old.dtype), old),
-                    trial_grad,
-                    trial.grad,
-                ),
-                num_values=trial.num_values + (~needs_gradient).astype(jnp.int32),
-                num_gradients=trial.num_gradients + needs_gradient.astype(jnp.int32),
-            )
-
-        end = jax.lax.while_loop(
-            lambda trial: wolfe_search.is_running(trial.search),
-            body,
-            _Trial(
-                search=search,
-                step=jnp.zeros([], acc),
-                value=start_value,
-                slope=start_slope,
-                grad=optax.tree.cast_like(grad, state.grad),
-                num_values=state.diagnostics.num_values,
-                num_gradients=state.diagnostics.num_gradients,
-            ),
-        )
-        accepted = end.search.stage == wolfe_search.ACCEPTED
-        new_state = ScaleByHagerZhangLinesearchState(
-            count=optax.safe_increment(state.count),
-            previous_step=jnp.where(end.step > 0, end.step, state.previous_step),
-            unit_step_fits=trial_step.unit_step_fits(end.step, start_slope, end.slope),
-            value=end.value,
-            grad=end.grad,
-            error=trial_step.after_search(error, accepted),
-            diagnostics=HagerZhangDiagnostics(
-                step_size=end.step,
-                accepted=accepted,
-                num_values=end.num_values,
-                num_gradients=end.num_gradients,
-                num_failed_searches=state.diagnostics.num_failed_searches
-                + (~accepted).astype(jnp.int32),
-            ),
-        )
-        # A direction that is not finite must not leak through a step of zero.
-        scaled = jax.tree.map(
-            lambda u: jnp.where(end.step > 0, u, jnp.zeros_like(u)),
-            _scale(end.step, updates),
-        )
-        return scaled, new_state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(_init, update_fn)
 
 
-def _check_conditions(sufficient_decrease: Any, curvature: Any) -> None:
-    """Raises ValueError unless 0 < δ < 1/2 and δ <= σ < 1."""
-    if not 0 < sufficient_decrease < 0.5:
+class _Options(NamedTuple):
+    """The arguments of `scale_by_hager_zhang_linesearch`."""
+
+    rules: WolfeRules
+    initial_step: str
+    quadratic_step: bool | str
+
+
+class _Trial(NamedTuple):
+    """The best point of a running search, and the search."""
+
+    search: SearchState
+    step: jax.Array
+    value: jax.Array
+    slope: jax.Array
+    grad: PyTree
+    num_values: jax.Array
+    num_gradients: jax.Array
+
+
+def _init(params: PyTree) -> ScaleByHagerZhangLinesearchState:
+    acc = accumulator_dtype(params)
+    return ScaleByHagerZhangLinesearchState(
+        count=jnp.zeros([], jnp.int32),
+        previous_step=jnp.zeros([], acc),
+        unit_step_fits=jnp.zeros([], jnp.bool_),
+        value=jnp.full([], jnp.inf, acc),
+        grad=jax.tree.map(jnp.zeros_like, params),
+        error=trial_step.no_error_estimate(acc),
+        diagnostics=HagerZhangDiagnostics(
+            step_size=jnp.zeros([], acc),
+            accepted=jnp.zeros([], jnp.bool_),
+            num_values=jnp.zeros([], jnp.int32),
+            num_gradients=jnp.zeros([], jnp.int32),
+            num_failed_searches=jnp.zeros([], jnp.int32),
+        ),
+    )
+
+
+def _update(
+    options: _Options,
+    updates: PyTree,
+    state: ScaleByHagerZhangLinesearchState,
+    params: PyTree | None,
+    *,
+    value: Any = None,
+    grad: PyTree | None = None,
+    value_fn: Callable[..., Any] | None = None,
+    **extra_args: Any,
+) -> tuple[PyTree, ScaleByHagerZhangLinesearchState]:
+    validation.require(NAME, "params", params, "the point to search from")
+    validation.require(NAME, "value", value, "the objective at params")
+    validation.require(NAME, "grad", grad, "its gradient at params")
+    value_fn = validation.require(NAME, "value_fn", value_fn, "the objective")
+    validation.check_scalar_loss(NAME, value)
+    validation.check_same_structure("updates", updates, state.grad)
+    validation.check_same_structure("grad", grad, state.grad)
+    objective = bind_extra_args(value_fn, extra_args)
+    acc = state.previous_step.dtype
+    rules = jax.tree.map(
+        lambda x: x.astype(acc) if isinstance(x, jax.Array) else x, options.rules
+    )
+    start_value = jnp.asarray(value).astype(acc)
+    error = trial_step.observe(state.error, start_value)
+    search = _start(options, updates, state, params, grad, start_value, error)
+    end = while_loop(
+        lambda trial: wolfe_search.is_running(trial.search),
+        lambda trial: _measured(rules, objective, updates, params, trial),
+        _Trial(
+            search=search,
+            step=jnp.zeros([], acc),
+            value=start_value,
+            slope=search.start_slope,
+            grad=optax.tree.cast_like(grad, state.grad),
+            num_values=state.diagnostics.num_values,
+            num_gradients=state.diagnostics.num_gradients,
+        ),
+    )
+    # A direction that is not finite must not leak through a step of zero.
+    scaled = jax.tree.map(
+        lambda u: jnp.where(end.step > 0, u, jnp.zeros_like(u)),
+        _scale(end.step, updates),
+    )
+    return scaled, _after(state, error, end)
+
+
+def _start(
+    options: _Options,
+    updates: PyTree,
+    state: ScaleByHagerZhangLinesearchState,
+    params: PyTree,
+    grad: PyTree,
+    start_value: jax.Array,
+    error: ErrorEstimate,
+) -> SearchState:
+    """A search along the updates; one that has failed where they do not descend."""
+    (slope,), (params_max, updates_max) = products_and_maxima(
+        [(updates, _ascent(grad))],
+        [_real_parts(params), _real_parts(updates)],
+        dtype=start_value.dtype,
+    )
+    fresh = trial_step.first_step(start_value, slope, params_max, updates_max)
+    later = 1.0 if options.initial_step == "one" else state.previous_step
+    probe = options.quadratic_step
+    search = wolfe_search.start(
+        start_value,
+        slope,
+        jnp.where(state.previous_step > 0, later, fresh),
+        trial_step.tolerance(error, start_value),
+        probe=~state.unit_step_fits if probe == "adaptive" else bool(probe),
+    )
+    # Not (slope < 0) is true for a slope that is not a number, too.
+    hopeless = ~(slope < 0) | ~jnp.isfinite(start_value) | ~jnp.isfinite(slope)
+    return search._replace(stage=jnp.where(hopeless, wolfe_search.FAILED, search.stage))
+
+
+def _measured(
+    rules: WolfeRules,
+    objective: Callable[[PyTree], Any],
+    updates: PyTree,
+    params: PyTree,
+    trial: _Trial,
+) -> _Trial:
+    """Measures the point that the search asks for, and advances the search."""
+    step = trial.search.step
+    needs_gradient = wolfe_search.needs_gradient(trial.search)
+
+    def value_alone(x: PyTree) -> tuple[jax.Array, PyTree]:
+        return objective(x), jax.tree.map(jnp.zeros_like, x)
+
+    value, grad = cond(
+        needs_gradient,
+        jax.value_and_grad(objective),
+        value_alone,
+        optax.apply_updates(params, _scale(step, updates)),
+    )
+    value = jnp.asarray(value).astype(trial.value.dtype)
+    (slope,) = vdots([(updates, _ascent(grad))], dtype=value.dtype)
+    taken = jnp.isfinite(slope) & (value < trial.value)
+    taken |= wolfe_search.accepts(rules, trial.search, value, slope)
+    taken &= needs_gradient
+    return _Trial(
+        search=_advance(rules, trial.search, value, slope),
+        step=jnp.where(taken, step, trial.step),
+        value=jnp.where(taken, value, trial.value),
+        slope=jnp.where(taken, slope, trial.slope),
+        grad=jax.tree.map(
+            lambda new, old: jnp.where(taken, new.astype(old.dtype), old),
+            grad,
+            trial.grad,
+        ),
+        num_values=trial.num_values + (~needs_gradient).astype(jnp.int32),
+        num_gradients=trial.num_gradients + needs_gradient.astype(jnp.int32),
+    )
+
+
+# Outside of jit its two hundred scalar operations are one program, too.
+_advance = jax.jit(wolfe_search.advance, inline=True)
+
+
+def _after(
+    state: ScaleByHagerZhangLinesearchState, error: ErrorEstimate, end: _Trial
+) -> ScaleByHagerZhangLinesearchState:
+    """The state after a search."""
+    accepted = end.search.stage == wolfe_search.ACCEPTED
+    failed = (~accepted).astype(jnp.int32)
+    return ScaleByHagerZhangLinesearchState(
+        count=optax.safe_increment(state.count),
+        previous_step=jnp.where(end.step > 0, end.step, state.previous_step),
+        unit_step_fits=trial_step.unit_step_fits(
+            end.step, end.search.start_slope, end.slope
+        ),
+        value=end.value,
+        grad=end.grad,
+        error=trial_step.after_search(error, accepted),
+        diagnostics=HagerZhangDiagnostics(
+            step_size=end.step,
+            accepted=accepted,
+            num_values=end.num_values,
+            num_gradients=end.num_gradients,
+            num_failed_searches=state.diagnostics.num_failed_searches + failed,
+        ),
+    )
+
+
+def _ascent(grad: PyTree) -> PyTree:
+    # jax.grad of a complex parameter is the conjugate of the steepest ascent.
+    return jax.tree.map(jnp.conj, grad)
+
+
+def _real_parts(tree: PyTree) -> PyTree:
+    """The tree with a pair of real arrays in place of each complex one."""
+    return jax.tree.map(
+        lambda x: (jnp.real(x), jnp.imag(x)) if jnp.iscomplexobj(x) else x, tree
+    )
+
+
+def _check_conditions(sufficient_decrease: Any, max_slope_ratio: Any) -> None:
+    """Raises ValueError unless 0 < δ < 1/2 and δ <= σ < 1; lets arrays through."""
+    is_known = not isinstance(sufficient_decrease, jax.Array)
+    if is_known and not 0 < sufficient_decrease < 0.5:
         raise ValueError(
             f"sufficient_decrease={sufficient_decrease!r} is not in (0, 1/2)"
         )
-    if not sufficient_decrease <= curvature < 1:
+    if isinstance(max_slope_ratio, jax.Array):
+        return
+    least = sufficient_decrease if is_known else 0.0
+    if not least <= max_slope_ratio < 1:
         raise ValueError(
-            f"curvature={curvature!r} is not in [sufficient_decrease, 1) = "
+            f"max_slope_ratio={max_slope_ratio!r} is not in [sufficient_decrease, 1) = "
             f"[{sufficient_decrease!r}, 1)"
         )
 

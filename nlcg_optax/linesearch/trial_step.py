@@ -1,12 +1,24 @@
-"""Where a line search sets out and how exact it thinks the objective is: scalars."""
+"""Initial step sizes, and the rounding-error estimate of the objective, for a search.
+
+Source of the numbers: [HZ06] W. W. Hager, H. Zhang, "Algorithm 851: CG_DESCENT", ACM
+Trans. Math. Softw. 32, 2006.
+"""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-MAX_GROWTH = 1e4
-FITTING = 3.0  # how far from one, either way, a minimiser still fits the unit step
+DECAY = 0.7  # Δ of [HZ06, equation (2.6)]
+RELATIVE_ERROR = 1e-6  # ε of [HZ06, section 3]: ε_k is this times an average of |f|
+# Of ε_k, relative to the present |f|. [HZ06] has no such cap: where |f| has fallen far
+# below its average, ε_k would exceed all that is left to gain.
+MAX_RELATIVE_ERROR = 1e-5
+MAX_GROWTH = 1e4  # of ε_k after failed searches
+# ψ0 of [HZ06, step I0], which has 0.01. A longer first trial costs nothing: the
+# parabola through its value corrects it, and it is bounded by the other part.
+FRACTION = 1.0
+FITTING = 3.0  # factor from one, either way, within which the unit step fits
 
 
 class ErrorEstimate(NamedTuple):
@@ -36,20 +48,16 @@ def no_error_estimate(dtype: Any) -> ErrorEstimate:
     )
 
 
-def observe(
-    estimate: ErrorEstimate, value: jax.Array, *, decay: Any = 0.7
-) -> ErrorEstimate:
+def observe(estimate: ErrorEstimate, value: jax.Array) -> ErrorEstimate:
     r"""Takes one value of the objective into the running estimate.
 
     .. math:: Q \leftarrow 1 + \Delta Q, \qquad C \leftarrow C + (|f| - C) / Q,
 
-    Hager and Zhang, "Algorithm 851: CG_DESCENT", ACM Trans. Math. Softw. 32, 2006,
-    equation (2.6) in its notation Δ for ``decay``.
+    with :math:`\Delta` = `DECAY`; [HZ06, equation (2.6)].
 
     Args:
       estimate: the estimate so far.
       value: f, a scalar of the dtype of the estimate.
-      decay: Δ in [0, 1].
 
     Returns:
       The new estimate.
@@ -59,30 +67,23 @@ def observe(
       >>> observe(no_error_estimate(jnp.float32), jnp.float32(-3.)).average
       Array(3., dtype=float32)
     """
-    weight = 1 + decay * estimate.weight
+    weight = 1 + DECAY * estimate.weight
     average = estimate.average + (jnp.abs(value) - estimate.average) / weight
     return estimate._replace(weight=weight, average=average)
 
 
-def tolerance(
-    estimate: ErrorEstimate,
-    value: jax.Array,
-    *,
-    relative_error: Any = 1e-6,
-    max_relative_error: Any = 1e-5,
-) -> jax.Array:
+def tolerance(estimate: ErrorEstimate, value: jax.Array) -> jax.Array:
     r"""The ε_k by which an approximate Wolfe point may lie above f_k.
 
     .. math:: \epsilon_k = g \min(\epsilon\, C_k,\; \epsilon_{max} |f_k|)
 
-    with the bounded growth g after failed searches. Unbounded, it would let the search
-    accept steps uphill and walk away from the minimum.
+    with ε = `RELATIVE_ERROR`, ε_max = `MAX_RELATIVE_ERROR`, each at least ten units of
+    rounding of the dtype, and the bounded growth g after failed searches. Unbounded,
+    it would let the search accept steps uphill and walk away from the minimum.
 
     Args:
       estimate: from `observe`.
       value: f_k.
-      relative_error: ε; ten units of rounding of the dtype at least.
-      max_relative_error: the cap of ε C_k, relative to |f_k|.
 
     Returns:
       A scalar of the dtype of the value.
@@ -90,13 +91,14 @@ def tolerance(
     Examples:
       >>> import jax.numpy as jnp
       >>> estimate = observe(no_error_estimate(jnp.float32), jnp.float32(100.))
-      >>> capped = tolerance(estimate, jnp.float32(1e-3), max_relative_error=1e-3)
-      >>> bool(jnp.isclose(capped, 1e-6, rtol=1e-5))
+      >>> bool(jnp.isclose(tolerance(estimate, jnp.float32(100.)), 1.2e-4, rtol=1e-2))
+      True
+      >>> bool(jnp.isclose(tolerance(estimate, jnp.float32(1.)), 1e-5, rtol=1e-2))
       True
     """
     unit = 10 * jnp.finfo(estimate.average.dtype).eps
-    error = jnp.maximum(relative_error, unit) * estimate.average
-    cap = jnp.maximum(max_relative_error, unit) * jnp.abs(value)
+    error = jnp.maximum(RELATIVE_ERROR, unit) * estimate.average
+    cap = jnp.maximum(MAX_RELATIVE_ERROR, unit) * jnp.abs(value)
     return (estimate.growth * jnp.minimum(error, cap)).astype(value.dtype)
 
 
@@ -121,37 +123,33 @@ def first_step(
     slope: jax.Array,
     params_max: jax.Array,
     direction_max: jax.Array,
-    *,
-    fraction: Any = 1.0,
 ) -> jax.Array:
-    r"""A step for a direction whose length means nothing.
+    r"""A first step along a direction without a natural length.
 
     .. math:: \min\left\{\psi_0 \frac{\|x\|_\infty}{\|d\|_\infty},\;
         \frac{2 |f|}{|f'|}\right\},
 
-    of which a part that is zero does not count; 1 if both are. The first part moves
-    the largest parameter by a fraction of itself (Hager and Zhang 2006, step I0). The
-    second is the minimiser of a parabola whose minimum is zero (R. Fletcher,
-    "Practical Methods of Optimization", 1987, equation (2.6.8), with the decrease
-    |f|): an objective that is a sum of squares has nothing to gain beyond it but a
-    plateau.
+    without the part that is zero; 1 if both are. The first part moves the largest
+    parameter by ψ0 = `FRACTION` of itself [HZ06, step I0]. The second is the minimizer
+    of a parabola whose minimum is zero (R. Fletcher, "Practical Methods of
+    Optimization", 1987, equation (2.6.8), with the decrease |f|): a sum of squares has
+    nothing beyond it to gain, except a plateau.
 
     Args:
       value: f.
       slope: the slope along the direction, negative.
       params_max: largest absolute parameter.
       direction_max: largest absolute entry of the direction.
-      fraction: ψ0.
 
     Returns:
       A positive step; it may overflow to infinity only where the slope is subnormal.
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> first_step(*map(jnp.float32, (8., -4., 0., 2.)), fraction=0.5)
+      >>> first_step(*map(jnp.float32, (8., -4., 0., 2.)))
       Array(4., dtype=float32)
-      >>> first_step(*map(jnp.float32, (8., -4., 6., 2.)), fraction=0.5)
-      Array(1.5, dtype=float32)
+      >>> first_step(*map(jnp.float32, (8., -4., 6., 2.)))
+      Array(3., dtype=float32)
     """
 
     def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
@@ -159,7 +157,7 @@ def first_step(
         return jnp.where(out > 0, out, jnp.inf)
 
     by_params = ratio(
-        fraction * params_max.astype(value.dtype), direction_max.astype(value.dtype)
+        FRACTION * params_max.astype(value.dtype), direction_max.astype(value.dtype)
     )
     step = jnp.minimum(by_params, ratio(2 * jnp.abs(value), jnp.abs(slope)))
     return jnp.where(jnp.isfinite(step), step, 1).astype(value.dtype)
@@ -168,18 +166,18 @@ def first_step(
 def unit_step_fits(
     step: jax.Array, start_slope: jax.Array, end_slope: jax.Array
 ) -> jax.Array:
-    r"""Whether the search that just ended had its minimiser near the step one.
+    r"""Whether the search that just ended had its minimizer near the step one.
 
-    Near is a minimiser by the secant within a factor of three, `FITTING`, of one:
+    Near is a minimizer by the secant within a factor of three, `FITTING`, of one:
 
     .. math:: \frac13 \le \frac{t\, \varphi'(0)}{\varphi'(0) - \varphi'(t)} \le 3.
 
-    A direction of Newton's kind that fitted will most likely fit again: then a value
-    at the unit step, to find the parabola's minimiser, would be measured for nothing.
+    A direction of Newton's kind that fitted will most likely fit again: then the value
+    at the unit step, for the minimizer of the parabola, is not worth its cost.
 
     Args:
       step: t, the step that was taken.
-      start_slope: the slope where the search set out, negative.
+      start_slope: the slope at the start of the search, negative.
       end_slope: the slope at t.
 
     Returns:
@@ -193,6 +191,6 @@ def unit_step_fits(
       False
     """
     # With the sign of the difference, which is that of the curvature.
-    minimiser, difference = -step * start_slope, end_slope - start_slope
-    near = (minimiser * FITTING >= difference) & (minimiser <= FITTING * difference)
-    return near & (minimiser > 0)
+    minimizer, difference = -step * start_slope, end_slope - start_slope
+    near = (minimizer * FITTING >= difference) & (minimizer <= FITTING * difference)
+    return near & (minimizer > 0)

@@ -35,13 +35,13 @@ class WolfeRules(NamedTuple):
 
     Attributes:
       sufficient_decrease: δ of both Wolfe conditions, in (0, 1/2).
-      curvature: σ of both Wolfe conditions, in [δ, 1).
+      max_slope_ratio: σ of both Wolfe conditions, in [δ, 1).
       shrinkage: γ; secant² must shrink the bracket by it or the midpoint is taken.
       expansion: ρ; factor of the step while there is no upper end and the secant
         points nowhere.
       max_extrapolation: a step by secant from one side is at most so many times
         longer than the last.
-      max_quadratic_step: the minimiser of the probe's parabola is taken up to so many
+      max_quadratic_step: the minimizer of the probe's parabola is taken up to so many
         times the probe.
       contraction: θ; where in the bracket to go when its upper end lies too high.
       non_finite_contraction: the same when its upper end is not finite and its lower
@@ -50,7 +50,7 @@ class WolfeRules(NamedTuple):
     """
 
     sufficient_decrease: Any = 0.1
-    curvature: Any = 0.9
+    max_slope_ratio: Any = 0.9
     shrinkage: Any = 0.66
     expansion: Any = 5.0
     max_extrapolation: Any = 10.0
@@ -115,7 +115,7 @@ def start(
       slope: φ'(0), negative, of the same dtype.
       step: the first step to measure, positive.
       tolerance: ε_k of the approximate Wolfe conditions, not negative.
-      probe: whether to measure the value alone at first and then go to the minimiser
+      probe: whether to measure the value alone at first and then go to the minimizer
         of the parabola (quadratic step, [HZ06, I1]).
 
     Returns:
@@ -169,7 +169,7 @@ def satisfies_wolfe(rules: WolfeRules, state: SearchState, point: Point) -> jax.
     ceiling = (
         state.start_value + rules.sufficient_decrease * point.step * state.start_slope
     )
-    flat_enough = point.slope >= rules.curvature * state.start_slope
+    flat_enough = point.slope >= rules.max_slope_ratio * state.start_slope
     return (point.value <= ceiling) & flat_enough
 
 
@@ -182,7 +182,7 @@ def satisfies_approximate_wolfe(
     φ'(0) and φ'(t): it holds to the last digits where φ(t) - φ(0) is round-off.
     """
     upper = (2 * rules.sufficient_decrease - 1) * state.start_slope
-    lower = rules.curvature * state.start_slope
+    lower = rules.max_slope_ratio * state.start_slope
     level = point.value <= state.start_value + state.tolerance
     return (point.slope <= upper) & (point.slope >= lower) & level
 
@@ -284,9 +284,9 @@ def _within_limits(
 def _after_probe(
     rules: WolfeRules, state: SearchState, value: jax.Array
 ) -> SearchState:
-    """Goes to the minimiser of the parabola through φ(0), φ'(0) and φ(probe).
+    """Goes to the minimizer of the parabola through φ(0), φ'(0) and φ(probe).
 
-    Where the parabola bends by no more than rounding it has no minimiser to speak of,
+    Where the parabola bends by no more than rounding it has no minimizer to speak of,
     and the probe itself is next.
     """
     probe = state.step
@@ -362,7 +362,7 @@ def _secant(a: Point, b: Point) -> jax.Array:
 
 
 def _cubic_or_secant(low: Point, high: Point) -> jax.Array:
-    """The minimiser of the cubic through both ends, the secant where it has none.
+    """The minimizer of the cubic through both ends, the secant where it has none.
 
     J. Nocedal, S. J. Wright, "Numerical Optimization", 2006, equation (3.59), with
     all slopes multiplied by the width.

@@ -9,13 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.direction.rules import (
-    CURVATURE_PRODUCTS,
-    RULES,
-    ConjugacyRule,
-    get_rule,
-    products_used,
-)
+from nlcg_optax.direction.rules import RULES, ConjugacyRule
 from nlcg_optax.direction.transform import scale_by_nlcg
 from nlcg_optax.linesearch.wolfe_search import WolfeRules
 from nlcg_optax.preconditioners.limited_memory import (
@@ -26,7 +20,7 @@ from nlcg_optax.preconditioners.limited_memory import (
 LIMITED_MEMORY = "limited-memory"
 # For directions of Newton's kind: Nocedal and Wright, "Numerical Optimization", 2006,
 # section 3.1. They take the step one wherever it is of any use.
-NEWTON_RULES = WolfeRules(sufficient_decrease=1e-4, curvature=0.9)
+NEWTON_RULES = WolfeRules(sufficient_decrease=1e-4, max_slope_ratio=0.9)
 # Arguments of `scale_by_nlcg` by which a direction may depend on the arrays.
 PER_ARRAY = {"scope", "preconditioner"}
 
@@ -57,16 +51,11 @@ class Method(NamedTuple):
 def names() -> tuple[str, ...]:
     """The names that `get_method` knows.
 
-    The rules that read curvature are not among them: a line search gives none.
-
     Examples:
       >>> names()[:4]
       ('limited-memory', 'cd', 'dk', 'dy')
     """
-    rules = (
-        name for name in RULES if not products_used(get_rule(name)) & CURVATURE_PRODUCTS
-    )
-    return (LIMITED_MEMORY, *sorted(rules))
+    return (LIMITED_MEMORY, *sorted(RULES))
 
 
 def nlcg_method(
@@ -82,13 +71,13 @@ def nlcg_method(
       A method.
 
     Examples:
-      >>> nlcg_method("pr+").rules.curvature
+      >>> nlcg_method("pr+").rules.max_slope_ratio
       0.1
     """
     defaults = {"beta_min": -jnp.inf, "beta_max": jnp.inf, "restart": "powell"}
     return Method(
         scale_by_nlcg(rule, **{**defaults, **kwargs}),
-        WolfeRules(sufficient_decrease=0.01, curvature=0.1),
+        WolfeRules(sufficient_decrease=0.01, max_slope_ratio=0.1),
         may_be_vector=not kwargs.keys() & PER_ARRAY,
     )
 

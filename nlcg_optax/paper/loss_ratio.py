@@ -128,21 +128,10 @@ def scale_by_loss_ratio(
     validation.check_positive_int("period", period)
     validation.check_positive("threshold", threshold)
 
+    options = _Options(mode, period, threshold, undo)
+
     def init_fn(params: PyTree) -> ScaleByLossRatioState:
-        acc = accumulator_dtype(params)
-        return ScaleByLossRatioState(
-            count=jnp.zeros([], jnp.int32),
-            step_multiplier=jnp.ones([], acc),
-            loss_average=jnp.zeros([], acc),
-            loss_reference=jnp.zeros([], acc),
-            previous_updates=zeros_like(params) if undo else (),
-            diagnostics=LossRatioDiagnostics(
-                step_multiplier=jnp.ones([], acc),
-                loss_ratio=jnp.ones([], acc),
-                undone=jnp.zeros([], acc),
-                num_value_skips=jnp.zeros([], jnp.int32),
-            ),
-        )
+        return _init(options, params)
 
     def update_fn(
         updates: PyTree,
@@ -153,69 +142,116 @@ def scale_by_loss_ratio(
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByLossRatioState]:
         del params, extra_args
-        validation.require(
-            "scale_by_loss_ratio", "value", value, "the loss of this batch"
-        )
-        validation.check_scalar_loss("scale_by_loss_ratio", value)
-        b = state.step_multiplier
-        acc = b.dtype
-        value = jnp.asarray(value).astype(acc)
-        finite, first = jnp.isfinite(value), state.count == 0
-
-        average = jnp.where(
-            first, value, LOSS_DECAY * state.loss_average + (1 - LOSS_DECAY) * value
-        )
-        if mode == "step":
-            acts = ~first & (state.count % period == 0)
-            ratio = _ratio(average, state.loss_reference)
-            reference = jnp.where(first | acts, average, state.loss_reference)
-        else:
-            acts = ~first
-            ratio = _ratio(value, average)
-            reference = state.loss_reference
-
-        shrink, undone = _look_up(ratio, jnp.asarray(threshold).astype(acc))
-        grown = jnp.minimum(GROWTH[mode] * b, MAX_MULTIPLIER)
-        shrunk = jnp.maximum(shrink * b, MIN_MULTIPLIER)
-        acts &= finite
-        new_b = jnp.where(acts, jnp.where(shrink > 1, grown, shrunk), b)
-        undone = jnp.where(acts & undo, undone, 0)
-
-        if undo:
-            new_updates = jax.tree.map(
-                lambda u, last: (
-                    times((1 - undone) * new_b, u)
-                    - times(undone * b, last).astype(compute_dtype(u.dtype))
-                ),
-                updates,
-                state.previous_updates,
-            )
-        else:
-            new_updates = jax.tree.map(lambda u: times(new_b, u), updates)
-
-        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(finite, new.astype(old.dtype), old)
-
-        return optax.tree.cast_like(new_updates, updates), ScaleByLossRatioState(
-            count=jnp.where(finite, optax.safe_increment(state.count), state.count),
-            step_multiplier=new_b,
-            loss_average=keep(average, state.loss_average),
-            loss_reference=keep(reference, state.loss_reference),
-            previous_updates=(
-                jax.tree.map(_finite_or_zero, updates, state.previous_updates)
-                if undo
-                else ()
-            ),
-            diagnostics=LossRatioDiagnostics(
-                step_multiplier=new_b,
-                loss_ratio=jnp.where(acts, ratio, state.diagnostics.loss_ratio),
-                undone=undone,
-                num_value_skips=state.diagnostics.num_value_skips
-                + (~finite).astype(jnp.int32),
-            ),
-        )
+        return _update(options, updates, state, value)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class _Options(NamedTuple):
+    """The arguments of `scale_by_loss_ratio`."""
+
+    mode: str
+    period: Any
+    threshold: Any
+    undo: bool
+
+
+class _Decision(NamedTuple):
+    """What the losses ask for: the new multiplier, and what it was derived from."""
+
+    step_multiplier: jax.Array
+    undone: jax.Array
+    loss_ratio: jax.Array
+    loss_average: jax.Array
+    loss_reference: jax.Array
+
+
+def _init(options: _Options, params: PyTree) -> ScaleByLossRatioState:
+    acc = accumulator_dtype(params)
+    return ScaleByLossRatioState(
+        count=jnp.zeros([], jnp.int32),
+        step_multiplier=jnp.ones([], acc),
+        loss_average=jnp.zeros([], acc),
+        loss_reference=jnp.zeros([], acc),
+        previous_updates=zeros_like(params) if options.undo else (),
+        diagnostics=LossRatioDiagnostics(
+            step_multiplier=jnp.ones([], acc),
+            loss_ratio=jnp.ones([], acc),
+            undone=jnp.zeros([], acc),
+            num_value_skips=jnp.zeros([], jnp.int32),
+        ),
+    )
+
+
+def _update(
+    options: _Options, updates: PyTree, state: ScaleByLossRatioState, value: Any
+) -> tuple[PyTree, ScaleByLossRatioState]:
+    name = "scale_by_loss_ratio"
+    validation.require(name, "value", value, "the loss of this batch")
+    validation.check_scalar_loss(name, value)
+    b = state.step_multiplier
+    value = jnp.asarray(value).astype(b.dtype)
+    finite = jnp.isfinite(value)
+    decision = _decide(options, state, value, finite)
+    new_b, undone = decision.step_multiplier, decision.undone
+    if options.undo:
+        new_updates = jax.tree.map(
+            lambda u, last: (
+                times((1 - undone) * new_b, u)
+                - times(undone * b, last).astype(compute_dtype(u.dtype))
+            ),
+            updates,
+            state.previous_updates,
+        )
+    else:
+        new_updates = jax.tree.map(lambda u: times(new_b, u), updates)
+    return optax.tree.cast_like(new_updates, updates), ScaleByLossRatioState(
+        count=jnp.where(finite, optax.safe_increment(state.count), state.count),
+        step_multiplier=new_b,
+        loss_average=decision.loss_average,
+        loss_reference=decision.loss_reference,
+        previous_updates=(
+            jax.tree.map(_finite_or_zero, updates, state.previous_updates)
+            if options.undo
+            else ()
+        ),
+        diagnostics=LossRatioDiagnostics(
+            step_multiplier=new_b,
+            loss_ratio=decision.loss_ratio,
+            undone=undone,
+            num_value_skips=state.diagnostics.num_value_skips
+            + (~finite).astype(jnp.int32),
+        ),
+    )
+
+
+def _decide(
+    options: _Options, state: ScaleByLossRatioState, value: jax.Array, finite: jax.Array
+) -> _Decision:
+    """Scalars only: the ratio of the losses, and the row of the table that it picks."""
+    first = state.count == 0
+    average = LOSS_DECAY * state.loss_average + (1 - LOSS_DECAY) * value
+    average = jnp.where(first, value, average)
+    if options.mode == "step":
+        acts = ~first & (state.count % options.period == 0)
+        ratio = _ratio(average, state.loss_reference)
+        reference = jnp.where(first | acts, average, state.loss_reference)
+    else:
+        acts = ~first
+        ratio = _ratio(value, average)
+        reference = state.loss_reference
+    acts &= finite
+    b = state.step_multiplier
+    shrink, undone = _look_up(ratio, jnp.asarray(options.threshold).astype(b.dtype))
+    grown = jnp.minimum(GROWTH[options.mode] * b, MAX_MULTIPLIER)
+    shrunk = jnp.maximum(shrink * b, MIN_MULTIPLIER)
+    return _Decision(
+        step_multiplier=jnp.where(acts, jnp.where(shrink > 1, grown, shrunk), b),
+        undone=jnp.where(acts & options.undo, undone, 0),
+        loss_ratio=jnp.where(acts, ratio, state.diagnostics.loss_ratio),
+        loss_average=jnp.where(finite, average, state.loss_average),
+        loss_reference=jnp.where(finite, reference, state.loss_reference),
+    )
 
 
 def _ratio(new: jax.Array, old: jax.Array) -> jax.Array:
@@ -244,10 +280,10 @@ def feed_step_multiplier(
     direction: optax.GradientTransformation,
     controller: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """``optax.chain(direction, controller)`` with a line back from the controller.
+    """``optax.chain(direction, controller)`` with feedback from the controller.
 
     The direction, and the preconditioner nested in it, receive the controller's
-    multiplier as the previous step left it, as extra argument ``step_multiplier``.
+    multiplier of the previous step as the extra argument ``step_multiplier``.
     The paper's `scale_by_diagonal_secant` needs it to know the step that was taken.
 
     Args:

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.direction.transform import scale_by_nlcg
+from nlcg_optax.direction.options import checked_options
+from nlcg_optax.direction.transform import build as build_direction
 from nlcg_optax.paper.layerwise import scale_by_layerwise_ratio
 from nlcg_optax.paper.loss_ratio import feed_step_multiplier, scale_by_loss_ratio
-from nlcg_optax.preconditioners.secant import scale_by_diagonal_secant
+from nlcg_optax.paper.rules import PAPER_RULES
+from nlcg_optax.preconditioners.secant import build as build_secant
+from nlcg_optax.preconditioners.secant import checked_options as secant_options
 
-PAPER_RULES = {"fr": "paper_fr", "pr": "paper_pr"}
 PAPER_CONTROLS = (None, "step", "online")
 
 
@@ -49,8 +51,9 @@ def paper_nlcg(
       restart_period: restart every so many steps; None for never.
       reset_period: set the estimate of diagonal BFGS to one every so many steps; the
         paper's program has 100, switched off. None for never.
-      spectral_scaling: another last term of that estimate, which the paper's program
-        has, switched off; see `scale_by_diagonal_secant`.
+      spectral_scaling: whether the last term of that estimate is
+        :math:`(y^2 + \epsilon) / (y^\top y + \epsilon)` instead, which the paper's
+        program has, switched off; see `scale_by_diagonal_secant`.
 
     Returns:
       The optimiser. ``update`` takes the extra argument ``value``, the mini-batch
@@ -78,18 +81,22 @@ def paper_nlcg(
         )
     preconditioner = None
     if diagonal_bfgs:
-        preconditioner = scale_by_diagonal_secant(
-            learning_rate,
-            reset_period=reset_period,
-            spectral_scaling=spectral_scaling,
+        preconditioner = build_secant(
+            secant_options(
+                learning_rate,
+                reset_period=reset_period,
+                spectral_scaling=spectral_scaling,
+            )
         )
-    direction = scale_by_nlcg(
-        PAPER_RULES[rule],
-        preconditioner=preconditioner,
-        beta_min=0.0,
-        beta_max=1.0,
-        restart_period=restart_period,
-        ensure_descent=False,
+    direction = build_direction(
+        checked_options(
+            PAPER_RULES[rule],
+            preconditioner=preconditioner,
+            beta_min=0.0,
+            beta_max=1.0,
+            restart_period=restart_period,
+            ensure_descent=False,
+        )
     )
     if step_control is not None:
         direction = feed_step_multiplier(

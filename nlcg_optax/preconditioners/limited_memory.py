@@ -1,5 +1,6 @@
 """Limited-memory BFGS as a preconditioner: the last m secant pairs as the metric."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,6 @@ from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference, times
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.trees.stacked_products import combination, stacked_vdots
-from nlcg_optax.xla.control_flow import cond
 
 
 class LimitedMemoryDiagnostics(NamedTuple):
@@ -148,6 +148,16 @@ class _Pair(NamedTuple):
     taken: jax.Array
 
 
+class _Memory(NamedTuple):
+    """The stacked pairs, the new one included; R⁻¹ and Sᵀg_prev without it."""
+
+    steps: PyTree
+    grad_changes: PyTree
+    curvatures: jax.Array
+    inverse: jax.Array
+    slopes: jax.Array
+
+
 def _init(options: _Options, params: PyTree) -> ScaleByLimitedMemoryState:
     acc = accumulator_dtype(params)
     rows = options.memory + 1
@@ -203,20 +213,18 @@ def _update(
         state.diagnostics.initial_scaling,
     )
 
-    def multiply() -> tuple[PyTree, jax.Array, jax.Array]:
-        # No pair is kept where none was known or there is room for one alone.
-        rows = jnp.arange(options.memory + 1, dtype=jnp.int32)
-        holds_pair = (rows != spare) & (num_pairs > num_new)
-        kept = jnp.where(holds_pair[None, :] & holds_pair[:, None], state.inverse, 0)
-        slopes = stacked_vdots(steps, updates)
-        inverse, a = _solve(kept, slopes, state.slopes, slot, pair.inverse_curvature)
-        z = _multiply(updates, a, steps, grad_changes, inverse, curvatures, scaling)
-        return z, slopes, inverse
-
-    # After a conditional the products read the memory that was just written; outside,
-    # XLA would fuse the writing into each of them and copy the memory.
-    z, slopes, inverse = cond(
-        num_pairs > 0, multiply, lambda: (updates, state.slopes, state.inverse)
+    # No pair is kept where none was known or there is room for one alone.
+    rows = jnp.arange(options.memory + 1, dtype=jnp.int32)
+    holds_pair = (rows != spare) & (num_pairs > num_new)
+    memory = _Memory(steps, grad_changes, curvatures, state.inverse, state.slopes)
+    z, slopes, inverse = _product(
+        num_pairs > 0,
+        updates,
+        memory,
+        holds_pair,
+        slot,
+        pair.inverse_curvature,
+        scaling,
     )
     refused = ~pair.taken & (state.count > 0)
     return z, ScaleByLimitedMemoryState(
@@ -235,6 +243,43 @@ def _update(
             + refused.astype(jnp.int32),
             initial_scaling=scaling,
         ),
+    )
+
+
+@functools.partial(jax.jit, inline=True)
+def _product(
+    has_pairs: jax.Array,
+    updates: PyTree,
+    memory: _Memory,
+    holds_pair: jax.Array,
+    slot: jax.Array,
+    inverse_curvature: jax.Array,
+    scaling: jax.Array,
+) -> tuple[PyTree, jax.Array, jax.Array]:
+    """P g with the new slopes and R⁻¹; all unchanged where there is no pair.
+
+    After a conditional the products read the memory that was just written; outside,
+    XLA would fuse the writing into each of them and copy the memory. Outside of
+    ``jax.jit`` it is one program as well: its second branch may be taken late.
+    """
+
+    def multiply() -> tuple[PyTree, jax.Array, jax.Array]:
+        kept = jnp.where(holds_pair & holds_pair[:, None], memory.inverse, 0)
+        slopes = stacked_vdots(memory.steps, updates)
+        inverse, a = _solve(kept, slopes, memory.slopes, slot, inverse_curvature)
+        z = _multiply(
+            updates,
+            a,
+            memory.steps,
+            memory.grad_changes,
+            inverse,
+            memory.curvatures,
+            scaling,
+        )
+        return z, slopes, inverse
+
+    return jax.lax.cond(
+        has_pairs, multiply, lambda: (updates, memory.slopes, memory.inverse)
     )
 
 

@@ -39,12 +39,14 @@ class ScaleByCurvatureStepState(NamedTuple):
       count: number of updates.
       num_measured: minimisers taken into the average.
       minimizer_average: their exponential average, not corrected for its start.
-      diagnostics: what was done; ``step_size`` is what updates are multiplied by.
+      step_size: factor of the last update.
+      diagnostics: what was done.
     """
 
     count: jax.Array  # type: ignore[assignment]
     num_measured: jax.Array
     minimizer_average: jax.Array
+    step_size: jax.Array
     diagnostics: CurvatureStepDiagnostics
 
 
@@ -78,17 +80,17 @@ def scale_by_curvature_step(
     A measurement is refused, and counted, where the curvature is not positive, where
     d does not descend or where something is not finite: the average stays. As long as
     there is no average, :math:`|g^\top d / d^\top B d|` of such a measurement is used
-    if it is finite (Møller, 1993, turns negative curvature over in the same way), and
-    zero otherwise.
+    if it is finite (Møller, 1993, flips the sign of negative curvature in the same
+    way), and zero otherwise.
 
     Args:
       curvature: ``"hessian"``, for which ``update`` needs ``value_fn`` (or ``hvp_fn``
         and ``grad``), or ``"gauss_newton"``, for which it needs ``outputs_fn`` and
         ``output_loss_fn``. Gauss-Newton is cheaper and, for squares and
         cross-entropy, never negative.
-      decay: of the average, in [0, 1); zero for none.
-      refresh_period: measure every so many steps; in between the average is used as
-        it is, at no cost.
+      decay: decay of the average, in [0, 1); zero for none.
+      refresh_period: steps between measurements; in between the average is used
+        unmodified, at no cost.
 
     Returns:
       A transformation. Its ``update`` takes ``params`` and, as extra arguments,
@@ -96,10 +98,10 @@ def scale_by_curvature_step(
       - ``value_fn(params, ...)``, the loss of this batch;
       - ``outputs_fn(params, ...)``, the outputs of the model for this batch, and
         ``output_loss_fn(outputs, ...)``, the loss of outputs;
-      - ``hvp_fn(params, vector, ...)``, an own curvature product, with ``grad``.
+      - ``hvp_fn(params, vector, ...)``, a custom curvature product, with ``grad``.
 
-      Extra arguments that these accept by name (``x=batch["image"]``) are bound to
-      them.
+      Keyword arguments of ``update`` are forwarded to each function with a parameter
+      of that name (``x=batch["image"]``).
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, missing.
@@ -130,6 +132,7 @@ def scale_by_curvature_step(
             count=jnp.zeros([], jnp.int32),
             num_measured=jnp.zeros([], jnp.int32),
             minimizer_average=jnp.zeros([], acc),
+            step_size=jnp.zeros([], acc),
             diagnostics=CurvatureStepDiagnostics(
                 step_size=jnp.zeros([], acc),
                 minimizer=jnp.zeros([], acc),
@@ -165,8 +168,7 @@ def scale_by_curvature_step(
         new_state = _next_state(
             state, jnp.asarray(due), descent, curve, jnp.asarray(decay).astype(acc)
         )
-        step_size = new_state.diagnostics.step_size
-        scaled = jax.tree.map(lambda u: times(step_size, u), updates)
+        scaled = jax.tree.map(lambda u: times(new_state.step_size, u), updates)
         return optax.tree.cast_like(scaled, updates), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -197,20 +199,21 @@ def _next_state(
         state.minimizer_average,
     )
     corrected = _average(average, count, decay)
-    turned_over = jnp.where(
+    flipped = jnp.where(
         due & (curve != 0) & jnp.isfinite(minimizer) & jnp.isfinite(curve),
         jnp.abs(minimizer),
-        diagnostics.step_size,
+        state.step_size,
     )
     step_size = jnp.where(
         good,
         jnp.minimum(corrected, MAX_RATIO * minimizer),
-        jnp.where(due & (count > 0), corrected, turned_over),
+        jnp.where(due & (count > 0), corrected, flipped),
     )
     return ScaleByCurvatureStepState(
         count=optax.safe_increment(state.count),
         num_measured=count,
         minimizer_average=average,
+        step_size=step_size,
         diagnostics=CurvatureStepDiagnostics(
             step_size=step_size,
             minimizer=jnp.where(good, minimizer, diagnostics.minimizer),

@@ -1,4 +1,4 @@
-"""How well a quadratic model foretold a change of the loss."""
+"""How well a quadratic model predicts a change of the loss."""
 
 from typing import NamedTuple
 
@@ -7,17 +7,16 @@ import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree, compute_dtype
 
-ROUNDINGS = 16  # of a loss, that may stand between two of its values
+ROUNDINGS = 16  # units of rounding by which two equal losses may differ
 
 
 class ReductionRatio(NamedTuple):
-    """Achieved over foretold reduction of a loss.
+    """Achieved over predicted reduction of a loss.
 
     Attributes:
       ratio: one where the model is exact; minus infinity where the new loss is not
         finite.
-      meaningful: whether the foretold reduction stands out from the rounding of the
-        loss.
+      meaningful: whether the predicted reduction exceeds the rounding of the loss.
     """
 
     ratio: jax.Array
@@ -32,7 +31,7 @@ def reduction_ratio(
     Args:
       value: the loss before the step, a scalar.
       new_value: the loss after it.
-      predicted: the reduction that the model foretells.
+      predicted: the reduction that the model predicts.
 
     Returns:
       The `ReductionRatio`.

@@ -1,5 +1,6 @@
 """The best step in the plane of the new direction and the last step."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from nlcg_optax.step_size.reduction_ratio import (
     params_after,
     reduction_ratio,
 )
+from nlcg_optax.xla.control_flow import cond
 
 # Levenberg-Marquardt, as Martens (2010) adapts it.
 GOOD_RATIO, BAD_RATIO = 0.75, 0.25
@@ -43,8 +45,8 @@ class SubspaceStepDiagnostics(NamedTuple):
       step_size: the coefficient of the update that came in.
       momentum: the coefficient of the step before.
       damping: the dimensionless damping for the next step.
-      reduction_ratio: achieved over foretold reduction of the loss, when last looked
-        at; one at first.
+      reduction_ratio: achieved over predicted reduction of the loss at the last
+        measurement; one at first.
       num_curvature_skips: steps so far at which the curvature in the plane was not
         positive, or something was not finite, and a fallback was taken.
       num_zero_directions: steps so far whose incoming update had neither slope nor
@@ -68,11 +70,17 @@ class ScaleBySubspaceStepState(NamedTuple):
     Attributes:
       count: number of updates.
       previous_updates: the last update that was not zero.
-      diagnostics: what was done; the coefficients and the damping live there.
+      step_size: the last coefficient a.
+      momentum: the last coefficient b.
+      damping: λ for the next step.
+      diagnostics: what was done.
     """
 
     count: jax.Array  # type: ignore[assignment]
     previous_updates: PyTree
+    step_size: jax.Array
+    momentum: jax.Array
+    damping: jax.Array
     diagnostics: SubspaceStepDiagnostics
 
 
@@ -121,8 +129,8 @@ def scale_by_subspace_step(
       adapt_damping: whether λ follows the reduction ratio, at the cost of one
         evaluation of the loss (``value_fn``, or the outputs) a measurement, and
         whether steps are refused. Otherwise λ stays.
-      refresh_period: choose a and b anew every so many steps; in between they are
-        used as they are (b at most 1 in size), at no cost but memory traffic.
+      refresh_period: steps between choices of a and b; in between they are used
+        unmodified (b at most 1 in size), at the cost of memory traffic alone.
 
     Returns:
       A transformation with one copy of the parameters in its state. Its ``update``
@@ -155,21 +163,10 @@ def scale_by_subspace_step(
     validation.check_non_negative("initial_damping", initial_damping)
     validation.check_positive_int("refresh_period", refresh_period)
 
+    options = _Options(curvature, initial_damping, adapt_damping, refresh_period)
+
     def init_fn(params: PyTree) -> ScaleBySubspaceStepState:
-        acc = accumulator_dtype(params)
-        return ScaleBySubspaceStepState(
-            count=jnp.zeros([], jnp.int32),
-            previous_updates=zeros_like(params),
-            diagnostics=SubspaceStepDiagnostics(
-                step_size=jnp.zeros([], acc),
-                momentum=jnp.zeros([], acc),
-                damping=jnp.array(initial_damping).astype(acc),
-                reduction_ratio=jnp.ones([], acc),
-                num_curvature_skips=jnp.zeros([], jnp.int32),
-                num_zero_directions=jnp.zeros([], jnp.int32),
-                num_rejected=jnp.zeros([], jnp.int32),
-            ),
-        )
+        return _init(options, params)
 
     def update_fn(
         updates: PyTree,
@@ -177,82 +174,169 @@ def scale_by_subspace_step(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleBySubspaceStepState]:
-        name, last = "scale_by_subspace_step", state.diagnostics
-        along = curvature_along_fn(name, curvature, params, extra_args)
-        value_at = None
-        if adapt_damping:
-            value_at = value_at_fn(name, curvature, extra_args)
-        previous = state.previous_updates
-        validation.check_same_structure("updates", updates, previous)
-        acc = last.damping.dtype
-        due = is_due(state.count, refresh_period, extra_args)
-
-        def measured() -> DirectionalCurvature:
-            found = along([updates, previous])
-            if value_at is None:  # the loss is of no use
-                found = found._replace(value=jnp.zeros([], acc))
-            return jax.tree.map(lambda x: x.astype(acc), found)
-
-        def not_measured() -> DirectionalCurvature:
-            one = jnp.ones([], acc)
-            return DirectionalCurvature(one, jnp.ones([2], acc), jnp.eye(2, dtype=acc))
-
-        found = if_due(due, measured, not_measured)
-        plane = _best_in_plane(found, last.damping, last.step_size)
-        step_size = jnp.where(due, plane.step_size, last.step_size)
-        momentum = jnp.where(due, plane.momentum, jnp.clip(last.momentum, -1, 1))
-
-        def combined(u: jax.Array, s: jax.Array) -> jax.Array:
-            wide = times(step_size, u) + times(momentum, s).astype(
-                compute_dtype(u.dtype)
-            )
-            return jnp.where(jnp.isfinite(wide), wide, 0)
-
-        step = jax.tree.map(combined, updates, previous)
-        damping, ratio = last.damping, last.reduction_ratio
-        rejected = jnp.zeros([], jnp.bool_)
-        if value_at is not None:
-
-            def value_after() -> jax.Array:
-                return value_at(params_after(params, step)).astype(acc)
-
-            trial = jax.lax.cond(due & plane.moves, value_after, lambda: found.value)
-            achieved = reduction_ratio(found.value, trial, plane.predicted)
-            looked_at = due & plane.moves & achieved.meaningful
-            damping = jnp.where(looked_at, _adapted(damping, achieved), damping)
-            ratio = jnp.where(looked_at, achieved.ratio, ratio)
-            rejected = looked_at & (achieved.ratio < 0)
-        taken = ~rejected & ~(due & ~plane.moves)
-        new_updates = jax.tree.map(lambda x: jnp.where(taken, x, 0), step)
-        new_updates = optax.tree.cast_like(new_updates, updates)
-
-        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(due & plane.moves, new, old)
-
-        return new_updates, ScaleBySubspaceStepState(
-            count=optax.safe_increment(state.count),
-            previous_updates=jax.tree.map(
-                lambda new, old: jnp.where(taken, new.astype(old.dtype), old),
-                new_updates,
-                previous,
-            ),
-            diagnostics=SubspaceStepDiagnostics(
-                step_size=keep(plane.step_size, last.step_size),
-                momentum=keep(plane.momentum, last.momentum),
-                damping=damping,
-                reduction_ratio=ratio,
-                num_curvature_skips=last.num_curvature_skips
-                + (due & plane.fell_back).astype(jnp.int32),
-                num_zero_directions=last.num_zero_directions
-                + (due & plane.zero).astype(jnp.int32),
-                num_rejected=last.num_rejected + rejected.astype(jnp.int32),
-            ),
-        )
+        return _update(options, updates, state, params, extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+class _Options(NamedTuple):
+    """The arguments of `scale_by_subspace_step`."""
+
+    curvature: CurvatureKind
+    initial_damping: Any
+    adapt_damping: bool
+    refresh_period: Any
+
+
+def _init(options: _Options, params: PyTree) -> ScaleBySubspaceStepState:
+    acc = accumulator_dtype(params)
+    return ScaleBySubspaceStepState(
+        count=jnp.zeros([], jnp.int32),
+        previous_updates=zeros_like(params),
+        step_size=jnp.zeros([], acc),
+        momentum=jnp.zeros([], acc),
+        damping=jnp.array(options.initial_damping).astype(acc),
+        diagnostics=SubspaceStepDiagnostics(
+            step_size=jnp.zeros([], acc),
+            momentum=jnp.zeros([], acc),
+            damping=jnp.array(options.initial_damping).astype(acc),
+            reduction_ratio=jnp.ones([], acc),
+            num_curvature_skips=jnp.zeros([], jnp.int32),
+            num_zero_directions=jnp.zeros([], jnp.int32),
+            num_rejected=jnp.zeros([], jnp.int32),
+        ),
+    )
+
+
+def _update(
+    options: _Options,
+    updates: PyTree,
+    state: ScaleBySubspaceStepState,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, ScaleBySubspaceStepState]:
+    name, kind = "scale_by_subspace_step", options.curvature
+    along = curvature_along_fn(name, kind, params, extra_args)
+    value_at = None
+    if options.adapt_damping:
+        value_at = value_at_fn(name, kind, extra_args)
+    validation.check_same_structure("updates", updates, state.previous_updates)
+    due = is_due(state.count, options.refresh_period, extra_args)
+    found = _measured(along, due, updates, state, needs_value=value_at is not None)
+    plane = _best_in_plane(found, state.damping, state.step_size)
+    step = _combined(
+        jnp.where(due, plane.step_size, state.step_size),
+        jnp.where(due, plane.momentum, jnp.clip(state.momentum, -1, 1)),
+        updates,
+        state.previous_updates,
+    )
+    moves = due & plane.moves
+    trial = _Trial(
+        state.damping, state.diagnostics.reduction_ratio, jnp.zeros([], jnp.bool_)
+    )
+    if value_at is not None:
+        trial = _tried(value_at, params, step, found, plane, moves, trial)
+    taken = ~trial.rejected & ~(due & ~plane.moves)
+    new_updates = jax.tree.map(lambda x: jnp.where(taken, x, 0), step)
+    new_updates = optax.tree.cast_like(new_updates, updates)
+    last = state.diagnostics
+    step_size = jnp.where(moves, plane.step_size, state.step_size)
+    momentum = jnp.where(moves, plane.momentum, state.momentum)
+    return new_updates, ScaleBySubspaceStepState(
+        count=optax.safe_increment(state.count),
+        previous_updates=jax.tree.map(
+            lambda new, old: jnp.where(taken, new.astype(old.dtype), old),
+            new_updates,
+            state.previous_updates,
+        ),
+        step_size=step_size,
+        momentum=momentum,
+        damping=trial.damping,
+        diagnostics=SubspaceStepDiagnostics(
+            step_size=step_size,
+            momentum=momentum,
+            damping=trial.damping,
+            reduction_ratio=trial.ratio,
+            num_curvature_skips=last.num_curvature_skips
+            + (due & plane.fell_back).astype(jnp.int32),
+            num_zero_directions=last.num_zero_directions
+            + (due & plane.zero).astype(jnp.int32),
+            num_rejected=last.num_rejected + trial.rejected.astype(jnp.int32),
+        ),
+    )
+
+
+def _measured(
+    along: Callable[[Sequence[PyTree]], DirectionalCurvature],
+    due: bool | jax.Array,
+    updates: PyTree,
+    state: ScaleBySubspaceStepState,
+    *,
+    needs_value: bool,
+) -> DirectionalCurvature:
+    """Slopes and curvature of the plane; a placeholder where none is due."""
+    acc = state.damping.dtype
+
+    def measure() -> DirectionalCurvature:
+        found = along([updates, state.previous_updates])
+        if not needs_value:
+            found = found._replace(value=jnp.zeros([], acc))
+        return jax.tree.map(lambda x: x.astype(acc), found)
+
+    def placeholder() -> DirectionalCurvature:
+        one = jnp.ones([], acc)
+        return DirectionalCurvature(one, jnp.ones([2], acc), jnp.eye(2, dtype=acc))
+
+    return if_due(due, measure, placeholder)
+
+
+def _combined(
+    step_size: jax.Array, momentum: jax.Array, updates: PyTree, previous: PyTree
+) -> PyTree:
+    """``a u + b s``, zero where that is not finite."""
+
+    def combined(u: jax.Array, s: jax.Array) -> jax.Array:
+        wide = times(step_size, u) + times(momentum, s).astype(compute_dtype(u.dtype))
+        return jnp.where(jnp.isfinite(wide), wide, 0)
+
+    return jax.tree.map(combined, updates, previous)
+
+
+class _Trial(NamedTuple):
+    """What the loss after a step says about the model."""
+
+    damping: jax.Array
+    ratio: jax.Array
+    rejected: jax.Array
+
+
+def _tried(
+    value_at: Callable[[PyTree], jax.Array],
+    params: PyTree,
+    step: PyTree,
+    found: DirectionalCurvature,
+    plane: "_Plane",
+    moves: jax.Array,
+    last: _Trial,
+) -> _Trial:
+    """Measures the loss after the step, adapts the damping and judges the step."""
+
+    def value_after() -> jax.Array:
+        return value_at(params_after(params, step)).astype(found.value.dtype)
+
+    value = cond(moves, value_after, lambda: found.value)
+    achieved = reduction_ratio(found.value, value, plane.predicted)
+    judged = moves & achieved.meaningful
+    return _Trial(
+        damping=jnp.where(judged, _adapted(last.damping, achieved), last.damping),
+        ratio=jnp.where(judged, achieved.ratio, last.ratio),
+        rejected=judged & (achieved.ratio < 0),
+    )
+
+
 class _Plane(NamedTuple):
+    """The best step in the plane."""
+
     step_size: jax.Array
     momentum: jax.Array
     predicted: jax.Array  # reduction of the loss by the undamped model
@@ -264,6 +348,7 @@ class _Plane(NamedTuple):
 def _best_in_plane(
     found: DirectionalCurvature, damping: jax.Array, last_step_size: jax.Array
 ) -> _Plane:
+    """Solves the damped system of two equations, with its fallbacks."""
     slope_u, slope_s = found.slopes
     (uu, us), (_, ss) = found.matrix
     finite = jnp.isfinite(found.value) & jnp.all(jnp.isfinite(found.slopes))
@@ -305,6 +390,7 @@ def _best_in_plane(
 
 
 def _adapted(damping: jax.Array, achieved: ReductionRatio) -> jax.Array:
+    """The damping after a step: Levenberg-Marquardt."""
     low, high = (jnp.asarray(x, damping.dtype) for x in (MIN_DAMPING, MAX_DAMPING))
     # The floor lets a damping that has vanished come back; a zero may stay one.
     grown = jnp.clip(damping * GROW, low, high)

@@ -1,65 +1,23 @@
-"""Inner products over parameter trees: with `stacked_products` all that reduces them.
+"""Inner products of parameter trees: with `stacked_products`, all reductions of them.
 
 Every reduction is ``sum(x * y)`` leaf by leaf, in float32 or wider, and never a
-concatenation: on a sharded mesh only scalars travel. On a single CPU `joint_reductions`
-takes several products in one sweep.
+concatenation: on a sharded mesh only scalars are communicated.
 """
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, promote
 from nlcg_optax.trees.split import axis_of_parameters
-from nlcg_optax.xla.joint_reductions import (
-    REDUCTIONS,
-    Reducer,
-    joint_reductions,
-    larger,
-)
+from nlcg_optax.xla.joint_reductions import Reducer, larger, reductions
 
 Scope: TypeAlias = Literal["global", "per_leaf"]
 
 SCOPES = ("global", "per_leaf")
-
-
-class InnerProducts(NamedTuple):
-    """The scalars that a conjugacy rule may read.
-
-    Notation: ``g`` is the gradient, ``z = P g`` the preconditioned gradient, ``d``
-    the *previous* search direction (a descent direction), ``y = g - g_prev`` the
-    change of the gradient. The field ``a_b`` holds the real inner product ``aᵀb``.
-    Every field is a real scalar, float32 or wider (float64 if a parameter is).
-
-    Attributes:
-      g_z: ``gᵀz = gᵀP g``.
-      y_z: ``yᵀz = (g - g_prev)ᵀP g``.
-      d_g: ``dᵀg``, zero after an exact line search.
-      d_y: ``dᵀy``, the curvature along the previous direction times the step.
-      d_g_prev: ``dᵀg_prev``, the slope at which ``d`` set out; negative.
-      g_prev_z_prev: ``g_prevᵀz_prev``, the previous step's ``gᵀP g``.
-      g_z_prev: ``gᵀz_prev`` with the *stored* ``z_prev``.
-      y_p_y: ``yᵀP y``, as ``yᵀ(z - z_prev)``; never negative.
-      d_pinv_d: ``dᵀP⁻¹d`` (``dᵀd`` without a preconditioner), from the recurrence
-        ``dᵀP⁻¹d <- gᵀz - 2βdᵀg + β²dᵀP⁻¹d``, which needs no solve with P.
-      z_h_d: ``zᵀH d`` with the Hessian of the batch of g, at the present parameters.
-      d_h_d: ``dᵀH d``, likewise.
-    """
-
-    g_z: jax.Array
-    y_z: jax.Array
-    d_g: jax.Array
-    d_y: jax.Array
-    d_g_prev: jax.Array
-    g_prev_z_prev: jax.Array
-    g_z_prev: jax.Array
-    y_p_y: jax.Array
-    d_pinv_d: jax.Array
-    z_h_d: jax.Array | float = 0.0
-    d_h_d: jax.Array | float = 0.0
 
 
 def vdots(
@@ -138,7 +96,7 @@ def products_and_maxima(
     dtype = _common_dtype([*pairs, tuple(trees)]) if dtype is None else dtype
     sizes = [[jnp.abs(x).astype(dtype) for x in jax.tree.leaves(t)] for t in trees]
     reducers: list[Reducer] = [jax.lax.add] * len(pairs) + [larger] * len(trees)
-    values = _reduced([*_products_by_leaf(pairs, dtype), *sizes], reducers, dtype)
+    values = reductions([*_products_by_leaf(pairs, dtype), *sizes], reducers, dtype)
     products, maxima = values[: len(pairs)], values[len(pairs) :]
     axis_name = axis_of_parameters()
     if axis_name is None or not values:
@@ -204,37 +162,6 @@ def _leaf_products(x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
         )
         return real + imag
     return jnp.asarray(x, dtype) * jnp.asarray(y, dtype)
-
-
-def _reduced(
-    lists: list[list[jax.Array]], reducers: list[Reducer], dtype: jnp.dtype
-) -> list[jax.Array]:
-    """The sum or the largest of all elements of each list of arrays."""
-
-    def one_by_one(lists: list[list[jax.Array]]) -> list[jax.Array]:
-        return [
-            functools.reduce(
-                reducer,
-                [REDUCTIONS[reducer](leaf) for leaf in leaves],
-                jnp.zeros([], dtype),
-            )
-            for reducer, leaves in zip(reducers, lists, strict=True)
-        ]
-
-    if not _alike(lists) or jax.device_count() > 1:
-        # Several devices may share an array, and it would have to be gathered.
-        return one_by_one(lists)
-    return jax.lax.platform_dependent(
-        lists,
-        cpu=lambda lists: joint_reductions(lists, reducers, dtype),
-        default=one_by_one,
-    )
-
-
-def _alike(trees: list[list[jax.Array]]) -> bool:
-    """Whether there are several trees, and leaf by leaf of equal shapes."""
-    shapes = [[leaf.shape for leaf in leaves] for leaves in trees]
-    return len(trees) > 1 and all(x == shapes[0] for x in shapes)
 
 
 def max_abs(tree: PyTree) -> jax.Array:

@@ -1,1 +1,5 @@
-"""All that knows how XLA compiles: each function computes what its plain twin does."""
+"""All that knows how XLA compiles a program.
+
+Each function computes what its plain twin in the same file computes, up to rounding.
+`nlcg_optax.xla.switch` decides which of the two is taken.
+"""

@@ -1,69 +1,76 @@
-"""Conditionals and loops that an update outside of ``jit`` runs without compiling.
+"""Conditionals and loops that compile nothing where Python can decide.
 
-``jax.lax.cond`` and ``jax.lax.while_loop`` compile what they are given, and functions
-that an update defines are new at every call. Where the condition is known there is
-nothing to compile: Python branches and loops by itself.
+Outside of ``jax.jit``, JAX compiles a conditional or a loop again at every call whose
+functions are new objects, as closures are. There the values of predicates are known,
+and Python's own ``if`` and ``while`` do the same.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree
-
-
-def is_known(flag: bool | jax.Array) -> bool:
-    """Whether a flag has a value already, as it has outside of ``jit`` and ``vmap``.
-
-    Examples:
-      >>> import jax, jax.numpy as jnp
-      >>> is_known(jnp.array(True))
-      True
-      >>> jax.jit(lambda flag: is_known(flag))(True)
-      Array(False, dtype=bool)
-    """
-    return not isinstance(flag, jax.core.Tracer)
+from nlcg_optax.xla import switch
 
 
 def cond(
-    flag: bool | jax.Array,
+    predicate: bool | jax.Array,
     true_fn: Callable[..., PyTree],
     false_fn: Callable[..., PyTree],
-    *operands: PyTree,
+    *operands: Any,
 ) -> PyTree:
-    """Computes ``jax.lax.cond(flag, true_fn, false_fn, *operands)``.
+    """Computes ``jax.lax.cond(predicate, true_fn, false_fn, *operands)``, its twin.
+
+    Args:
+      predicate: a boolean scalar.
+      true_fn: function of the operands.
+      false_fn: function of the operands, with results of the same shapes and dtypes.
+      *operands: trees of arrays.
+
+    Returns:
+      The result of one of the functions.
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> cond(jnp.array(False), lambda x: x + 1, lambda x: x - 1, 3)
-      2
+      >>> cond(jnp.array(True), lambda x: x + 1, lambda x: x, jnp.float32(1.))
+      Array(2., dtype=float32)
     """
-    if is_known(flag):
-        return true_fn(*operands) if bool(flag) else false_fn(*operands)
-    return jax.lax.cond(flag, true_fn, false_fn, *operands)
+    if _is_left_to_lax(predicate):
+        return jax.lax.cond(predicate, true_fn, false_fn, *operands)
+    return true_fn(*operands) if predicate else false_fn(*operands)
 
 
 def while_loop(
-    condition: Callable[[Any], jax.Array], body: Callable[[Any], Any], carry: Any
-) -> Any:
-    """Computes ``jax.lax.while_loop(condition, body, carry)``.
+    cond_fn: Callable[[PyTree], jax.Array],
+    body_fn: Callable[[PyTree], PyTree],
+    init: PyTree,
+) -> PyTree:
+    """Computes ``jax.lax.while_loop(cond_fn, body_fn, init)``, its twin.
 
     Args:
-      condition: whether to take another turn.
-      body: one turn; its result has the structure, shapes and dtypes of the carry.
-      carry: a tree of arrays.
+      cond_fn: from the carry to whether to continue.
+      body_fn: from the carry to the next carry, of the same shapes and dtypes.
+      init: the first carry.
 
     Returns:
-      The last carry.
+      The first carry for which ``cond_fn`` is false.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> while_loop(lambda x: x < 10, lambda x: 2 * x, jnp.int32(3))
       Array(12, dtype=int32)
     """
-    while is_known(flag := condition(carry)):
-        if not bool(flag):
+    carry = init
+    while not _is_left_to_lax(predicate := cond_fn(carry)):
+        if not predicate:
             return carry
-        carry = body(carry)
-    return jax.lax.while_loop(condition, body, carry)
+        carry = body_fn(carry)
+    return jax.lax.while_loop(cond_fn, body_fn, carry)
+
+
+def _is_left_to_lax(predicate: bool | jax.Array) -> bool:
+    # Under `jit` the result of an operation is a tracer even if no operand is one.
+    traced = isinstance(jnp.logical_not(predicate), jax.core.Tracer)
+    return traced or not switch.is_on()

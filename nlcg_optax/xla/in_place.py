@@ -1,73 +1,80 @@
-"""What XLA is to compute first, where its own choice costs memory traffic."""
+"""States that XLA can write over the old ones, instead of copying them first."""
 
-import itertools
+import functools
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from nlcg_optax.dtypes import PyTree, promote
+from nlcg_optax.dtypes import PyTree
+from nlcg_optax.xla import switch
 
 
-def settle(*scalars: jax.Array) -> tuple[jax.Array, ...]:
-    """Makes XLA finish a few scalars before the elementwise work that uses them.
+class SelfGuardedTransformation(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
+    """A transformation that ignores a gradient whose squared norm is not finite.
 
-    The identity. Without it the compiler fuses the whole scalar computation into the
-    loop of every leaf, and copies state that it could overwrite.
+    Its ``update`` then returns the state that it was given. Where it is the
+    preconditioner of `scale_by_nlcg` itself, not a member of a chain, the new state is
+    taken without a selection between the new and the old one (see `selected`).
+    """
+
+
+def selected(
+    tx: optax.GradientTransformation, condition: jax.Array, new: PyTree, old: PyTree
+) -> PyTree:
+    """Selects the new state of a transformation where a condition holds, else the old.
+
+    The plain twin is the selection itself. For a `SelfGuardedTransformation` there is
+    none, because XLA would keep both states for it: a copy of every array.
 
     Args:
-      *scalars: real or boolean scalars, or vectors of an entry a leaf.
+      tx: the transformation.
+      condition: a boolean scalar, false only if the gradient is not finite or if
+        ``tx`` returned something that is not finite.
+      new: its new state.
+      old: its old state.
 
     Returns:
-      The same.
+      One of the states.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> settle(jnp.float32(2.), jnp.array(True))
-      (Array(2., dtype=float32), Array(True, dtype=bool))
+      >>> selected(optax.identity(), jnp.array(False), jnp.ones(2), jnp.zeros(2))
+      Array([0., 0.], dtype=float32)
     """
-    return jax.lax.platform_dependent(
-        *scalars,
-        cpu=_settle_by_sort,
-        default=lambda *values: tuple(jax.lax.optimization_barrier(values)),
-    )
+    if isinstance(tx, SelfGuardedTransformation) and switch.is_on():
+        return new
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 
-def _settle_by_sort(*scalars: jax.Array) -> tuple[jax.Array, ...]:
-    # XLA's CPU pipeline drops optimization barriers before it fuses. The result of a
-    # sort is never fused, and sorting two equal numbers changes nothing.
-    dtype = promote(jnp.float32, *(x.dtype for x in scalars))
-    parts = [jnp.ravel(x).astype(dtype) for x in scalars]
-    flat = jnp.concatenate(parts)
-    flat = jax.lax.sort(jnp.stack([flat, flat]), dimension=0)[0]
-    ends = itertools.accumulate(part.size for part in parts)
-    return tuple(
-        flat[end - x.size : end].reshape(x.shape).astype(x.dtype)
-        for x, end in zip(scalars, ends, strict=True)
-    )
+def flag_per_leaf(flag: jax.Array, after: PyTree) -> PyTree:
+    """Copies a flag for each leaf of a tree, available once that leaf is computed.
 
-
-def flags_after(flag: jax.Array, tree: PyTree) -> PyTree:
-    """Copies a flag for each leaf of a tree, to be read once the leaf is computed.
-
-    What is written where such a flag is true can then take the place of an array that
-    the leaf is computed from, which XLA on CPU would otherwise copy first. On several
-    devices, and off the CPU, the copies are the flag itself.
+    A selection by such a flag can write its result over an array from which the leaf
+    is computed. By the flag itself, XLA on CPU selects first and copies that array.
 
     Args:
       flag: a boolean scalar.
-      tree: a tree of real or complex arrays without NaN, which would clear the flag.
+      after: a tree of real or complex arrays without NaN, which would clear the flag.
 
     Returns:
       A tree of boolean scalars, all equal to ``flag``.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> flags_after(jnp.array(True), {"w": jnp.array([1., -3.])})
+      >>> flag_per_leaf(jnp.array(True), after={"w": jnp.array([1., -3.])})
       {'w': Array(True, dtype=bool)}
     """
-    if jax.device_count() > 1:
-        return jax.tree.map(lambda _: flag, tree)
+    if switch.on_one_cpu(after):
+        return _flag_per_leaf(flag, after)
+    return plain_flag_per_leaf(flag, after)
 
+
+def plain_flag_per_leaf(flag: jax.Array, after: PyTree) -> PyTree:
+    """The plain twin of `flag_per_leaf`."""
+    return jax.tree.map(lambda _: flag, after)
+
+
+@functools.partial(jax.jit, inline=True)
+def _flag_per_leaf(flag: jax.Array, after: PyTree) -> PyTree:
     def read_first(leaf: jax.Array) -> jax.Array:
         if not leaf.size:
             return flag
@@ -75,7 +82,8 @@ def flags_after(flag: jax.Array, tree: PyTree) -> PyTree:
         return flag & ~jnp.isnan(leaf[(0,) * leaf.ndim])
 
     return jax.lax.platform_dependent(
-        tree,
-        cpu=lambda leaves: jax.tree.map(read_first, leaves),
-        default=lambda leaves: jax.tree.map(lambda _: flag, leaves),
+        flag,
+        after,
+        cpu=lambda _, leaves: jax.tree.map(read_first, leaves),
+        default=plain_flag_per_leaf,
     )

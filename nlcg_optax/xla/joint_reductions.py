@@ -1,8 +1,9 @@
-"""Reductions of several lists of arrays at once: how a single CPU takes inner products.
+"""Reductions of several lists of arrays at once, for inner products on a single CPU.
 
-XLA gives every sum a kernel of its own, which reads its operands again and adds one
-number after the other. Here one kernel, a reduction of several operands, takes several
-sums of several arrays: less is read, and the additions do not wait for each other.
+XLA compiles every sum to a kernel of its own, which reads its operands again and adds
+one number after the other. Here one kernel, a reduction of several operands, computes
+several sums of several arrays: less is read, and the additions do not wait for each
+other.
 """
 
 import functools
@@ -13,10 +14,12 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-SHARING = 3  # arrays of one shape in a kernel; more are no faster
-SHORTEST_ROW = 32  # sums of shorter rows would take long to write
-# So many numbers at most are added up one after the other: each sum is off by so many
-# units of rounding at worst, and by the root of that on average.
+from nlcg_optax.xla import switch
+
+SHARING = 3  # arrays of one shape per kernel; more are no faster
+SHORTEST_ROW = 32  # the sums of shorter rows are too many to write quickly
+# The most numbers that are added one after the other. The rounding error of a sum is at
+# most this many units, and the square root of that on average.
 LONGEST_RUN = 8192
 
 Arrays: TypeAlias = Sequence[jax.Array]
@@ -54,32 +57,65 @@ REDUCTIONS: dict[Reducer, Callable[..., jax.Array]] = {
 }
 
 
-def joint_reductions(
+def reductions(
     lists: Sequence[Arrays], reducers: Sequence[Reducer], dtype: Any
 ) -> list[jax.Array]:
     """Computes the sum, or the largest, of all elements of several lists of arrays.
 
-    Arrays of one shape are merged with each other, then the rows of what there is are
-    reduced, and vectors of these results treated likewise.
+    On a single CPU, lists with the same shapes are reduced together.
 
     Args:
-      lists: lists of real arrays, with the same shapes in every list. Arrays that are
-        split over devices would be gathered.
-      reducers: ``jax.lax.add`` for a sum or `larger` for the largest element, zero if
-        all are negative or there are none; one a list.
+      lists: lists of real arrays.
+      reducers: one per list: ``jax.lax.add`` for a sum or `larger` for the largest
+        element, zero if all are negative or there are none.
       dtype: of the arrays and the results.
 
     Returns:
-      A scalar a list.
+      One scalar per list.
 
     Examples:
       >>> import jax, jax.numpy as jnp
       >>> x, y = jnp.ones([2, 40]), jnp.ones([3])
-      >>> joint_reductions(
-      ...     [[x, y], [2 * x, -y]], [jax.lax.add, larger], jnp.float32)
+      >>> reductions([[x, y], [2 * x, -y]], [jax.lax.add, larger], jnp.float32)
       [Array(83., dtype=float32), Array(2., dtype=float32)]
     """
-    reducers = tuple(reducers)
+    lists, reducers = [list(arrays) for arrays in lists], tuple(reducers)
+    shapes = [[array.shape for array in arrays] for arrays in lists]
+    alike = len(lists) > 1 and all(x == shapes[0] for x in shapes)
+    if alike and switch.on_one_cpu(lists):
+        return _joint_on_cpu(lists, reducers, jnp.dtype(dtype))
+    return plain_reductions(lists, reducers, dtype)
+
+
+def plain_reductions(
+    lists: Sequence[Arrays], reducers: Sequence[Reducer], dtype: Any
+) -> list[jax.Array]:
+    """The plain twin of `reductions`: array by array."""
+    return [
+        functools.reduce(
+            reducer, map(REDUCTIONS[reducer], arrays), jnp.zeros([], dtype)
+        )
+        for reducer, arrays in zip(reducers, lists, strict=True)
+    ]
+
+
+# Compiled once for all eager calls with arrays of these shapes: JAX would compile the
+# reduction of several operands, whose reducer is a new function, at every call.
+@functools.partial(jax.jit, static_argnames=("reducers", "dtype"), inline=True)
+def _joint_on_cpu(
+    lists: list[list[jax.Array]], reducers: tuple[Reducer, ...], dtype: jnp.dtype
+) -> list[jax.Array]:
+    return jax.lax.platform_dependent(
+        lists,
+        cpu=lambda lists: _joint(lists, reducers, dtype),
+        default=lambda lists: plain_reductions(lists, reducers, dtype),
+    )
+
+
+def _joint(
+    lists: Sequence[Arrays], reducers: tuple[Reducer, ...], dtype: Any
+) -> list[jax.Array]:
+    """Merges arrays of one shape, then reduces rows, then the vectors of these sums."""
     totals: Arrays = []
     vectors: dict[int, Arrays] = {}
     for arrays in _alike_merged(reducers, list(zip(*lists, strict=True))):

@@ -1,4 +1,4 @@
-"""Large constants of a function, held once however often it is evaluated."""
+"""Large constants of a function, stored once however often it is evaluated."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,20 +7,22 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-SMALLEST = 1024  # numbers; shorter constants do not count
+from nlcg_optax.xla import switch
+
+SMALLEST = 1024  # elements; smaller constants stay in the function
 
 
 def share_constants(fn: Callable[..., Any], *args: Any) -> Callable[..., Any]:
-    """Returns the function with its large constants held outside of it.
+    """Returns the function with its large constants stored outside of it.
 
-    XLA gives every branch and every loop that evaluates a function copies of its own of
+    XLA gives every branch and every loop that evaluates a function its own copies of
     the arrays that it closes over, such as the data of a fit. They take memory, and a
-    copy that is seldom read has left the processor's caches when its turn comes.
-    Integers stay where they are: XLA computes ahead what is indexed by them.
+    copy that is read rarely is no longer in the processor's caches. Integers stay in
+    the function: XLA precomputes what is indexed by them. The plain twin is ``fn``.
 
     Args:
       fn: a function of arrays.
-      *args: what it is to be called with; only shapes and dtypes count.
+      *args: its arguments; only shapes and dtypes count.
 
     Returns:
       A function that computes the same for arguments of these shapes and dtypes.
@@ -35,10 +37,12 @@ def share_constants(fn: Callable[..., Any], *args: Any) -> Callable[..., Any]:
       >>> bool(jax.jit(product)(data) == data @ data)
       True
     """
+    if not switch.is_on():
+        return fn
     jaxpr, out = jax.make_jaxpr(fn, return_shape=True)(*args)
     if not any(_is_large(const) for const in jaxpr.consts):
         return fn
-    # Behind a barrier it is no constant any more, of which copies could be made.
+    # After a barrier it is no longer a constant, so XLA makes no copies.
     consts = [
         jax.lax.optimization_barrier(const) if _is_large(const) else const
         for const in jaxpr.consts

@@ -1,4 +1,4 @@
-"""The optimisers under contract: every rule, form and preconditioner, and how to run.
+"""The optimizers under contract: every rule, form and preconditioner, and how to run.
 
 A `Case` holds a factory and its arguments, so that tests can wrap the factory
 (``optax.inject_hyperparams``) or replace an argument (``case.make(state_dtype=...)``).
@@ -23,9 +23,14 @@ from nlcg_optax import (
     scale_by_gauss_newton_bartlett,
     scale_by_hutchinson,
     scale_by_kronecker,
+    scale_by_nlcg,
     scale_by_orthogonalization,
-    scale_by_scaled_cg_step,
     scale_by_subspace_step,
+)
+from nlcg_optax.contrib import (
+    scale_by_daniel,
+    scale_by_nlcg_with_restart_memory,
+    scale_by_scaled_cg_step,
 )
 from nlcg_optax.dtypes import with_standard_promotion
 
@@ -48,7 +53,7 @@ def _unit_noise(key: jax.Array, output: jax.Array) -> jax.Array:
 
 
 class Case(NamedTuple):
-    """An optimiser, and which extra arguments its ``update`` needs."""
+    """An optimizer, and which extra arguments its ``update`` needs."""
 
     name: str
     factory: Callable[..., optax.GradientTransformationExtraArgs]
@@ -84,19 +89,34 @@ def _deterministic(name: str, **kwargs: Any) -> Case:
     return Case(name, nlcg, kwargs, SEARCH_EXTRAS)
 
 
-UNBOUNDED = {"beta_min": -float("inf"), "beta_max": float("inf")}
+def chained(
+    learning_rate: optax.ScalarOrSchedule,
+    direction: Callable[..., optax.GradientTransformation] = scale_by_nlcg,
+    **kwargs: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """A direction with a learning rate, for arguments that `nlcg` does not take."""
+    return optax.chain(direction(**kwargs), optax.scale_by_learning_rate(learning_rate))
+
+
+def _chained(name: str, extras: tuple[str, ...] = (), **kwargs: Any) -> Case:
+    return Case(name, chained, {"learning_rate": RATE, **kwargs}, extras)
+
 
 STOCHASTIC = [
     # As the paper has it; most of the others keep the default, which is smoothed.
     _stochastic("fr", rule="fr", beta_smoothing=0.0, beta_max=1.0),
     _stochastic("pr+", rule="pr+"),
-    _stochastic("hz", rule="hz", beta_smoothing=0.0, **UNBOUNDED),
+    _chained("hz", rule="hz"),
     _stochastic("constant", rule=0.9),
-    _stochastic("daniel", ("value_fn",), rule="daniel"),
-    _stochastic("per_leaf", rule="pr+", scope="per_leaf"),
+    _chained("daniel", ("value_fn",), direction=scale_by_daniel),
+    _chained("per_leaf", rule="pr+", scope="per_leaf"),
     _stochastic("smoothed", rule="fr", beta_smoothing=0.5),
-    _stochastic(
-        "restarted", rule="hs", restart="powell", restart_period=7, restart_memory=2
+    _chained("restarted", rule="hs", restart="powell", restart_period=7),
+    _chained(
+        "restart_memory",
+        direction=scale_by_nlcg_with_restart_memory,
+        rule="hs",
+        memory=2,
     ),
     _stochastic("rms", rule="fr", preconditioner=optax.scale_by_rms()),
     _stochastic(
@@ -104,13 +124,7 @@ STOCHASTIC = [
         rule="pr+",
         preconditioner=optax.scale_by_factored_rms(min_dim_size_to_factor=2),
     ),
-    _stochastic(
-        "orthogonal",
-        rule="hz",
-        preconditioner=ORTHOGONAL,
-        beta_smoothing=0.0,
-        **UNBOUNDED,
-    ),
+    _chained("orthogonal", rule="hz", preconditioner=ORTHOGONAL),
     _stochastic("kronecker", preconditioner=KRONECKER),
     _stochastic(
         "secant_rate", rule="fr", preconditioner=scale_by_diagonal_secant(RATE)
@@ -152,9 +166,15 @@ STOCHASTIC = [
 ]
 
 DETERMINISTIC = [
-    _deterministic("zoom"),
+    _deterministic("search"),
     _deterministic(
-        "zoom_secant", preconditioner=scale_by_diagonal_secant(secant="hvp")
+        "search_secant", preconditioner=scale_by_diagonal_secant(secant="hvp")
+    ),
+    _deterministic(
+        "zoom",
+        linesearch=optax.scale_by_zoom_linesearch(
+            30, curv_rtol=0.1, initial_guess_strategy="one"
+        ),
     ),
     _deterministic(
         "backtracking",
@@ -187,8 +207,8 @@ KEY_CASES = [
         "subspace_step",
         "paper_fr_step",
         "paper_pr_online",
-        "zoom",
-        "zoom_secant",
+        "search",
+        "search_secant",
         "backtracking_rms",
     )
 ]
@@ -205,9 +225,12 @@ def make_step(
     """One step of training, ``(params, state) -> (params, state)``, not yet jitted."""
 
     def step(params: Any, state: Any) -> tuple[Any, Any]:
-        value, grad = jax.value_and_grad(value_fn)(params)
-        grad = jax.tree.map(jnp.conj, grad)  # steepest ascent of complex parameters
-        extra_args = case.extra_args(value, grad, value_fn)
+        value, derivative = jax.value_and_grad(value_fn)(params)
+        grad = jax.tree.map(jnp.conj, derivative)  # the steepest ascent
+        # Optax's zoom search reads the slope off the ascent, all others off jax.grad's.
+        extra_args = case.extra_args(
+            value, grad if case.name == "zoom" else derivative, value_fn
+        )
         updates, state = tx.update(grad, state, params, **extra_args)
         return optax.apply_updates(params, updates), state
 
@@ -233,7 +256,7 @@ def small_loss(params: dict[str, jax.Array]) -> jax.Array:
 def compiled_step(
     name: str,
 ) -> tuple[optax.GradientTransformationExtraArgs, Callable[[Any, Any], Any]]:
-    """The optimiser of a case and its jitted step on `small_loss`, compiled once."""
+    """The optimizer of a case and its jitted step on `small_loss`, compiled once."""
     case = BY_NAME[name]
     tx = case.make()
     return tx, jax.jit(make_step(case, tx, small_loss))

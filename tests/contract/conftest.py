@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 
 # One case for each form (stochastic, with and without the loss, line search) and kind
 # of diagonal preconditioner. `make test-slow`, and CI, run all.
-FAST = {"pr+", "rms", "secant_rate", "secant_hvp", "paper_fr_step", "zoom"}
+FAST = {"pr+", "rms", "secant_rate", "secant_hvp", "paper_fr_step", "search"}
 
 
 def pytest_collection_modifyitems(items):

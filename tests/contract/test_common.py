@@ -1,4 +1,4 @@
-"""Proves the properties of Optax's own common tests for every optimiser here."""
+"""Proves the properties of Optax's own common tests for every optimizer here."""
 
 import functools
 import re
@@ -138,7 +138,7 @@ def test_zero_gradients_move_nothing(case):
             "factored",
             "secant_hvp",
             "paper_layerwise",
-            "zoom",
+            "search",
         )
     ],
     ids=ids,
@@ -247,7 +247,7 @@ QUADRATIC_CASES = [
     *((case, "mixed") for case in CASES),
     *(
         (BY_NAME[name], problem)
-        for name in ("fr", "factored", "orthogonal", "paper_layerwise", "zoom")
+        for name in ("fr", "factored", "orthogonal", "paper_layerwise", "search")
         for problem in ("parabola", "matrix")
     ),
 ]

@@ -13,7 +13,6 @@ from tests.contract.cases import (
     CASES,
     KEY_CASES,
     RATE,
-    UNBOUNDED,
     ids,
     make_step,
     small_loss,
@@ -119,19 +118,15 @@ def test_half_precision_inner_products_neither_overflow_nor_stagnate():
 
 # Not the secant and the second-moment preconditioners: they give a complex number one
 # real curvature, where the twin has two.
-TWIN_KWARGS = {
-    "fr": {"learning_rate": RATE, "rule": "fr"},
-    "pr+": {"learning_rate": RATE},
-    "hz": {"learning_rate": RATE, "rule": "hz", **UNBOUNDED},
-    "per_leaf": {"learning_rate": RATE, "scope": "per_leaf"},
-    "restarted": {
-        "learning_rate": RATE,
-        "rule": "hs",
-        "restart": "powell",
-        "restart_period": 3,
-    },
-    "zoom": {},
-    "backtracking": {"linesearch": optax.scale_by_backtracking_linesearch(20)},
+TWINS = {
+    "fr": nlcg(RATE, "fr"),
+    "pr+": nlcg(RATE),
+    "hz": BY_NAME["hz"].make(),
+    "per_leaf": BY_NAME["per_leaf"].make(),
+    "restarted": BY_NAME["restarted"].make(restart_period=3),
+    "search": nlcg(),
+    "zoom": BY_NAME["zoom"].make(),
+    "backtracking": nlcg(linesearch=optax.scale_by_backtracking_linesearch(20)),
 }
 
 
@@ -156,13 +151,13 @@ def _split(z):
     return jax.tree.map(lambda x: jnp.stack([jnp.real(x), jnp.imag(x)], -1), z)
 
 
-@pytest.mark.parametrize("name", TWIN_KWARGS)
+@pytest.mark.parametrize("name", TWINS)
 @pytest.mark.parametrize("precision", ["complex64", "complex128"])
 def test_complex_problem_is_its_real_twin(name, precision, request, standard_promotion):
     if precision == "complex128":
         request.getfixturevalue("x64")
-    tx = nlcg(**TWIN_KWARGS[name])
-    case = BY_NAME["zoom" if name in ("zoom", "backtracking") else "pr+"]
+    tx = TWINS[name]
+    case = BY_NAME[name if name in ("search", "zoom", "backtracking") else "pr+"]
     start = _complex_start(precision)
     step = jax.jit(make_step(case, tx, _complex_loss))
     twin_step = jax.jit(make_step(case, tx, lambda t: _complex_loss(_join(t))))

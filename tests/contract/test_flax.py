@@ -1,4 +1,4 @@
-"""Proves that the optimisers drive Flax: `TrainState` and `nnx.Optimizer`."""
+"""Proves that the optimizers drive Flax: `TrainState` and `nnx.Optimizer`."""
 
 import itertools
 
@@ -42,7 +42,7 @@ def test_train_state_applies_gradients(case):
     chex.assert_trees_all_close(state.opt_state, own[1], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["paper_fr_step", "secant_hvp", "zoom"])
+@pytest.mark.parametrize("name", ["paper_fr_step", "secant_hvp", "search"])
 def test_train_state_with_extra_arguments_goes_by_replace(name):
     # `apply_gradients` forwards no extra arguments to `tx.update`: its own keywords
     # are fields to replace. So the update is spelt out, in two lines.
@@ -86,7 +86,7 @@ def _model_loss(model):
 
 @pytest.mark.parametrize(
     "name",
-    ["pr+", "rms", "secant_params", "secant_hvp", "paper_fr_step", "zoom_secant"],
+    ["pr+", "rms", "secant_params", "secant_hvp", "paper_fr_step", "search_secant"],
 )
 def test_nnx_optimizer_forwards_extra_arguments(name):
     case = BY_NAME[name]
@@ -94,7 +94,7 @@ def test_nnx_optimizer_forwards_extra_arguments(name):
     graphdef, start = nnx.split(model, nnx.Param)
     optimizer = nnx.Optimizer(model, case.make(), wrt=nnx.Param)
 
-    def value_fn(params):  # of the state of parameters, as the optimiser sees it
+    def value_fn(params):  # of the state of parameters, as the optimizer sees it
         return _model_loss(nnx.merge(graphdef, params))
 
     @nnx.jit
@@ -133,7 +133,7 @@ def test_nnx_value_fn_with_batch_statistics():
             return self.norm(self.linear(x))
 
     model = Net(nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, BY_NAME["zoom_secant"].make(), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, BY_NAME["search_secant"].make(), wrt=nnx.Param)
 
     @nnx.jit
     def step(model, optimizer):

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nlcg_optax import nlcg, scale_by_diagonal_secant, split_parameters
-from tests.contract.cases import BY_NAME, RATE, make_step
+from tests.contract.cases import BY_NAME, RATE, chained, make_step
 
 pytestmark = pytest.mark.devices
 
@@ -92,8 +92,8 @@ def test_the_counter_of_collectives_sees_them():
 HLO_CASES = {
     "fr": nlcg(RATE, "fr"),
     "pr+": nlcg(RATE, "pr+"),
-    "hz": nlcg(RATE, "hz", beta_min=-np.inf, beta_max=np.inf, restart="powell"),
-    "per_leaf": nlcg(RATE, "pr+", scope="per_leaf"),
+    "hz": chained(RATE, rule="hz", restart="powell"),
+    "per_leaf": chained(RATE, rule="pr+", scope="per_leaf"),
     "secant": nlcg(RATE, "fr", preconditioner=scale_by_diagonal_secant(RATE)),
     "secant_params": nlcg(RATE, preconditioner=scale_by_diagonal_secant()),
 }
@@ -131,12 +131,10 @@ SHARDED = [
         "curvature_step",
         "subspace_step",
         "paper_layerwise",
+        "search",
     )
     for kind in AXIS_TYPES
 ]
-# Not on an explicit mesh: `optax.tree.vdot` in Optax's searches ravels its arguments,
-# which a contraction of explicitly sharded arrays does not allow.
-SHARDED.append(("zoom", "auto"))
 
 
 @pytest.mark.parametrize(("name", "kind"), SHARDED)
@@ -202,8 +200,8 @@ def _split_run(make, steps, axis_name):
 
 SPLIT = {
     "pr+": lambda: nlcg(RATE, "pr+"),
-    "hz": lambda: nlcg(RATE, "hz", beta_min=-np.inf, beta_max=np.inf),
-    "per_leaf": lambda: nlcg(RATE, "pr+", scope="per_leaf"),
+    "hz": lambda: chained(RATE, rule="hz"),
+    "per_leaf": lambda: chained(RATE, rule="pr+", scope="per_leaf"),
     "secant": lambda: nlcg(RATE, "fr", preconditioner=scale_by_diagonal_secant(RATE)),
 }
 
@@ -265,7 +263,7 @@ DATA_PARALLEL = [
 
 @pytest.mark.parametrize(("name", "check_vma"), DATA_PARALLEL)
 def test_data_parallel_shard_map_is_the_big_batch(name, check_vma):
-    """Gradients and losses are averaged; nothing else is told to the optimiser."""
+    """Gradients and losses are averaged; nothing else is told to the optimizer."""
     case, mesh = BY_NAME[name], _mesh("auto")
     x = jnp.asarray(np.sin(np.arange(48.0)).reshape(16, 3), jnp.float32)
     y = jnp.asarray(np.cos(np.arange(16.0)), jnp.float32)

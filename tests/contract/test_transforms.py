@@ -98,7 +98,7 @@ def test_nothing_leaks_from_a_trace(case):
     chex.assert_trees_all_equal_shapes_and_dtypes(out, params)
 
 
-@pytest.mark.parametrize("name", ["pr+", "secant_hvp", "paper_fr_step", "zoom"])
+@pytest.mark.parametrize("name", ["pr+", "secant_hvp", "paper_fr_step", "search"])
 def test_scan_gives_the_numbers_of_a_loop(name):
     case = BY_NAME[name]
     tx, jitted = compiled_step(name)

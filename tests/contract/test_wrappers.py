@@ -9,15 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import (
-    RULES,
-    diagnostics,
-    fill_masked,
-    nlcg,
-    paper_schedule,
-    scale_by_nlcg,
-    virtual_batch,
-)
+from nlcg_optax import diagnostics, fill_masked, nlcg, paper_schedule, scale_by_nlcg
+from nlcg_optax.direction.rules import RULES
+from nlcg_optax.wrappers import virtual_batch
 from tests.contract.cases import (
     BY_NAME,
     KEY_CASES,
@@ -34,7 +28,7 @@ each_key_case = pytest.mark.parametrize("case", KEY_CASES, ids=ids)
 
 @functools.cache
 def _three_steps(name):
-    """Parameters and state after each of three steps of the bare optimiser."""
+    """Parameters and state after each of three steps of the bare optimizer."""
     tx, step = compiled_step(name)
     carries = [(small_params(), tx.init(small_params()))]
     for _ in range(3):
@@ -151,7 +145,7 @@ def test_masked_and_partition_solve_the_part(case, wrapper):
     )
 
 
-def test_partition_keeps_two_optimisers_apart():
+def test_partition_keeps_two_optimizers_apart():
     first, second = BY_NAME["pr+"].make(), BY_NAME["rms"].make()
     tx = optax.partition({"1": first, "2": second}, {"b": "1", "w": "2"})
     params = small_params()
@@ -272,10 +266,8 @@ def test_virtual_batch_is_the_step_of_the_big_batch(case):
     big_params, big_state = _big_batch_run(case.name)
     # The mean of means is the mean up to roundings of float32, in each of 3 steps.
     chex.assert_trees_all_close(params, big_params, rtol=2e-5, atol=2e-6)
-    chex.assert_trees_all_close(
-        state.multi_steps.inner_opt_state, big_state, rtol=1e-4, atol=1e-5
-    )
-    assert state.multi_steps.gradient_step == 3
+    chex.assert_trees_all_close(state.inner_state, big_state, rtol=1e-4, atol=1e-5)
+    assert state.count == 3
 
 
 @pytest.mark.parametrize("name", ["pr+", "secant_params", "paper_pr_online"])
@@ -287,13 +279,12 @@ def test_virtual_batch_leaves_spoiled_micro_batches_out(name):
     spoiled = _micro_batch_run(case, wrapped, spoilers=spoilers)
     # The same program on the same numbers.
     chex.assert_trees_all_equal(spoiled[0], clean[0])
-    chex.assert_trees_all_equal(
-        spoiled[1].multi_steps.inner_opt_state, clean[1].multi_steps.inner_opt_state
-    )
+    chex.assert_trees_all_equal(spoiled[1].inner_state, clean[1].inner_state)
 
 
 @pytest.mark.parametrize(
-    "name", ["pr+", "secant_params", "paper_pr_online", "zoom", "backtracking_rms"]
+    "name",
+    ["pr+", "secant_params", "paper_pr_online", "search", "zoom", "backtracking_rms"],
 )
 def test_virtual_batch_in_float64(name, x64):
     case = BY_NAME[name]
@@ -432,11 +423,9 @@ def test_a_rule_is_injected_by_name():
     bounds = {"beta_min": -float("inf"), "beta_max": float("inf")}
     seen = set()
     for name in ("fr", "pr", "hs", "cd", "dk"):
-        plain = scale_by_nlcg(name, ensure_descent=False, **bounds)
-        by_callable = scale_by_nlcg(RULES[name], ensure_descent=False, **bounds)
-        injected = optax.inject_hyperparams(scale_by_nlcg)(
-            name, ensure_descent=False, **bounds
-        )
+        plain = scale_by_nlcg(name, **bounds)
+        by_callable = scale_by_nlcg(RULES[name], **bounds)
+        injected = optax.inject_hyperparams(scale_by_nlcg)(name, **bounds)
         np.testing.assert_allclose(beta(injected), beta(plain), rtol=1e-6)
         np.testing.assert_allclose(beta(by_callable), beta(plain), rtol=1e-6)
         seen.add(round(beta(plain), 5))

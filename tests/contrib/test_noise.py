@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import diagnostics, nlcg, scale_by_nlcg
-from nlcg_optax.direction import rules
+from nlcg_optax import diagnostics, scale_by_nlcg
+from nlcg_optax.contrib import scale_by_daniel, scale_by_nlcg_across_halves
 
 DIAGONAL = np.array([0.5, 2.0, 4.0])
 DIAGONAL_P = optax.stateless(lambda g, _: jax.tree.map(lambda x: x * DIAGONAL, g))
@@ -24,7 +24,7 @@ def hessian(seed):
 
 
 def test_daniel_is_conjugate_in_the_hessian_of_the_batch(x64):
-    tx = scale_by_nlcg("daniel", preconditioner=DIAGONAL_P, beta_min=-99, beta_max=99)
+    tx = scale_by_daniel(preconditioner=DIAGONAL_P)
     x = jnp.asarray(random(3))
     state, d = tx.init(x), np.zeros(3)
 
@@ -55,7 +55,7 @@ def test_daniel_solves_a_quadratic_in_as_many_exact_steps_as_it_has_dimensions(x
     def loss(x):
         return 0.5 * x @ matrix @ x - jnp.sum(x)
 
-    tx = scale_by_nlcg("daniel", beta_max=jnp.inf)
+    tx = scale_by_daniel(beta_min=0.0)
     x, state = jnp.zeros(3), tx.init(jnp.zeros(3))
     for _ in range(3):
         grad = jax.grad(loss)(x)
@@ -65,20 +65,27 @@ def test_daniel_solves_a_quadratic_in_as_many_exact_steps_as_it_has_dimensions(x
     np.testing.assert_allclose(x, np.linalg.solve(matrix, np.ones(3)), rtol=1e-10)
 
 
-def test_daniel_without_positive_curvature_restarts_the_memory():
-    products = rules.InnerProducts(*[jnp.float32(1.0)] * 11)
-    assert rules.daniel(products._replace(d_h_d=jnp.float32(-2.0))) == 0
-    assert rules.daniel(products._replace(d_h_d=jnp.float32(0.0))) == 0
+@pytest.mark.parametrize("curvature", [-2.0, 0.0])
+def test_daniel_without_positive_curvature_forgets_the_direction(curvature):
+    tx, g = scale_by_daniel(), jnp.ones(3)
+
+    def loss(x):  # its gradient is g only at zero, which no product reads
+        return jnp.sum(x) + 0.5 * curvature * x @ x
+
+    state = tx.init(g)
+    for _ in range(2):
+        updates, state = tx.update(g, state, jnp.zeros(3), value_fn=loss)
+    np.testing.assert_array_equal(updates, g)
 
 
 def test_daniel_keeps_one_tree_and_names_what_it_needs():
     params = jnp.zeros(100)
-    state = jax.eval_shape(scale_by_nlcg("daniel").init, params)
+    tx = scale_by_daniel()
+    state = jax.eval_shape(tx.init, params)
     assert sum(x.size for x in jax.tree.leaves(state) if x.ndim) == 100
-    tx = nlcg(0.1, "daniel")
-    with pytest.raises(ValueError, match="scale_by_nlcg: update needs `value_fn`"):
+    with pytest.raises(ValueError, match="scale_by_daniel: update needs `value_fn`"):
         tx.update(params, tx.init(params), params)
-    with pytest.raises(ValueError, match="scale_by_nlcg: update needs `params`"):
+    with pytest.raises(ValueError, match="scale_by_daniel: update needs `params`"):
         tx.update(params, tx.init(params))
 
 
@@ -92,7 +99,9 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES)
 def test_products_across_halves_match_numpy(rule, x64):
-    tx = scale_by_nlcg(rule, preconditioner=DIAGONAL_P, across_halves=True)
+    tx = scale_by_nlcg_across_halves(
+        rule, preconditioner=DIAGONAL_P, beta_min=0.0, beta_max=1.0
+    )
     update = jax.jit(tx.update)
     mean = random(3)
     d, d_g_prev, g_prev, rho_prev = np.zeros(3), 0.0, np.zeros(3), 1.0
@@ -129,7 +138,7 @@ def test_the_product_across_halves_is_unbiased_and_that_of_the_mean_is_not():
     """E gᵀg is |mean|² + noise² size / 2; across the halves it is |mean|²."""
     size, runs, noise = 16, 4000, 1.0
     mean = jnp.full(size, 0.5)  # |mean|² = 4, and the noise of gᵀg is 8
-    tx = scale_by_nlcg("fr", across_halves=True)
+    tx = scale_by_nlcg_across_halves("fr")
 
     def product(key):
         halves = mean[None] + noise * jax.random.normal(key, (2, size))
@@ -149,7 +158,7 @@ def test_the_product_across_halves_is_unbiased_and_that_of_the_mean_is_not():
 def test_equal_halves_change_nothing():
     grads = [jnp.asarray(g, jnp.float32) for g in random(5, 3)]
     plain = scale_by_nlcg("pr+", preconditioner=DIAGONAL_P)
-    halved = scale_by_nlcg("pr+", preconditioner=DIAGONAL_P, across_halves=True)
+    halved = scale_by_nlcg_across_halves("pr+", preconditioner=DIAGONAL_P)
     state, halved_state = plain.init(grads[0]), halved.init(grads[0])
     for g in grads:
         one, state = plain.update(g, state)
@@ -159,7 +168,7 @@ def test_equal_halves_change_nothing():
 
 def test_a_half_that_is_not_finite_skips_the_step():
     g = jnp.ones(3)
-    tx = scale_by_nlcg("pr+", across_halves=True)
+    tx = scale_by_nlcg_across_halves("pr+")
     _, state = tx.update(g, tx.init(g), half_grads=(g, g))
     bad = g.at[0].set(jnp.nan)
     updates, after = tx.update(g, state, half_grads=(g, bad))
@@ -170,14 +179,12 @@ def test_a_half_that_is_not_finite_skips_the_step():
 
 def test_bad_halves():
     g = jnp.ones(3)
-    tx = nlcg(0.1, across_halves=True)
-    with pytest.raises(ValueError, match="scale_by_nlcg: update needs `half_grads`"):
+    tx = scale_by_nlcg_across_halves()
+    with pytest.raises(ValueError, match="across_halves: update needs `half_grads`"):
         tx.update(g, tx.init(g), g)
     with pytest.raises(ValueError, match="must be a pair of trees"):
         tx.update(g, tx.init(g), g, half_grads=(g, g, g))
     with pytest.raises(ValueError, match=r"half_grads\[1\] has shape"):
         tx.update(g, tx.init(g), g, half_grads=(g, g[:2]))
-    with pytest.raises(ValueError, match="does not correct .'d_pinv_d', 'y_p_y'."):
-        scale_by_nlcg("hz", across_halves=True)
-    with pytest.raises(ValueError, match="across_halves=1 must be True or False"):
-        scale_by_nlcg(across_halves=1)
+    with pytest.raises(ValueError, match="reads .'d_pinv_d', 'y_p_y'., which"):
+        scale_by_nlcg_across_halves("hz")

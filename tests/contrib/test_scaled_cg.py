@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import diagnostics, scale_by_nlcg, scale_by_scaled_cg_step
+from nlcg_optax import diagnostics, scale_by_nlcg
+from nlcg_optax.contrib.scaled_cg import scale_by_scaled_cg_step
 
 
 def rosenbrock(x):
@@ -63,7 +64,7 @@ def moller(x, steps):
 
 def test_follows_the_algorithm_of_the_paper(x64):
     tx = optax.chain(
-        scale_by_nlcg("ls", restart_period=2, beta_max=jnp.inf),
+        scale_by_nlcg("ls", restart_period=2, beta_min=0.0),
         scale_by_scaled_cg_step(),
         optax.scale_by_learning_rate(1.0),
     )

@@ -6,12 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import (
-    fill_masked,
-    gauss_newton_vector_product,
-    hessian_vector_product,
-    value_grad_and_hessian_vector_product,
-)
+from nlcg_optax import fill_masked, gauss_newton_vector_product, hessian_vector_product
+from nlcg_optax.curvature import value_grad_and_hessian_vector_product
 from nlcg_optax.wrappers.extra_args import bind_extra_args
 from tests.curvature.network import (
     cross_entropy,

@@ -402,7 +402,7 @@ def test_inside_optimistix():
     tx = optax.chain(
         scale_by_nlcg("pr+", beta_max=jnp.inf),
         optax.scale(-1.0),
-        scale_by_hager_zhang_linesearch(curvature=0.1),
+        scale_by_hager_zhang_linesearch(max_slope_ratio=0.1),
     )
     solver = optimistix.OptaxMinimiser(tx, rtol=1e-6, atol=1e-6)
     solution = optimistix.minimise(

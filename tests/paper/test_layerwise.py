@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlcg_optax import scale_by_layerwise_ratio
+from nlcg_optax.paper import scale_by_layerwise_ratio
 
 PARAMS = {"w": jnp.array([3.0, 4.0]), "zero": jnp.zeros(2), "v": jnp.array([[2.0]])}
 GRADS = {"w": jnp.array([1.0, 0.0]), "zero": jnp.ones(2), "v": jnp.array([[-8.0]])}

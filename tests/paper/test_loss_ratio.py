@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import diagnostics, feed_step_multiplier, scale_by_loss_ratio
+from nlcg_optax import diagnostics
+from nlcg_optax.paper import feed_step_multiplier, scale_by_loss_ratio
 from nlcg_optax.paper.loss_ratio import RATIO_TABLE
 
 

@@ -149,9 +149,10 @@ def test_fallbacks_are_counted_and_leave_a_usable_state(x64):
     update = jax.jit(lambda u, s: tx.update(u, s, x, value_fn=saddle))
 
     def after(u, previous=(0.0, 0.0), step_size=0.0):
-        state = tx.init(x)._replace(previous_updates=jnp.array(previous))
-        last = state.diagnostics._replace(step_size=jnp.asarray(step_size))
-        updates, state = update(jnp.array(u), state._replace(diagnostics=last))
+        state = tx.init(x)._replace(
+            previous_updates=jnp.array(previous), step_size=jnp.asarray(step_size)
+        )
+        updates, state = update(jnp.array(u), state)
         found = diagnostics(state)
         counts = found["num_curvature_skips"], found["num_zero_directions"]
         return np.asarray(updates), tuple(map(int, counts)), state

@@ -1,28 +1,34 @@
-"""What is to be computed first: identities, in any transformation."""
+"""States that are written over: which selection is left out, and flags per leaf."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from nlcg_optax.xla.in_place import flags_after, settle
-
-
-def test_settle_is_the_identity_under_jit_and_vmap():
-    betas, flags = jnp.array([0.5, -jnp.inf, 2.0]), jnp.array([True, False, True])
-    for function in (settle, jax.jit(settle)):
-        scalars, flag = function(betas, flags[1])
-        np.testing.assert_array_equal(scalars, betas)
-        assert flag.dtype == jnp.bool_
-        assert not flag
-    mapped = jax.jit(jax.vmap(settle))(betas, flags)
-    np.testing.assert_array_equal(mapped[0], betas)
-    np.testing.assert_array_equal(mapped[1], flags)
+from nlcg_optax import scale_by_diagonal_secant
+from nlcg_optax.xla import switch
+from nlcg_optax.xla.in_place import (
+    SelfGuardedTransformation,
+    flag_per_leaf,
+    selected,
+)
 
 
-def test_flags_are_the_flag(monkeypatch):
+def test_the_state_of_a_transformation_that_guards_itself_is_taken():
+    old, new, no = jnp.zeros(2), jnp.ones(2), jnp.array(False)
+    guarded = scale_by_diagonal_secant(0.1)
+    assert isinstance(guarded, SelfGuardedTransformation)
+    np.testing.assert_array_equal(selected(guarded, no, new, old), new)
+    with switch.plain_twins():
+        np.testing.assert_array_equal(selected(guarded, no, new, old), old)
+    # In a chain it sees another gradient than the direction, so the state is selected.
+    for other in (optax.identity(), optax.chain(guarded)):
+        np.testing.assert_array_equal(selected(other, no, new, old), old)
+
+
+def test_flags_are_the_flag():
     tree = {"w": jnp.ones([2, 3]), "b": jnp.float32(2.0), "none": jnp.zeros([0])}
-    for devices in (1, 8):
-        monkeypatch.setattr(jax, "device_count", lambda n=devices: n)
+    for function in (flag_per_leaf, jax.jit(flag_per_leaf)):
         for value in (True, False):
-            flags = jax.jit(lambda f, t: flags_after(f, t))(jnp.array(value), tree)
+            flags = function(jnp.array(value), tree)
             assert jax.tree.map(bool, flags) == dict.fromkeys(tree, value)

@@ -1,18 +1,19 @@
 """Sums of several lists at once: numbers, kernels, derivatives, where they are used."""
 
-import chex
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlcg_optax import nlcg, scale_by_diagonal_secant
 from nlcg_optax.trees.inner_products import products_and_maxima, vdots
+from nlcg_optax.xla import switch
 from nlcg_optax.xla.joint_reductions import (
     LONGEST_RUN,
     SHARING,
-    joint_reductions,
     larger,
+    reductions,
 )
 
 # Vectors, scalars, rows of one axis and of several, no good rows, nothing at all.
@@ -24,18 +25,12 @@ SHAPES = [
 
 
 def sums(xs):
-    return joint_reductions(xs, [jax.lax.add] * len(xs), xs[0][0].dtype)
+    return reductions(xs, [jax.lax.add] * len(xs), xs[0][0].dtype)
 
 
 def lists(count, dtype=np.float32):
     rng = np.random.default_rng(0)
     return [[rng.normal(size=s).astype(dtype) for s in SHAPES] for _ in range(count)]
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-    """As on a machine with one device; the tests have eight."""
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -48,7 +43,7 @@ def test_sums_are_those_of_numpy(count):
         assert abs(float(value) - exact) < np.sqrt(LONGEST_RUN) * 2**-24 * scale
 
 
-def test_largest_elements_beside_sums(one_device):
+def test_largest_elements_beside_sums():
     x, y = (dict(enumerate(arrays)) for arrays in lists(2))
     (x_y,), maxima = jax.jit(lambda x, y: products_and_maxima([(x, y)], [x, y]))(x, y)
     products = [np.sum(np.float64(x[k]) * y[k]) for k in x]
@@ -57,12 +52,16 @@ def test_largest_elements_beside_sums(one_device):
         assert value == max(np.max(np.abs(v), initial=0) for v in tree.values())
 
 
-@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("shape", [(5,), (LONGEST_RUN + 1,), (40, 48), (8193, 32)])
-def test_what_is_not_a_number_is_not_lost(monkeypatch, count, shape):
-    monkeypatch.setattr(jax, "device_count", lambda: count)
+def test_what_is_not_a_number_is_not_lost(plain, shape):
     y = jnp.ones(shape)
-    maxima = jax.jit(lambda x: products_and_maxima([(y, y)], [x, jnp.abs(x)])[1])
+
+    @jax.jit
+    def maxima(x):
+        with switch.plain_twins() if plain else contextlib.nullcontext():
+            return products_and_maxima([(y, y)], [x, jnp.abs(x)])[1]
+
     for place in (0, 4, y.size - 1):
         x = y.ravel().at[place].set(jnp.nan).reshape(shape)
         assert np.isnan(maxima(x)).all()
@@ -81,7 +80,7 @@ def test_derivative_and_batch(x64):
 
     def largest(x):
         reducers = [larger, jax.lax.add]
-        return joint_reductions([[jnp.abs(x)], [x]], reducers, jnp.float64)[0]
+        return reductions([[jnp.abs(x)], [x]], reducers, jnp.float64)[0]
 
     at = np.unravel_index(np.argmax(np.abs(given)), given.shape)
     expected = np.zeros_like(given)
@@ -100,49 +99,29 @@ def test_derivative_and_batch(x64):
     )
 
 
-def test_inner_products_use_them_on_one_cpu_only(monkeypatch):
+def count_reductions(platform="cpu", **jit_options):
     x = {"w": jnp.ones([40, 48]), "b": jnp.ones([3])}
+    program = jax.jit(lambda x: vdots([(x, x), (x, x)]), **jit_options).trace(x)
+    text = program.lower(lowering_platforms=(platform,)).as_text()
+    return text.count("stablehlo.reduce(")
 
-    def reductions(platform):
-        program = jax.jit(lambda x: vdots([(x, x), (x, x)])).trace(x)
-        text = program.lower(lowering_platforms=(platform,)).as_text()
-        return text.count("stablehlo.reduce(")
 
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
-    assert reductions("cpu") == 4  # eight devices: one per leaf and product
+def test_inner_products_use_them_on_one_cpu_only():
+    assert count_reductions("cuda") == 4  # one per leaf and product
+    assert count_reductions("cpu") == 3  # rows of w, the vectors of 40 and of 3
+    with switch.plain_twins():
+        jax.clear_caches()
+        assert count_reductions("cpu") == 4
     jax.clear_caches()
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert reductions("cuda") == 4
-    assert reductions("cpu") == 3  # rows of w, the vectors of 40 and of 3
 
 
-def steps(tx, gradients, params):
-    state = tx.init(params)
-
-    def step(state, grads):
-        updates, state = tx.update(grads, state, params)
-        return state, updates
-
-    return jax.jit(lambda s: jax.lax.scan(step, s, gradients)[1])(state)
-
-
-@pytest.mark.parametrize("rule", ["fr", "pr+", "hz"])
-@pytest.mark.parametrize("secant", [False, True])
-def test_updates_are_those_of_several_devices(
-    x64, one_device, monkeypatch, rule, secant
-):
-    rng = np.random.default_rng(1)
-    shapes = {"w": (40, 48), "v": (40, 48), "b": (48,), "c": (48,), "s": ()}
-    params = {k: jnp.asarray(rng.normal(size=s)) for k, s in shapes.items()}
-    gradients = {
-        k: jnp.asarray(rng.normal(size=s) + 0.2 * rng.normal(size=(6, *s)))
-        for k, s in shapes.items()
-    }
-    gradients["s"] = gradients["s"].at[3].set(jnp.nan)  # a step to be skipped
-    preconditioner = scale_by_diagonal_secant(0.1) if secant else None
-    tx = nlcg(0.1, rule, preconditioner=preconditioner)
-    joint = steps(tx, gradients, params)
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
-    chex.assert_trees_all_close(joint, steps(tx, gradients, params), rtol=1e-11)
-    assert float(jnp.abs(joint["w"][3]).max()) == 0.0
-    assert float(jnp.abs(joint["w"][4]).max()) > 0.0
+@pytest.mark.devices
+def test_inner_products_of_what_may_be_split_are_plain():
+    # Under `jit` the arrays may be split over the eight devices.
+    assert count_reductions("cpu") == 4
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jnp.arange(16.0)
+    split = jax.device_put(x, jax.NamedSharding(mesh, jax.P("x")))
+    assert switch.on_one_cpu([x])
+    assert not switch.on_one_cpu([x, split])
+    np.testing.assert_array_equal(vdots([(split, split)] * 2), [1240.0] * 2)

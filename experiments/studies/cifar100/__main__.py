@@ -38,7 +38,7 @@ import tyro
 from experiments import data
 from experiments.errors import ending_with_a_message
 from experiments.records.files import read_record
-from experiments.report.__main__ import write_report
+from experiments.report.write import write_report
 from experiments.studies.cifar100.plan import (
     ADAPTIVE,
     mean_beta,

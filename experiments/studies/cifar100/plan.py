@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments.bench.device import check_parity, images_per_second
-from experiments.config import RunConfig
+from experiments.config import RunConfig, changes
 from experiments.optimizers import Choice
 from experiments.records.files import RunRecord, mean_over_steps
+from experiments.records.old_names import current_config
 from experiments.studies.cifar100.sizes import NESTEROV, ORTHOGONAL, Size
 from experiments.swap.config import SwapConfig
 from experiments.swap.records import record_swap
@@ -152,9 +153,12 @@ def swap_stage(size: Size, out: Path, runner: Runner) -> Stage:
     """SWAP from the tuned runs."""
 
     def later() -> Iterator[Sequence[Job]]:
+        configs = swap_configs(size, out)
+        for path, config in configs.items():
+            refuse_another_swap(path, config)
         yield [
             PlannedJob(path, functools.partial(swap, path, config, runner))
-            for path, config in swap_configs(size, out).items()
+            for path, config in configs.items()
         ]
 
     return Stage(len(size.swap_methods) * len(size.final_seeds), later)
@@ -184,6 +188,23 @@ def swap_configs(size: Size, out: Path) -> dict[Path, SwapConfig]:
             stem = tuned_sweep(size, large_batch, [method]).methods[0].stem
             found[out / "swap" / f"{stem}-seed{first.config.seed}.json"] = config
     return found
+
+
+def refuse_another_swap(path: Path, config: SwapConfig) -> None:
+    """Raises ValueError if there is a record of another configuration."""
+    if not path.exists():
+        return
+    line = json.loads(path.read_text(encoding="utf-8"))
+    for recorded, planned in (
+        (line["config"], config.large),
+        (line["small"], config.small),
+    ):
+        changed = changes(current_config(recorded), dataclasses.asdict(planned))
+        if changed:
+            raise ValueError(
+                f"{path} is the record of another configuration: {changed}; use "
+                "another folder"
+            )
 
 
 def swap(path: Path, config: SwapConfig, runner: Runner) -> str:

@@ -24,11 +24,11 @@ class Size:
 
     Attributes:
       model: a name in `experiments.models.MODELS`.
-      batch_sizes: of the paper's recipe, the first one most wanted; None is the full
-        batch.
-      tuned_batch_sizes: of the tuned comparison.
+      batch_sizes: batch sizes of the paper's recipe, the most important first; None
+        is the full batch.
+      tuned_batch_sizes: batch sizes of the tuned comparison.
       methods: optimizers of the tuned comparison, with options that are not searched.
-      epochs: of all runs.
+      epochs: length of all runs.
       epochs_per_report: epochs after which a run is evaluated.
       steps_per_call: steps in one compiled call, None for all up to a report.
       micro_batch_size: images that batch normalization sees together.
@@ -41,13 +41,13 @@ class Size:
       warmup: share of the epochs of tuned runs in which the learning rate rises.
       trials: first trials of each method.
       extensions: how often all methods may get further trials.
-      seeds: of the paper's recipe.
-      final_seeds: of the best trials.
+      seeds: seeds of the paper's recipe.
+      final_seeds: seeds of the final runs of the tuned comparison.
       checks: whether the device is checked against the CPU first.
       constant_memory: whether the mean of the adaptive β is tuned anew as a constant.
-      swap_methods: of the first phase of SWAP, at the first tuned batch size; the
-        workers of the second phase are Nesterov's, as tuned at the last one.
-      workers: of the second phase of SWAP.
+      swap_methods: methods of the first phase of SWAP, at the first tuned batch size;
+        the workers of the second phase use Nesterov, as tuned at the last one.
+      workers: number of workers of the second phase of SWAP.
       worker_epochs: epochs of each worker.
     """
 

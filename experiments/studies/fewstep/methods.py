@@ -17,12 +17,12 @@ class Candidate:
 
     Attributes:
       optimizer: a name in `experiments.optimizers.OPTIMIZERS`.
-      center: of the grid of learning rates.
+      center: geometric mean of the grid of learning rates.
       options: fixed options.
       momentum: name of the option that is tuned as well, over `MOMENTA`; None for
         methods whose only tuned number is the learning rate.
       tuned: whether anything is; otherwise the learning rate is the center.
-      schedule: of the learning rate, a name in `experiments.schedules.SCHEDULES`.
+      schedule: learning-rate schedule, a name in `experiments.schedules.SCHEDULES`.
     """
 
     optimizer: str

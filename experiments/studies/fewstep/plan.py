@@ -35,7 +35,7 @@ class Task:
 
     Attributes:
       name: folder of its records.
-      settings: of every run, out of those of `RunConfig`.
+      settings: fields of `RunConfig`, the same for every run.
       examples: training images.
       parts: divisors of the training set that give the batch sizes.
       candidates: methods that are compared at each of them.
@@ -53,7 +53,7 @@ class Study:
     """How much is run.
 
     Attributes:
-      tasks: in their order.
+      tasks: tasks in their order.
       steps: length of every run.
       points: learning rates of each search at first.
       factor: ratio of neighboring learning rates.

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import http.server
+import socket
 import threading
 
 import jax.numpy as jnp
@@ -218,6 +219,21 @@ def test_an_archive_is_downloaded_and_its_checksum_verified(tmp_path, monkeypatc
         server.shutdown()
     options = data.DataOptions(tmp_path / "data", validation_examples=0)
     assert len(data.load("cifar10", options).train.labels) == TRAIN
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_host_that_does_not_answer_is_given_up_at_once(silent, tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(tfds_store, "CONNECT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, never answers
+        here = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        if not silent:
+            server.close()
+        image_set = dataclasses.replace(IMAGE_SETS["cifar10"], url=here)
+        monkeypatch.setitem(IMAGE_SETS, "cifar10", image_set)
+        message = f"error: {here}.* cannot be reached .*; .* --source DIRECTORY"
+        with pytest.raises(SystemExit, match=message):
+            prepare.main(["cifar10", f"--data-dir={tmp_path}"])
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

@@ -1,6 +1,7 @@
 """The CIFAR-100 study: its order, its numbers, resumption, reports, device checks."""
 
 import collections
+import dataclasses
 import errno
 import io
 import json
@@ -42,7 +43,8 @@ def loss_of(config):
 def fake_swap(path, config, dataset):
     figures = {"test_accuracy": 0.5}
     line = {
-        "config": {"optimizer": config.large.optimizer},
+        "config": dataclasses.asdict(config.large),
+        "small": dataclasses.asdict(config.small),
         "large": figures,
         "after_workers": [figures, {"test_accuracy": 0.6}],
         "averaged": {"test_accuracy": 0.7},
@@ -96,6 +98,9 @@ def test_the_small_cpu_study_runs_everything_once(study, tmp_path):
     swaps = [path.name for path in (tmp_path / "swap").iterdir()]
     assert swaps == ["batch_32-nesterov-seed10.json"]
     assert study(size) == []
+    other = dataclasses.replace(size, worker_epochs=2)
+    with pytest.raises(ValueError, match="json is the record of another configuration"):
+        study(other)
 
 
 @pytest.mark.slow
@@ -106,11 +111,13 @@ def test_the_reports_hold_their_tables_and_the_time_of_all_runs(study, tmp_path)
     command.write_reports(size, tmp_path, console)
     for folder, records in (("paper", 8), ("tuned", 4), ("mean_beta", 6)):
         text = (tmp_path / folder / "report.md").read_text(encoding="utf-8")
-        assert f"from {records} records" in text
-        assert (tmp_path / folder / "batch_sizes.png").exists()
-    assert (tmp_path / "swap.md").read_text(encoding="utf-8").splitlines()[2] == (
-        "| Nesterov | 50.0 [50.0, 50.0] | 55.0 [55.0, 55.0] | 70.0 [70.0, 70.0] "
-        "| 3 + 4 | 2.0 + 4.0 |"
+        assert f"from {records} runs" in text
+        assert (tmp_path / folder / "finals.png").exists()
+    row = (tmp_path / "swap.md").read_text(encoding="utf-8").splitlines()[2]
+    assert row.startswith("| Nesterov, momentum 0.")
+    assert row.endswith(
+        " | 50.0 [50.0, 50.0] | 55.0 [55.0, 55.0] | 70.0 [70.0, 70.0] | 3 + 4 "
+        "| 2.0 + 4.0 |"
     )
     # A tenth of a second per run, each program once, and the phases of SWAP.
     summaries = [read_record(path).summary for path in runner.ran]

@@ -1,0 +1,126 @@
+"""The figures of every run as one small CSV file, written and read back."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.config import RunConfig
+from experiments.records.files import Line, RunRecord
+from experiments.report.cells import Cell, steps_of
+
+FIGURES = (
+    "train_loss",
+    "train_accuracy",
+    "validation_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "gradient_equivalents",
+    "seconds",
+)
+COLUMNS = (
+    "optimizer",
+    "batch_size",
+    "options",
+    "learning_rate",
+    "l2",
+    "seed",
+    "steps",
+    *FIGURES,
+    "commit",
+)
+
+
+def write_runs(cells: Sequence[Cell], path: Path) -> None:
+    """Writes one line per run; figures are empty where a run has none."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for cell in cells:
+            writer.writerows(_line(record) for record in cell.records)
+
+
+def read_runs(path: Path) -> list[RunRecord]:
+    """Reads such a file as records without steps.
+
+    Data set and model are not in the file; those of the configurations mean nothing.
+
+    Raises:
+      OSError: if the file cannot be read.
+      ValueError: if a column is missing or a field is none; the message names file,
+        line and field.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        found = reader.fieldnames or []
+        if missing := [name for name in COLUMNS if name not in found]:
+            raise ValueError(
+                f"{path} lacks the columns {missing}; a file such as the report's "
+                "runs.csv is needed"
+            )
+        records = []
+        for line in reader:
+            try:
+                if None in line or None in line.values():
+                    raise ValueError(f"{len(found)} fields are needed")
+                records.append(_record(line))
+            except ValueError as error:
+                raise ValueError(f"{path}:{reader.line_num}: {error}") from error
+    if not records:
+        raise ValueError(f"{path} holds no run")
+    return records
+
+
+def _line(record: RunRecord) -> dict[str, str | int]:
+    config, summary = record.config, record.summary or {}
+    options = config.optimizer_options.items()
+    return {
+        "optimizer": config.optimizer,
+        "batch_size": config.batch_size or "full",
+        "options": " ".join(f"{name}={value}" for name, value in options),
+        "learning_rate": f"{config.learning_rate:.6g}",
+        "l2": f"{config.l2:.6g}",
+        "seed": config.seed,
+        "steps": steps_of(record),
+        **{name: _short(summary.get(name)) for name in FIGURES},
+        "commit": record.header["commit"] or "",
+    }
+
+
+def _short(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:.6g}"
+
+
+def _record(line: Mapping[str, str]) -> RunRecord:
+    size = line["batch_size"]
+    pairs = [text.partition("=") for text in line["options"].split()]
+    config = RunConfig(
+        optimizer=line["optimizer"],
+        optimizer_options={name: _option(value) for name, _, value in pairs},
+        learning_rate=_number(line, "learning_rate"),
+        batch_size=None if size == "full" else int(_number(line, "batch_size")),
+        l2=_number(line, "l2"),
+        seed=int(_number(line, "seed")),
+    )
+    summary: Line = {"step": int(_number(line, "steps"))}
+    for name in FIGURES:
+        summary[name] = _number(line, name) if line[name] else None
+    header = {"commit": line["commit"]}
+    return RunRecord(config, header, [], [], [], summary, None)
+
+
+def _number(line: Mapping[str, str], name: str) -> float:
+    try:
+        return float(line[name])
+    except ValueError as error:
+        raise ValueError(f"{name}={line[name]!r} is not a number") from error
+
+
+def _option(text: str) -> float | str | bool:
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return int(number) if number == math.floor(number) and "." not in text else number

@@ -1,0 +1,105 @@
+"""How many steps a method needs to the end of the best baseline, as a table.
+
+What is compared is the objective: the loss of the (augmented) batches with its L2 term,
+which is what an optimizer minimizes. The training loss of the tables is without both.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from experiments.records.files import mean_over_steps
+from experiments.report.cells import Cell
+from experiments.report.tables import (
+    NONE,
+    Column,
+    Table,
+    column_fields,
+    make_table,
+    number,
+    with_failures,
+)
+
+WINDOW = 5  # steps of the running mean
+
+
+def steps_table(
+    cells: Sequence[Cell], baselines: Collection[str], untuned: Sequence[Cell] = ()
+) -> Table:
+    """Figures of each method and its steps to the end of the best baseline.
+
+    The least training loss is first and the best baseline is bold.
+
+    Args:
+      cells: one per row.
+      baselines: names of optimizers.
+      untuned: cells whose learning rate was not tuned.
+    """
+    cells = sorted(cells, key=lambda cell: cell.median("train_loss"))
+    best = best_baseline(cells, baselines)
+    target = math.nan if best is None else smoothed_losses(best)[-1]
+    peer = None if best is None else steps_to(best, target)
+    steps = [steps_to(cell, target) for cell in cells]
+    costs = [
+        None if n is None else cell.records[0].series("gradient_equivalents")[n - 1]
+        for cell, n in zip(cells, steps, strict=True)
+    ]
+    ratios = [None if n is None or peer is None else n / peer for n in steps]
+    columns = {
+        "method": [
+            cell.label + ("" if len(cell.records) > 1 else " (one trial)")
+            for cell in cells
+        ],
+        "learning rate": [
+            "none" if cell in untuned else f"{cell.config.learning_rate:.3g}"
+            for cell in cells
+        ],
+        "training loss": with_failures(cells, column_fields(cells, "train_loss", 4)),
+        "validation accuracy %": column_fields(cells, "validation_accuracy", 3),
+        "steps to objective": [_optional(n, 0) for n in steps],
+        "of best baseline": [_optional(ratio, 2) for ratio in ratios],
+        "gradient-equivalents to objective": [_optional(cost, 0) for cost in costs],
+        "seconds": column_fields(cells, "seconds", 2, with_range=False),
+        "mean β": [number(mean_over_steps(cell.records, "beta"), 2) for cell in cells],
+    }
+    bold = [place for place, cell in enumerate(cells) if cell is best]
+    return make_table([Column(h, h, fields) for h, fields in columns.items()], bold)
+
+
+def best_baseline(cells: Sequence[Cell], baselines: Collection[str]) -> Cell | None:
+    """The baseline whose objective is least at the end, None if there is none."""
+    ends = [
+        (smoothed_losses(cell)[-1], cell)
+        for cell in cells
+        if cell.config.optimizer in baselines
+    ]
+    ends = [(loss, cell) for loss, cell in ends if math.isfinite(loss)]
+    return min(ends, key=lambda pair: pair[0])[1] if ends else None
+
+
+def smoothed_losses(cell: Cell) -> np.ndarray:
+    """Objectives of the batches: the median over seeds, then the mean of five steps.
+
+    Entry t is of steps t - 4 to t; a run that diverged counts as infinite.
+    """
+    length = max(len(record.steps) for record in cell.records)
+    losses = np.full([len(cell.records), length], np.inf)
+    for row, record in zip(losses, cell.records, strict=True):
+        found = np.asarray(record.series("loss"))
+        row[: len(found)] = np.where(np.isfinite(found), found, np.inf)
+    middle = np.median(losses, axis=0)
+    if length < WINDOW:
+        return np.full(length, np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(middle, WINDOW)
+    return np.concatenate([np.full(WINDOW - 1, np.inf), windows.mean(axis=1)])
+
+
+def steps_to(cell: Cell, target: float) -> int | None:
+    """The first step at which the smoothed loss is at the target, None if none is."""
+    reached = np.flatnonzero(smoothed_losses(cell) <= target)
+    return int(reached[0]) + 1 if reached.size else None
+
+
+def _optional(value: float | None, decimals: int) -> str:
+    return NONE if value is None else number(value, decimals)

@@ -1,0 +1,49 @@
+import numpy as np
+
+from experiments.report.cells import Cell
+from experiments.report.steps_to import (
+    best_baseline,
+    smoothed_losses,
+    steps_table,
+    steps_to,
+)
+from tests.experiments.report.synthetic import record
+
+BASELINES = ("sgd", "muon", "adam")
+
+
+def cell(optimizer, *losses):
+    return Cell(
+        tuple(
+            record(optimizer, x, seed=seed, cost=2.0) for seed, x in enumerate(losses)
+        )
+    )
+
+
+def test_steps_to_the_loss_of_the_best_baseline():
+    falling = np.linspace(2.0, 0.2, 10)
+    peer = cell("muon", falling, falling + 0.3, falling - 0.3)
+    worse = cell("sgd", falling + 1.0)
+    faster = cell("nlcg", falling - 0.4)
+    diverged = cell("adam", [*falling[:6], np.nan])
+    np.testing.assert_allclose(smoothed_losses(peer)[4:], falling[2:8], atol=1e-12)
+    assert not np.isfinite(smoothed_losses(diverged)[-1])
+    assert best_baseline([worse, faster, peer, diverged], BASELINES) is peer
+    target = smoothed_losses(peer)[-1]
+    assert steps_to(peer, target) == 10
+    assert steps_to(faster, target) == 8  # .2 lower per step: two steps earlier
+    assert steps_to(worse, target) is None
+    table = steps_table([worse, faster, peer], BASELINES, untuned=[faster])
+    columns = {column.heading: column.fields for column in table.columns}
+    assert columns["method"] == ["NLCG PR+ (one trial)", "Muon", "SGD (one trial)"]
+    assert table.best == [1]
+    assert columns["learning rate"] == ["none", "0.1", "0.1"]
+    assert columns["steps to objective"] == ["8", "10", "–"]
+    assert columns["of best baseline"] == ["0.80", "1.00", "–"]
+    assert columns["gradient-equivalents to objective"] == ["16", "20", "–"]
+
+
+def test_a_run_shorter_than_the_window_reaches_nothing():
+    short = cell("sgd", [2.0, 1.0])
+    assert steps_to(short, 5.0) is None
+    assert best_baseline([short], BASELINES) is None
