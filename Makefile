@@ -1,13 +1,18 @@
 # Every target makes its own virtual environment; a second call does not reinstall.
+.DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-matrix lint bench docs clean
+.PHONY: help demo test test-slow test-matrix lint bench docs clean
+
+help: # lists the targets
+	@grep -hE '^[a-z-]+:.*# ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*# (.*)/make \1\t\2/' | expand -t 20
 
 $(VENV)/.experiments: pyproject.toml
+	@echo "Setting up $(VENV): a virtual environment with JAX, Flax and the other packages (once, some minutes)"
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python >= 3.11 is needed, $(PYTHON) is {v[0]}.{v[1]}; call make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[experiments]'
@@ -22,31 +27,33 @@ $(VENV)/.tpu: $(VENV)/.test
 	$(PIP) --editable '.[tpu]'
 	touch $@
 
-demo: $(VENV)/.experiments
+demo: $(VENV)/.experiments # trains on handwritten digits, draws curves and a table
 	$(BIN)/python -m experiments.studies.digits $(DEMO_ARGS)
 
-test: $(VENV)/.test
+# Tests of several devices run by themselves, see tests/conftest.py.
+test: $(VENV)/.test # runs the fast suite, doctests included
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' --devices $(TEST_ARGS)
 
-test-slow: $(VENV)/.tpu
+test-slow: $(VENV)/.tpu # runs the tests that take minutes or several processes
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow --devices $(TEST_ARGS)
 
-# The suite on every interpreter that is found, and on the oldest declared versions.
-test-matrix:
+test-matrix: # runs the suite on every Python found and on the oldest declared versions
 	PYTHON=$(PYTHON) bash tests/matrix.sh
 
-lint: $(VENV)/.test
+lint: $(VENV)/.test # checks style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.experiments
+bench: $(VENV)/.experiments # times updates and curvature, as ratios to Adam and to a gradient
 	$(BIN)/python -m experiments.bench.update $(BENCH_ARGS)
 	$(BIN)/python -m experiments.bench.curvature $(BENCH_CURVATURE_ARGS)
 
-docs: $(VENV)/.experiments
+docs: $(VENV)/.experiments # builds the reference in build/docs
 	$(PIP) --editable '.[docs]'
 	$(BIN)/pdoc --math --docformat google --output-directory build/docs nlcg_optax
 
-clean:
+clean: # removes environments and build output
 	rm -rf .venv .venv-* build dist

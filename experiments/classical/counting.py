@@ -1,4 +1,4 @@
-"""One honest counter for every solver: what it really evaluates, wherever it runs."""
+"""One counter for all solvers, which counts every evaluation, also in compiled code."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Counter:
         return self.gradients + self.values / 3
 
     def warm_up(self, x: np.ndarray) -> None:
-        """Compiles what the solver will call, so that its time is not charged."""
+        """Compiles the functions in advance, so that compile time is not charged."""
         self._value(np.asarray(x))
         self._value_and_grad(np.asarray(x))
 
     def uncounted(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-        """F and its gradient for the referee, not charged."""
+        """f(x) and its gradient for the final check, not charged."""
         value, grad = self._value_and_grad(np.asarray(x, np.float64))
         return float(value), np.asarray(grad)
 
@@ -86,7 +86,7 @@ _SIZES = (4, 8, 16, 64, 256, 1024)
 
 
 def use(counter: Counter, x0: np.ndarray) -> np.ndarray:
-    """Makes ``counter`` the problem behind `counted` and returns the padded start."""
+    """Makes `counted` evaluate the problem of ``counter``; returns the padded start."""
     _current[:] = [counter]
     size = next((s for s in _SIZES if s >= x0.size), x0.size)
     return np.pad(x0, (0, size - x0.size))

@@ -1,7 +1,7 @@
-"""Our methods and their peers, each through its own interface, by name.
+"""Our methods and their peers by name, each called through its public interface.
 
 Every solver takes the counter and the start, stops at max|g| <= tol (1 + |f|) as far as
-its interface lets it, and returns its point.
+its interface allows, and returns its point.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _jaxopt_nlcg(linesearch: str) -> Callable[[jax.Array], jax.Array]:
 
 
 def _optimistix_nlcg(x0: jax.Array) -> jax.Array:
-    # tol as small as it goes: the loop below is what stops it.
+    # The smallest tolerance, so that only the loop below stops it.
     solver: Any = optimistix.NonlinearCG(rtol=0.0, atol=0.0)
 
     def fn(x: jax.Array, args: Any) -> tuple[jax.Array, None]:

@@ -1,4 +1,4 @@
-"""All problems of the benchmark under one naming, and the named selections."""
+"""All problems of the benchmark by name, and the named selections."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from experiments.classical import problems_mgh, problems_sif
 
 MGH_PREFIX = "mgh:"
 
-# The development list: 136 names drawn at random (numpy default_rng(0)); choices of
-# parameters were made on these and on the MGH set, the rest was kept for the end.
+# The development list: 136 names drawn at random (numpy default_rng(0)). Parameters
+# were chosen on these and on the MGH set; the others were kept for the end.
 _DEVELOPMENT = """
 AKIVA ALLINITU ARGLINA ARGLINB ARWHEAD BARD BDQRTIC BENNETT5LS BIGGS6 BOX3 BOXBODLS
 BROWNBS BROYDN3DLS BROYDN7D CHAINWOO CHNROSNB CHNRSNBM CHWIRUT1LS CHWIRUT2LS CLIFF

@@ -10,7 +10,7 @@ import numpy as np
 import sif2jax
 
 # Large problems at a size that one core can run by the hundred: the attributes that
-# set the dimension. What is not named here keeps the size that `sif2jax` gives it.
+# set the dimension. All other problems have the size that `sif2jax` gives them.
 _N_1000 = """
 ARWHEAD BDQRTIC BOX BROYDN3DLS BROYDN7D COSINE CRAGGLVY CURLY10 CURLY20 CURLY30
 DIXON3DQ DQDRTIC DQRTIC EDENSCH FLETBV3M FLETCBV2 FLETCBV3 FREUROTH GENHUMPS INDEF

@@ -1,17 +1,17 @@
-"""Full-batch fitting and a differential equation: loss, work, time and compiling.
+"""``python -m experiments.classical.real_work``: full-batch fitting, with times.
 
-`python -m experiments.classical.real_work` compares `minimize` with `optax.lbfgs`,
-`jaxopt.NonlinearCG` and SciPy's L-BFGS-B on logistic regression and a small network
-on the digits, and on a physics-informed network for a boundary value problem. All
-compiled solvers run as one program; times are taken alternately in one process, for
-running and for compiling, and are medians of the ratio to `optax.lbfgs` in one turn.
+Compares `minimize` with `optax.lbfgs`, `jaxopt.NonlinearCG` and SciPy's L-BFGS-B on
+logistic regression and a small network on the digits, and on a physics-informed network
+for a boundary value problem. Every compiled solver is one program. Running and
+compiling are timed alternately in one process; times are medians of the ratio to
+`optax.lbfgs` within a round.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +28,38 @@ from sklearn.datasets import load_digits
 
 import nlcg_optax
 from experiments.bench.timing import median_ratio, timed
+from experiments.errors import ending_with_a_message
+from experiments.registry import look_up
 
 Loss = Callable[[Any], jax.Array]
 HIDDEN = 32
-REPEATS = 12  # turns of running and of compiling, the first not counted
+REPEATS = 12  # rounds of running and of compiling; the first is discarded
 COMPILATIONS = 6
 BUDGET_STEP = 5  # gradient-equivalents by which "work to the loss" is resolved
 SLACK = 1e-3  # a loss this much above the reference's end counts as equal
 REFERENCE = "optax lbfgs"
+HEADINGS = (
+    "problem",
+    "solver",
+    "loss",
+    "iterations",
+    "work",
+    f"work to the loss of {REFERENCE}",
+    f"time per iteration / {REFERENCE}",
+    f"time per work / {REFERENCE}",
+    f"compile time / {REFERENCE}",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Loss at equal work on three problems.
+    """Compares loss, work and time of solvers on three problems.
 
     Attributes:
-        work: gradient-equivalents each solver may spend.
-        seed: of the initial networks.
+        work: budget of each solver in gradient-equivalents.
+        seed: seed of the initial networks.
         output: Markdown file of the table.
-        problems: which problems; all by default.
+        problems: names of the problems; all by default.
     """
 
     work: int = 300
@@ -198,7 +211,7 @@ def _scipy(
 def _work_to(
     program: Callable[..., Any], start: Any, target: float, limit: int
 ) -> int | None:
-    """The least multiple of `BUDGET_STEP` that brings the loss down to the target."""
+    """The least multiple of `BUDGET_STEP` with a final loss at the target or below."""
     for work in range(BUDGET_STEP, limit + 1, BUDGET_STEP):
         if float(program(start, jnp.float32(work))[0]) <= target:
             return work
@@ -232,7 +245,7 @@ def compare(name: str, dtype: Any, config: Config) -> list[str]:
     target = (1 + SLACK) * float(results[REFERENCE][0])
 
     def against_reference(times: dict[str, list[float]], unit: int | None) -> list[str]:
-        """Ratios, a result of a run being the unit that the times are divided by."""
+        """Ratios of times per unit, an entry of the results; None for whole times."""
         per = {s: 1.0 if unit is None else float(results[s][unit]) for s in runs}
         return [
             f"{median_ratio(times[s], times[REFERENCE]) * per[REFERENCE] / per[s]:.2f}"
@@ -263,30 +276,27 @@ def compare(name: str, dtype: Any, config: Config) -> list[str]:
     return rows
 
 
-def main() -> None:
-    """Command line."""
-    config = tyro.cli(Config, description=__doc__)
-    unknown = set(config.problems) - set(PROBLEMS)
-    if unknown:
-        raise SystemExit(
-            f"problems: unknown {sorted(unknown)}, allowed {sorted(PROBLEMS)}"
-        )
-    jax.config.update("jax_enable_x64", True)
-    # Compiling is timed: nothing may come from a cache on disk.
-    jax.config.update("jax_enable_compilation_cache", False)
-    lines = [
-        "| problem | solver | loss | iterations | work | work to the loss of optax "
-        "lbfgs | time per iteration against optax lbfgs | time per work | compile "
-        "time |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name in config.problems:
-        for dtype in (jnp.float32, jnp.float64):
-            lines += compare(name, dtype, config)
-    text = "\n".join(lines)
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_text(text + "\n")
-    Console().print(text, soft_wrap=True, markup=False)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; wrong input ends it with a message."""
+    module = "experiments.classical.real_work"
+    config = tyro.cli(Config, prog=f"python -m {module}", args=arguments)
+    with ending_with_a_message(module, arguments, again="start again with"):
+        for problem in config.problems:
+            look_up("problems", problem, PROBLEMS)
+        jax.config.update("jax_enable_x64", True)
+        # Compiling is timed: nothing may come from a cache on disk.
+        jax.config.update("jax_enable_compilation_cache", False)
+        lines = [
+            f"| {' | '.join(HEADINGS)} |",
+            f"|---|---|{'---:|' * (len(HEADINGS) - 2)}",
+        ]
+        for name in config.problems:
+            for dtype in (jnp.float32, jnp.float64):
+                lines += compare(name, dtype, config)
+        text = "\n".join(lines)
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        config.output.write_text(text + "\n", encoding="utf-8")
+        Console().print(text, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

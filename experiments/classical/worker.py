@@ -1,7 +1,7 @@
-"""A process that runs one solver on one problem after another.
+"""A process that runs solvers on problems, one after another.
 
 It reads lines of JSON (solver, problem, budgets) and writes lines of JSON (records). A
-process of its own can be ended when a solver hangs.
+separate process can be ended when a solver hangs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from experiments.classical import counting, peers, problems
 def run_one(
     solver: str, problem: str, max_work: float, max_seconds: float
 ) -> dict[str, Any]:
-    """Runs a solver on a problem and has the referee judge the point it returns.
+    """Runs a solver on a problem and checks the returned point independently.
 
     Returns:
-        A record: what was asked, what it cost, f and max|g| at the returned point, f
-        at the start, whether it counts as solved, and the event that ended it.
+        A record: solver, problem and budgets, the cost, f and max|g| at the returned
+        point, f at the start, whether it counts as solved, and the event that ended it.
     """
     objective, start = problems.load(problem)
     counter = counting.Counter(objective, max_work, max_seconds, start.size)
@@ -68,7 +68,7 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     # The host callbacks of `counting` evaluate JAX functions themselves.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    # Solvers may print; the answer goes to the real standard output alone.
+    # Solvers may print; only answers go to the real standard output.
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         print(json.dumps(run_one(**json.loads(line))), file=answers, flush=True)

@@ -82,12 +82,14 @@ class Table(NamedTuple):
 def make_table(columns: Sequence[Column], best: Collection[int] = ()) -> Table:
     """A table without columns that say nothing new.
 
-    A column is left out if it repeats another, or if all of at least two rows agree on
-    it; the note then says what it said.
+    A column is left out if it is empty, if it repeats another, or if at least two rows
+    all agree on it; the note then says what it said.
     """
     kept: list[Column] = []
     everywhere, repeated = [], []
     for column in columns:
+        if set(column.fields) == {NONE}:
+            continue
         twin = next((one for one in kept[1:] if one.fields == column.fields), None)
         if kept and len(column.fields) > 1 and len(set(column.fields)) == 1:
             everywhere.append(f"{column.heading} {column.fields[0]}")

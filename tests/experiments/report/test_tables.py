@@ -83,6 +83,7 @@ def test_no_column_repeats_another_and_constant_ones_become_a_note():
             Column("steps", "steps", ["60", "80"]),
             Column("gradient-equivalents", "gradients", ["60", "80"]),
             Column("seconds", "seconds", ["1.0", "1.0"]),
+            Column("mean β", "mean β", ["–", "–"]),
         ]
     )
     assert [column.heading for column in table.columns] == ["method", "steps"]
