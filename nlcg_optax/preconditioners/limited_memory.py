@@ -1,5 +1,6 @@
 """Limited-memory BFGS as a preconditioner: the last m secant pairs as the metric."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +10,12 @@ import optax
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference
 from nlcg_optax.trees.inner_products import vdots
+from nlcg_optax.trees.split import (
+    AxisName,
+    axis_of_parameters,
+    parameters_split_over,
+)
 from nlcg_optax.trees.stacked_products import combination, stacked_vdots
-from nlcg_optax.xla.control_flow import cond
 
 
 class LimitedMemoryDiagnostics(NamedTuple):
@@ -148,6 +153,22 @@ class _Pair(NamedTuple):
     taken: jax.Array
 
 
+class _Memory(NamedTuple):
+    """The pairs with the newest one, and R⁻¹ and Sᵀg of the update before."""
+
+    steps: PyTree
+    grad_changes: PyTree
+    curvatures: jax.Array
+    scaling: jax.Array
+    slopes: jax.Array
+    inverse: jax.Array
+    slot: jax.Array
+    spare: jax.Array
+    num_pairs: jax.Array
+    num_new: jax.Array
+    inverse_curvature: jax.Array
+
+
 def _init(options: _Options, params: PyTree) -> ScaleByLimitedMemoryState:
     acc = accumulator_dtype(params)
     rows = options.memory + 1
@@ -203,21 +224,20 @@ def _update(
         state.diagnostics.initial_scaling,
     )
 
-    def multiply() -> tuple[PyTree, jax.Array, jax.Array]:
-        # No pair is kept where none was known or there is room for one alone.
-        rows = jnp.arange(options.memory + 1, dtype=jnp.int32)
-        holds_pair = (rows != spare) & (num_pairs > num_new)
-        kept = jnp.where(holds_pair & holds_pair[:, None], state.inverse, 0)
-        slopes = stacked_vdots(steps, updates)
-        inverse, a = _solve(kept, slopes, state.slopes, slot, pair.inverse_curvature)
-        z = _multiply(updates, a, steps, grad_changes, inverse, curvatures, scaling)
-        return z, slopes, inverse
-
-    # After a conditional the products read the memory that was just written; outside,
-    # XLA would fuse the writing into each of them and copy the memory.
-    z, slopes, inverse = cond(
-        num_pairs > 0, multiply, lambda: (updates, state.slopes, state.inverse)
+    memory = _Memory(
+        steps,
+        grad_changes,
+        curvatures,
+        scaling,
+        state.slopes,
+        state.inverse,
+        slot,
+        spare,
+        num_pairs,
+        num_new,
+        pair.inverse_curvature,
     )
+    z, slopes, inverse = _product(updates, memory, axis_name=axis_of_parameters())
     refused = ~pair.taken & (state.count > 0)
     return z, ScaleByLimitedMemoryState(
         count=optax.safe_increment(state.count),
@@ -282,6 +302,36 @@ def forget_pairs(state: ScaleByLimitedMemoryState) -> ScaleByLimitedMemoryState:
       Array([2., 8.], dtype=float32)
     """
     return state._replace(count=jnp.zeros_like(state.count))
+
+
+# One program, so that nothing is left to compile at the first pair outside of jit.
+@functools.partial(jax.jit, static_argnames="axis_name", inline=True)
+def _product(
+    updates: PyTree, memory: _Memory, *, axis_name: AxisName | None
+) -> tuple[PyTree, jax.Array, jax.Array]:
+    """P g, the slopes and R⁻¹; without a pair the gradient itself."""
+
+    def multiply() -> tuple[PyTree, jax.Array, jax.Array]:
+        steps, grad_changes, curvatures, scaling, *_ = memory
+        # No pair is kept where none was known or there is room for one alone.
+        rows = jnp.arange(memory.slopes.size, dtype=jnp.int32)
+        holds_pair = (rows != memory.spare) & (memory.num_pairs > memory.num_new)
+        kept = jnp.where(holds_pair & holds_pair[:, None], memory.inverse, 0)
+        slopes = stacked_vdots(steps, updates)
+        inverse, a = _solve(
+            kept, slopes, memory.slopes, memory.slot, memory.inverse_curvature
+        )
+        z = _multiply(updates, a, steps, grad_changes, inverse, curvatures, scaling)
+        return z, slopes, inverse
+
+    # After a conditional the products read the memory that was just written; outside,
+    # XLA would fuse the writing into each of them and copy the memory.
+    with parameters_split_over(axis_name):
+        return jax.lax.cond(
+            memory.num_pairs > 0,
+            multiply,
+            lambda: (updates, memory.slopes, memory.inverse),
+        )
 
 
 def _solve(
