@@ -344,14 +344,14 @@ def _solve(
     """R⁻¹ with the column of the new pair, zeros if there is none, and R⁻¹ Sᵀg.
 
     Given are R⁻¹ without it, Sᵀg and Sᵀg_prev (whose difference is Sᵀy, the column of
-    R but for its own row), its row, and 1/sᵀy or zero.
+    R except for its own row), its row, and 1/sᵀy or zero.
     """
     # Two products: what comes out of one XLA computes once, and all else again in
     # every loop that reads it.
     column = _matmul(inverse, slopes - slopes_prev)
     is_new = jnp.arange(slopes.size, dtype=jnp.int32) == slot
     new = inverse_curvature * jnp.where(is_new, 1, -column)
-    # A pair that was refused for not being finite must leave nothing behind.
+    # A pair refused because it is not finite must leave no trace.
     new = jnp.where(inverse_curvature > 0, new, 0)
     inverse = jax.lax.dynamic_update_index_in_dim(inverse, new, slot, 1)
     return inverse, _matmul(inverse, slopes)
