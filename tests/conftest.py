@@ -7,11 +7,13 @@ run by themselves, on eight virtual devices: ``pytest --devices``.
 
 import os
 import tempfile
+from pathlib import Path
 
 import jax
 import pytest
 
 DEVICES = 8
+EXPERIMENTS = Path(__file__).parent / "experiments"
 
 # Folder of compiled programs: pytest passes it to its workers, .ci/run to all suites.
 _PROGRAMS = "NLCG_OPTAX_TEST_PROGRAMS"
@@ -41,10 +43,6 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", os.environ[_PROGRAMS])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # The package works in programs that forbid implicit promotion. (Leak checks are on
-    # in the tests named `test_nothing_leaks_from_a_trace` only; those say why.)
-    jax.config.update("jax_numpy_rank_promotion", "raise")
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -56,6 +54,21 @@ def pytest_collection_modifyitems(config, items):
         (kept if marked == several else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Forbids implicit promotion of ranks and dtypes in the tests of the package.
+
+    Not in those of the experiments, where models and Optax's optimizers promote. Leak
+    checks are on in the tests named ``test_nothing_leaks_from_a_trace``, which trace
+    every transformation; in the whole suite they would cost ten times its time, since
+    under them JAX traces each operation anew.
+    """
+    if EXPERIMENTS in item.path.parents:
+        return (yield)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        return (yield)
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -84,8 +84,6 @@ def test_scan_accepts_the_state_as_carry_under_x64(case, dtype, x64):
     chex.assert_trees_all_equal_shapes_and_dtypes(out, (params, state))
 
 
-# In the whole suite the check would cost ten times its time: under it JAX traces each
-# operation anew.
 @each_case
 def test_nothing_leaks_from_a_trace(case):
     tx, params = case.make(), small_params()

@@ -24,6 +24,8 @@ from experiments.scaling.compiled_step import Problem, communication_of, lower_s
 from experiments.training import meshes
 from nlcg_optax import nlcg, scale_by_diagonal_secant
 
+pytestmark = pytest.mark.devices
+
 DEVICES = 8
 
 

@@ -128,6 +128,7 @@ def test_figures_are_kept_and_read_back(tmp_path):
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
 
+@pytest.mark.devices
 def test_cost_of_a_step_on_devices_that_are_there():
     config = RunConfig(model="mlp", optimizer="nlcg", batch_size=16)
     problem = Problem(image_size=8, num_classes=10)

@@ -124,6 +124,7 @@ def test_an_epoch_meets_every_example_once_in_a_new_order(few_digits):
     assert not np.allclose(np.sort(first), np.sort(second), rtol=1e-3)
 
 
+@pytest.mark.devices
 def test_a_batch_is_split_over_the_devices(few_digits):
     devices = jax.device_count()
     program = make_program(quick(), few_digits)
