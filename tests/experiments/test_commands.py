@@ -2,7 +2,6 @@
 
 import json
 import struct
-import sys
 
 import pytest
 from tensorboardX.proto import event_pb2
@@ -10,11 +9,8 @@ from tensorboardX.proto import event_pb2
 from experiments import run
 from experiments.bench import curvature as bench_curvature
 from experiments.bench import update as bench
-from experiments.optimizers import OPTIMIZERS
 from experiments.records.files import read_record, read_records
-from experiments.report import __main__ as report
 from experiments.studies import digits as demo
-from experiments.tuning import __main__ as tuning
 
 
 def test_run_leaves_a_record(tmp_path, capsys):
@@ -84,47 +80,6 @@ def test_run_refuses_a_setting_that_is_unknown(capsys):
     with pytest.raises(SystemExit):
         run.main(["--config.momentum=0.9"])
     assert "momentum" in capsys.readouterr().err
-
-
-MODULE = """
-import optax
-from experiments.optimizers import register, space_around
-
-register(
-    "signs",
-    lambda learning_rate, *, momentum=0.9: optax.sign_sgd(learning_rate),
-    label="Signs",
-    color="#123456",
-    space=space_around(0.01, "momentum"),
-)
-"""
-
-
-@pytest.fixture
-def own_module(tmp_path, monkeypatch):
-    """The name of a module that registers an optimizer."""
-    (tmp_path / "module_with_signs.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield "module_with_signs"
-    sys.modules.pop("module_with_signs", None)
-    OPTIMIZERS.pop("signs", None)
-
-
-def test_a_registered_optimizer_goes_through_run_sweep_and_report(own_module, tmp_path):
-    name = f"{own_module}:signs"
-    size = ["--config.epochs=4", "--config.batch-size=None"]
-    path = tmp_path / "run.jsonl"
-    run.main([f"--config.optimizer={name}", *size, f"--record={path}"])
-    assert read_record(path).config.optimizer == name
-    sweep = ["--trials=2", "--extensions=0", "--final-seeds", "5", f"--out={tmp_path}"]
-    searched = ["--dimensions", "learning_rate", "memory"]
-    tuning.main(["--optimizers", name, *searched, *sweep, *size])
-    (final,) = read_records(tmp_path / "finals")
-    assert len(final.trials) == 2
-    assert 0.8 <= final.config.optimizer_options["momentum"] <= 0.99
-    report.main([str(tmp_path / "finals"), f"--out={tmp_path / 'report'}"])
-    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
-    assert "| **Signs, momentum 0." in text
 
 
 @pytest.mark.slow

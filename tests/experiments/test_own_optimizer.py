@@ -11,7 +11,7 @@ from experiments.records.files import read_record, read_records
 from experiments.report import __main__ as report
 from experiments.tuning import __main__ as sweep
 
-NAME = "my_optimizers:signs"
+NAME = "my_optimizers:signed_momentum"
 SMALL = ["--config.epochs=2", "--config.train-examples=512"]
 
 
@@ -19,7 +19,7 @@ SMALL = ["--config.epochs=2", "--config.train-examples=512"]
 def module(tmp_path, monkeypatch):
     """The module of CONTRIBUTING.md, to be imported by the commands."""
     text = Path("CONTRIBUTING.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(import optax.*?)```", text, re.DOTALL)
+    (code,) = re.findall(r"```python\n# my_optimizers.py\n(.*?)```", text, re.DOTALL)
     (tmp_path / "my_optimizers.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     # Forgotten after the test, as the module would otherwise be known to all others.
@@ -52,9 +52,9 @@ def test_one_registration_goes_through_run_sweep_and_report(tmp_path, capsys):
             assert dimension.low <= record.config.learning_rate <= dimension.high
     capsys.readouterr()
     report.main([str(out / "finals"), "--out", str(tmp_path / "report")])
-    assert "Sign descent" in capsys.readouterr().out
+    assert "Signed momentum" in capsys.readouterr().out
     table = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
-    assert "Sign descent" in table
+    assert "Signed momentum" in table
 
 
 def test_a_module_that_is_not_there_is_reported(tmp_path):
