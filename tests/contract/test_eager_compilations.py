@@ -145,6 +145,7 @@ def run(tx, step, calls):
     return compiled
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("name", ROWS)
 def test_eager_calls_compile_nothing_after_the_second(name):
     tx = optax.with_extra_args_support(ROWS[name]())
@@ -156,6 +157,7 @@ def test_eager_calls_compile_nothing_after_the_second(name):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("name", ROWS)
 def test_jitted_calls_compile_one_program(name):
     tx = optax.with_extra_args_support(ROWS[name]())
