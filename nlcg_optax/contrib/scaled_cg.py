@@ -54,7 +54,7 @@ class ScaleByScaledCgStepState(NamedTuple):
 
     Attributes:
       count: number of updates.
-      diagnostics: what was done; the step size and λ live there.
+      diagnostics: what was done; the next step reads the step size and λ from it.
     """
 
     count: jax.Array  # type: ignore[assignment]
@@ -88,10 +88,10 @@ def scale_by_scaled_cg_step(
         \Delta = \frac{2 \delta\,(f(\theta) - f(\theta + \alpha d))}{\mu^2}.
 
     Where :math:`\delta \le 0`, λ becomes :math:`2 (\lambda - \delta / d^\top d)`, which
-    turns δ over. A step with :math:`\Delta \ge 0` is taken; then λ is divided by 4
-    if :math:`\Delta \ge 3/4`. If :math:`\Delta < 1/4` it grows by
+    flips the sign of δ. A step with :math:`\Delta \ge 0` is taken; then λ is divided by
+    4 if :math:`\Delta \ge 3/4`. If :math:`\Delta < 1/4` it grows by
     :math:`\delta (1 - \Delta) / d^\top d`. A step with :math:`\Delta < 0` is tried
-    again with the larger λ, at the cost of one value of the loss a trial, up to
+    again with the larger λ, at the cost of one value of the loss per trial, up to
     ``max_trials`` times; if none is good the update is zero. Source: Møller (1993), "A
     scaled conjugate gradient algorithm for fast supervised learning", with the exact
     curvature in place of his difference of gradients, Δ kept above -10, and a
@@ -107,13 +107,13 @@ def scale_by_scaled_cg_step(
       curvature: ``"hessian"``, for which ``update`` needs ``value_fn`` (or ``hvp_fn``,
         ``grad``, ``value`` and ``value_fn``), or ``"gauss_newton"``, for which it
         needs ``outputs_fn`` and ``output_loss_fn``, see `scale_by_curvature_step`.
-      initial_damping: λ at first, in units of the curvature.
-      max_trials: trials of a step.
-      refresh_period: measure and try every so many steps; in between the last step
-        size is used as it is, at no cost.
+      initial_damping: initial λ, in units of the curvature.
+      max_trials: trials per step.
+      refresh_period: steps between measurements; in between the last step size is
+        used unmodified, at no cost.
 
     Returns:
-      A transformation that keeps scalars only.
+      A transformation whose state has scalars only.
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, missing.
@@ -218,8 +218,8 @@ def _next(
 
     def attempt(trial: _Trial) -> _Trial:
         step_size = mu / trial.curve
-        foretold = mu * step_size / 2
-        found = reduction_ratio(value, value_after(step_size), foretold)
+        predicted = mu * step_size / 2
+        found = reduction_ratio(value, value_after(step_size), predicted)
         ratio = jnp.where(found.meaningful, found.ratio, 1)
         grown = trial.damping + trial.curve * (1 - jnp.maximum(ratio, WORST_RATIO)) / (
             safe_norm

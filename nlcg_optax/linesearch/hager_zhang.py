@@ -93,8 +93,6 @@ def scale_by_hager_zhang_linesearch(
 
         optax.chain(scale_by_nlcg("hz"), optax.scale(-1.),
                     scale_by_hager_zhang_linesearch())
-        optax.chain(optax.scale_by_lbfgs(), optax.scale(-1.),
-                    scale_by_hager_zhang_linesearch(initial_step="one"))
 
     Value and gradient are measured together, at one place in the program; the trial of
     the quadratic step is a value alone. Values that are not finite shrink the

@@ -41,7 +41,7 @@ class LossRatioDiagnostics(NamedTuple):
 
     Attributes:
       step_multiplier: the multiplier b after the step.
-      loss_ratio: the last ratio that was looked at, one at first.
+      loss_ratio: the ratio at the last action, one at first.
       undone: the fraction of the previous step that was taken back.
       num_value_skips: calls whose ``value`` was not finite so far.
     """
@@ -128,21 +128,10 @@ def scale_by_loss_ratio(
     validation.check_positive_int("period", period)
     validation.check_positive("threshold", threshold)
 
+    options = _Options(mode, period, threshold, undo)
+
     def init_fn(params: PyTree) -> ScaleByLossRatioState:
-        acc = accumulator_dtype(params)
-        return ScaleByLossRatioState(
-            count=jnp.zeros([], jnp.int32),
-            step_multiplier=jnp.ones([], acc),
-            loss_average=jnp.zeros([], acc),
-            loss_reference=jnp.zeros([], acc),
-            previous_updates=zeros_like(params) if undo else (),
-            diagnostics=LossRatioDiagnostics(
-                step_multiplier=jnp.ones([], acc),
-                loss_ratio=jnp.ones([], acc),
-                undone=jnp.zeros([], acc),
-                num_value_skips=jnp.zeros([], jnp.int32),
-            ),
-        )
+        return _init(options, params)
 
     def update_fn(
         updates: PyTree,
@@ -153,69 +142,122 @@ def scale_by_loss_ratio(
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByLossRatioState]:
         del params, extra_args
-        validation.require(
-            "scale_by_loss_ratio", "value", value, "the loss of this batch"
-        )
-        validation.check_scalar_loss("scale_by_loss_ratio", value)
-        b = state.step_multiplier
-        acc = b.dtype
-        value = jnp.asarray(value).astype(acc)
-        finite, first = jnp.isfinite(value), state.count == 0
-
-        average = jnp.where(
-            first, value, LOSS_DECAY * state.loss_average + (1 - LOSS_DECAY) * value
-        )
-        if mode == "step":
-            acts = ~first & (state.count % period == 0)
-            ratio = _ratio(average, state.loss_reference)
-            reference = jnp.where(first | acts, average, state.loss_reference)
-        else:
-            acts = ~first
-            ratio = _ratio(value, average)
-            reference = state.loss_reference
-
-        shrink, undone = _look_up(ratio, jnp.asarray(threshold).astype(acc))
-        grown = jnp.minimum(GROWTH[mode] * b, MAX_MULTIPLIER)
-        shrunk = jnp.maximum(shrink * b, MIN_MULTIPLIER)
-        acts &= finite
-        new_b = jnp.where(acts, jnp.where(shrink > 1, grown, shrunk), b)
-        undone = jnp.where(acts & undo, undone, 0)
-
-        if undo:
-            new_updates = jax.tree.map(
-                lambda u, last: (
-                    times((1 - undone) * new_b, u)
-                    - times(undone * b, last).astype(compute_dtype(u.dtype))
-                ),
-                updates,
-                state.previous_updates,
-            )
-        else:
-            new_updates = jax.tree.map(lambda u: times(new_b, u), updates)
-
-        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(finite, new.astype(old.dtype), old)
-
-        return optax.tree.cast_like(new_updates, updates), ScaleByLossRatioState(
-            count=jnp.where(finite, optax.safe_increment(state.count), state.count),
-            step_multiplier=new_b,
-            loss_average=keep(average, state.loss_average),
-            loss_reference=keep(reference, state.loss_reference),
-            previous_updates=(
-                jax.tree.map(_finite_or_zero, updates, state.previous_updates)
-                if undo
-                else ()
-            ),
-            diagnostics=LossRatioDiagnostics(
-                step_multiplier=new_b,
-                loss_ratio=jnp.where(acts, ratio, state.diagnostics.loss_ratio),
-                undone=undone,
-                num_value_skips=state.diagnostics.num_value_skips
-                + (~finite).astype(jnp.int32),
-            ),
-        )
+        return _update(options, updates, state, value)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class _Options(NamedTuple):
+    """The arguments of `scale_by_loss_ratio`."""
+
+    mode: str
+    period: Any
+    threshold: Any
+    undo: bool
+
+
+def _init(options: _Options, params: PyTree) -> ScaleByLossRatioState:
+    acc = accumulator_dtype(params)
+    return ScaleByLossRatioState(
+        count=jnp.zeros([], jnp.int32),
+        step_multiplier=jnp.ones([], acc),
+        loss_average=jnp.zeros([], acc),
+        loss_reference=jnp.zeros([], acc),
+        previous_updates=zeros_like(params) if options.undo else (),
+        diagnostics=LossRatioDiagnostics(
+            step_multiplier=jnp.ones([], acc),
+            loss_ratio=jnp.ones([], acc),
+            undone=jnp.zeros([], acc),
+            num_value_skips=jnp.zeros([], jnp.int32),
+        ),
+    )
+
+
+def _update(
+    options: _Options, updates: PyTree, state: ScaleByLossRatioState, value: Any
+) -> tuple[PyTree, ScaleByLossRatioState]:
+    name = "scale_by_loss_ratio"
+    validation.require(name, "value", value, "the loss of this batch")
+    validation.check_scalar_loss(name, value)
+    b = state.step_multiplier
+    value = jnp.asarray(value).astype(b.dtype)
+    finite = jnp.isfinite(value)
+    watched = _watched(options, state, value)
+    acts = watched.acts & finite
+
+    threshold = jnp.asarray(options.threshold).astype(b.dtype)
+    shrink, undone = _look_up(watched.ratio, threshold)
+    grown = jnp.minimum(GROWTH[options.mode] * b, MAX_MULTIPLIER)
+    shrunk = jnp.maximum(shrink * b, MIN_MULTIPLIER)
+    new_b = jnp.where(acts, jnp.where(shrink > 1, grown, shrunk), b)
+    undone = jnp.where(acts & options.undo, undone, 0)
+
+    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(finite, new.astype(old.dtype), old)
+
+    last = state.diagnostics
+    new_updates = _scaled(options, updates, state, new_b, undone)
+    return new_updates, ScaleByLossRatioState(
+        count=jnp.where(finite, optax.safe_increment(state.count), state.count),
+        step_multiplier=new_b,
+        loss_average=keep(watched.average, state.loss_average),
+        loss_reference=keep(watched.reference, state.loss_reference),
+        previous_updates=(
+            jax.tree.map(_finite_or_zero, updates, state.previous_updates)
+            if options.undo
+            else ()
+        ),
+        diagnostics=LossRatioDiagnostics(
+            step_multiplier=new_b,
+            loss_ratio=jnp.where(acts, watched.ratio, last.loss_ratio),
+            undone=undone,
+            num_value_skips=last.num_value_skips + (~finite).astype(jnp.int32),
+        ),
+    )
+
+
+class _Watched(NamedTuple):
+    """The averages of the loss, their ratio, and whether the controller acts on it."""
+
+    average: jax.Array
+    reference: jax.Array
+    ratio: jax.Array
+    acts: jax.Array
+
+
+def _watched(
+    options: _Options, state: ScaleByLossRatioState, value: jax.Array
+) -> _Watched:
+    first = state.count == 0
+    decayed = LOSS_DECAY * state.loss_average + (1 - LOSS_DECAY) * value
+    average = jnp.where(first, value, decayed)
+    if options.mode == "online":
+        return _Watched(average, state.loss_reference, _ratio(value, average), ~first)
+    acts = ~first & (state.count % options.period == 0)
+    reference = jnp.where(first | acts, average, state.loss_reference)
+    return _Watched(average, reference, _ratio(average, state.loss_reference), acts)
+
+
+def _scaled(
+    options: _Options,
+    updates: PyTree,
+    state: ScaleByLossRatioState,
+    multiplier: jax.Array,
+    undone: jax.Array,
+) -> PyTree:
+    """The update times its multiplier, less the part of the last step to undo."""
+    if not options.undo:
+        scaled = jax.tree.map(lambda u: times(multiplier, u), updates)
+        return optax.tree.cast_like(scaled, updates)
+    scaled = jax.tree.map(
+        lambda u, last: (
+            times((1 - undone) * multiplier, u)
+            - times(undone * state.step_multiplier, last).astype(compute_dtype(u.dtype))
+        ),
+        updates,
+        state.previous_updates,
+    )
+    return optax.tree.cast_like(scaled, updates)
 
 
 def _ratio(new: jax.Array, old: jax.Array) -> jax.Array:
@@ -244,7 +286,7 @@ def feed_step_multiplier(
     direction: optax.GradientTransformation,
     controller: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """``optax.chain(direction, controller)`` with a line back from the controller.
+    """``optax.chain(direction, controller)`` with feedback from the controller.
 
     The direction, and the preconditioner nested in it, receive the controller's
     multiplier as the previous step left it, as extra argument ``step_multiplier``.

@@ -13,7 +13,9 @@ from nlcg_optax.paper.layerwise import scale_by_layerwise_ratio
 from nlcg_optax.paper.loss_ratio import feed_step_multiplier, scale_by_loss_ratio
 from nlcg_optax.paper.rules import PAPER_RULES
 from nlcg_optax.preconditioners.secant import build as build_secant
-from nlcg_optax.preconditioners.secant import checked_options as secant_options
+from nlcg_optax.preconditioners.secant_options import (
+    checked_options as secant_options,
+)
 
 PAPER_CONTROLS = (None, "step", "online")
 

@@ -18,11 +18,11 @@ from nlcg_optax.dtypes import (
     zeros_like,
 )
 from nlcg_optax.preconditioners.diagonal_scaling import abs_squared, divide_by_diagonal
+from nlcg_optax.preconditioners.secant_options import Options, checked_options
 from nlcg_optax.trees.inner_products import named_vdots
 from nlcg_optax.xla.in_place import SelfGuardedTransformation, flag_per_leaf
 
 NAME = "scale_by_diagonal_secant"
-SECANTS = ("difference", "hvp")
 MIN_CURVATURE_COSINE = 1e-6  # below it dᵀHd is rounding, not curvature
 
 
@@ -56,38 +56,6 @@ class ScaleByDiagonalSecantState(NamedTuple):
     params_prev: PyTree
     diagonal: PyTree
     diagnostics: DiagonalSecantDiagnostics
-
-
-class Options(NamedTuple):
-    """Arguments of `scale_by_diagonal_secant`, and two options of the paper's program.
-
-    Attributes:
-      learning_rate: that of the step, or None.
-      secant: the source of y.
-      refresh_period: steps between secant pairs.
-      eps: the ε of the formula.
-      damping: added to h before the division.
-      reset_period: steps between resets of h to one, or None.
-      spectral_scaling: whether yᵀy replaces yᵀp in the last term of the formula.
-    """
-
-    learning_rate: optax.ScalarOrSchedule | None
-    secant: str
-    refresh_period: int
-    eps: float
-    damping: float
-    reset_period: int | None
-    spectral_scaling: bool
-
-    @property
-    def from_grads(self) -> bool:
-        """Whether y is a difference of gradients."""
-        return self.secant == "difference"
-
-    @property
-    def from_params(self) -> bool:
-        """Whether p is a difference of parameters."""
-        return self.from_grads and self.learning_rate is None
 
 
 def scale_by_diagonal_secant(
@@ -162,39 +130,6 @@ def scale_by_diagonal_secant(
             eps=eps,
             damping=damping,
         )
-    )
-
-
-def checked_options(
-    learning_rate: optax.ScalarOrSchedule | None = None,
-    *,
-    secant: str = "difference",
-    refresh_period: int = 1,
-    eps: float = 1e-8,
-    damping: float = 1e-8,
-    reset_period: int | None = None,
-    spectral_scaling: bool = False,
-) -> Options:
-    """Returns the `Options` with these values; raises where one is out of its range."""
-    validation.check_choice("secant", secant, SECANTS)
-    validation.check_positive_int("refresh_period", refresh_period)
-    if reset_period is not None:
-        validation.check_positive_int("reset_period", reset_period)
-    validation.check_positive("eps", eps)
-    validation.check_non_negative("damping", damping)
-    if learning_rate is not None and secant == "hvp":
-        raise ValueError(
-            f"learning_rate={learning_rate!r} must be None with secant='hvp', which "
-            "does not depend on the length of the step"
-        )
-    return Options(
-        learning_rate,
-        secant,
-        refresh_period,
-        eps,
-        damping,
-        reset_period,
-        spectral_scaling,
     )
 
 
