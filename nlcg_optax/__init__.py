@@ -34,6 +34,7 @@ States, their diagnostics and further parts are in the submodules: ``direction``
 ``wrappers``, ``paper`` and ``contrib``.
 """
 
+from nlcg_optax import contrib as contrib  # reachable, but not of the surface
 from nlcg_optax.curvature import (
     gauss_newton_along,
     gauss_newton_vector_product,

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import optax
 
 PyTree: TypeAlias = Any
 
@@ -24,6 +25,32 @@ def promote(*dtypes: Any) -> jnp.dtype:
     """
     with jax.numpy_dtype_promotion("standard"):
         return jnp.dtype(functools.reduce(jnp.promote_types, dtypes))
+
+
+def with_standard_promotion(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns ``tx`` with JAX's standard promotion of dtypes, in the strict mode too.
+
+    For those of Optax's transformations that mix dtypes inside, such as the bias
+    correction of ``optax.scale_by_adam``.
+
+    Examples:
+      >>> tx = with_standard_promotion(optax.scale_by_adam())
+      >>> with jax.numpy_dtype_promotion("strict"):
+      ...     updates, _ = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
+      >>> updates
+      Array([0.9999933], dtype=float32)
+    """
+    inner = optax.with_extra_args_support(tx)
+
+    def update_fn(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, PyTree]:
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
 def accumulator_dtype(tree: PyTree) -> jnp.dtype:

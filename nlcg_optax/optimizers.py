@@ -9,7 +9,7 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.curvature.source import CurvatureKind
-from nlcg_optax.direction.rules import ConjugacyRule, bounds_of
+from nlcg_optax.direction.rules import ConjugacyRule
 from nlcg_optax.direction.transform import scale_by_nlcg
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.linesearch.hager_zhang import scale_by_hager_zhang_linesearch
@@ -125,7 +125,7 @@ def nlcg(
         scale_by_nlcg(
             rule,
             preconditioner=preconditioner,
-            beta_min=0.0 if is_noisy else bounds_of(rule)[0],
+            beta_min=0.0 if is_noisy else None,
             beta_max=beta_max,
             beta_smoothing=beta_smoothing,
             state_dtype=state_dtype,

@@ -13,7 +13,7 @@ import pytest
 
 DEVICES = 8
 
-# Folder of compiled programs. pytest passes it on to its workers, .ci/run to all suites.
+# Folder of compiled programs: pytest passes it to its workers, .ci/run to all suites.
 _PROGRAMS = "NLCG_OPTAX_TEST_PROGRAMS"
 
 
@@ -41,6 +41,10 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", os.environ[_PROGRAMS])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # The package works in programs that forbid implicit promotion. (Leak checks are on
+    # in the tests named `test_nothing_leaks_from_a_trace` only; those say why.)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -71,7 +75,7 @@ def x64():
 
 
 @pytest.fixture
-def strict_promotion():
-    """Forbids implicit dtype promotion for one test."""
-    with jax.numpy_dtype_promotion("strict"):
+def standard_promotion():
+    """JAX's defaults for one test: what users write, and some of Optax, promotes."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield

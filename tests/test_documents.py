@@ -18,7 +18,7 @@ def blocks(document):
 @pytest.mark.parametrize(
     "document", [d for d in DOCUMENTS if blocks(d)], ids=lambda path: path.name
 )
-def test_python_blocks_run(document):
+def test_python_blocks_run(document, standard_promotion):
     namespace = {"__name__": "document"}
     for block in blocks(document):
         exec(compile(block, str(document), "exec"), namespace)

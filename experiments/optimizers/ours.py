@@ -28,7 +28,7 @@ from experiments.optimizers.spaces import (
 from experiments.registry import look_up
 from experiments.weight_decay import decay_mask
 from nlcg_optax import contrib
-from nlcg_optax.direction.rules import RULES
+from nlcg_optax.direction import RULES
 from nlcg_optax.optimizers import BETA_MAX, BETA_SMOOTHING
 
 # Gradient-equivalents of a derivative of the outputs along a direction, and of a loss.
@@ -79,20 +79,30 @@ def _nlcg(
       curvature_period: see ``step``.
       **nested: options of the preconditioner.
     """
-    settings: dict[str, Any] = {
-        "preconditioner": PRECONDITIONERS[preconditioner].build(**nested),
-        "beta_max": beta_max,
-        "beta_smoothing": beta_smoothing,
-    }
+    nested_built = PRECONDITIONERS[preconditioner].build(**nested)
     control = _step_control(step, curvature_period)
-    if across_halves or rule == "daniel":
+    if rule == "daniel" or across_halves:
+        # What was tried and did not help is a direction by itself.
+        settings: dict[str, Any] = {
+            "preconditioner": nested_built,
+            "beta_min": 0.0,
+            "beta_max": BETA_MAX if beta_max is None else beta_max,
+            "beta_smoothing": (
+                BETA_SMOOTHING if beta_smoothing is None else beta_smoothing
+            ),
+        }
         return optax.chain(
-            _contrib_direction(rule, **settings),
+            contrib.scale_by_daniel(**settings)
+            if rule == "daniel"
+            else contrib.scale_by_nlcg_across_halves(rule, **settings),
             control or optax.identity(),
             optax.add_decayed_weights(weight_decay, decay_mask),
             optax.scale_by_learning_rate(learning_rate),
         )
-    settings |= {
+    settings = {
+        "preconditioner": nested_built,
+        "beta_max": beta_max,
+        "beta_smoothing": beta_smoothing,
         "step_control": control,
         "weight_decay": weight_decay,
         "weight_decay_mask": decay_mask,
@@ -105,24 +115,6 @@ def _nlcg(
     return nlcg_optax.nlcg(
         learning_rate, beta if rule == "constant" else rule, **settings
     )
-
-
-def _contrib_direction(
-    rule: str,
-    *,
-    beta_max: float | None,
-    beta_smoothing: float | None,
-    **settings: Any,
-) -> optax.GradientTransformation:
-    """The directions of `nlcg_optax.contrib`, with the bounds and average of `nlcg`."""
-    settings |= {
-        "beta_min": 0.0,
-        "beta_max": BETA_MAX if beta_max is None else beta_max,
-        "beta_smoothing": BETA_SMOOTHING if beta_smoothing is None else beta_smoothing,
-    }
-    if rule == "daniel":
-        return contrib.scale_by_daniel(**settings)
-    return contrib.scale_by_nlcg_across_halves(rule, **settings)
 
 
 def _step_control(step: str, period: int) -> optax.GradientTransformation | None:

@@ -52,10 +52,10 @@ def _orthogonal(
 
 
 def _kronecker(
-    *, decay: float = 0.95, refresh_period: int = 10, damping: float = 1e-6
+    *, decay: float = 0.95, refresh_period: int = 10, relative_damping: float = 1e-6
 ) -> optax.GradientTransformation:
     return nlcg_optax.scale_by_kronecker(
-        decay=decay, refresh_period=refresh_period, relative_damping=damping
+        decay=decay, refresh_period=refresh_period, relative_damping=relative_damping
     )
 
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-SPELLINGS = {"standardisation": "standardization"}
+FIELDS = {"standardisation": "standardization"}
+OPTIONS = {"damping": "relative_damping"}
 UNBOUNDED = {"beta_max": 1.0, "beta_smoothing": 0.0}  # once the defaults of every rule
 
 
@@ -18,8 +19,12 @@ def current_config(config: dict[str, Any]) -> dict[str, Any]:
       >>> current_config(old)["optimizer_options"]
       {'rule': 'constant', 'preconditioner': 'rms', 'beta': 0.5}
     """
-    fields = {SPELLINGS.get(name, name): value for name, value in config.items()}
-    name, options = config["optimizer"], config.get("optimizer_options", {})
+    fields = {FIELDS.get(name, name): value for name, value in config.items()}
+    name = config["optimizer"]
+    options = {
+        OPTIONS.get(option, option): value
+        for option, value in config.get("optimizer_options", {}).items()
+    }
     if name.startswith("paper_nlcg_"):
         rule, *changes = name.removeprefix("paper_nlcg_").split("_")
         kinds: dict[str, Any] = {"rule": rule}

@@ -112,6 +112,7 @@ def draw_finals(cells: Sequence[Cell], path: Path) -> None:
             of_name = rows[number * rows_each : (number + 1) * rows_each]
             flat = [panel for row in of_name for panel in row]
             _draw_dots(flat, name, cells, methods)
+        style.add_remark(figure, "Dot: median over seeds. Bar: their range.")
         style.save(figure, path)
 
 
@@ -139,14 +140,15 @@ def median_series(cell: Cell, name: str, window: int) -> np.ndarray:
 
 
 def limit_loss(axes: Axes) -> None:
-    """Leaves out spikes far above the first losses."""
+    """Limits for a logarithmic axis; spikes far above the first losses are cut off."""
     curves = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
     positive = [found for c in curves if (found := c[np.isfinite(c) & (c > 0)]).size]
     if positive:
-        first = max(curve[0] for curve in positive)
-        highest = max(curve.max() for curve in positive)
         lowest = min(curve.min() for curve in positive)
-        axes.set_ylim(0.8 * lowest, min(2 * first, 1.2 * highest))
+        highest = max(curve.max() for curve in positive)
+        highest = min(highest, 2 * max(curve[0] for curve in positive))
+        margin = max(highest / lowest, 1.01) ** 0.05
+        axes.set_ylim(lowest / margin, highest * margin)
 
 
 def held_out(cells: Sequence[Cell]) -> list[Quantity]:

@@ -52,6 +52,7 @@ WIDEST, THINNEST = 2.4, 1.4  # points
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SHADES = 3
 MOST_TICKS = 7
+ROUND = [1, 2, 2.5, 5, 10]  # steps between ticks, times powers of ten
 LEGEND_HANDLE = 0.75  # inches of a legend's column besides its text
 LETTER = 0.078  # inches, the mean width of a letter in a legend
 
@@ -193,6 +194,11 @@ def add_legend(figure: Figure, axes: Iterable[Axes]) -> None:
     )
 
 
+def add_remark(figure: Figure, text: str) -> None:
+    """A line above all panels that says how to read them."""
+    figure.suptitle(text, x=0.01, horizontalalignment="left", fontsize=9.5)
+
+
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure and forgets it."""
     figure.savefig(path, dpi=DPI)
@@ -224,7 +230,8 @@ def log_ticks(low: float, high: float, fewest: int = 3) -> list[float]:
         if len(found) >= fewest:
             return found[:: math.ceil(len(found) / MOST_TICKS)]
     ticks = [
-        float(f"{tick:.12g}") for tick in MaxNLocator(MOST_TICKS).tick_values(low, high)
+        float(f"{tick:.12g}")
+        for tick in MaxNLocator(MOST_TICKS, steps=ROUND).tick_values(low, high)
     ]
     return [tick for tick in ticks if low <= tick <= high]
 
@@ -262,6 +269,6 @@ def plain_number(value: float) -> str:
 
 
 def set_linear_ticks(axes: Axes, which: str, *, integer: bool = False) -> None:
-    """At most six ticks at round numbers."""
+    """A few ticks at round numbers."""
     axis: Axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(MaxNLocator(5, integer=integer, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_locator(MaxNLocator(5, integer=integer, steps=ROUND, min_n_ticks=3))

@@ -106,10 +106,15 @@ def _provenance(records: Sequence[RunRecord]) -> str:
             *versions,
         ]
     facts.append(f"commit {', '.join(commits)}")
-    return (
+    text = (
         f"Made by `experiments.report` from {len(records)} runs: {', '.join(facts)}.\n"
         "Figures are medians over seeds, with the range in brackets. The training loss "
         "is that of the whole training set after the last step, without the L2 term. "
-        "Seconds exclude compilation. Curves of the loss are running means over at "
-        f"least {LOSS_WINDOW} steps, those of β and the cosine over {BETA_WINDOW}.\n"
+        "Seconds exclude compilation."
     )
+    if any(record.steps for record in records):
+        text += (
+            f" Curves of the loss are running means over at least {LOSS_WINDOW} steps, "
+            f"those of β and the cosine over {BETA_WINDOW}."
+        )
+    return text + "\n"

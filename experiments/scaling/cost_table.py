@@ -97,7 +97,7 @@ def _row(name: str, cost: StepCost, by_name: dict[str, StepCost]) -> str:
             _communication(cost),
             _ratio(cost.collective_bytes, momentum.collective_bytes if momentum else 0),
         ]
-    return f"| {name} | {' | '.join(cells)} |"
+    return f"| {peers.label_of(name)} | {' | '.join(cells)} |"
 
 
 def _communication(cost: StepCost) -> str:

@@ -14,7 +14,7 @@ from experiments.scaling.pod_model import StepTime, memory_bytes, step_time
 
 TITLE = "A model, not a measurement"
 CHIP_COUNTS = {2: [1, 4, 16, 64, 256], 3: [1, 8, 64, 512, 4096]}
-MICRO_BATCHES = "open markers: in micro-batches, whose cost is left out"
+MICRO_BATCHES = "Open markers: in micro-batches, whose cost is left out."
 
 
 def modeled(entries: Sequence[Entry]) -> list[Entry]:
@@ -70,7 +70,7 @@ def model_table(entries: Sequence[Entry], batch_size: int) -> str:
         "| chip | optimizer | chips | work | update | communication | efficiency |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for entry in entries:
+    for entry in sorted(entries, key=kind_of):
         chip = chip_of(entry.case.topology)
         for chips in chip_counts(entry, chip, batch_size):
             time = _time(entry, entries, chips, batch_size)
@@ -104,7 +104,7 @@ def draw(entries: Sequence[Entry], batch_size: int, path: Path) -> None:
         rows[0][0].set_ylabel("update and communication,\n% of the step")
         style.set_log_scale(rows[0][0], "y")
         style.add_legend(figure, rows[0])
-        figure.suptitle(f"{TITLE} ({MICRO_BATCHES})", fontsize=10)
+        style.add_remark(figure, f"{TITLE}. {MICRO_BATCHES}")
         style.save(figure, path)
 
 

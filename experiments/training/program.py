@@ -5,12 +5,13 @@ state, so that all trials of a search share one compiled program, one after the 
 under ``vmap``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from experiments import models
 from experiments.config import RunConfig
@@ -19,39 +20,147 @@ from experiments.training import meshes
 from experiments.training.evaluation import Evaluation, evaluate_split
 from experiments.training.feeding import CallShape, Feed, make_feed
 from experiments.training.hyperparameters import hyperparameters_of
-from experiments.training.step import Metrics, TrainState, make_step
+from experiments.training.step import Metrics, TrainState, TrainStep, make_step
 
 PyTree = Any
 
 
-class Program(NamedTuple):
-    """A run as pure functions.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A run as pure functions, see `make_program`.
 
     Attributes:
-      init: from a seed, a peak learning rate and, where they are not those of the
-        program, further hyperparameters to the state before the first step.
-      restart: from a state, weights and statistics of batch normalization to a state
-        before the first step that begins there.
-      train: from a state and the training split, or the batches of a call, to the
-        state after ``steps_per_call`` steps and the metrics of each step, stacked.
-      evaluate: from a state and a split to loss and accuracy, batch by batch.
-      feed: from a training split to what the calls of ``train`` take.
-      steps_per_call: steps in a call of ``train``; the examples that are left over
-        when the last batch of a call is full are taken by the next call.
+      config: settings of the run.
+      step: one step of the run.
+      mesh: of devices, with axes of the types that the configuration asks for.
+      example: one image, or an array shaped like one.
+      examples: number of training images.
+      batch_size: examples per step.
+      steps_per_call: steps per call of ``train``; the examples that are left over when
+        the last batch of a call is full are taken by the next call.
       calls_per_report: calls of ``train`` in ``config.epochs_per_report`` epochs.
-      batch_size: examples in a step.
-      gradient_equivalents: mean cost of a step.
+      streamed: whether the training split is streamed.
     """
 
-    init: Callable[..., TrainState]
-    restart: Callable[[TrainState, PyTree, PyTree], TrainState]
-    train: Callable[[TrainState, Split], tuple[TrainState, Metrics]]
-    evaluate: Callable[[TrainState, Split | Stream], Evaluation]
-    feed: Callable[[Split | Stream], Feed]
+    config: RunConfig
+    step: TrainStep
+    mesh: Mesh
+    example: jax.Array
+    examples: int
+    batch_size: int
     steps_per_call: int
     calls_per_report: int
-    batch_size: int
-    gradient_equivalents: float
+    streamed: bool
+
+    @property
+    def gradient_equivalents(self) -> float:
+        """Mean cost of a step."""
+        return self.step.gradient_equivalents
+
+    def init(
+        self,
+        seed: int,
+        learning_rate: float,
+        hyperparameters: Mapping[str, float] | None = None,
+    ) -> TrainState:
+        """The state before the first step.
+
+        Args:
+          seed: of the run.
+          learning_rate: peak of the schedule.
+          hyperparameters: where they are not those of the configuration.
+        """
+        given = {**hyperparameters_of(self.config), **(hyperparameters or {})}
+        state = self.step.init(seed, learning_rate, given, self.example)
+        meshes.report_copies(self.mesh, state.params)
+        return meshes.place(state, self._shardings(state))
+
+    def restart(
+        self, state: TrainState, params: PyTree, batch_stats: PyTree
+    ) -> TrainState:
+        """A state before the first step, with other weights and statistics."""
+        state = self.step.restart(state, params, batch_stats)
+        return meshes.place(state, self._shardings(state))
+
+    def train(self, state: TrainState, split: Split) -> tuple[TrainState, Metrics]:
+        """The state after ``steps_per_call`` steps, and the metrics of each, stacked.
+
+        Args:
+          state: before these steps.
+          split: the training split, or the batches of the call if it is streamed.
+        """
+        call = self._train_on_batches if self.streamed else self._train_on_split
+        if self.config.axis_types != "explicit":
+            return call(state, split)
+        out = (self._shardings(state), meshes.replicated(self.mesh))
+        return jax.sharding.auto_axes(call, out_sharding=out)(state, split)
+
+    def feed(self, split: Split | Stream) -> Feed:
+        """From a training split to what the calls of ``train`` take."""
+        micro_batch_size = self.batch_size // self.config.micro_batches
+        shape = CallShape(
+            self.steps_per_call, self.config.micro_batches, micro_batch_size
+        )
+        return make_feed(split, shape, self.mesh)
+
+    def evaluate(self, state: TrainState, split: Split | Stream) -> Evaluation:
+        """Loss and accuracy on a split, batch by batch."""
+        params = state.average if self.config.ema_decay else state.params
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        within = self.step.mesh
+        variables = jax.tree.map(
+            lambda x: jax.device_put(x, NamedSharding(within, x.sharding.spec)),
+            variables,
+        )
+        return evaluate_split(
+            self.step.model, variables, split, self.step.standardize, within
+        )
+
+    def _shardings(self, state: TrainState) -> TrainState:
+        return jax.tree.map(
+            lambda sharding: NamedSharding(self.mesh, sharding.spec),
+            self.step.shardings(state),
+        )
+
+    def _train_on_split(
+        self, state: TrainState, split: Split
+    ) -> tuple[TrainState, Metrics]:
+        def step_on(
+            state: TrainState, rows: jax.Array | None
+        ) -> tuple[TrainState, Metrics]:
+            if rows is None:
+                parts = _in_parts(split, self.config.micro_batches)
+                return self.step.update(state, parts)
+            return self.step.update(state, jax.tree.map(lambda x: x[rows], split))
+
+        rows = None if self.batch_size == self.examples else self._rows_of_call(state)
+        if self.steps_per_call == 1:  # a scan, even of one step, is slow on CPUs
+            return _stacked(step_on(state, None if rows is None else rows[0]))
+        return jax.lax.scan(step_on, state, rows, length=self.steps_per_call)
+
+    def _train_on_batches(
+        self, state: TrainState, batches: Split
+    ) -> tuple[TrainState, Metrics]:
+        if self.steps_per_call == 1:
+            first = jax.tree.map(lambda x: x[0], batches)
+            return _stacked(self.step.update(state, first))
+        return jax.lax.scan(self.step.update, state, batches)
+
+    def _rows_of_call(self, state: TrainState) -> jax.Array:
+        """The examples of each step of a call, from one permutation per epoch."""
+        first = state.step * self.batch_size
+        count = self.steps_per_call * self.batch_size
+        touched = -(-count // self.examples) + 1
+        epochs = first // self.examples + jnp.arange(touched)
+        order = jax.vmap(
+            lambda epoch: jax.random.permutation(
+                jax.random.fold_in(state.key, epoch), self.examples
+            )
+        )(epochs)
+        rows = jax.lax.dynamic_slice(
+            order.reshape(-1), [first % self.examples], [count]
+        )
+        return rows.reshape(self.steps_per_call, self.config.micro_batches, -1)
 
 
 def make_program(
@@ -60,7 +169,7 @@ def make_program(
     """Builds the functions of a run; the batch is split over the devices.
 
     Args:
-      config: of the run.
+      config: settings of the run.
       dataset: what to train on.
       devices: all devices of all processes by default.
 
@@ -80,102 +189,22 @@ def make_program(
     _check_batch_size(config, batch_size, examples, mesh.size)
     _check_model(config, dataset)
     steps_per_report = config.epochs_per_report * examples // batch_size
-    # Of a stream no more than needed is on the device.
+    # Of a stream, only the next batch is on the device.
     steps_per_call = config.steps_per_call or (1 if streamed else steps_per_report)
     _check_steps_per_call(steps_per_call, steps_per_report)
     total_steps = config.epochs // config.epochs_per_report * steps_per_report
     # Within a call the compiler splits the work, whatever the types show outside.
     within = meshes.with_auto_axes(mesh)
-    step = make_step(config, dataset.num_classes, total_steps, within)
-
-    def shardings(state: TrainState) -> TrainState:
-        return jax.tree.map(
-            lambda sharding: NamedSharding(mesh, sharding.spec), step.shardings(state)
-        )
-
-    def init(
-        seed: int,
-        learning_rate: float,
-        hyperparameters: Mapping[str, float] | None = None,
-    ) -> TrainState:
-        given = {**hyperparameters_of(config), **(hyperparameters or {})}
-        state = step.init(seed, learning_rate, given, _example(dataset.train))
-        meshes.report_copies(mesh, state.params)
-        return meshes.place(state, shardings(state))
-
-    def restart(state: TrainState, params: PyTree, batch_stats: PyTree) -> TrainState:
-        state = step.restart(state, params, batch_stats)
-        return meshes.place(state, shardings(state))
-
-    def rows_of_call(state: TrainState) -> jax.Array:
-        """The examples of each step of a call, out of one permutation an epoch."""
-        first = state.step * batch_size
-        touched = -(-steps_per_call * batch_size // examples) + 1
-        epochs = first // examples + jnp.arange(touched)
-        order = jax.vmap(
-            lambda epoch: jax.random.permutation(
-                jax.random.fold_in(state.key, epoch), examples
-            )
-        )(epochs)
-        rows = jax.lax.dynamic_slice(
-            order.reshape(-1), [first % examples], [steps_per_call * batch_size]
-        )
-        return rows.reshape(steps_per_call, config.micro_batches, -1)
-
-    def train(state: TrainState, split: Split) -> tuple[TrainState, Metrics]:
-        def step_on(
-            state: TrainState, rows: jax.Array | None
-        ) -> tuple[TrainState, Metrics]:
-            if rows is None:
-                return step.update(state, _in_parts(split, config.micro_batches))
-            return step.update(state, jax.tree.map(lambda x: x[rows], split))
-
-        rows = None if batch_size == examples else rows_of_call(state)
-        if steps_per_call == 1:  # a scan, even of one step, is slow on CPUs
-            state, metrics = step_on(state, None if rows is None else rows[0])
-            return state, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
-        return jax.lax.scan(step_on, state, rows, length=steps_per_call)
-
-    def train_on_batches(
-        state: TrainState, batches: Split
-    ) -> tuple[TrainState, Metrics]:
-        if steps_per_call == 1:
-            state, metrics = step.update(state, jax.tree.map(lambda x: x[0], batches))
-            return state, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
-        return jax.lax.scan(step.update, state, batches)
-
-    call = train_on_batches if streamed else train
-
-    def call_on_explicit_axes(
-        state: TrainState, split: Split
-    ) -> tuple[TrainState, Metrics]:
-        out = (shardings(state), meshes.replicated(mesh))
-        return jax.sharding.auto_axes(call, out_sharding=out)(state, split)
-
-    def feed(split: Split | Stream) -> Feed:
-        micro_batch_size = batch_size // config.micro_batches
-        shape = CallShape(steps_per_call, config.micro_batches, micro_batch_size)
-        return make_feed(split, shape, mesh)
-
-    def evaluate(state: TrainState, split: Split | Stream) -> Evaluation:
-        params = state.average if config.ema_decay else state.params
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        variables = jax.tree.map(
-            lambda x: jax.device_put(x, NamedSharding(within, x.sharding.spec)),
-            variables,
-        )
-        return evaluate_split(step.model, variables, split, step.standardize, within)
-
     return Program(
-        init,
-        restart,
-        call_on_explicit_axes if config.axis_types == "explicit" else call,
-        evaluate,
-        feed,
-        steps_per_call,
-        steps_per_report // steps_per_call,
-        batch_size,
-        step.gradient_equivalents,
+        config=config,
+        step=make_step(config, dataset.num_classes, total_steps, within),
+        mesh=mesh,
+        example=_example(dataset.train),
+        examples=examples,
+        batch_size=batch_size,
+        steps_per_call=steps_per_call,
+        calls_per_report=steps_per_report // steps_per_call,
+        streamed=streamed,
     )
 
 
@@ -238,3 +267,9 @@ def _example(train: Split | Stream) -> jax.Array:
 
 def _in_parts(split: Split, parts: int) -> Split:
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), split)
+
+
+def _stacked(outcome: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+    """The outcome of one step as that of a scan over one step."""
+    state, metrics = outcome
+    return state, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)

@@ -1,5 +1,6 @@
 """One step as a pure function of the state and a batch, on a mesh of devices."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,35 +17,25 @@ from experiments.config import RunConfig
 from experiments.data import Split, preprocessing
 from experiments.training import meshes
 from experiments.training.losses import cross_entropies, hits, l2
-from experiments.training.micro_batches import (
-    Outcome,
-    half_gradients,
-    mean_gradient,
-    mean_loss,
-    stacked_outputs,
-)
-from experiments.training.per_device import (
-    mean_gradient_over_devices,
-    mean_loss_over_devices,
-    stacked_outputs_over_devices,
-)
+from experiments.training.micro_batches import Outcome, half_gradients
+from experiments.training.on_batches import OnBatches, on_batches
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """Everything that changes during a run, and what tells runs of a grid apart.
+    """Everything that changes during a run or differs between the runs of a search.
 
     Attributes:
-      step: steps taken.
+      step: number of steps taken.
       params: the weights.
-      average: exponential average of the weights for evaluation; empty without.
+      average: exponential average of the weights for evaluation; empty without one.
       batch_stats: statistics of batch normalization; empty if the model has none.
       opt_state: state of the optimizer.
       learning_rate: peak of the schedule.
-      hyperparameters: what `hyperparameters_of` gives for the run.
-      key: of the order of the data and the augmentation.
+      hyperparameters: the numbers that `hyperparameters_of` gives for the run.
+      key: random key of the order of the data and the augmentation.
     """
 
     step: jax.Array
@@ -57,29 +48,246 @@ class TrainState(NamedTuple):
     key: jax.Array
 
 
-class TrainStep(NamedTuple):
-    """A step and what belongs to it.
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+    """A training step as pure functions, see `make_step`.
 
     Attributes:
-      init: from a seed, a peak learning rate, further hyperparameters and an image or
-        more to the state before the first step, not yet placed on the mesh.
-      update: from a state and micro-batches, stacked along the first axis, to the
-        next state and the metrics of the step.
-      restart: from a state, weights and statistics of batch normalization to a state
-        before the first step that begins there.
-      shardings: from a state, or its shapes, to where each of its leaves lives.
+      config: settings of the run.
+      total_steps: length of the schedule.
+      mesh: of devices.
       model: the network.
-      standardize: what it wants done to images.
-      gradient_equivalents: mean cost of a step.
+      augment: from a key and images to augmented images.
+      standardize: from raw images to what the model takes.
+      build_optimizer: from a name, a schedule and options to an optimizer.
+      optimizer: of plain numbers, which are checked.
+      on_batches: how quantities of a batch are computed.
     """
 
-    init: Callable[[int, float, Mapping[str, float], jax.Array], TrainState]
-    update: Callable[[TrainState, Split], tuple[TrainState, Metrics]]
-    restart: Callable[[TrainState, PyTree, PyTree], TrainState]
-    shardings: Callable[[TrainState], TrainState]
+    config: RunConfig
+    total_steps: int
+    mesh: Mesh
     model: nn.Module
+    augment: preprocessing.Augmentation
     standardize: Callable[[jax.Array], jax.Array]
-    gradient_equivalents: float
+    build_optimizer: Callable[..., optimizers.Optimizer]
+    optimizer: optimizers.Optimizer
+    on_batches: OnBatches
+
+    @property
+    def gradient_equivalents(self) -> float:
+        """Mean cost of a step."""
+        return self.optimizer.gradient_equivalents
+
+    def init(
+        self,
+        seed: int,
+        learning_rate: float,
+        hyperparameters: Mapping[str, float],
+        images: jax.Array,
+    ) -> TrainState:
+        """The state before the first step, not yet placed on the mesh.
+
+        Args:
+          seed: of the initial weights and of the run's key.
+          learning_rate: peak of the schedule.
+          hyperparameters: see `hyperparameters_of`.
+          images: one image or more, for the shapes of the weights.
+        """
+        init_key, data_key = jax.random.split(jax.random.key(seed))
+        variables = _init_model(self.model, init_key, self.standardize(images))
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros([], jnp.int32),
+            params=params,
+            average=self._initial_average(params),
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=self.optimizer.transformation.init(params),
+            learning_rate=jnp.asarray(learning_rate, jnp.float32),
+            hyperparameters={
+                name: jnp.asarray(value, jnp.float32)
+                for name, value in hyperparameters.items()
+            },
+            key=data_key,
+        )
+
+    def restart(
+        self, state: TrainState, params: PyTree, batch_stats: PyTree
+    ) -> TrainState:
+        """A state before the first step, with other weights and statistics."""
+        return state._replace(
+            step=jnp.zeros([], jnp.int32),
+            params=params,
+            average=self._initial_average(params),
+            batch_stats=batch_stats,
+            opt_state=self.optimizer.transformation.init(params),
+        )
+
+    def shardings(self, state: TrainState) -> TrainState:
+        """The sharding of every leaf of a state, or of the shapes of one."""
+        copied: Any = meshes.replicated(self.mesh)
+        return TrainState(
+            step=copied,
+            params=meshes.shardings_of(self.mesh, state.params),
+            average=meshes.shardings_of(self.mesh, state.average),
+            batch_stats=jax.tree.map(lambda _: copied, state.batch_stats),
+            opt_state=meshes.shardings_of(self.mesh, state.opt_state),
+            learning_rate=copied,
+            hyperparameters=jax.tree.map(lambda _: copied, state.hyperparameters),
+            key=copied,
+        )
+
+    def update(self, state: TrainState, batches: Split) -> tuple[TrainState, Metrics]:
+        """The next state and the metrics of a step.
+
+        Args:
+          state: before the step.
+          batches: micro-batches, stacked along the first axis.
+        """
+        batches = meshes.constrain(batches, NamedSharding(self.mesh, meshes.BATCH))
+        batches = batches._replace(images=self._prepare_images(state, batches.images))
+        outcome, half_grads, batch_stats = self._gradient(state, batches)
+        # Sums over devices then end where the state lives.
+        grads = meshes.constrain(
+            outcome.grads, meshes.shardings_of(self.mesh, outcome.grads)
+        )
+        extras = {
+            "value": outcome.loss,
+            "grad": grads,
+            "half_grads": half_grads,
+            **self._functions_of_batch(state, batches),
+        }
+        updates, opt_state = optax.with_extra_args_support(
+            self._optimizer_of(state).transformation
+        ).update(
+            grads,
+            state.opt_state,
+            state.params,
+            **{name: extras[name] for name in self.optimizer.extras},
+        )
+        metrics = {
+            "loss": outcome.loss,
+            "accuracy": outcome.accuracy,
+            "learning_rate": self._schedule_of(state.learning_rate)(state.step),
+            **nlcg_optax.diagnostics(opt_state),
+        }
+        params = optax.apply_updates(state.params, updates)
+        state = state._replace(
+            step=state.step + 1,
+            params=params,
+            average=_moved_average(self.config.ema_decay, state, params),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return meshes.constrain(state, self.shardings(state)), metrics
+
+    def _gradient(
+        self, state: TrainState, batches: Split
+    ) -> tuple[Outcome, tuple[PyTree, PyTree] | None, PyTree]:
+        """Loss and gradient, gradients of halves if needed, and batch statistics."""
+        loss_fn = self._batch_loss_fn(state)
+        if "half_grads" in self.optimizer.extras:
+            return half_gradients(
+                self.on_batches.gradient,
+                loss_fn,
+                state.params,
+                state.batch_stats,
+                batches,
+            )
+        outcome, batch_stats = self.on_batches.gradient(
+            loss_fn, state.params, state.batch_stats, batches
+        )
+        return outcome, None, batch_stats
+
+    def _functions_of_batch(
+        self, state: TrainState, batches: Split
+    ) -> dict[str, Callable[..., Any]]:
+        """The functions among the extra arguments, all of the same mini-batch.
+
+        The batch is normalized by its own statistics, which stay unmodified.
+        """
+        l2_factor = state.hyperparameters["l2"]
+        # The L2 term of the loss is a function of the weights, which then are an
+        # output. Sampling labels from the logits needs the logits alone.
+        with_weights = "output_loss_fn" in self.optimizer.extras
+
+        def outputs(params: PyTree) -> PyTree:
+            logits = self.on_batches.outputs(
+                lambda *args: self._apply(*args)[0], params, state.batch_stats, batches
+            )
+            return (logits, params) if with_weights else logits
+
+        def value(params: PyTree) -> jax.Array:
+            return self.on_batches.loss(
+                self._batch_loss_fn(state), params, state.batch_stats, batches
+            )
+
+        def output_loss(found: tuple[jax.Array, PyTree]) -> jax.Array:
+            logits, params = found
+            return self._loss(l2_factor, logits, batches.labels, params)
+
+        return {
+            "value_fn": value,
+            "outputs_fn": outputs,
+            "output_loss_fn": output_loss,
+        }
+
+    def _batch_loss_fn(
+        self, state: TrainState
+    ) -> Callable[[PyTree, PyTree, Split], tuple[jax.Array, tuple[PyTree, jax.Array]]]:
+        """Loss of a batch, with its batch statistics and accuracy."""
+        l2_factor = state.hyperparameters["l2"]
+
+        def loss_fn(
+            params: PyTree, batch_stats: PyTree, batch: Split
+        ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
+            logits, batch_stats = self._apply(params, batch_stats, batch)
+            accuracy = jnp.mean(hits(logits, batch.labels))
+            loss = self._loss(l2_factor, logits, batch.labels, params)
+            return loss, (batch_stats, accuracy)
+
+        return loss_fn
+
+    def _apply(
+        self, params: PyTree, batch_stats: PyTree, batch: Split
+    ) -> tuple[jax.Array, PyTree]:
+        """The logits, and the statistics after the batch."""
+        logits, updated = self.model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch.images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return logits, updated.get("batch_stats", {})
+
+    def _loss(
+        self, l2_factor: jax.Array, logits: jax.Array, labels: jax.Array, params: PyTree
+    ) -> jax.Array:
+        losses = cross_entropies(logits, labels, self.config.label_smoothing)
+        return jnp.mean(losses) + l2(l2_factor, params)
+
+    def _prepare_images(self, state: TrainState, images: jax.Array) -> jax.Array:
+        _, key = jax.random.split(state.key)
+        keys = jax.random.split(jax.random.fold_in(key, state.step), len(images))
+        return jax.vmap(lambda key, x: self.standardize(self.augment(key, x)))(
+            keys, images
+        )
+
+    def _initial_average(self, params: PyTree) -> PyTree:
+        return jax.tree.map(jnp.copy, params) if self.config.ema_decay else ()
+
+    def _schedule_of(self, peak: float | jax.Array) -> optax.Schedule:
+        return _schedule(self.config, self.total_steps, peak)
+
+    def _optimizer_of(self, state: TrainState) -> optimizers.Optimizer:
+        """The optimizer with the numbers of the state, which may be traced."""
+        options = {
+            name: state.hyperparameters.get(name, value)
+            for name, value in self.config.optimizer_options.items()
+        }
+        return self.build_optimizer(
+            self.config.optimizer, self._schedule_of(state.learning_rate), options
+        )
 
 
 def make_step(
@@ -92,228 +300,40 @@ def make_step(
     """Builds the step of a run.
 
     Args:
-      config: of the run.
-      num_classes: of the data.
+      config: settings of the run.
+      num_classes: number of labels in the data.
       total_steps: length of the schedule.
-      mesh: of `experiments.training.meshes.make_mesh`.
+      mesh: a mesh of `experiments.training.meshes.make_mesh`.
       build_optimizer: from a name, a schedule and options to an optimizer.
 
     Raises:
       ValueError: if the configuration has an unknown name.
     """
-    model = models.build(
-        config.model, num_classes, config.compute_dtype, config.ghost_batch_size
-    )
-    augment = preprocessing.augmentation(config.augmentation)
-    standardize = preprocessing.standardization(config.standardization)
-    gradient, loss, outputs = _on_batches(config, mesh)
-    copied: Any = meshes.replicated(mesh)
-
-    def schedule_of(peak: float | jax.Array) -> optax.Schedule:
-        warmup = config.warmup_epochs
-        fraction = None if warmup is None else warmup / config.epochs
-        return schedules.build(config.schedule, peak, total_steps, fraction)
-
-    def optimizer_of(state: TrainState) -> optimizers.Optimizer:
-        options = {
-            name: state.hyperparameters.get(name, value)
-            for name, value in config.optimizer_options.items()
-        }
-        return build_optimizer(
-            config.optimizer, schedule_of(state.learning_rate), options
-        )
-
-    # Of plain numbers, which are checked.
-    optimizer = build_optimizer(
-        config.optimizer, schedule_of(config.learning_rate), config.optimizer_options
-    )
-
-    def init(
-        seed: int,
-        learning_rate: float,
-        hyperparameters: Mapping[str, float],
-        images: jax.Array,
-    ) -> TrainState:
-        init_key, data_key = jax.random.split(jax.random.key(seed))
-        variables = _init_model(model, init_key, standardize(images))
-        params = variables["params"]
-        return TrainState(
-            step=jnp.zeros([], jnp.int32),
-            params=params,
-            average=jax.tree.map(jnp.copy, params) if config.ema_decay else (),
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.transformation.init(params),
-            learning_rate=jnp.asarray(learning_rate, jnp.float32),
-            hyperparameters={
-                name: jnp.asarray(value, jnp.float32)
-                for name, value in hyperparameters.items()
-            },
-            key=data_key,
-        )
-
-    def restart(state: TrainState, params: PyTree, batch_stats: PyTree) -> TrainState:
-        return state._replace(
-            step=jnp.zeros([], jnp.int32),
-            params=params,
-            average=jax.tree.map(jnp.copy, params) if config.ema_decay else (),
-            batch_stats=batch_stats,
-            opt_state=optimizer.transformation.init(params),
-        )
-
-    def shardings(state: TrainState) -> TrainState:
-        return TrainState(
-            step=copied,
-            params=meshes.shardings_of(mesh, state.params),
-            average=meshes.shardings_of(mesh, state.average),
-            batch_stats=jax.tree.map(lambda _: copied, state.batch_stats),
-            opt_state=meshes.shardings_of(mesh, state.opt_state),
-            learning_rate=copied,
-            hyperparameters=jax.tree.map(lambda _: copied, state.hyperparameters),
-            key=copied,
-        )
-
-    def apply(
-        params: PyTree, batch_stats: PyTree, batch: Split
-    ) -> tuple[jax.Array, PyTree]:
-        """The logits, and the statistics after the batch."""
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch.images,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        return logits, updated.get("batch_stats", {})
-
-    def loss_of(
-        l2_factor: jax.Array, logits: jax.Array, labels: jax.Array, params: PyTree
-    ) -> jax.Array:
-        losses = cross_entropies(logits, labels, config.label_smoothing)
-        return jnp.mean(losses) + l2(l2_factor, params)
-
-    def loss_fn(
-        l2_factor: jax.Array, params: PyTree, batch_stats: PyTree, batch: Split
-    ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
-        logits, batch_stats = apply(params, batch_stats, batch)
-        accuracy = jnp.mean(hits(logits, batch.labels))
-        return loss_of(l2_factor, logits, batch.labels, params), (batch_stats, accuracy)
-
-    def outputs_fn(params: PyTree, batch_stats: PyTree, batch: Split) -> jax.Array:
-        return apply(params, batch_stats, batch)[0]
-
-    def update(state: TrainState, batches: Split) -> tuple[TrainState, Metrics]:
-        batches = meshes.constrain(batches, NamedSharding(mesh, meshes.BATCH))
-        batches = batches._replace(images=prepare_images(state, batches.images))
-        l2_factor = state.hyperparameters["l2"]
-        batch_loss_fn = functools.partial(loss_fn, l2_factor)
-        half_grads = None
-        if "half_grads" in optimizer.extras:
-            outcome, half_grads, batch_stats = half_gradients(
-                gradient, batch_loss_fn, state.params, state.batch_stats, batches
-            )
-        else:
-            outcome, batch_stats = gradient(
-                batch_loss_fn, state.params, state.batch_stats, batches
-            )
-        # Sums over devices then end where the state lives.
-        grads = meshes.constrain(
-            outcome.grads, meshes.shardings_of(mesh, outcome.grads)
-        )
-
-        def logits(params: PyTree) -> jax.Array:
-            return outputs(outputs_fn, params, state.batch_stats, batches)
-
-        def logits_and_weights(params: PyTree) -> tuple[jax.Array, PyTree]:
-            return logits(params), params
-
-        # The L2 term of the loss is a function of the weights, which are an output for
-        # it. What samples labels from the logits wants nothing beside them.
-        with_weights = "output_loss_fn" in optimizer.extras
-        extras = {
-            "value": outcome.loss,
-            "grad": grads,
-            # Of this batch, normalized by its own statistics, which stay as they were.
-            "value_fn": lambda params: loss(
-                batch_loss_fn, params, state.batch_stats, batches
-            ),
-            "outputs_fn": logits_and_weights if with_weights else logits,
-            "output_loss_fn": lambda found: loss_of(
-                l2_factor, found[0], batches.labels, found[1]
-            ),
-            "half_grads": half_grads,
-        }
-        updates, opt_state = optax.with_extra_args_support(
-            optimizer_of(state).transformation
-        ).update(
-            grads,
-            state.opt_state,
-            state.params,
-            **{name: extras[name] for name in optimizer.extras},
-        )
-        metrics = {
-            "loss": outcome.loss,
-            "accuracy": outcome.accuracy,
-            "learning_rate": schedule_of(state.learning_rate)(state.step),
-            **nlcg_optax.diagnostics(opt_state),
-        }
-        params = optax.apply_updates(state.params, updates)
-        state = state._replace(
-            step=state.step + 1,
-            params=params,
-            average=_moved_average(config.ema_decay, state, params),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-        )
-        return meshes.constrain(state, shardings(state)), metrics
-
-    def prepare_images(state: TrainState, images: jax.Array) -> jax.Array:
-        _, key = jax.random.split(state.key)
-        keys = jax.random.split(jax.random.fold_in(key, state.step), len(images))
-        return jax.vmap(lambda key, x: standardize(augment(key, x)))(keys, images)
-
     return TrainStep(
-        init,
-        update,
-        restart,
-        shardings,
-        model,
-        standardize,
-        optimizer.gradient_equivalents,
+        config=config,
+        total_steps=total_steps,
+        mesh=mesh,
+        model=models.build(
+            config.model, num_classes, config.compute_dtype, config.ghost_batch_size
+        ),
+        augment=preprocessing.augmentation(config.augmentation),
+        standardize=preprocessing.standardization(config.standardization),
+        build_optimizer=build_optimizer,
+        optimizer=build_optimizer(
+            config.optimizer,
+            _schedule(config, total_steps, config.learning_rate),
+            config.optimizer_options,
+        ),
+        on_batches=on_batches(config, mesh),
     )
 
 
-def _on_batches(
-    config: RunConfig, mesh: Mesh
-) -> tuple[
-    Callable[..., tuple[Outcome, PyTree]],
-    Callable[..., jax.Array],
-    Callable[..., jax.Array],
-]:
-    """How gradient, loss and outputs of a batch are computed."""
-    unroll = mesh.devices.flat[0].platform == "cpu"
-    if config.partitioning == "shard_map":
-        dtype = models.DTYPES[config.gradient_dtype]
-        return (
-            functools.partial(
-                mean_gradient_over_devices, mesh, gradient_dtype=dtype, unroll=unroll
-            ),
-            functools.partial(mean_loss_over_devices, mesh),
-            functools.partial(stacked_outputs_over_devices, mesh),
-        )
-
-    def on_copies(function: Callable[..., Any]) -> Callable[..., Any]:
-        # Split weights are gathered where they are used. Left to itself the compiler
-        # would carry their sharding over to activations.
-        def function_on_copies(params: PyTree, *rest: PyTree) -> Any:
-            copies = meshes.constrain(params, meshes.replicated(mesh))
-            return function(copies, *rest)
-
-        return function_on_copies
-
-    return (
-        lambda loss_fn, *rest: mean_gradient(on_copies(loss_fn), *rest, unroll=unroll),
-        lambda loss_fn, *rest: mean_loss(on_copies(loss_fn), *rest),
-        lambda outputs_fn, *rest: stacked_outputs(on_copies(outputs_fn), *rest),
-    )
+def _schedule(
+    config: RunConfig, total_steps: int, peak: float | jax.Array
+) -> optax.Schedule:
+    warmup = config.warmup_epochs
+    fraction = None if warmup is None else warmup / config.epochs
+    return schedules.build(config.schedule, peak, total_steps, fraction)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -54,10 +54,14 @@ class ScaleByScaledCgStepState(NamedTuple):
 
     Attributes:
       count: number of updates.
-      diagnostics: what was done; the next step reads the step size and λ from it.
+      step_size: the last α.
+      damping: λ for the next step.
+      diagnostics: what was done.
     """
 
     count: jax.Array  # type: ignore[assignment]
+    step_size: jax.Array
+    damping: jax.Array
     diagnostics: ScaledCgStepDiagnostics
 
 
@@ -88,10 +92,10 @@ def scale_by_scaled_cg_step(
         \Delta = \frac{2 \delta\,(f(\theta) - f(\theta + \alpha d))}{\mu^2}.
 
     Where :math:`\delta \le 0`, λ becomes :math:`2 (\lambda - \delta / d^\top d)`, which
-    flips the sign of δ. A step with :math:`\Delta \ge 0` is taken; then λ is divided by
-    4 if :math:`\Delta \ge 3/4`. If :math:`\Delta < 1/4` it grows by
+    turns δ over. A step with :math:`\Delta \ge 0` is taken; then λ is divided by 4
+    if :math:`\Delta \ge 3/4`. If :math:`\Delta < 1/4` it grows by
     :math:`\delta (1 - \Delta) / d^\top d`. A step with :math:`\Delta < 0` is tried
-    again with the larger λ, at the cost of one value of the loss per trial, up to
+    again with the larger λ, at the cost of one value of the loss a trial, up to
     ``max_trials`` times; if none is good the update is zero. Source: Møller (1993), "A
     scaled conjugate gradient algorithm for fast supervised learning", with the exact
     curvature in place of his difference of gradients, Δ kept above -10, and a
@@ -107,13 +111,13 @@ def scale_by_scaled_cg_step(
       curvature: ``"hessian"``, for which ``update`` needs ``value_fn`` (or ``hvp_fn``,
         ``grad``, ``value`` and ``value_fn``), or ``"gauss_newton"``, for which it
         needs ``outputs_fn`` and ``output_loss_fn``, see `scale_by_curvature_step`.
-      initial_damping: initial λ, in units of the curvature.
-      max_trials: trials per step.
-      refresh_period: steps between measurements; in between the last step size is
-        used unmodified, at no cost.
+      initial_damping: λ at first, in units of the curvature.
+      max_trials: trials of a step.
+      refresh_period: measure and try every so many steps; in between the last step
+        size is used as it is, at no cost.
 
     Returns:
-      A transformation whose state has scalars only.
+      A transformation that keeps scalars only.
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, missing.
@@ -144,6 +148,8 @@ def scale_by_scaled_cg_step(
         acc = accumulator_dtype(params)
         return ScaleByScaledCgStepState(
             count=jnp.zeros([], jnp.int32),
+            step_size=jnp.zeros([], acc),
+            damping=jnp.array(initial_damping).astype(acc),
             diagnostics=ScaledCgStepDiagnostics(
                 step_size=jnp.zeros([], acc),
                 damping=jnp.array(initial_damping).astype(acc),
@@ -161,11 +167,14 @@ def scale_by_scaled_cg_step(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByScaledCgStepState]:
-        name, last = "scale_by_scaled_cg_step", state.diagnostics
+        name = "scale_by_scaled_cg_step"
+        last = state.diagnostics._replace(
+            step_size=state.step_size, damping=state.damping
+        )
         along = curvature_along_fn(name, curvature, params, extra_args)
         value_at = value_at_fn(name, curvature, extra_args)
         validation.check_same_structure("updates", updates, params)
-        acc = last.damping.dtype
+        acc = state.damping.dtype
 
         def measured() -> ScaledCgStepDiagnostics:
             found = along([updates])
@@ -185,7 +194,10 @@ def scale_by_scaled_cg_step(
         scaled = jax.tree.map(lambda u: times(step_size, u), updates)
         scaled = jax.tree.map(lambda x: jnp.where(step_size == 0, 0, x), scaled)
         return optax.tree.cast_like(scaled, updates), ScaleByScaledCgStepState(
-            count=optax.safe_increment(state.count), diagnostics=diagnostics
+            count=optax.safe_increment(state.count),
+            step_size=step_size,
+            damping=diagnostics.damping,
+            diagnostics=diagnostics,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -218,8 +230,8 @@ def _next(
 
     def attempt(trial: _Trial) -> _Trial:
         step_size = mu / trial.curve
-        predicted = mu * step_size / 2
-        found = reduction_ratio(value, value_after(step_size), predicted)
+        foretold = mu * step_size / 2
+        found = reduction_ratio(value, value_after(step_size), foretold)
         ratio = jnp.where(found.meaningful, found.ratio, 1)
         grown = trial.damping + trial.curve * (1 - jnp.maximum(ratio, WORST_RATIO)) / (
             safe_norm

@@ -41,7 +41,7 @@ class LossRatioDiagnostics(NamedTuple):
 
     Attributes:
       step_multiplier: the multiplier b after the step.
-      loss_ratio: the ratio at the last action, one at first.
+      loss_ratio: the last ratio that was looked at, one at first.
       undone: the fraction of the previous step that was taken back.
       num_value_skips: calls whose ``value`` was not finite so far.
     """
@@ -156,6 +156,16 @@ class _Options(NamedTuple):
     undo: bool
 
 
+class _Decision(NamedTuple):
+    """What the losses ask for: the new multiplier, and what it was derived from."""
+
+    step_multiplier: jax.Array
+    undone: jax.Array
+    loss_ratio: jax.Array
+    loss_average: jax.Array
+    loss_reference: jax.Array
+
+
 def _init(options: _Options, params: PyTree) -> ScaleByLossRatioState:
     acc = accumulator_dtype(params)
     return ScaleByLossRatioState(
@@ -182,26 +192,24 @@ def _update(
     b = state.step_multiplier
     value = jnp.asarray(value).astype(b.dtype)
     finite = jnp.isfinite(value)
-    watched = _watched(options, state, value)
-    acts = watched.acts & finite
-
-    threshold = jnp.asarray(options.threshold).astype(b.dtype)
-    shrink, undone = _look_up(watched.ratio, threshold)
-    grown = jnp.minimum(GROWTH[options.mode] * b, MAX_MULTIPLIER)
-    shrunk = jnp.maximum(shrink * b, MIN_MULTIPLIER)
-    new_b = jnp.where(acts, jnp.where(shrink > 1, grown, shrunk), b)
-    undone = jnp.where(acts & options.undo, undone, 0)
-
-    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(finite, new.astype(old.dtype), old)
-
-    last = state.diagnostics
-    new_updates = _scaled(options, updates, state, new_b, undone)
-    return new_updates, ScaleByLossRatioState(
+    decision = _decide(options, state, value, finite)
+    new_b, undone = decision.step_multiplier, decision.undone
+    if options.undo:
+        new_updates = jax.tree.map(
+            lambda u, last: (
+                times((1 - undone) * new_b, u)
+                - times(undone * b, last).astype(compute_dtype(u.dtype))
+            ),
+            updates,
+            state.previous_updates,
+        )
+    else:
+        new_updates = jax.tree.map(lambda u: times(new_b, u), updates)
+    return optax.tree.cast_like(new_updates, updates), ScaleByLossRatioState(
         count=jnp.where(finite, optax.safe_increment(state.count), state.count),
         step_multiplier=new_b,
-        loss_average=keep(watched.average, state.loss_average),
-        loss_reference=keep(watched.reference, state.loss_reference),
+        loss_average=decision.loss_average,
+        loss_reference=decision.loss_reference,
         previous_updates=(
             jax.tree.map(_finite_or_zero, updates, state.previous_updates)
             if options.undo
@@ -209,55 +217,41 @@ def _update(
         ),
         diagnostics=LossRatioDiagnostics(
             step_multiplier=new_b,
-            loss_ratio=jnp.where(acts, watched.ratio, last.loss_ratio),
+            loss_ratio=decision.loss_ratio,
             undone=undone,
-            num_value_skips=last.num_value_skips + (~finite).astype(jnp.int32),
+            num_value_skips=state.diagnostics.num_value_skips
+            + (~finite).astype(jnp.int32),
         ),
     )
 
 
-class _Watched(NamedTuple):
-    """The averages of the loss, their ratio, and whether the controller acts on it."""
-
-    average: jax.Array
-    reference: jax.Array
-    ratio: jax.Array
-    acts: jax.Array
-
-
-def _watched(
-    options: _Options, state: ScaleByLossRatioState, value: jax.Array
-) -> _Watched:
+def _decide(
+    options: _Options, state: ScaleByLossRatioState, value: jax.Array, finite: jax.Array
+) -> _Decision:
+    """Scalars only: the ratio of the losses, and the row of the table that it picks."""
     first = state.count == 0
-    decayed = LOSS_DECAY * state.loss_average + (1 - LOSS_DECAY) * value
-    average = jnp.where(first, value, decayed)
-    if options.mode == "online":
-        return _Watched(average, state.loss_reference, _ratio(value, average), ~first)
-    acts = ~first & (state.count % options.period == 0)
-    reference = jnp.where(first | acts, average, state.loss_reference)
-    return _Watched(average, reference, _ratio(average, state.loss_reference), acts)
-
-
-def _scaled(
-    options: _Options,
-    updates: PyTree,
-    state: ScaleByLossRatioState,
-    multiplier: jax.Array,
-    undone: jax.Array,
-) -> PyTree:
-    """The update times its multiplier, less the part of the last step to undo."""
-    if not options.undo:
-        scaled = jax.tree.map(lambda u: times(multiplier, u), updates)
-        return optax.tree.cast_like(scaled, updates)
-    scaled = jax.tree.map(
-        lambda u, last: (
-            times((1 - undone) * multiplier, u)
-            - times(undone * state.step_multiplier, last).astype(compute_dtype(u.dtype))
-        ),
-        updates,
-        state.previous_updates,
+    average = LOSS_DECAY * state.loss_average + (1 - LOSS_DECAY) * value
+    average = jnp.where(first, value, average)
+    if options.mode == "step":
+        acts = ~first & (state.count % options.period == 0)
+        ratio = _ratio(average, state.loss_reference)
+        reference = jnp.where(first | acts, average, state.loss_reference)
+    else:
+        acts = ~first
+        ratio = _ratio(value, average)
+        reference = state.loss_reference
+    acts &= finite
+    b = state.step_multiplier
+    shrink, undone = _look_up(ratio, jnp.asarray(options.threshold).astype(b.dtype))
+    grown = jnp.minimum(GROWTH[options.mode] * b, MAX_MULTIPLIER)
+    shrunk = jnp.maximum(shrink * b, MIN_MULTIPLIER)
+    return _Decision(
+        step_multiplier=jnp.where(acts, jnp.where(shrink > 1, grown, shrunk), b),
+        undone=jnp.where(acts & options.undo, undone, 0),
+        loss_ratio=jnp.where(acts, ratio, state.diagnostics.loss_ratio),
+        loss_average=jnp.where(finite, average, state.loss_average),
+        loss_reference=jnp.where(finite, reference, state.loss_reference),
     )
-    return optax.tree.cast_like(scaled, updates)
 
 
 def _ratio(new: jax.Array, old: jax.Array) -> jax.Array:
@@ -289,7 +283,7 @@ def feed_step_multiplier(
     """``optax.chain(direction, controller)`` with feedback from the controller.
 
     The direction, and the preconditioner nested in it, receive the controller's
-    multiplier as the previous step left it, as extra argument ``step_multiplier``.
+    multiplier of the previous step as the extra argument ``step_multiplier``.
     The paper's `scale_by_diagonal_secant` needs it to know the step that was taken.
 
     Args:

@@ -13,9 +13,7 @@ from nlcg_optax.paper.layerwise import scale_by_layerwise_ratio
 from nlcg_optax.paper.loss_ratio import feed_step_multiplier, scale_by_loss_ratio
 from nlcg_optax.paper.rules import PAPER_RULES
 from nlcg_optax.preconditioners.secant import build as build_secant
-from nlcg_optax.preconditioners.secant_options import (
-    checked_options as secant_options,
-)
+from nlcg_optax.preconditioners.secant import checked_options as secant_options
 
 PAPER_CONTROLS = (None, "step", "online")
 
@@ -168,6 +166,6 @@ def paper_schedule(
         step = jnp.asarray(count, dtype=jnp.result_type(float))
         left = jnp.clip(1 - step / warmup_steps, 0, 1) if warmup_steps else 0.0
         warm = max_value - (max_value - init_value) * jnp.sqrt(left)
-        return warm * decay(count)
+        return warm * decay(step)
 
     return schedule

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nlcg_optax.dtypes import PyTree, compute_dtype, times
+from nlcg_optax.dtypes import PyTree, compute_dtype, times, with_standard_promotion
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.trees.split import parameters_split_over
 
@@ -140,7 +140,9 @@ def vector_mask(
 
 def second_moment() -> optax.GradientTransformation:
     """What vectors are divided by unless told otherwise: the second moment of Adam."""
-    return optax.scale_by_rms(0.999, eps_in_sqrt=False, bias_correction=True)
+    return with_standard_promotion(
+        optax.scale_by_rms(0.999, eps_in_sqrt=False, bias_correction=True)
+    )
 
 
 def widened(leaf: jax.Array) -> jax.Array:

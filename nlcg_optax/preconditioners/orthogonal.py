@@ -198,7 +198,8 @@ def _orthogonalized(
         weight_dimension_numbers=list(numbers),
     )
     # Without momentum the state of every step is the first one's.
-    return muon.update(matrices, muon.init(matrices))[0]
+    with jax.numpy_dtype_promotion("standard"):  # Optax divides by an integer power
+        return muon.update(matrices, muon.init(matrices))[0]
 
 
 def _scaled_to_one(leaf: jax.Array) -> jax.Array:

@@ -43,12 +43,16 @@ class ScaleBySampledDiagonalState(NamedTuple):
       key: data of the random key of the next sample.
       sample_average: exponential average of the samples, not corrected for its start;
         real, float32 or wider.
-      diagnostics: counters, and the mean that the damping is relative to.
+      num_samples: samples taken into the average.
+      diagonal_mean: mean of D over all parameters, which the damping is relative to.
+      diagnostics: counters.
     """
 
     count: jax.Array  # type: ignore[assignment]
     key: jax.Array
     sample_average: PyTree
+    num_samples: jax.Array
+    diagonal_mean: jax.Array
     diagnostics: SampledDiagonalDiagnostics
 
 
@@ -127,6 +131,8 @@ def _init(
         sample_average=jax.tree.map(
             lambda p: jnp.zeros_like(p, dtype=_average_dtype(p)), params
         ),
+        num_samples=jnp.zeros([], jnp.int32),
+        diagonal_mean=jnp.zeros([], acc),
         diagnostics=SampledDiagonalDiagnostics(
             diagonal_mean=jnp.zeros([], acc),
             num_samples=jnp.zeros([], jnp.int32),
@@ -144,13 +150,12 @@ def _update(
 ) -> tuple[PyTree, ScaleBySampledDiagonalState]:
     validation.check_same_structure("updates", updates, state.sample_average)
     sample_fn = options.sampler(params, extra_args)
-    last = state.diagnostics
     due = is_due(state.count, options.refresh_period, extra_args)
     estimate = if_due(
         due,
         lambda: _refreshed(options, sample_fn, state),
         lambda: _Estimate(
-            state.sample_average, last.num_samples, last.diagonal_mean, state.key
+            state.sample_average, state.num_samples, state.diagonal_mean, state.key
         ),
     )
     mean_curvature = estimate.diagonal_mean
@@ -162,15 +167,18 @@ def _update(
         active=estimate.num_samples > 0,
         power=options.power,
     )
-    refused = due & (estimate.num_samples == last.num_samples)
+    refused = due & (estimate.num_samples == state.num_samples)
     return precond_grad, ScaleBySampledDiagonalState(
         count=optax.safe_increment(state.count),
         key=estimate.key,
         sample_average=estimate.sample_average,
+        num_samples=estimate.num_samples,
+        diagonal_mean=mean_curvature,
         diagnostics=SampledDiagonalDiagnostics(
             diagonal_mean=mean_curvature,
             num_samples=estimate.num_samples,
-            num_sample_skips=last.num_sample_skips + refused.astype(jnp.int32),
+            num_sample_skips=state.diagnostics.num_sample_skips
+            + refused.astype(jnp.int32),
         ),
     )
 
@@ -196,7 +204,7 @@ def _refreshed(
         state.sample_average,
         sample,
     )
-    num_samples = state.diagnostics.num_samples + good.astype(jnp.int32)
+    num_samples = state.num_samples + good.astype(jnp.int32)
     diagonal_mean = mean(_curvature(options, average, num_samples))
     return _Estimate(average, num_samples, diagonal_mean, jax.random.key_data(key))
 

@@ -129,8 +129,8 @@ def scale_by_subspace_step(
       adapt_damping: whether λ follows the reduction ratio, at the cost of one
         evaluation of the loss (``value_fn``, or the outputs) a measurement, and
         whether steps are refused. Otherwise λ stays.
-      refresh_period: choose a and b anew every so many steps; in between they are
-        used as they are (b at most 1 in size), at no cost but memory traffic.
+      refresh_period: steps between choices of a and b; in between they are used
+        unmodified (b at most 1 in size), at the cost of memory traffic alone.
 
     Returns:
       A transformation with one copy of the parameters in its state. Its ``update``

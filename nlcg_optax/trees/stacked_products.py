@@ -69,7 +69,7 @@ def stacked_vdots(stack: PyTree, tree: PyTree) -> jax.Array:
         axes = tuple(range(leaf.ndim))
         row_axes = tuple(a + 1 for a in axes)
         if leaf.size <= SMALL_LEAF:
-            product = jnp.real(jnp.conj(rows).astype(wide) * leaf.astype(wide))
+            product = jnp.real(jnp.conj(rows).astype(wide) * leaf.astype(wide)[None])
             return jnp.sum(product, axis=row_axes, dtype=acc)
         # No ravel: a flattened leaf would lose its sharding.
         out = jax.lax.dot_general(

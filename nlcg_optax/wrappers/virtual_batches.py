@@ -7,26 +7,39 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import (
-    PyTree,
-    accumulator_dtype,
-    compute_dtype,
-    strong_types,
-)
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, strong_types
 from nlcg_optax.xla.control_flow import cond
+
+
+class VirtualBatchDiagnostics(NamedTuple):
+    """What `virtual_batch` did, as scalars.
+
+    Attributes:
+      num_micro_batch_skips: micro-batches left out so far because their gradient or
+        loss was not finite.
+    """
+
+    num_micro_batch_skips: jax.Array
 
 
 class VirtualBatchState(NamedTuple):
     """State of `virtual_batch`.
 
     Attributes:
-      multi_steps: micro-batches and steps so far, the state of the inner transformation
-        and the mean gradient, in the layout of ``optax.MultiSteps``.
-      mean_value: mean loss over the micro-batches since the last step.
+      count: number of steps.
+      micro_step: micro-batches averaged since the last step.
+      mean_grad: mean gradient over them, in float32 or wider.
+      mean_value: mean loss over them.
+      inner_state: state of the transformation inside.
+      diagnostics: what was left out.
     """
 
-    multi_steps: optax.MultiStepsState
+    count: jax.Array  # type: ignore[assignment]
+    micro_step: jax.Array
+    mean_grad: PyTree
     mean_value: jax.Array
+    inner_state: PyTree
+    diagnostics: VirtualBatchDiagnostics
 
 
 def virtual_batch(
@@ -38,12 +51,12 @@ def virtual_batch(
         g = \frac{1}{k} \sum_{i=1}^{k} g_i, \qquad
         \mathrm{value} = \frac{1}{k} \sum_{i=1}^{k} \mathrm{value}_i
 
-    ``optax.MultiSteps`` would pass on the loss (and, for a line search, the gradient)
-    of the last micro-batch, would run ``tx`` at every micro-step, and would keep a NaN
-    of one micro-batch in every later step. Here a micro-batch with a gradient or loss
-    that is not finite is left out, as if it had not been drawn. All but the last
-    micro-step of a step give zero updates.
-    Source: arXiv 1812.02886, section on virtual batching.
+    Three things differ from ``optax.MultiSteps``, which gives ``tx`` the loss (and, for
+    a line search, the gradient) of the last micro-batch only, runs ``tx`` at every
+    micro-step, and by default averages NaN in. Here a micro-batch with a non-finite
+    gradient or loss is left out, as if it had not been drawn, and ``tx`` runs once per
+    step. The other micro-steps give zero updates. Source: arXiv 1812.02886, section on
+    virtual batching.
 
     Args:
       tx: any Optax transformation.
@@ -51,9 +64,8 @@ def virtual_batch(
 
     Returns:
       A transformation whose ``update`` takes the extra arguments ``value`` and
-      ``grad`` (both optional) and passes their averages on to ``tx``; all others are
-      passed on unmodified, so a ``value_fn`` should be the loss of the whole virtual
-      batch.
+      ``grad`` (both optional) and passes their averages on to ``tx``; all others pass
+      unmodified, so a ``value_fn`` should be the loss of the whole virtual batch.
 
     Raises:
       ValueError: if ``micro_batches`` is not an integer of at least 1.
@@ -74,7 +86,18 @@ def virtual_batch(
     inner = optax.with_extra_args_support(tx)
 
     def init_fn(params: PyTree) -> VirtualBatchState:
-        return _init(inner, params)
+        return VirtualBatchState(
+            count=jnp.zeros([], jnp.int32),
+            micro_step=jnp.zeros([], jnp.int32),
+            mean_grad=jax.tree.map(
+                lambda p: jnp.zeros_like(p, dtype=compute_dtype(p.dtype)), params
+            ),
+            mean_value=jnp.zeros([], accumulator_dtype(params)),
+            inner_state=strong_types(inner.init(strong_types(params))),
+            diagnostics=VirtualBatchDiagnostics(
+                num_micro_batch_skips=jnp.zeros([], jnp.int32)
+            ),
+        )
 
     def update_fn(
         updates: PyTree,
@@ -87,24 +110,6 @@ def virtual_batch(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _init(
-    inner: optax.GradientTransformationExtraArgs, params: PyTree
-) -> VirtualBatchState:
-    _, skip_state = optax.skip_not_finite(params, 0, params)
-    return VirtualBatchState(
-        multi_steps=optax.MultiStepsState(
-            mini_step=jnp.zeros([], jnp.int32),
-            gradient_step=jnp.zeros([], jnp.int32),
-            inner_opt_state=strong_types(inner.init(strong_types(params))),
-            acc_grads=jax.tree.map(
-                lambda x: jnp.zeros_like(x, dtype=compute_dtype(x.dtype)), params
-            ),
-            skip_state=jax.tree.map(jnp.zeros_like, skip_state),
-        ),
-        mean_value=jnp.zeros([], accumulator_dtype(params)),
-    )
-
-
 def _update(
     inner: optax.GradientTransformationExtraArgs,
     micro_batches: int,
@@ -113,60 +118,57 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, VirtualBatchState]:
-    last = state.multi_steps
+    validation.check_same_structure("updates", updates, state.mean_grad)
+    refused, _ = optax.skip_not_finite(updates, state.count, params)
+    value = extra_args.get("value")
     mean_value = state.mean_value
-    if extra_args.get("value") is not None:
-        value = jnp.asarray(extra_args["value"])
+    if value is not None:
+        value = jnp.asarray(value)
         validation.check_scalar_loss("virtual_batch", value)
-        # Mark the gradient of a loss that is not finite, for `skip_not_finite`.
-        updates = jax.tree.map(
-            lambda g: jnp.where(jnp.isfinite(value), g, jnp.full_like(g, jnp.nan)),
-            updates,
-        )
-        mean_value = _mean(mean_value, value, last.mini_step)
+        refused |= ~jnp.isfinite(value)
+        mean_value = _averaged(mean_value, value, state.micro_step, refused)
         extra_args = {**extra_args, "value": mean_value.astype(value.dtype)}
-    mean_grads = jax.tree.map(
-        lambda mean, g: _mean(mean, g, last.mini_step), last.acc_grads, updates
+    mean_grad = jax.tree.map(
+        lambda mean, g: _averaged(mean, g, state.micro_step, refused),
+        state.mean_grad,
+        updates,
     )
-    averaged = optax.tree.cast_like(mean_grads, updates)
-    if "grad" in extra_args:
-        extra_args = {**extra_args, "grad": averaged}
-    skipped, skip_state = optax.skip_not_finite(updates, last.gradient_step, params)
-    due = ~skipped & (last.mini_step == micro_batches - 1)
 
     def step() -> tuple[PyTree, PyTree]:
-        return strong_types(
-            inner.update(averaged, last.inner_opt_state, params, **extra_args)
+        grad = optax.tree.cast_like(mean_grad, updates)
+        given = extra_args
+        if "grad" in extra_args:
+            # As jax.grad gives it: the conjugate of the steepest ascent.
+            given = {**extra_args, "grad": jax.tree.map(jnp.conj, grad)}
+        result: tuple[PyTree, PyTree] = inner.update(
+            grad, state.inner_state, params, **given
         )
+        return strong_types(result)
 
     def wait() -> tuple[PyTree, PyTree]:
         shapes, _ = jax.eval_shape(step)
         zeros = jax.tree.map(
             lambda u, s: jnp.zeros_like(u, dtype=s.dtype), updates, shapes
         )
-        return zeros, last.inner_opt_state
+        return zeros, state.inner_state
 
+    micro_step = state.micro_step + (~refused).astype(jnp.int32)
+    due = micro_step == micro_batches
     new_updates, inner_state = cond(due, step, wait)
-    mini_step = jnp.where(due, 0, last.mini_step + 1)
+    skips = state.diagnostics.num_micro_batch_skips + refused.astype(jnp.int32)
     return new_updates, VirtualBatchState(
-        multi_steps=optax.MultiStepsState(
-            mini_step=jnp.where(skipped, last.mini_step, mini_step),
-            gradient_step=jnp.where(
-                due, optax.safe_increment(last.gradient_step), last.gradient_step
-            ),
-            inner_opt_state=inner_state,
-            acc_grads=jax.tree.map(
-                lambda new, old: jnp.where(skipped, old, jnp.where(due, 0, new)),
-                mean_grads,
-                last.acc_grads,
-            ),
-            skip_state=skip_state,
-        ),
-        mean_value=jnp.where(skipped, state.mean_value, jnp.where(due, 0, mean_value)),
+        count=jnp.where(due, optax.safe_increment(state.count), state.count),
+        micro_step=jnp.where(due, 0, micro_step),
+        mean_grad=jax.tree.map(lambda g: jnp.where(due, 0, g), mean_grad),
+        mean_value=jnp.where(due, 0, mean_value),
+        inner_state=inner_state,
+        diagnostics=VirtualBatchDiagnostics(num_micro_batch_skips=skips),
     )
 
 
-def _mean(mean: jax.Array, new: jax.Array, seen: jax.Array) -> jax.Array:
-    """The mean of ``seen + 1`` numbers from that of all but the new one."""
-    weight = (seen + 1).astype(mean.real.dtype)
-    return mean + (new.astype(mean.dtype) - mean) / weight
+def _averaged(
+    mean: jax.Array, new: jax.Array, count: jax.Array, refused: jax.Array
+) -> jax.Array:
+    """The mean of one more number; the old one if that is refused."""
+    weight = (count + 1).astype(jnp.finfo(mean.dtype).dtype)
+    return jnp.where(refused, mean, mean + (new.astype(mean.dtype) - mean) / weight)

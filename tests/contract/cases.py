@@ -32,8 +32,11 @@ from nlcg_optax.contrib import (
     scale_by_nlcg_with_restart_memory,
     scale_by_scaled_cg_step,
 )
+from nlcg_optax.dtypes import with_standard_promotion
 
 RATE = 0.05
+# Optax's second moments and its zoom search promote dtypes implicitly.
+PROMOTING = {"rms", "backtracking_rms", "zoom", "zoom_secant"}
 SEARCH_EXTRAS = ("value", "grad", "value_fn")
 
 
@@ -63,7 +66,8 @@ class Case(NamedTuple):
         return "grad" in self.extras
 
     def make(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
-        return self.factory(**{**self.kwargs, **overrides})
+        tx = self.factory(**{**self.kwargs, **overrides})
+        return with_standard_promotion(tx) if self.name in PROMOTING else tx
 
     def extra_args(
         self, value: jax.Array, grad: Any, value_fn: Callable[..., Any]

@@ -104,7 +104,7 @@ def test_nnx_optimizer_forwards_extra_arguments(name):
 
     # The same problem without Flax's objects.
     def plain_loss(params):
-        out = jnp.tanh(X @ params["kernel"] + params["bias"])
+        out = jnp.tanh(X @ params["kernel"] + params["bias"][None])
         return jnp.mean((out - Y) ** 2)
 
     params = {"bias": start["bias"][...], "kernel": start["kernel"][...]}

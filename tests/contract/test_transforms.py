@@ -84,6 +84,22 @@ def test_scan_accepts_the_state_as_carry_under_x64(case, dtype, x64):
     chex.assert_trees_all_equal_shapes_and_dtypes(out, (params, state))
 
 
+# In the whole suite the check would cost ten times its time: under it JAX traces each
+# operation anew.
+@each_case
+def test_nothing_leaks_from_a_trace(case):
+    tx, params = case.make(), small_params()
+    step = make_step(case, tx, small_loss)
+
+    def run(params):
+        carry = (params, tx.init(params))
+        return jax.lax.scan(lambda c, _: (step(*c), None), carry, length=2)[0][0]
+
+    with jax.checking_leaks():
+        out = jax.eval_shape(run, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(out, params)
+
+
 @pytest.mark.parametrize("name", ["pr+", "secant_hvp", "paper_fr_step", "search"])
 def test_scan_gives_the_numbers_of_a_loop(name):
     case = BY_NAME[name]

@@ -141,7 +141,7 @@ def test_the_product_across_halves_is_unbiased_and_that_of_the_mean_is_not():
     tx = scale_by_nlcg_across_halves("fr")
 
     def product(key):
-        halves = mean + noise * jax.random.normal(key, (2, size))
+        halves = mean[None] + noise * jax.random.normal(key, (2, size))
         g = jnp.mean(halves, 0)
         _, state = tx.update(g, tx.init(mean), half_grads=tuple(halves))
         return state.g_prev_z_prev, g @ g

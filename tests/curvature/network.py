@@ -19,7 +19,7 @@ def network_params(dtype=jnp.float64, seed=0):
 
 def logits(params):
     x = jnp.asarray(X, params["w"].dtype)
-    return jnp.tanh(x @ params["w"] + params["b"]) @ params["v"]
+    return jnp.tanh(x @ params["w"] + params["b"][None]) @ params["v"]
 
 
 def cross_entropy(outputs):

@@ -128,7 +128,7 @@ def test_outputs_may_be_a_tree(x64):
 def test_integer_leaves_take_no_part():
     params = {"x": jnp.array([1.0, 2.0]), "n": jnp.array([3, 4])}
     d = {"x": jnp.ones(2), "n": jnp.zeros(2)}
-    f = lambda p: jnp.sum(p["n"] * p["x"] ** 2)
+    f = lambda p: jnp.sum(p["n"].astype(float) * p["x"] ** 2)
     found = hessian_along(f, params, [d])
     assert (float(found.slopes[0]), float(found.matrix[0, 0])) == (22.0, 14.0)
 

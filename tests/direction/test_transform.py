@@ -19,7 +19,7 @@ from nlcg_optax.direction.transform import build
 from nlcg_optax.paper.rules import PAPER_RULES
 
 DIAGONAL = jnp.array([0.5, 2.0, 4.0])
-DIAGONAL_P = optax.stateless(lambda g, _: jax.tree.map(lambda x: x * DIAGONAL, g))
+DIAGONAL_P = optax.stateless(lambda g, _: g * DIAGONAL.astype(g.dtype))
 
 
 def random_grads(count, seed=0, size=3):

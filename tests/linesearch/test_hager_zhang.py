@@ -13,18 +13,20 @@ from nlcg_optax import (
     scale_by_nlcg,
     split_parameters,
 )
+from nlcg_optax.dtypes import with_standard_promotion
 
 
 def rosenbrock(x):
     return jnp.sum((1 - x[::2]) ** 2 + 100 * (x[1::2] - x[::2] ** 2) ** 2)
 
 
+LBFGS = with_standard_promotion(optax.scale_by_lbfgs())
 DIRECTIONS = {
     "hs+": (scale_by_nlcg("hs+", beta_max=jnp.inf), {"max_slope_ratio": 0.1}),
     "hz": (scale_by_nlcg("hz", beta_min=-jnp.inf, beta_max=jnp.inf), {}),
-    "lbfgs": (optax.scale_by_lbfgs(), {"initial_step": "one"}),
+    "lbfgs": (LBFGS, {"initial_step": "one"}),
     "lbfgs, adaptive": (
-        optax.scale_by_lbfgs(),
+        LBFGS,
         {"initial_step": "one", "quadratic_step": "adaptive"},
     ),
     "preconditioned": (

@@ -28,7 +28,7 @@ def learning_rate_for(bfgs, layerwise):
         (True, True): 1.0,
     }[bfgs, layerwise]
     # Not constant, so that the learning rate of another step would show.
-    return lambda t: base / (1 + 0.02 * t)
+    return lambda t: base / (1 + 0.02 * jnp.asarray(t, float))
 
 
 def run_replica(config):

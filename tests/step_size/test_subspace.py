@@ -113,7 +113,7 @@ def test_the_damping_follows_the_reduction_ratio(x64):
         np.testing.assert_allclose(found["reduction_ratio"], expected_ratio(a), 1e-9)
         assert (expected_ratio(a) < 0) == rejects
         assert (expected_ratio(a) < 0.25) == grows
-        assert found["num_rejected"] == rejects
+        assert int(found["num_rejected"]) == rejects
         np.testing.assert_allclose(updates, [0.0 if rejects else a], rtol=1e-10)
         new_damping = max(1.5 * damping, 1e-6) if grows else damping * 2 / 3
         np.testing.assert_allclose(found["damping"], new_damping, rtol=1e-12)

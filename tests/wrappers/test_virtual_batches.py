@@ -35,9 +35,9 @@ def test_equals_the_big_batch_including_the_loss_control(x64):
             w_small = optax.apply_updates(w_small, updates)
         # The mean loss is accumulated in float32: 2^-24, into a table of thresholds.
         np.testing.assert_allclose(w_small, w_big, rtol=1e-6)
-    inner = s_small.multi_steps.inner_opt_state
+    inner = s_small.inner_state
     chex.assert_trees_all_close(inner, s_big, rtol=1e-5, atol=1e-6)
-    assert s_small.multi_steps.gradient_step == 8
+    assert s_small.count == 8
 
 
 @pytest.mark.parametrize("poison", ["gradient", "value"])
@@ -53,8 +53,21 @@ def test_bad_micro_batch_is_left_out(poison):
         updates, state = tx.update(g, state, params, value=value)
         total += updates
     np.testing.assert_array_equal(total, [-2.0, -1.0])
-    chex.assert_tree_all_finite((state.mean_value, state.multi_steps.acc_grads))
-    assert state.multi_steps.gradient_step == 1
+    chex.assert_tree_all_finite((state.mean_value, state.mean_grad))
+    assert state.count == 1
+    assert state.diagnostics.num_micro_batch_skips == 1
+
+
+def test_real_and_complex_parameters_are_averaged_together():
+    params = {"a": jnp.zeros(1), "z": jnp.zeros(1, jnp.complex64)}
+    tx = virtual_batch(optax.sgd(1.0), 2)
+    state = tx.init(params)
+    for g in (1.0, 3.0):
+        grad = {"a": jnp.full(1, g), "z": jnp.full(1, g * 1j, jnp.complex64)}
+        updates, state = tx.update(grad, state, params)
+    chex.assert_trees_all_equal(
+        updates, {"a": jnp.array([-2.0]), "z": jnp.array([-2j], jnp.complex64)}
+    )
 
 
 def test_mean_loss_reaches_the_inner_transformation():

@@ -110,5 +110,5 @@ def test_a_record_can_be_read_while_the_run_goes_on(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_a_record_that_finds_no_room_is_told():
-    with pytest.raises(OSError, match="'/dev/full' could not be written, .*No space"):
+    with pytest.raises(OSError, match="'/dev/full' could not be written; .*No space"):
         RecordWriter(Path("/dev/full"), RunConfig(), overwrite=True)

@@ -2,6 +2,8 @@
 
 import math
 
+from matplotlib.axes import Axes
+
 from experiments.config import RunConfig
 from experiments.records.files import RecordWriter, RunRecord
 
@@ -54,3 +56,24 @@ def write(folder, name, settings, losses, *, final, evaluations=1):
 def falling(steps, rate, start=2.0):
     """A loss curve that falls exponentially."""
     return [start * math.exp(-rate * step) for step in range(steps)]
+
+
+def watched_lines(monkeypatch):
+    """The keyword arguments of every later call of ``Axes.plot``."""
+    calls, plot = [], Axes.plot
+
+    def watched(axes, *arguments, **settings):
+        calls.append({"axes": axes, **settings})
+        return plot(axes, *arguments, **settings)
+
+    monkeypatch.setattr(Axes, "plot", watched)
+    return calls
+
+
+def looks_in(axes, calls):
+    """Color and dashes of each labeled line in some axes."""
+    return {
+        call["label"]: (call["color"], call["linestyle"])
+        for call in calls
+        if call["axes"] is axes and "label" in call
+    }

@@ -10,17 +10,21 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 from experiments.config import RunConfig
+from experiments.report import style
 from experiments.scaling import __main__ as report
 from experiments.scaling import compile as compile_command
+from experiments.scaling import model_report, peers
 from experiments.scaling.chips import CHIPS, chip_of
 from experiments.scaling.compiled_step import Problem, StepCost, cost_of, lower_step
 from experiments.scaling.cost_table import Case, Entry, markdown
 from experiments.scaling.own_process import StoppedError, call_in_process
 from experiments.scaling.pod_model import memory_bytes, step_time
 from experiments.training import meshes
+from tests.experiments.report.synthetic import looks_in, watched_lines
 
 CASE = Case("v5e:4x4", "data", "adamw", "resnet50", 100, 1600, 1, "jit", "bfloat16")
 COST = StepCost(
@@ -67,9 +71,10 @@ def test_only_what_fits_into_memory_is_modeled(tmp_path):
     # 8 MB of arguments, and 3 GiB for 100 images: 16 GiB hold 533, not 534.
     momentum = entry(optimizer="heavy_ball")
     assert memory_bytes(momentum, 4, 400) == COST.argument_bytes + COST.temporary_bytes
-    assert report.chip_counts(momentum, CHIPS["v5e"], 16 * 533) == [16, 64, 256]
-    assert report.chip_counts(momentum, CHIPS["v5e"], 16 * 534) == [64, 256]
-    rows = report.model_table([momentum], 16 * 534).splitlines()[4:]
+    assert model_report.chip_counts(momentum, CHIPS["v5e"], 16 * 533) == [16, 64, 256]
+    assert model_report.chip_counts(momentum, CHIPS["v5e"], 16 * 534) == [64, 256]
+    rows = model_report.model_table([momentum], 16 * 534).splitlines()[4:]
+    assert all(row.startswith("| v5e | Heavy ball | ") for row in rows)
     assert [row.split(" | ")[2] for row in rows] == ["64", "256"]
 
 
@@ -89,7 +94,7 @@ def test_the_model_refuses_what_it_is_not_for():
     with pytest.raises(ValueError, match="topology='v6x' is unknown; allowed are"):
         chip_of("v6x:2x2")
     with pytest.raises(ValueError, match="needs Case.*optimizer='heavy_ball'"):
-        report.model_table([entry()], 1600)
+        model_report.model_table([entry()], 1600)
 
 
 def test_the_table_compares_with_adamw_and_momentum():
@@ -105,9 +110,11 @@ def test_the_table_compares_with_adamw_and_momentum():
         ]
     )
     rows = {row.split(" | ")[0]: row for row in text.splitlines()}
-    assert "| 5.00 | 1.2500 | 2.00 | 10 all-reduce, 4.00 | 1.0100 |" in rows["| nlcg"]
-    assert "| out of memory: 20.1G of 15.75G |" in rows["| lbfgs_search"]
-    assert "| not compiled: stopped |" in rows["| lars"]
+    assert (
+        "| 5.00 | 1.2500 | 2.00 | 10 all-reduce, 4.00 | 1.0100 |" in rows["| NLCG PR+"]
+    )
+    assert "| out of memory: 20.1G of 15.75G |" in rows["| L-BFGS, line search"]
+    assert "| not compiled: stopped |" in rows["| LARS"]
 
 
 def test_figures_are_kept_and_read_back(tmp_path):
@@ -117,7 +124,7 @@ def test_figures_are_kept_and_read_back(tmp_path):
     path.write_text("\n".join(lines) + "\n")
     assert compile_command.read_entries(path) == entries
     report.main(["--compiled", str(path), "--rounds=0", f"--out={tmp_path}"])
-    assert report.TITLE in (tmp_path / "scaling.md").read_text()
+    assert model_report.TITLE in (tmp_path / "scaling.md").read_text()
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
 
@@ -162,8 +169,32 @@ def test_wrong_arguments_are_refused(arguments, message):
 def test_the_report_needs_something_to_report(tmp_path):
     with pytest.raises(ValueError, match="rounds=0 with an empty compiled"):
         report.ScalingArguments(compiled=(), rounds=0)
+    with pytest.raises(ValueError, match=r"devices=\(2, 4\) must begin with 1"):
+        report.ScalingArguments(compiled=(), devices=(2, 4))
     with pytest.raises(ValueError, match="does not exist; make it with"):
         report.ScalingArguments(compiled=(tmp_path / "none.jsonl",))
+
+
+def test_the_picture_has_distinct_lines_and_plain_ticks(tmp_path, monkeypatch):
+    drawn, calls = [], watched_lines(monkeypatch)
+    monkeypatch.setattr(style, "save", lambda figure, path: drawn.append(figure))
+    names = ("heavy_ball", "adamw", "lbfgs_search", *peers.PEERS[4:])
+    entries = [entry(optimizer=name) for name in names]
+    model_report.draw(entries, 65_536, tmp_path / "scaling.png")
+    (axes,) = drawn[0].axes
+    drawn[0].canvas.draw()
+    looks = looks_in(axes, calls)
+    assert set(looks) == {peers.label_of(name) for name in names}
+    assert len(set(looks.values())) == len(names)
+    ticks = [text.get_text() for text in axes.get_xticklabels()]
+    assert ticks == ["1", "4", "16", "64", "256"]
+    assert axes.get_xlabel() == "chips"
+    assert "% of the step" in axes.get_ylabel()
+    marked = [line for line in axes.get_lines() if line.get_linestyle() == "None"]
+    expected = model_report.chip_counts(entries[0], CHIPS["v5e"], 65_536)
+    open_at = set(marked[0].get_xdata())
+    assert open_at == {1, 4, 16, 64, 256} - set(expected)
+    plt.close(drawn[0])
 
 
 with_tpu_compiler = pytest.mark.skipif(

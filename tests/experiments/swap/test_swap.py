@@ -30,7 +30,13 @@ LARGE = RunConfig(
     learning_rate=0.01,
 )
 SMALL = dataclasses.replace(
-    LARGE, optimizer="nesterov", batch_size=8, epochs=2, learning_rate=0.02, seed=5
+    LARGE,
+    optimizer="nesterov",
+    optimizer_options={},
+    batch_size=8,
+    epochs=2,
+    learning_rate=0.02,
+    seed=5,
 )
 
 
@@ -230,7 +236,7 @@ def test_a_record_holds_figures_and_costs(few_digits, tmp_path):
     assert found["averaged"] == line["averaged"]
     averaged = 100 * found["averaged"]["test_accuracy"]
     (row,) = swap_table([path]).splitlines()[2:]
-    assert row.startswith("| NLCG PR+ · rms | ")
+    assert row.startswith("| NLCG PR+, RMS | ")
     assert f"| {averaged:.1f} [{averaged:.1f}, {averaged:.1f}] | 2 + 16 |" in row
     assert row.endswith("| 2.0 + 4.0 |")
 

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import data, models, optimizers
 from experiments.config import RunConfig
+from experiments.optimizers import registration
 from experiments.training import (
     DivergedError,
     check_finite,
@@ -380,9 +381,18 @@ def test_every_extra_argument_is_the_same_loss(partitioning, few_digits, monkeyp
         return {"losses": jnp.zeros(3), "grads": [params] * 3}
 
     probe = optax.GradientTransformationExtraArgs(init, update)
-    built = optimizers.Optimizer(probe, names)
-    monkeypatch.setitem(optimizers.OPTIMIZERS, "probe", lambda learning_rate: built)
-    program = make_program(config, few_digits)
+    monkeypatch.setattr(registration, "OPTIMIZERS", {})
+    optimizers.register(
+        "probe",
+        lambda learning_rate: probe,
+        label="probe",
+        color="black",
+        space=optimizers.space_around(0.1),
+        extras=names,
+    )
+    # Two devices: with more, independent sums over devices can block each other in
+    # XLA's threads on a busy host.
+    program = make_program(config, few_digits, jax.devices()[:2])
     state, metrics = jax.jit(program.train)(program.init(0, 0.1), few_digits.train)
     found = state.opt_state
     np.testing.assert_allclose(found["losses"], metrics["loss"][0], rtol=1e-5)
@@ -391,7 +401,7 @@ def test_every_extra_argument_is_the_same_loss(partitioning, few_digits, monkeyp
         assert difference < 1e-5 * optax.tree.norm(found["grads"][0])
 
 
-def test_a_run_stops_at_the_call_behind_one_whose_loss_is_not_finite(few_digits):
+def test_a_run_stops_at_the_call_after_one_whose_loss_is_not_finite(few_digits):
     config = quick(optimizer="sgd", learning_rate=1e30, steps_per_call=1, epochs=20)
     _, reports = train(config, few_digits)
     assert len(reports) == 1
