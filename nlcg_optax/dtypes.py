@@ -145,7 +145,7 @@ def strong_types(tree: PyTree) -> PyTree:
 def zeros_like(tree: PyTree) -> PyTree:
     """Returns new zeros of the same shapes and dtypes, without weak types.
 
-    Every leaf has a buffer of its own, as donation needs.
+    Every leaf has its own buffer, as donation needs.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Diagnostics of an optimiser state as a flat dictionary of scalars."""
+"""Diagnostics of an optimizer state as a flat dictionary of scalars."""
 
 import jax
 import optax
@@ -17,8 +17,8 @@ def diagnostics(opt_state: PyTree) -> dict[str, jax.Array]:
 
     Returns:
       Scalars by name, such as ``beta``, ``cosine``, ``grad_norm``, ``restarted`` and
-      ``step_multiplier``. A name that occurs in several places of the state carries
-      the path of its place in front.
+      ``step_multiplier``. A name that occurs in several places of the state is
+      prefixed with the path of its place.
 
     Examples:
       >>> import jax.numpy as jnp, optax

@@ -120,7 +120,7 @@ def check_same_structure(name: str, tree: PyTree, reference: PyTree) -> None:
     expected: Any = jax.tree.structure(reference)
     if given != expected:
         raise ValueError(
-            f"{name} has the tree structure {given}, but the state was initialised "
+            f"{name} has the tree structure {given}, but the state was initialized "
             f"for {expected}"
         )
     pairs = zip(
@@ -132,7 +132,7 @@ def check_same_structure(name: str, tree: PyTree, reference: PyTree) -> None:
         if jnp.shape(leaf) != jnp.shape(other):
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, but "
-                f"the state was initialised for {jnp.shape(other)}"
+                f"the state was initialized for {jnp.shape(other)}"
             )
 
 

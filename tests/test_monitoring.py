@@ -1,4 +1,4 @@
-"""`diagnostics` finds every scalar from anywhere in an optimiser state."""
+"""`diagnostics` finds every scalar from anywhere in an optimizer state."""
 
 import jax
 import jax.numpy as jnp

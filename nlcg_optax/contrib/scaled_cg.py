@@ -34,7 +34,7 @@ class ScaledCgStepDiagnostics(NamedTuple):
       reduction_ratio: Møller's Δ of the last trial; one at first.
       num_trials: values of the loss that were computed so far, beyond the first ones.
       num_curvature_skips: measurements so far with a curvature along d that was not
-        positive, and was turned over, or with something that was not finite.
+        positive, whose sign was flipped, or with something that was not finite.
       num_zero_directions: measurements so far along a zero direction.
       num_rejected: steps so far that were not taken, because none of their trials
         lowered the loss.
@@ -92,10 +92,10 @@ def scale_by_scaled_cg_step(
         \Delta = \frac{2 \delta\,(f(\theta) - f(\theta + \alpha d))}{\mu^2}.
 
     Where :math:`\delta \le 0`, λ becomes :math:`2 (\lambda - \delta / d^\top d)`, which
-    turns δ over. A step with :math:`\Delta \ge 0` is taken; then λ is divided by 4
-    if :math:`\Delta \ge 3/4`. If :math:`\Delta < 1/4` it grows by
+    flips the sign of δ. A step with :math:`\Delta \ge 0` is taken; then λ is divided
+    by 4 if :math:`\Delta \ge 3/4`. If :math:`\Delta < 1/4` it grows by
     :math:`\delta (1 - \Delta) / d^\top d`. A step with :math:`\Delta < 0` is tried
-    again with the larger λ, at the cost of one value of the loss a trial, up to
+    again with the larger λ, at the cost of one value of the loss per trial, up to
     ``max_trials`` times; if none is good the update is zero. Source: Møller (1993), "A
     scaled conjugate gradient algorithm for fast supervised learning", with the exact
     curvature in place of his difference of gradients, Δ kept above -10, and a
@@ -112,9 +112,9 @@ def scale_by_scaled_cg_step(
         ``grad``, ``value`` and ``value_fn``), or ``"gauss_newton"``, for which it
         needs ``outputs_fn`` and ``output_loss_fn``, see `scale_by_curvature_step`.
       initial_damping: λ at first, in units of the curvature.
-      max_trials: trials of a step.
+      max_trials: largest number of trials per step.
       refresh_period: measure and try every so many steps; in between the last step
-        size is used as it is, at no cost.
+        size is used unmodified, at no cost.
 
     Returns:
       A transformation that keeps scalars only.
@@ -230,8 +230,8 @@ def _next(
 
     def attempt(trial: _Trial) -> _Trial:
         step_size = mu / trial.curve
-        foretold = mu * step_size / 2
-        found = reduction_ratio(value, value_after(step_size), foretold)
+        predicted = mu * step_size / 2
+        found = reduction_ratio(value, value_after(step_size), predicted)
         ratio = jnp.where(found.meaningful, found.ratio, 1)
         grown = trial.damping + trial.curve * (1 - jnp.maximum(ratio, WORST_RATIO)) / (
             safe_norm

@@ -77,8 +77,8 @@ def gauss_newton_along(
     .. math:: f(\theta), \qquad d_i^\top \nabla f(\theta), \qquad
         d_i^\top G d_j = (J d_i)^\top\, \nabla^2 \ell(z)\, J d_j,
 
-    by one forward derivative of the model a direction; what is second order happens
-    at the outputs, where it costs next to nothing.
+    by one forward derivative of the model per direction; the second-order part is at
+    the outputs, where it costs next to nothing.
 
     Args:
       outputs_fn: the model, from ``params`` to its outputs, an array or a tree; it

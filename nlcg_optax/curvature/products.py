@@ -111,7 +111,7 @@ def gauss_newton_vector_product(
     params: PyTree,
     vector: PyTree,
 ) -> PyTree:
-    r"""Computes the product of the generalised Gauss-Newton matrix with a vector.
+    r"""Computes the product of the generalized Gauss-Newton matrix with a vector.
 
     For a loss :math:`f(\theta) = \ell(z(\theta))` of the outputs z of a model with
     Jacobian J,
@@ -163,7 +163,7 @@ def tangents_of(params: PyTree, vector: PyTree, name: str) -> PyTree:
     Args:
       params: a tree of arrays.
       vector: a tree of the same structure and shapes.
-      name: of the vector, for the message of an error.
+      name: name of the vector, for the message of an error.
 
     Returns:
       The vector in the dtypes of ``params``; zeros without bits for leaves that are

@@ -1,9 +1,9 @@
 """The Hager-Zhang line search, and the machine of scalars that it runs."""
 
-from nlcg_optax.linesearch.hager_zhang import (
+from nlcg_optax.linesearch.hager_zhang import scale_by_hager_zhang_linesearch
+from nlcg_optax.linesearch.state import (
     HagerZhangDiagnostics,
     ScaleByHagerZhangLinesearchState,
-    scale_by_hager_zhang_linesearch,
 )
 from nlcg_optax.linesearch.wolfe_search import SearchState, WolfeRules
 

@@ -12,6 +12,10 @@ from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.linesearch import trial_step, wolfe_search
 from nlcg_optax.linesearch.options import Options, checked_options
+from nlcg_optax.linesearch.state import (
+    HagerZhangDiagnostics,
+    ScaleByHagerZhangLinesearchState,
+)
 from nlcg_optax.linesearch.trial_step import ErrorEstimate
 from nlcg_optax.linesearch.wolfe_search import SearchState, WolfeRules
 from nlcg_optax.trees.inner_products import products_and_maxima, vdots
@@ -19,46 +23,6 @@ from nlcg_optax.wrappers.extra_args import bind_extra_args
 from nlcg_optax.xla.control_flow import cond, while_loop
 
 NAME = "scale_by_hager_zhang_linesearch"
-
-
-class HagerZhangDiagnostics(NamedTuple):
-    """What `scale_by_hager_zhang_linesearch` did, as scalars.
-
-    Attributes:
-      step_size: the step that was taken; zero if there was none to take.
-      accepted: whether it satisfies the Wolfe or the approximate Wolfe conditions.
-      num_values: values measured without a gradient so far.
-      num_gradients: values measured together with a gradient so far.
-      num_failed_searches: searches so far that ended without an accepted step.
-    """
-
-    step_size: jax.Array
-    accepted: jax.Array
-    num_values: jax.Array
-    num_gradients: jax.Array
-    num_failed_searches: jax.Array
-
-
-class ScaleByHagerZhangLinesearchState(NamedTuple):
-    """State of `scale_by_hager_zhang_linesearch`.
-
-    Attributes:
-      count: number of updates.
-      previous_step: the last step that was taken, zero before the first.
-      unit_step_fits: whether the minimizer of the last search was near the step one.
-      value: the objective at the new parameters, for `optax.value_and_grad_from_state`.
-      grad: its gradient there.
-      error: running estimate of the error of the objective.
-      diagnostics: what the last update did.
-    """
-
-    count: jax.Array  # type: ignore[assignment]
-    previous_step: jax.Array
-    unit_step_fits: jax.Array
-    value: jax.Array
-    grad: PyTree
-    error: ErrorEstimate
-    diagnostics: HagerZhangDiagnostics
 
 
 def scale_by_hager_zhang_linesearch(

@@ -86,7 +86,7 @@ class SearchState(NamedTuple):
       bracket: a row for each end: step, value and slope. At the lower end φ is at most
         φ(0) + ε_k and descends; at the upper end it ascends or, while contracting,
         lies too high or is not finite.
-      width: length of the bracket when the last secant² set out.
+      width: length of the bracket at the start of the last secant².
       num_evaluations: points measured in this search.
     """
 
@@ -108,7 +108,7 @@ def start(
     *,
     probe: bool | jax.Array = True,
 ) -> SearchState:
-    """Sets out on a line search.
+    """Starts a line search.
 
     Args:
       value: φ(0), a real floating-point scalar.
@@ -217,7 +217,7 @@ def accepts(
 def advance(
     rules: WolfeRules, state: SearchState, value: jax.Array, slope: jax.Array
 ) -> SearchState:
-    """Takes in what was measured at ``state.step`` and decides what comes next.
+    """Reads what was measured at ``state.step`` and decides the next step.
 
     Args:
       rules: parameters.
@@ -287,7 +287,7 @@ def failed_if_narrow(state: SearchState, resolution: jax.Array) -> SearchState:
 def _within_limits(
     rules: WolfeRules, state: SearchState, new: SearchState
 ) -> SearchState:
-    """Fails where no measurement is left, or where it would be made for nothing."""
+    """Fails where no measurement is left, or the next one would tell nothing."""
     count = state.num_evaluations + 1
     # The step may not be told from the lower end.
     running = (count < rules.max_evaluations) & (new.step > new.bracket[0, 0])
@@ -304,8 +304,8 @@ def _after_probe(
 ) -> SearchState:
     """Goes to the minimizer of the parabola through φ(0), φ'(0) and φ(probe).
 
-    Where the parabola bends by no more than rounding it has no minimizer to speak of,
-    and the probe itself is next.
+    Where the parabola bends by no more than rounding, its minimizer is noise, and the
+    probe itself is next.
     """
     probe = state.step
     longest = rules.max_quadratic_step * probe
@@ -347,14 +347,14 @@ def _after_point(rules: WolfeRules, state: SearchState, point: Point) -> SearchS
     proper_stage = jnp.where(
         to_again, SECANT_AGAIN, jnp.where(to_midpoint, MIDPOINT, SECANT)
     )
-    sets_out = is_proper & ~to_again & ~too_wide
+    starts_anew = is_proper & ~to_again & ~too_wide
 
     # Beyond the last step while nothing closes the bracket from above.
     beyond = jnp.where(again > point.step, again, rules.expansion * point.step)
     beyond = jnp.clip(beyond, 1.1 * point.step, rules.max_extrapolation * point.step)
 
-    # Towards the lower end when the upper one lies too high or nowhere.
-    # A first step into the void may be wrong by orders of magnitude, a later one not.
+    # Towards the lower end when the upper one lies too high or is not finite, which a
+    # first step may be by orders of magnitude, a later one not.
     astray = ~jnp.isfinite(high.value) & (low.step == 0)
     contraction = jnp.where(astray, rules.non_finite_contraction, rules.contraction)
     nearer = low.step + contraction * width
@@ -366,7 +366,7 @@ def _after_point(rules: WolfeRules, state: SearchState, point: Point) -> SearchS
         stage=jnp.where(accepted, ACCEPTED, stage).astype(jnp.int32),
         step=jnp.where(accepted, point.step, step),
         bracket=bracket,
-        width=jnp.where(sets_out, width, state.width),
+        width=jnp.where(starts_anew, width, state.width),
     )
 
 

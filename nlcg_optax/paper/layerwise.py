@@ -29,7 +29,7 @@ def scale_by_layerwise_ratio(
     sees the scaled gradient everywhere. Source: arXiv 1812.02886; the idea is that of
     LARS (You et al., 2017), for whose own formula see ``optax.scale_by_trust_ratio``.
 
-    A leaf of norm zero would never move; its gradient is left as it is.
+    A leaf of norm zero would never move; its gradient passes unmodified.
 
     Args:
       eta: trust coefficient, positive; the paper suggests 0.001.

@@ -1,4 +1,4 @@
-"""The paper's step control: a multiplier of the step, steered by ratios of losses."""
+"""The paper's step control: a multiplier of the step that follows ratios of losses."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -41,7 +41,7 @@ class LossRatioDiagnostics(NamedTuple):
 
     Attributes:
       step_multiplier: the multiplier b after the step.
-      loss_ratio: the last ratio that was looked at, one at first.
+      loss_ratio: the last ratio that was measured, one at first.
       undone: the fraction of the previous step that was taken back.
       num_value_skips: calls whose ``value`` was not finite so far.
     """
@@ -109,7 +109,7 @@ def scale_by_loss_ratio(
     Returns:
       A transformation whose ``update`` needs the extra argument ``value``, the loss of
       the batch (averaged over devices and micro-batches). A value that is not finite
-      leaves the state as it was, and the multiplier acts unchanged.
+      leaves the state unchanged, and the present multiplier applies.
 
     Raises:
       ValueError: if an argument is out of its range, or ``value`` is missing or not a

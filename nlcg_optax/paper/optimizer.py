@@ -56,7 +56,7 @@ def paper_nlcg(
         program has, switched off; see `scale_by_diagonal_secant`.
 
     Returns:
-      The optimiser. ``update`` takes the extra argument ``value``, the mini-batch
+      The optimizer. ``update`` takes the extra argument ``value``, the mini-batch
       loss, unless ``step_control`` is None.
 
     Raises:

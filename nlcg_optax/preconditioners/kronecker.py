@@ -90,33 +90,33 @@ def scale_by_kronecker(
     - The inverse roots come from eigendecompositions every ``refresh_period`` steps,
       the first step included.
     - A side of more than ``block_size`` is cut into equal blocks (the last one padded
-      with zeros), each of which has its own factors.
+      with zeros), each with its own factors.
     - Where one side is more than ``one_sided_ratio`` times the other, only the shorter
       one has a factor, with the power :math:`-1/2`.
-    - Leaves that are no matrices go through ``diagonal``. With ``graft=True`` matrices
+    - Leaves that are not matrices go through ``diagonal``. With ``graft=True`` matrices
       do so too, and each keeps the norm that comes out: the direction is that of the
       factors, the length that of the diagonal method.
 
     Factors and roots are kept in float32 or wider.
 
     Args:
-      decay: of the averages, in [0, 1).
-      refresh_period: steps between two refreshes of the roots. Where ``update`` is
-        given ``refresh=True`` or ``refresh=False``, that decides instead.
+      decay: decay of the averages, in [0, 1).
+      refresh_period: steps between two refreshes of the roots. The extra argument
+        ``refresh=True`` or ``refresh=False`` of ``update`` replaces the period.
       relative_damping: the :math:`\epsilon` above, a multiple of the largest
         eigenvalue.
-      block_size: greatest side of a factor.
-      one_sided_ratio: of the sides, beyond which the longer one has no factor; at
-        least one.
+      block_size: largest side of a factor.
+      one_sided_ratio: ratio of the sides beyond which the longer one has no factor;
+        at least one.
       graft: whether matrices take their norms from ``diagonal``. Without it the length
-        of P G does not depend on that of G when both factors have settled.
+        of P G does not depend on that of G when both factors have converged.
       diagonal: an Optax transformation; by default the root
         mean square of Adam, ``optax.scale_by_rms`` with decay 0.999.
       weight_dimension_numbers: see `scale_by_orthogonalization`.
 
     Returns:
       A transformation that also stands alone. A gradient that is not finite leaves the
-      state as it was; roots that are not finite are refused and counted.
+      state unchanged; roots that are not finite are refused and counted.
 
     Under ``jit`` with shardings, a side without a factor is only summed over. A side
     with a factor that is split over devices must be multiplied by the whole factor,
@@ -302,7 +302,7 @@ def _per_leaf(
         roots = treedef.flatten_up_to(state.roots)
     except ValueError as error:
         raise ValueError(
-            f"updates has the tree structure {treedef}, but the state was initialised "
+            f"updates has the tree structure {treedef}, but the state was initialized "
             "for another one"
         ) from error
     for found, (path, leaf), of_leaf in zip(blocks, leaves, factors, strict=True):
@@ -310,6 +310,6 @@ def _per_leaf(
         if expected != [factor.shape[-1] for factor in of_leaf]:
             raise ValueError(
                 f"updates{jax.tree_util.keystr(path)} has shape {leaf.shape}, but the "
-                "state was initialised for another one"
+                "state was initialized for another one"
             )
     return factors, roots

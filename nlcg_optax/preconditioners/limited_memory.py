@@ -8,8 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference
 from nlcg_optax.trees.inner_products import vdots
+from nlcg_optax.trees.split import (
+    AxisName,
+    axis_of_parameters,
+    parameters_split_over,
+)
 from nlcg_optax.trees.stacked_products import combination, stacked_vdots
 
 
@@ -149,13 +154,19 @@ class _Pair(NamedTuple):
 
 
 class _Memory(NamedTuple):
-    """The stacked pairs, the new one included; R⁻¹ and Sᵀg_prev without it."""
+    """The pairs with the newest one, and R⁻¹ and Sᵀg of the update before."""
 
     steps: PyTree
     grad_changes: PyTree
     curvatures: jax.Array
-    inverse: jax.Array
+    scaling: jax.Array
     slopes: jax.Array
+    inverse: jax.Array
+    slot: jax.Array
+    spare: jax.Array
+    num_pairs: jax.Array
+    num_new: jax.Array
+    inverse_curvature: jax.Array
 
 
 def _init(options: _Options, params: PyTree) -> ScaleByLimitedMemoryState:
@@ -213,19 +224,20 @@ def _update(
         state.diagnostics.initial_scaling,
     )
 
-    # No pair is kept where none was known or there is room for one alone.
-    rows = jnp.arange(options.memory + 1, dtype=jnp.int32)
-    holds_pair = (rows != spare) & (num_pairs > num_new)
-    memory = _Memory(steps, grad_changes, curvatures, state.inverse, state.slopes)
-    z, slopes, inverse = _product(
-        num_pairs > 0,
-        updates,
-        memory,
-        holds_pair,
-        slot,
-        pair.inverse_curvature,
+    memory = _Memory(
+        steps,
+        grad_changes,
+        curvatures,
         scaling,
+        state.slopes,
+        state.inverse,
+        slot,
+        spare,
+        num_pairs,
+        num_new,
+        pair.inverse_curvature,
     )
+    z, slopes, inverse = _product(updates, memory, axis_name=axis_of_parameters())
     refused = ~pair.taken & (state.count > 0)
     return z, ScaleByLimitedMemoryState(
         count=optax.safe_increment(state.count),
@@ -243,43 +255,6 @@ def _update(
             + refused.astype(jnp.int32),
             initial_scaling=scaling,
         ),
-    )
-
-
-@functools.partial(jax.jit, inline=True)
-def _product(
-    has_pairs: jax.Array,
-    updates: PyTree,
-    memory: _Memory,
-    holds_pair: jax.Array,
-    slot: jax.Array,
-    inverse_curvature: jax.Array,
-    scaling: jax.Array,
-) -> tuple[PyTree, jax.Array, jax.Array]:
-    """P g with the new slopes and R⁻¹; all unchanged where there is no pair.
-
-    After a conditional the products read the memory that was just written; outside,
-    XLA would fuse the writing into each of them and copy the memory. Outside of
-    ``jax.jit`` it is one program as well: its second branch may be taken late.
-    """
-
-    def multiply() -> tuple[PyTree, jax.Array, jax.Array]:
-        kept = jnp.where(holds_pair & holds_pair[:, None], memory.inverse, 0)
-        slopes = stacked_vdots(memory.steps, updates)
-        inverse, a = _solve(kept, slopes, memory.slopes, slot, inverse_curvature)
-        z = _multiply(
-            updates,
-            a,
-            memory.steps,
-            memory.grad_changes,
-            inverse,
-            memory.curvatures,
-            scaling,
-        )
-        return z, slopes, inverse
-
-    return jax.lax.cond(
-        has_pairs, multiply, lambda: (updates, memory.slopes, memory.inverse)
     )
 
 
@@ -329,6 +304,36 @@ def forget_pairs(state: ScaleByLimitedMemoryState) -> ScaleByLimitedMemoryState:
     return state._replace(count=jnp.zeros_like(state.count))
 
 
+# One program, so that nothing is left to compile at the first pair outside of jit.
+@functools.partial(jax.jit, static_argnames="axis_name", inline=True)
+def _product(
+    updates: PyTree, memory: _Memory, *, axis_name: AxisName | None
+) -> tuple[PyTree, jax.Array, jax.Array]:
+    """P g, the slopes and R⁻¹; without a pair the gradient itself."""
+
+    def multiply() -> tuple[PyTree, jax.Array, jax.Array]:
+        steps, grad_changes, curvatures, scaling, *_ = memory
+        # No pair is kept where none was known or there is room for one alone.
+        rows = jnp.arange(memory.slopes.size, dtype=jnp.int32)
+        holds_pair = (rows != memory.spare) & (memory.num_pairs > memory.num_new)
+        kept = jnp.where(holds_pair & holds_pair[:, None], memory.inverse, 0)
+        slopes = stacked_vdots(steps, updates)
+        inverse, a = _solve(
+            kept, slopes, memory.slopes, memory.slot, memory.inverse_curvature
+        )
+        z = _multiply(updates, a, steps, grad_changes, inverse, curvatures, scaling)
+        return z, slopes, inverse
+
+    # After a conditional the products read the memory that was just written; outside,
+    # XLA would fuse the writing into each of them and copy the memory.
+    with parameters_split_over(axis_name):
+        return jax.lax.cond(
+            memory.num_pairs > 0,
+            multiply,
+            lambda: (updates, memory.slopes, memory.inverse),
+        )
+
+
 def _solve(
     inverse: jax.Array,
     slopes: jax.Array,
@@ -339,14 +344,14 @@ def _solve(
     """R⁻¹ with the column of the new pair, zeros if there is none, and R⁻¹ Sᵀg.
 
     Given are R⁻¹ without it, Sᵀg and Sᵀg_prev (whose difference is Sᵀy, the column of
-    R but for its own row), its row, and 1/sᵀy or zero.
+    R except for its own row), its row, and 1/sᵀy or zero.
     """
     # Two products: what comes out of one XLA computes once, and all else again in
     # every loop that reads it.
     column = _matmul(inverse, slopes - slopes_prev)
     is_new = jnp.arange(slopes.size, dtype=jnp.int32) == slot
     new = inverse_curvature * jnp.where(is_new, 1, -column)
-    # A pair that was refused for not being finite must leave nothing behind.
+    # A pair refused because it is not finite must leave no trace.
     new = jnp.where(inverse_curvature > 0, new, 0)
     inverse = jax.lax.dynamic_update_index_in_dim(inverse, new, slot, 1)
     return inverse, _matmul(inverse, slopes)
@@ -364,7 +369,7 @@ def _multiply(
     """Computes P g from the stacked pairs and a = R⁻¹ Sᵀg."""
 
     def initial(g_: jax.Array, y_a: jax.Array) -> jax.Array:
-        return times(scaling, g_.astype(y_a.dtype) - y_a)
+        return scaling.astype(y_a.real.dtype) * (g_.astype(y_a.dtype) - y_a)
 
     q = jax.tree.map(initial, g, combination(a, grad_changes))
     y_q = stacked_vdots(grad_changes, q)

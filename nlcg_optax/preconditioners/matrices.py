@@ -55,7 +55,7 @@ def input_output_axes(leaf: jax.Array) -> DimensionNumbers | None:
     """Inputs by outputs: all axes but the last are rows; None below two axes.
 
     The kernel of a convolution in Flax's layout, height by width by inputs by outputs,
-    is one matrix with a row for each place and input channel.
+    is one matrix with a row per place and input channel.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -129,7 +129,7 @@ def _view(name: str, leaf: jax.Array, numbers: Any) -> MatrixView | None:
 def vector_mask(
     dimension_numbers: PyTree | Callable[[PyTree], PyTree] | None,
 ) -> Callable[[PyTree], PyTree]:
-    """A function from a tree to a tree of booleans: which leaves are no matrices."""
+    """A function from a tree to a tree of booleans: which leaves are not matrices."""
 
     def mask(tree: PyTree) -> PyTree:
         views = matrix_views(tree, dimension_numbers)
@@ -139,7 +139,7 @@ def vector_mask(
 
 
 def second_moment() -> optax.GradientTransformation:
-    """What vectors are divided by unless told otherwise: the second moment of Adam."""
+    """The default divisor of vectors: the second moment of Adam."""
     return with_standard_promotion(
         optax.scale_by_rms(0.999, eps_in_sqrt=False, bias_correction=True)
     )
@@ -152,7 +152,7 @@ def widened(leaf: jax.Array) -> jax.Array:
 
 def of_norm(leaf: jax.Array, model: jax.Array) -> jax.Array:
     """The leaf at the Frobenius norm of another one; zero stays zero."""
-    # The part of a matrix that a device holds is a matrix of its own.
+    # The part of a matrix on a device counts as a separate matrix.
     with parameters_split_over(None):
         own, wanted = vdots([(leaf, leaf), (model, model)])
     return times(jnp.sqrt(wanted / jnp.where(own == 0, 1, own)), leaf)

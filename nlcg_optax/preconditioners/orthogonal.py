@@ -82,7 +82,7 @@ def scale_by_orthogonalization(
       is not finite leaves the state of the vectors unchanged.
 
     Under ``jit`` a matrix that is split along its longer side costs an all-reduce of
-    the small Gram matrix a step; one that is split along its shorter side, and the
+    the small Gram matrix per step; one that is split along its shorter side, and the
     kernel of a convolution split along its inputs, are gathered.
 
     Raises:

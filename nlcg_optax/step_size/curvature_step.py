@@ -1,4 +1,4 @@
-"""The curvature step: learning rates in units of the exact minimiser."""
+"""The curvature step: learning rates in units of the exact minimizer."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.curvature.source import CURVATURES, CurvatureKind, curvature_along_fn
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
 
-MAX_RATIO = 10.0  # of a minimiser to the average, and of the step to the minimiser
+MAX_RATIO = 10.0  # of a minimizer to the average, and of the step to the minimizer
 
 
 class CurvatureStepDiagnostics(NamedTuple):
@@ -19,7 +19,7 @@ class CurvatureStepDiagnostics(NamedTuple):
 
     Attributes:
       step_size: the average that multiplied the last update.
-      minimizer: the last exact minimiser along d that was measured.
+      minimizer: the last exact minimizer along d that was measured.
       num_curvature_skips: measurements so far that were refused: a curvature that is
         not positive, no descent, or something not finite.
       num_zero_directions: measurements so far along a direction without slope and
@@ -37,7 +37,7 @@ class ScaleByCurvatureStepState(NamedTuple):
 
     Attributes:
       count: number of updates.
-      num_measured: minimisers taken into the average.
+      num_measured: minimizers taken into the average.
       minimizer_average: their exponential average, not corrected for its start.
       step_size: factor of the last update.
       diagnostics: what was done.
@@ -56,7 +56,7 @@ def scale_by_curvature_step(
     decay: float | jax.Array = 0.9,
     refresh_period: int | jax.Array = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Multiplies updates by the averaged minimiser of the loss along them.
+    r"""Multiplies updates by the averaged minimizer of the loss along them.
 
     Along a direction d the quadratic model of the loss is least at
     :math:`-g^\top d / d^\top B d`, with B the Hessian or the Gauss-Newton matrix on
@@ -67,15 +67,15 @@ def scale_by_curvature_step(
 
     with the exponential average corrected for its start at zero, so that the learning
     rate that follows in the chain has no dimension: 1 is the (averaged) exact
-    minimiser along d, from 2 on the model no longer descends.
+    minimizer along d, from 2 on the model no longer descends.
 
     Slope and curvature come from one forward derivative (`hessian_along`,
     `gauss_newton_along`) of the loss that is passed, so that they agree with each
     other even if the gradient was clipped or decayed on its way.
 
-    Two caps keep one odd measurement from doing harm: a minimiser of more than ten
+    Two caps keep one odd measurement from doing harm: a minimizer of more than ten
     times the average enters the average as ten times the average, and the step after
-    a measurement is at most ten times the minimiser just measured.
+    a measurement is at most ten times the minimizer just measured.
 
     A measurement is refused, and counted, where the curvature is not positive, where
     d does not descend or where something is not finite: the average stays. As long as

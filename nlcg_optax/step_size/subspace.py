@@ -23,19 +23,9 @@ from nlcg_optax.dtypes import (
     times,
     zeros_like,
 )
-from nlcg_optax.step_size.reduction_ratio import (
-    ReductionRatio,
-    params_after,
-    reduction_ratio,
-)
+from nlcg_optax.step_size.plane import Plane, adapted, best_in_plane
+from nlcg_optax.step_size.reduction_ratio import params_after, reduction_ratio
 from nlcg_optax.xla.control_flow import cond
-
-# Levenberg-Marquardt, as Martens (2010) adapts it.
-GOOD_RATIO, BAD_RATIO = 0.75, 0.25
-SHRINK, GROW = 2 / 3, 3 / 2
-MIN_DAMPING, MAX_DAMPING = 1e-6, 1e6
-# Squared sine, in the metric of the curvature, below which two directions are one.
-MIN_SQUARED_SINE = 1e-5
 
 
 class SubspaceStepDiagnostics(NamedTuple):
@@ -127,7 +117,7 @@ def scale_by_subspace_step(
         see `scale_by_curvature_step`.
       initial_damping: λ at first.
       adapt_damping: whether λ follows the reduction ratio, at the cost of one
-        evaluation of the loss (``value_fn``, or the outputs) a measurement, and
+        evaluation of the loss (``value_fn``, or the outputs) per measurement, and
         whether steps are refused. Otherwise λ stays.
       refresh_period: steps between choices of a and b; in between they are used
         unmodified (b at most 1 in size), at the cost of memory traffic alone.
@@ -223,7 +213,7 @@ def _update(
     validation.check_same_structure("updates", updates, state.previous_updates)
     due = is_due(state.count, options.refresh_period, extra_args)
     found = _measured(along, due, updates, state, needs_value=value_at is not None)
-    plane = _best_in_plane(found, state.damping, state.step_size)
+    plane = best_in_plane(found, state.damping, state.step_size)
     step = _combined(
         jnp.where(due, plane.step_size, state.step_size),
         jnp.where(due, plane.momentum, jnp.clip(state.momentum, -1, 1)),
@@ -315,7 +305,7 @@ def _tried(
     params: PyTree,
     step: PyTree,
     found: DirectionalCurvature,
-    plane: "_Plane",
+    plane: Plane,
     moves: jax.Array,
     last: _Trial,
 ) -> _Trial:
@@ -328,72 +318,7 @@ def _tried(
     achieved = reduction_ratio(found.value, value, plane.predicted)
     judged = moves & achieved.meaningful
     return _Trial(
-        damping=jnp.where(judged, _adapted(last.damping, achieved), last.damping),
+        damping=jnp.where(judged, adapted(last.damping, achieved), last.damping),
         ratio=jnp.where(judged, achieved.ratio, last.ratio),
         rejected=judged & (achieved.ratio < 0),
     )
-
-
-class _Plane(NamedTuple):
-    """The best step in the plane."""
-
-    step_size: jax.Array
-    momentum: jax.Array
-    predicted: jax.Array  # reduction of the loss by the undamped model
-    moves: jax.Array  # whether there is a step at all
-    fell_back: jax.Array
-    zero: jax.Array
-
-
-def _best_in_plane(
-    found: DirectionalCurvature, damping: jax.Array, last_step_size: jax.Array
-) -> _Plane:
-    """Solves the damped system of two equations, with its fallbacks."""
-    slope_u, slope_s = found.slopes
-    (uu, us), (_, ss) = found.matrix
-    finite = jnp.isfinite(found.value) & jnp.all(jnp.isfinite(found.slopes))
-    finite &= jnp.all(jnp.isfinite(found.matrix))
-    zero = (slope_u == 0) & (uu == 0)
-
-    # In units in which both curvatures are one.
-    root_u, root_s = (jnp.sqrt(jnp.where(x > 0, x, 1)) for x in (uu, ss))
-    cosine = us / root_u / root_s
-    in_plane = (uu > 0) & (ss > 0) & (1 - cosine * cosine > MIN_SQUARED_SINE)
-    diagonal = 1 + damping
-    determinant = jnp.where(in_plane, diagonal * diagonal - cosine * cosine, 1)
-    p_u, p_s = slope_u / root_u, slope_s / root_s
-    a = (diagonal * p_u - cosine * p_s) / determinant / root_u
-    b = (diagonal * p_s - cosine * p_u) / determinant / root_s
-
-    alone = slope_u / jnp.where(uu == 0, 1, uu) / diagonal
-    alone = jnp.where(
-        uu > 0,
-        alone,
-        jnp.where(
-            last_step_size != 0, last_step_size, jnp.where(uu == 0, 0, jnp.abs(alone))
-        ),
-    )
-    a, b = jnp.where(in_plane, a, alone), jnp.where(in_plane, b, 0)
-    predicted = a * slope_u + b * slope_s
-    predicted -= (a * (a * uu + b * us) + b * (a * us + b * ss)) / 2
-    moves = finite & ~zero & jnp.isfinite(predicted) & jnp.isfinite(a) & jnp.isfinite(b)
-    no_previous = (slope_s == 0) & (ss == 0)
-    fine = (in_plane | ((uu > 0) & no_previous)) & moves
-    return _Plane(
-        step_size=jnp.where(moves, a, 0),
-        momentum=jnp.where(moves, b, 0),
-        predicted=predicted,
-        moves=moves,
-        fell_back=~fine & ~(zero & finite),
-        zero=zero & finite,
-    )
-
-
-def _adapted(damping: jax.Array, achieved: ReductionRatio) -> jax.Array:
-    """The damping after a step: Levenberg-Marquardt."""
-    low, high = (jnp.asarray(x, damping.dtype) for x in (MIN_DAMPING, MAX_DAMPING))
-    # The floor lets a damping that has vanished come back; a zero may stay one.
-    grown = jnp.clip(damping * GROW, low, high)
-    shrunk = jnp.maximum(damping * SHRINK, jnp.minimum(damping, low))
-    bad, good = achieved.ratio < BAD_RATIO, achieved.ratio > GOOD_RATIO
-    return jnp.where(bad, grown, jnp.where(good, shrunk, damping))

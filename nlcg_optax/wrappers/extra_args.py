@@ -21,12 +21,12 @@ def bind_extra_args(
     """Binds to ``value_fn`` those extra arguments of ``update`` that it accepts.
 
     Optax's line searches treat ``value_fn`` in the same way: a loss that needs data
-    gets it as a further argument of ``update``.
+    gets them as further arguments of ``update``.
 
     Args:
       value_fn: a loss ``value_fn(params, ...)``, or another function.
       extra_args: the extra arguments of an ``update`` call.
-      name: of the function, for the message of an error.
+      name: name of the function, for the message of an error.
       num_positional: number of its leading arguments that are left open.
 
     Returns:
@@ -53,14 +53,14 @@ def bind_extra_args(
 def only_extra_args(
     tx: optax.GradientTransformation, names: Iterable[str]
 ) -> optax.GradientTransformationExtraArgs:
-    """Lets only the extra arguments in ``names`` through to ``tx``.
+    """Passes only the extra arguments in ``names`` to ``tx``.
 
     Optax's line searches raise on an extra argument that ``value_fn`` does not
-    accept; wrapped in this they live in a chain with transformations that take more.
+    accept; wrapped in this they can share a chain with transformations that take more.
 
     Args:
       tx: any Optax transformation.
-      names: names of the extra arguments that ``tx`` shall see.
+      names: names of the extra arguments that ``tx`` receives.
 
     Returns:
       The transformation, with the state of ``tx`` itself.
@@ -97,12 +97,12 @@ LINESEARCH_EXTRA_ARGS = ("value", "grad", "value_fn")
 def for_linesearch(
     linesearch: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes one of Optax's line searches a good neighbour in a chain.
+    """Adapts an Optax line search to a chain whose other members take extra arguments.
 
     Extra arguments that ``value_fn`` accepts are bound to it, and of all others the
     search sees only ``value``, ``grad`` and ``value_fn``, so that it does not raise on
-    what is meant for somebody else. The scalars of its state lose their weak types, so
-    that a jitted step compiles once.
+    arguments of other members. The scalars of its state lose their weak types, so that
+    a jitted step compiles once.
 
     Args:
       linesearch: a line search.

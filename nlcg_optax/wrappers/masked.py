@@ -17,9 +17,9 @@ def fill_masked(
     """Makes a function of all parameters callable with a partly masked tree.
 
     Inside ``optax.masked`` and ``optax.partition`` a transformation sees
-    ``optax.MaskedNode`` where a parameter belongs to somebody else, but ``value_fn``
-    wants the whole tree. Pass ``value_fn=fill_masked(value_fn, params)`` to
-    ``update`` and both curvature products and line searches work there; an
+    ``optax.MaskedNode`` in place of the parameters of other transformations, but
+    ``value_fn`` needs the whole tree. Pass ``value_fn=fill_masked(value_fn, params)``
+    to ``update`` and both curvature products and line searches work there; an
     ``outputs_fn`` is filled in the same way.
 
     Args:
@@ -27,8 +27,8 @@ def fill_masked(
       full_params: the tree that masked leaves are taken from.
 
     Returns:
-      A function of a tree like ``full_params`` in which ``optax.MaskedNode`` stands
-      for leaves or subtrees to be filled in. It has the signature of ``value_fn``, so
+      A function of a tree like ``full_params`` in which ``optax.MaskedNode`` marks
+      leaves or subtrees to be filled in. It has the signature of ``value_fn``, so
       that extra arguments of ``update`` still reach it by name.
 
     Raises:

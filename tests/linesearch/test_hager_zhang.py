@@ -1,4 +1,4 @@
-"""The Hager-Zhang transformation behind several directions."""
+"""The Hager-Zhang transformation after several directions."""
 
 import functools
 
@@ -58,7 +58,7 @@ def _run(fun, tx, x, steps):
 def test_adaptive_quadratic_step_measures_only_where_one_does_not_fit(
     scale, num_values
 ):
-    # Along scale times the Newton direction the minimiser is at 1 / scale: within a
+    # Along scale times the Newton direction the minimizer is at 1 / scale: within a
     # factor of three, or not. The first search always measures.
     tx = _solver(
         optax.scale(scale),
@@ -83,7 +83,7 @@ def test_adaptive_quadratic_step_measures_only_where_one_does_not_fit(
 
 
 @pytest.mark.parametrize("name", DIRECTIONS)
-def test_minimises_rosenbrock_behind_any_direction(x64, name):
+def test_minimizes_rosenbrock_after_any_direction(x64, name):
     direction, kwargs = DIRECTIONS[name]
     x, state = _run(
         rosenbrock, _solver(direction, **kwargs), jnp.array([-1.2, 1.0]), 90

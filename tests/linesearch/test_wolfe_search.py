@@ -196,7 +196,7 @@ def _search_at(slope0=-1.0, eps=0.0):
         (1.0, 0.91, 0.0, False, True),  # no sufficient decrease, but flat and level
         (1.0, 0.90, -0.91, False, False),  # too steep
         (1.0, 0.90, -0.90, True, True),
-        (1.0, 0.50, 0.9, True, False),  # past the minimiser: beyond (2δ-1) φ'(0)
+        (1.0, 0.50, 0.9, True, False),  # past the minimizer: beyond (2δ-1) φ'(0)
         (1.0, 1.05, 0.0, False, True),  # within eps above the start
         (1.0, 1.20, 0.0, False, False),  # beyond eps
         (1.0, math.nan, 0.0, False, False),
@@ -225,7 +225,7 @@ def test_keeps_dtypes_and_shapes(dtype):
 
 
 @pytest.mark.parametrize("value", [1e8, 1e8 + 8.0, 1e8 - 8.0])
-def test_a_bend_within_rounding_has_no_minimiser(value):
+def test_a_bend_within_rounding_has_no_minimizer(value):
     # float32 has units of 8 at 1e8; the slope alone would ask for a thousandfold step.
     state = wolfe_search.start(*map(jnp.float32, (1e8, -1e-3, 0.5, 0.0)))
     state = wolfe_search.advance(

@@ -1,4 +1,4 @@
-"""`scale_by_curvature_step`: minimisers by hand, the average, refusals, the period."""
+"""`scale_by_curvature_step`: minimizers by hand, the average, refusals, the period."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def minimizer(x, u):
 
 
 def test_conjugate_gradients_finish_in_as_many_steps_as_dimensions(x64):
-    """Learning rate one is the exact minimiser: linear CG, for both curvatures."""
+    """Learning rate one is the exact minimizer: linear CG, for both curvatures."""
     root = jnp.asarray(np.linalg.cholesky(A).T)
     extras = {
         "hessian": {"value_fn": quadratic},
@@ -141,7 +141,7 @@ def test_one_flat_direction_does_not_carry_the_average_away(x64):
     tx = scale_by_curvature_step(decay=0.5)
     x, u = jnp.ones(1), jnp.ones(1)
     state = tx.init(x)
-    for curve in (1.0, 1e-8):  # minimisers 1 and 1e8, of which 10 counts
+    for curve in (1.0, 1e-8):  # minimizers 1 and 1e8, of which 10 counts
         f = lambda p, c=curve: jnp.sum(p + 0.5 * c * (p - 1) ** 2)
         _, state = tx.update(u, state, x, value_fn=f)
     found = diagnostics(state)
