@@ -1,5 +1,6 @@
 """The Hager-Zhang approximate-Wolfe line search as an Optax transformation."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +11,7 @@ import optax
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.linesearch import trial_step, wolfe_search
+from nlcg_optax.linesearch.options import Options, checked_options
 from nlcg_optax.linesearch.state import (
     HagerZhangDiagnostics,
     ScaleByHagerZhangLinesearchState,
@@ -20,7 +22,6 @@ from nlcg_optax.trees.inner_products import products_and_maxima, vdots
 from nlcg_optax.wrappers.extra_args import bind_extra_args
 from nlcg_optax.xla.control_flow import cond, while_loop
 
-INITIAL_STEPS = ("previous", "one")
 NAME = "scale_by_hager_zhang_linesearch"
 
 
@@ -57,8 +58,6 @@ def scale_by_hager_zhang_linesearch(
 
         optax.chain(scale_by_nlcg("hz"), optax.scale(-1.),
                     scale_by_hager_zhang_linesearch())
-        optax.chain(optax.scale_by_lbfgs(), optax.scale(-1.),
-                    scale_by_hager_zhang_linesearch(initial_step="one"))
 
     Value and gradient are measured together, at one place in the program; the trial of
     the quadratic step is a value alone. Values that are not finite shrink the
@@ -110,18 +109,12 @@ def scale_by_hager_zhang_linesearch(
       >>> bool(jnp.max(jnp.abs(x - 1.)) < 1e-3)
       True
     """
-    _check_conditions(sufficient_decrease, max_slope_ratio)
-    validation.check_choice("initial_step", initial_step, INITIAL_STEPS)
-    _check_quadratic_step(quadratic_step, initial_step)
-    validation.check_positive_int("max_evaluations", max_evaluations)
-    options = _Options(
-        WolfeRules(
-            sufficient_decrease=sufficient_decrease,
-            max_slope_ratio=max_slope_ratio,
-            max_evaluations=max_evaluations,
-        ),
-        initial_step,
-        quadratic_step,
+    options = checked_options(
+        sufficient_decrease=sufficient_decrease,
+        max_slope_ratio=max_slope_ratio,
+        initial_step=initial_step,
+        quadratic_step=quadratic_step,
+        max_evaluations=max_evaluations,
     )
 
     def update_fn(
@@ -133,14 +126,6 @@ def scale_by_hager_zhang_linesearch(
         return _update(options, updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(_init, update_fn)
-
-
-class _Options(NamedTuple):
-    """The arguments of `scale_by_hager_zhang_linesearch`."""
-
-    rules: WolfeRules
-    initial_step: str
-    quadratic_step: bool | str
 
 
 class _Trial(NamedTuple):
@@ -175,7 +160,7 @@ def _init(params: PyTree) -> ScaleByHagerZhangLinesearchState:
 
 
 def _update(
-    options: _Options,
+    options: Options,
     updates: PyTree,
     state: ScaleByHagerZhangLinesearchState,
     params: PyTree | None,
@@ -199,10 +184,12 @@ def _update(
     )
     start_value = jnp.asarray(value).astype(acc)
     error = trial_step.observe(state.error, start_value)
-    search = _start(options, updates, state, params, grad, start_value, error)
+    search, resolution = _start(
+        options, updates, state, params, grad, start_value, error
+    )
     end = while_loop(
         lambda trial: wolfe_search.is_running(trial.search),
-        lambda trial: _measured(rules, objective, updates, params, trial),
+        lambda trial: _measured(rules, objective, updates, params, resolution, trial),
         _Trial(
             search=search,
             step=jnp.zeros([], acc),
@@ -222,18 +209,18 @@ def _update(
 
 
 def _start(
-    options: _Options,
+    options: Options,
     updates: PyTree,
     state: ScaleByHagerZhangLinesearchState,
     params: PyTree,
     grad: PyTree,
     start_value: jax.Array,
     error: ErrorEstimate,
-) -> SearchState:
-    """A search along the updates; one that has failed where they do not descend."""
-    (slope,), (params_max, updates_max) = products_and_maxima(
+) -> tuple[SearchState, jax.Array]:
+    """A search, which has failed where the updates do not descend; its resolution."""
+    (slope,), (params_max, updates_max, fineness) = products_and_maxima(
         [(updates, _ascent(grad))],
-        [_real_parts(params), _real_parts(updates)],
+        [_real_parts(params), _real_parts(updates), _fineness(params, updates)],
         dtype=start_value.dtype,
     )
     fresh = trial_step.first_step(start_value, slope, params_max, updates_max)
@@ -248,7 +235,8 @@ def _start(
     )
     # Not (slope < 0) is true for a slope that is not a number, too.
     hopeless = ~(slope < 0) | ~jnp.isfinite(start_value) | ~jnp.isfinite(slope)
-    return search._replace(stage=jnp.where(hopeless, wolfe_search.FAILED, search.stage))
+    stage = jnp.where(hopeless, wolfe_search.FAILED, search.stage)
+    return search._replace(stage=stage), 1 / fineness
 
 
 def _measured(
@@ -256,6 +244,7 @@ def _measured(
     objective: Callable[[PyTree], Any],
     updates: PyTree,
     params: PyTree,
+    resolution: jax.Array,
     trial: _Trial,
 ) -> _Trial:
     """Measures the point that the search asks for, and advances the search."""
@@ -277,7 +266,7 @@ def _measured(
     taken |= wolfe_search.accepts(rules, trial.search, value, slope)
     taken &= needs_gradient
     return _Trial(
-        search=_advance(rules, trial.search, value, slope),
+        search=_advance(rules, trial.search, value, slope, resolution),
         step=jnp.where(taken, step, trial.step),
         value=jnp.where(taken, value, trial.value),
         slope=jnp.where(taken, slope, trial.slope),
@@ -291,8 +280,17 @@ def _measured(
     )
 
 
-# Outside of jit its two hundred scalar operations are one program, too.
-_advance = jax.jit(wolfe_search.advance, inline=True)
+@functools.partial(jax.jit, inline=True)
+def _advance(
+    rules: WolfeRules,
+    search: SearchState,
+    value: jax.Array,
+    slope: jax.Array,
+    resolution: jax.Array,
+) -> SearchState:
+    # Outside of jit these two hundred scalar operations are one program, too.
+    search = wolfe_search.advance(rules, search, value, slope)
+    return wolfe_search.failed_if_narrow(search, resolution)
 
 
 def _after(
@@ -325,41 +323,22 @@ def _ascent(grad: PyTree) -> PyTree:
     return jax.tree.map(jnp.conj, grad)
 
 
+def _fineness(params: PyTree, updates: PyTree) -> PyTree:
+    """Per number, one over the step that moves it by one unit of rounding."""
+
+    def leaf_fineness(x: jax.Array, u: jax.Array) -> jax.Array:
+        size = jnp.abs(x)
+        unit = size * float(jnp.finfo(size.dtype).eps)
+        return jnp.where(u == 0, 0, jnp.abs(u).astype(unit.dtype) / unit)
+
+    return jax.tree.map(leaf_fineness, _real_parts(params), _real_parts(updates))
+
+
 def _real_parts(tree: PyTree) -> PyTree:
     """The tree with a pair of real arrays in place of each complex one."""
     return jax.tree.map(
         lambda x: (jnp.real(x), jnp.imag(x)) if jnp.iscomplexobj(x) else x, tree
     )
-
-
-def _check_conditions(sufficient_decrease: Any, max_slope_ratio: Any) -> None:
-    """Raises ValueError unless 0 < δ < 1/2 and δ <= σ < 1; lets arrays through."""
-    is_known = not isinstance(sufficient_decrease, jax.Array)
-    if is_known and not 0 < sufficient_decrease < 0.5:
-        raise ValueError(
-            f"sufficient_decrease={sufficient_decrease!r} is not in (0, 1/2)"
-        )
-    if isinstance(max_slope_ratio, jax.Array):
-        return
-    least = sufficient_decrease if is_known else 0.0
-    if not least <= max_slope_ratio < 1:
-        raise ValueError(
-            f"max_slope_ratio={max_slope_ratio!r} is not in [sufficient_decrease, 1) = "
-            f"[{sufficient_decrease!r}, 1)"
-        )
-
-
-def _check_quadratic_step(quadratic_step: Any, initial_step: str) -> None:
-    """Raises ValueError unless it is a boolean, or adaptive from the step one."""
-    if quadratic_step != "adaptive" and not isinstance(quadratic_step, bool):
-        raise ValueError(
-            f"quadratic_step={quadratic_step!r} must be True, False or 'adaptive'"
-        )
-    if quadratic_step == "adaptive" and initial_step != "one":
-        raise ValueError(
-            "quadratic_step='adaptive' compares with the step one and needs "
-            f"initial_step='one'; got {initial_step!r}"
-        )
 
 
 def _scale(step: jax.Array, updates: PyTree) -> PyTree:

@@ -266,6 +266,24 @@ def advance_point(
     return _within_limits(rules, state, _after_point(rules, state, point))
 
 
+def failed_if_narrow(state: SearchState, resolution: jax.Array) -> SearchState:
+    """Fails where the bracket is no wider than ``resolution`` while it runs.
+
+    With the step that moves no parameter by more than a unit of rounding, a search at
+    the minimum ends instead of bisecting the rounding of the slope.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> s = start(*map(jnp.float32, (1., -2., 1., 0.)), probe=False)
+      >>> s = advance_point(WolfeRules(), s, jnp.float32(4.), jnp.float32(9.))
+      >>> bool(failed_if_narrow(s, jnp.float32(1.)).stage == FAILED)
+      True
+    """
+    narrow = state.bracket[1, 0] - state.bracket[0, 0] <= resolution
+    failed = narrow & is_running(state)
+    return state._replace(stage=jnp.where(failed, FAILED, state.stage))
+
+
 def _within_limits(
     rules: WolfeRules, state: SearchState, new: SearchState
 ) -> SearchState:

@@ -1,0 +1,75 @@
+"""The arguments of the line search, checked."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from nlcg_optax import validation
+from nlcg_optax.linesearch.wolfe_search import WolfeRules
+
+INITIAL_STEPS = ("previous", "one")
+
+
+class Options(NamedTuple):
+    """Arguments of `scale_by_hager_zhang_linesearch`.
+
+    Attributes:
+      rules: conditions and budget of a search.
+      initial_step: kind of the trial step.
+      quadratic_step: whether a search starts with the minimizer of a parabola.
+    """
+
+    rules: WolfeRules
+    initial_step: str
+    quadratic_step: bool | str
+
+
+def checked_options(
+    *,
+    sufficient_decrease: float | jax.Array,
+    max_slope_ratio: float | jax.Array,
+    initial_step: str,
+    quadratic_step: bool | str,
+    max_evaluations: int,
+) -> Options:
+    """Returns the `Options` with these values; raises where one is out of its range."""
+    _check_conditions(sufficient_decrease, max_slope_ratio)
+    validation.check_choice("initial_step", initial_step, INITIAL_STEPS)
+    _check_quadratic_step(quadratic_step, initial_step)
+    validation.check_positive_int("max_evaluations", max_evaluations)
+    rules = WolfeRules(
+        sufficient_decrease=sufficient_decrease,
+        max_slope_ratio=max_slope_ratio,
+        max_evaluations=max_evaluations,
+    )
+    return Options(rules, initial_step, quadratic_step)
+
+
+def _check_conditions(sufficient_decrease: Any, max_slope_ratio: Any) -> None:
+    """Raises ValueError unless 0 < δ < 1/2 and δ <= σ < 1; lets arrays through."""
+    is_known = not isinstance(sufficient_decrease, jax.Array)
+    if is_known and not 0 < sufficient_decrease < 0.5:
+        raise ValueError(
+            f"sufficient_decrease={sufficient_decrease!r} is not in (0, 1/2)"
+        )
+    if isinstance(max_slope_ratio, jax.Array):
+        return
+    least = sufficient_decrease if is_known else 0.0
+    if not least <= max_slope_ratio < 1:
+        raise ValueError(
+            f"max_slope_ratio={max_slope_ratio!r} is not in [sufficient_decrease, 1) = "
+            f"[{sufficient_decrease!r}, 1)"
+        )
+
+
+def _check_quadratic_step(quadratic_step: Any, initial_step: str) -> None:
+    """Raises ValueError unless it is a boolean, or adaptive from the step one."""
+    if quadratic_step != "adaptive" and not isinstance(quadratic_step, bool):
+        raise ValueError(
+            f"quadratic_step={quadratic_step!r} must be True, False or 'adaptive'"
+        )
+    if quadratic_step == "adaptive" and initial_step != "one":
+        raise ValueError(
+            "quadratic_step='adaptive' compares with the step one and needs "
+            f"initial_step='one'; got {initial_step!r}"
+        )
