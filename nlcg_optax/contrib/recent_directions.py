@@ -1,5 +1,6 @@
 """The last directions, and whether a gradient lies in their span."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -104,10 +105,27 @@ def share_within(
     cosines = recent.gram * scale[:, None] * scale[None, :]
     cosines += jnp.diag(jnp.where(is_empty, 1, ridge))
     b = products * scale
-    # Symmetric up to rounding. If it is indefinite, the result is not finite.
-    solved = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(cosines), b)
-    share = jnp.dot(b, solved) / jnp.where(g_z > 0, g_z, jnp.inf)
+    share = _inverse_form(cosines, b) / jnp.where(g_z > 0, g_z, jnp.inf)
     return jnp.where(jnp.isfinite(share), jnp.clip(share, 0, 1), 0)
+
+
+@functools.partial(jax.jit, inline=True)
+def _inverse_form(matrix: jax.Array, b: jax.Array) -> jax.Array:
+    """``bᵀ matrix⁻¹ b``; NaN unless the matrix is positive definite.
+
+    It is minus the Schur complement of ``matrix`` in ``[[matrix, b], [bᵀ, 0]]``.
+    LAPACK's Cholesky decomposition would hang under `vmap` for the reason given at
+    `nlcg_optax.preconditioners.eigh`.
+    """
+    bordered = jnp.pad(matrix, (0, 1)).at[-1, :-1].set(b).at[:-1, -1].set(b)
+    return -jax.lax.fori_loop(0, b.size, _eliminated, bordered)[-1, -1]
+
+
+def _eliminated(k: jax.Array, matrix: jax.Array) -> jax.Array:
+    column = jax.lax.dynamic_index_in_dim(matrix, k, axis=1, keepdims=False)
+    pivot = jax.lax.dynamic_index_in_dim(column, k, keepdims=False)
+    scaled = column / jnp.where(pivot > 0, pivot, jnp.nan)
+    return matrix - column[:, None] * scaled[None, :]
 
 
 def is_stalled(

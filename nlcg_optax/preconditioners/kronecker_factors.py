@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import times
+from nlcg_optax.preconditioners.eigh import eigh
 from nlcg_optax.preconditioners.matrices import MatrixView
 
 
@@ -143,7 +144,7 @@ def inverse_root(
       Array([[0.5, 0. ],
              [0. , 1. ]], dtype=float32)
     """
-    values, vectors = jnp.linalg.eigh(matrix)
+    values, vectors = eigh(matrix)
     largest = values[..., -1:]
     rounding = matrix.shape[-1] * float(jnp.finfo(values.dtype).eps)
     offset = jnp.asarray(damping).astype(values.dtype)

@@ -12,18 +12,15 @@ from nlcg_optax.curvature.source import product_fn
 from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
-    compute_dtype,
     difference,
-    times,
     zeros_like,
 )
-from nlcg_optax.preconditioners.diagonal_scaling import abs_squared, divide_by_diagonal
-from nlcg_optax.trees.inner_products import named_vdots
+from nlcg_optax.preconditioners.diagonal_scaling import divide_by_diagonal
+from nlcg_optax.preconditioners.secant_pair import SecantPair, judge, refreshed
 from nlcg_optax.xla.in_place import SelfGuardedTransformation, flag_per_leaf
 
 NAME = "scale_by_diagonal_secant"
 SECANTS = ("difference", "hvp")
-MIN_CURVATURE_COSINE = 1e-6  # below it dᵀHd is rounding, not curvature
 
 
 class DiagonalSecantDiagnostics(NamedTuple):
@@ -252,11 +249,20 @@ def _update(
             lambda: optax.tree.cast_like(product(p), params),
             lambda: zeros_like(params),
         )
-    pair = _judge(options, g, h, p, y, length, due)
+    pair = judge(
+        g,
+        h,
+        p,
+        y,
+        length,
+        due,
+        eps=options.eps if options.from_grads else None,
+        spectral_scaling=options.spectral_scaling,
+    )
     if options.from_grads:
         # -y, an expression of its own, so that no y is kept from the products to here.
         y = difference(state.grad_prev, g)
-    h = _refreshed(pair, h, p, y)
+    h = refreshed(pair, h, p, y)
 
     # One state after the other: h, then g in place of g_prev, then z.
     def stored(new: PyTree, old: PyTree) -> PyTree:
@@ -277,30 +283,6 @@ def _update(
         diagonal=h,
         diagnostics=_diagnostics(pair, state.diagnostics),
     )
-
-
-class _Pair(NamedTuple):
-    """A secant pair as scalars, with p in units of ``length``.
-
-    Attributes:
-      finite: whether the squared norm of the gradient is finite.
-      due: whether the pair is to be taken.
-      good: whether it is taken.
-      y_p: ``yᵀp``.
-      square: ``length²``.
-      old: one over ``pᵀh p + ε``.
-      new: one over ``yᵀp + ε``, or over ``yᵀy + ε``.
-      eps: ε.
-    """
-
-    finite: jax.Array
-    due: jax.Array
-    good: jax.Array
-    y_p: jax.Array
-    square: jax.Array
-    old: jax.Array
-    new: jax.Array
-    eps: jax.Array
 
 
 def _reset(
@@ -339,67 +321,8 @@ def _step_taken(
     return direction, jnp.asarray(rate).astype(one.dtype)
 
 
-def _judge(
-    options: Options,
-    g: PyTree,
-    h: PyTree,
-    p: PyTree,
-    y: PyTree,
-    length: jax.Array,
-    due: jax.Array,
-) -> _Pair:
-    """Takes the inner products of a pair and decides on it."""
-    acc = length.dtype
-    pairs = {"g_g": (g, g), "y_p": (y, p), "p_h_p": (jax.tree.map(times, h, p), p)}
-    if options.spectral_scaling or not options.from_grads:
-        pairs["y_y"] = (y, y)
-    if not options.from_grads:
-        pairs["p_p"] = (p, p)
-    products = named_vdots(pairs, dtype=acc)
-    square = length * length
-    y_p, p_h_p = length * products["y_p"], square * products["p_h_p"]
-    last = products["y_y"] if options.spectral_scaling else y_p
-    if options.from_grads:
-        eps = jnp.asarray(options.eps, acc)
-        good = (y_p >= eps) & (p_h_p >= eps)
-    else:
-        eps = jnp.zeros([], acc)
-        norms = jnp.sqrt(products["p_p"]) * jnp.sqrt(products["y_y"])
-        good = (y_p > MIN_CURVATURE_COSINE * norms) & (p_h_p > 0)
-    finite = jnp.isfinite(products["g_g"])
-    due &= finite
-    good &= due & jnp.isfinite(y_p) & jnp.isfinite(p_h_p) & jnp.isfinite(last)
-    return _Pair(
-        finite=finite,
-        due=due,
-        good=good,
-        y_p=y_p,
-        square=square,
-        old=1 / jnp.where(good, p_h_p + eps, 1),
-        new=1 / jnp.where(good, last + eps, 1),
-        eps=eps,
-    )
-
-
-def _refreshed(pair: _Pair, h: PyTree, p: PyTree, y: PyTree) -> PyTree:
-    """The new h; y may have either sign."""
-
-    def leaf_refreshed(h_: jax.Array, p_: jax.Array, y_: jax.Array) -> jax.Array:
-        dtype = compute_dtype(h_.dtype)
-        wide, square, old, new, eps = (
-            x.astype(dtype) for x in (h_, pair.square, pair.old, pair.new, pair.eps)
-        )
-        p2, y2 = (abs_squared(x).astype(dtype) for x in (p_, y_))
-        value = wide - (wide**2 * square * p2 + eps) * old + (y2 + eps) * new
-        value = jnp.abs(value)
-        taken = pair.good & jnp.isfinite(value)
-        return jnp.where(taken, value, wide).astype(h_.dtype)
-
-    return jax.tree.map(leaf_refreshed, h, p, y)
-
-
 def _diagnostics(
-    pair: _Pair, last: DiagonalSecantDiagnostics
+    pair: SecantPair, last: DiagonalSecantDiagnostics
 ) -> DiagonalSecantDiagnostics:
     refused = pair.due & ~pair.good
     return DiagonalSecantDiagnostics(
