@@ -13,7 +13,6 @@ def divide_by_diagonal(
     *,
     active: jax.Array | PyTree,
     power: float | jax.Array = 1.0,
-    clip: float | jax.Array | None = None,
 ) -> PyTree:
     r"""Computes :math:`g / (h + \mathrm{offset})^{\mathrm{power}}`, elementwise.
 
@@ -24,10 +23,9 @@ def divide_by_diagonal(
       grad: a tree g.
       diagonal: a tree h of real numbers that are not negative.
       offset: added to h.
-      active: whether to divide at all, one scalar or a tree of a scalar a leaf;
+      active: whether to divide at all, one scalar or a tree of one scalar per leaf;
         otherwise g itself is returned.
-      power: of the sum.
-      clip: largest absolute value of an element of the quotient; None for no bound.
+      power: power of the sum.
 
     Returns:
       A tree like ``grad``. Where ``h + offset`` is zero, or so small that its
@@ -36,8 +34,8 @@ def divide_by_diagonal(
     Examples:
       >>> import jax.numpy as jnp
       >>> divide_by_diagonal(jnp.array([6., 6., 6.]), jnp.array([2., 4., 0.]), 0.,
-      ...                    active=jnp.array(True), clip=2.5)
-      Array([2.5, 1.5, 2.5], dtype=float32)
+      ...                    active=jnp.array(True))
+      Array([3. , 1.5, 6. ], dtype=float32)
     """
 
     def divided(g: jax.Array, h: jax.Array, active: jax.Array) -> jax.Array:
@@ -53,8 +51,6 @@ def divide_by_diagonal(
         reciprocal = 1 / scale
         reciprocal = jnp.where(jnp.isfinite(reciprocal), reciprocal, 1)
         quotient = wide * reciprocal.astype(wide.dtype)
-        if clip is not None:
-            quotient = jnp.where(active, _clipped(quotient, clip), quotient)
         return quotient.astype(g.dtype)
 
     if isinstance(active, jax.Array):
@@ -74,10 +70,3 @@ def abs_squared(x: jax.Array) -> jax.Array:
     if jnp.iscomplexobj(x):
         return jnp.real(x) ** 2 + jnp.imag(x) ** 2
     return x.astype(compute_dtype(x.dtype)) ** 2
-
-
-def _clipped(x: jax.Array, bound: float | jax.Array) -> jax.Array:
-    size = jnp.abs(x)
-    limit = jnp.asarray(bound).astype(size.dtype)
-    factor = jnp.where(size > limit, limit / jnp.where(size > limit, size, 1), 1)
-    return x * factor.astype(x.dtype)

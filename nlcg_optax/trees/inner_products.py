@@ -198,26 +198,3 @@ def mean(tree: PyTree) -> jax.Array:
     if axis_name is not None:
         total, count = jax.lax.psum((total, count), axis_name)
     return total / jnp.maximum(count, 1)
-
-
-def window_means(tree: PyTree) -> PyTree:
-    """Replaces kernels of convolutions by their means over the window.
-
-    In leaves of three or more dimensions, the mean over all axes but the last two (of
-    channels in and out) is put in place of every element of the window.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> window_means(jnp.array([[[1.]], [[3.]]]))
-      Array([[[2.]],
-      <BLANKLINE>
-             [[2.]]], dtype=float32)
-    """
-
-    def leaf_means(x: jax.Array) -> jax.Array:
-        if x.ndim < 3:
-            return x
-        means = jnp.mean(x, axis=tuple(range(x.ndim - 2)), keepdims=True)
-        return jnp.broadcast_to(means, x.shape)
-
-    return jax.tree.map(leaf_means, tree)
