@@ -316,7 +316,7 @@ def _product(
         # No pair is kept where none was known or there is room for one alone.
         rows = jnp.arange(memory.slopes.size, dtype=jnp.int32)
         holds_pair = (rows != memory.spare) & (memory.num_pairs > memory.num_new)
-        kept = jnp.where(holds_pair & holds_pair[:, None], memory.inverse, 0)
+        kept = jnp.where(holds_pair[None] & holds_pair[:, None], memory.inverse, 0)
         slopes = stacked_vdots(steps, updates)
         inverse, a = _solve(
             kept, slopes, memory.slopes, memory.slot, memory.inverse_curvature
