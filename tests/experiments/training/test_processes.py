@@ -191,10 +191,10 @@ def test_every_process_brings_its_own_part_of_the_batch(count, tmp_path):
 UNREADABLE_ON_ONE = """
 import sys, warnings
 import jax, jax.numpy as jnp
-from experiments import meshes
-from experiments.checkpoints import Checkpoints
+from experiments.training import meshes
+from experiments.training.checkpoints import Checkpoints
 from experiments.config import RunConfig
-from experiments.processes import ProcessOptions, connect
+from experiments.training.processes import ProcessOptions, connect
 
 folder, address, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
 connect(ProcessOptions(False, address, 2, index, 60, 60))
