@@ -58,6 +58,7 @@ def start_runs(folder, count, devices, layout):
                 "--config.optimizer-options",
                 "preconditioner",
                 "rms",
+                "--config.learning-rate=1e-3",
                 "--config.batch-size=None",
                 "--config.epochs=150",
                 "--config.epochs-per-report=25",
