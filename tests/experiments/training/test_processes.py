@@ -167,6 +167,7 @@ def names_in(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.devices
 @pytest.mark.parametrize("count", [2, 4])
 def test_every_process_brings_its_own_part_of_the_batch(count, tmp_path):
     address, worker = free_address(), "tests.experiments.process_worker"
