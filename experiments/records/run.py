@@ -119,6 +119,9 @@ def record_run(
             **named("test", program.evaluate(state, dataset.test)),
             "compile_seconds": compiled.compile_seconds,
         }
+        if config.ema_decay:
+            last = program.evaluate(state._replace(average=state.params), dataset.test)
+            summary |= named("test_unaveraged", last)
         writer.write("summary", summary)
     return summary
 
