@@ -15,7 +15,7 @@ Preconditioners:
   `scale_by_equilibration`, `scale_by_gauss_newton_bartlett`,
   `scale_by_diagonal_secant`, `scale_by_limited_memory`.
 Step sizes:
-  `scale_by_curvature_step`, `scale_by_subspace_step`,
+  `scale_by_slope_ratio`, `scale_by_curvature_step`, `scale_by_subspace_step`,
   `scale_by_hager_zhang_linesearch`.
 Deterministic problems:
   `minimize`, its `MinimizeResult` and `Status`; a `Method`, from `nlcg_method` or
@@ -62,7 +62,11 @@ from nlcg_optax.preconditioners import (
     scale_by_limited_memory,
     scale_by_orthogonalization,
 )
-from nlcg_optax.step_size import scale_by_curvature_step, scale_by_subspace_step
+from nlcg_optax.step_size import (
+    scale_by_curvature_step,
+    scale_by_slope_ratio,
+    scale_by_subspace_step,
+)
 from nlcg_optax.wrappers import (
     fill_masked,
     for_linesearch,
@@ -92,6 +96,7 @@ __all__ = [  # noqa: RUF022, in the groups of README
     "scale_by_diagonal_secant",
     "scale_by_limited_memory",
     # step sizes
+    "scale_by_slope_ratio",
     "scale_by_curvature_step",
     "scale_by_subspace_step",
     "scale_by_hager_zhang_linesearch",

@@ -5,6 +5,11 @@ from nlcg_optax.step_size.curvature_step import (
     ScaleByCurvatureStepState,
     scale_by_curvature_step,
 )
+from nlcg_optax.step_size.slope_ratio import (
+    ScaleBySlopeRatioState,
+    SlopeRatioDiagnostics,
+    scale_by_slope_ratio,
+)
 from nlcg_optax.step_size.subspace import (
     ScaleBySubspaceStepState,
     SubspaceStepDiagnostics,
@@ -14,8 +19,11 @@ from nlcg_optax.step_size.subspace import (
 __all__ = [
     "CurvatureStepDiagnostics",
     "ScaleByCurvatureStepState",
+    "ScaleBySlopeRatioState",
     "ScaleBySubspaceStepState",
+    "SlopeRatioDiagnostics",
     "SubspaceStepDiagnostics",
     "scale_by_curvature_step",
+    "scale_by_slope_ratio",
     "scale_by_subspace_step",
 ]
