@@ -24,7 +24,9 @@ RISE, RISE_WHILE_HELD = 0.05, 1.0
 BRAKE = -0.3
 LOSS_DECAY = 0.8  # of the average of the loss
 LEAST_LEAK = 0.02  # by which the least loss is forgotten, so that a jump is
-FIRST_DECREASE = 0.01  # of the loss, that the very first step may promise
+# Of the loss, that a step may promise, and the very first one; and by how much the
+# logarithm of the step size may stand above that bound.
+PROMISE, FIRST_PROMISE, SLACK = 1.0, 0.01, 1.0
 LOG_BOUND = 60.0  # of the logarithm of the step size
 
 
@@ -243,15 +245,17 @@ def with_step(
     Returns:
       The scalars, and the factor of that update.
     """
-    # The promise of the very first step is bounded: nothing else is known.
-    promise = FIRST_DECREASE * jnp.abs(new.value)
-    bounded = ~old.begun & (promise > 0) & (ascent > 0)
-    ceiling = jnp.log(jnp.where(bounded, promise, 1) / jnp.where(bounded, ascent, 1))
-    log_step_size = jnp.where(
-        bounded, jnp.minimum(new.log_step_size, ceiling), new.log_step_size
-    )
+    # A step longer than the loss over the slope (Polyak's) promises more than there is;
+    # of the very first step nothing else is known, so that it promises less.
+    promise = jnp.where(old.begun, PROMISE, FIRST_PROMISE).astype(ascent.dtype)
+    promise *= jnp.abs(new.value)
+    bounded = (promise > 0) & (ascent > 0)
+    ceiling = jnp.where(bounded, promise, jnp.inf) / jnp.where(bounded, ascent, 1)
+    factor = jnp.exp(new.log_step_size) * anneal(options, old.count, ascent.dtype)
+    factor = jnp.minimum(factor, ceiling)
+    slack = jnp.where(old.begun, SLACK, 0).astype(ascent.dtype)
+    log_step_size = jnp.minimum(new.log_step_size, jnp.log(ceiling) + slack)
     log_step_size = jnp.maximum(log_step_size, -LOG_BOUND)
-    factor = jnp.exp(log_step_size) * anneal(options, old.count, ascent.dtype)
     return new._replace(log_step_size=log_step_size, slope=-factor * ascent), factor
 
 
