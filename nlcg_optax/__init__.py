@@ -9,7 +9,7 @@ Optimizers:
   `nlcg`, `large_batch_nlcg`, `tuning_free_nlcg`, `paper_nlcg` and its learning rate
   `paper_schedule`.
 Direction:
-  `scale_by_nlcg`; `InnerProducts`, what a custom conjugacy rule reads.
+  `scale_by_nlcg`; `damp_by_beta`; `InnerProducts`, what a custom conjugacy rule reads.
 Preconditioners:
   `scale_by_kronecker`, `scale_by_orthogonalization`, `scale_by_hutchinson`,
   `scale_by_equilibration`, `scale_by_gauss_newton_bartlett`,
@@ -41,7 +41,7 @@ from nlcg_optax.curvature import (
     hessian_along,
     hessian_vector_product,
 )
-from nlcg_optax.direction import InnerProducts, scale_by_nlcg
+from nlcg_optax.direction import InnerProducts, damp_by_beta, scale_by_nlcg
 from nlcg_optax.linesearch import scale_by_hager_zhang_linesearch
 from nlcg_optax.minimization.methods import (
     Method,
@@ -86,6 +86,7 @@ __all__ = [  # noqa: RUF022, in the groups of README
     "paper_schedule",
     # direction
     "scale_by_nlcg",
+    "damp_by_beta",
     "InnerProducts",
     # preconditioners
     "scale_by_kronecker",

@@ -5,6 +5,7 @@ from nlcg_optax.step_size.curvature_step import (
     ScaleByCurvatureStepState,
     scale_by_curvature_step,
 )
+from nlcg_optax.step_size.slope_control import SlopeControlState
 from nlcg_optax.step_size.slope_ratio import (
     ScaleBySlopeRatioState,
     SlopeRatioDiagnostics,
@@ -21,6 +22,7 @@ __all__ = [
     "ScaleByCurvatureStepState",
     "ScaleBySlopeRatioState",
     "ScaleBySubspaceStepState",
+    "SlopeControlState",
     "SlopeRatioDiagnostics",
     "SubspaceStepDiagnostics",
     "scale_by_curvature_step",

@@ -41,7 +41,7 @@ class ControlOptions(NamedTuple):
     initial_step_size: Any
 
 
-class ControlState(NamedTuple):
+class SlopeControlState(NamedTuple):
     """The scalars of `scale_by_slope_ratio`.
 
     Attributes:
@@ -96,11 +96,11 @@ class Judgment(NamedTuple):
     jumped: jax.Array
 
 
-def init_control(options: ControlOptions, dtype: jnp.dtype) -> ControlState:
+def init_control(options: ControlOptions, dtype: jnp.dtype) -> SlopeControlState:
     """The scalars before the first step."""
     first = jnp.asarray(options.initial_step_size).astype(dtype)
     # One array per field: `jax.jit` cannot donate an array twice.
-    return ControlState(
+    return SlopeControlState(
         count=jnp.zeros([], jnp.int32),
         value=jnp.zeros([], dtype),
         slope=jnp.zeros([], dtype),
@@ -116,7 +116,7 @@ def init_control(options: ControlOptions, dtype: jnp.dtype) -> ControlState:
     )
 
 
-def judge(state: ControlState, value: jax.Array, end: jax.Array) -> Judgment:
+def judge(state: SlopeControlState, value: jax.Array, end: jax.Array) -> Judgment:
     """Judges the last step by the loss and the slope at its end.
 
     Args:
@@ -149,7 +149,7 @@ def judge(state: ControlState, value: jax.Array, end: jax.Array) -> Judgment:
     )
 
 
-def stepped_back(state: ControlState, judgment: Judgment) -> ControlState:
+def stepped_back(state: SlopeControlState, judgment: Judgment) -> SlopeControlState:
     """The scalars after a step back: only a fraction of the last step is left."""
     log_kept = jnp.log(judgment.kept)
     return state._replace(
@@ -162,8 +162,8 @@ def stepped_back(state: ControlState, judgment: Judgment) -> ControlState:
 
 
 def went_on(
-    options: ControlOptions, state: ControlState, judgment: Judgment
-) -> tuple[ControlState, jax.Array, jax.Array]:
+    options: ControlOptions, state: SlopeControlState, judgment: Judgment
+) -> tuple[SlopeControlState, jax.Array, jax.Array]:
     """The scalars that choose the next step, before its slope is known.
 
     Args:
@@ -214,7 +214,7 @@ def went_on(
     increment = jnp.where(rising, jnp.minimum(increment, BRAKE), increment)
     increment = jnp.where(descended & ~judgment.jumped, increment, 0)
     log_step_size = state.log_step_size + jnp.where(found, rate, 1) * increment
-    new = ControlState(
+    new = SlopeControlState(
         count=state.count + 1,
         value=judgment.value,
         slope=jnp.zeros_like(state.slope),
@@ -232,8 +232,11 @@ def went_on(
 
 
 def with_step(
-    options: ControlOptions, old: ControlState, new: ControlState, ascent: jax.Array
-) -> tuple[ControlState, jax.Array]:
+    options: ControlOptions,
+    old: SlopeControlState,
+    new: SlopeControlState,
+    ascent: jax.Array,
+) -> tuple[SlopeControlState, jax.Array]:
     """Completes the scalars once the direction is known.
 
     Args:
@@ -267,7 +270,7 @@ def anneal(options: ControlOptions, count: jax.Array, dtype: jnp.dtype) -> jax.A
     return jnp.maximum(1 - done, 0)
 
 
-def _is_held(options: ControlOptions, state: ControlState) -> jax.Array:
+def _is_held(options: ControlOptions, state: SlopeControlState) -> jax.Array:
     if options.num_steps is None:
         return jnp.zeros([], jnp.bool_)
     dtype = state.value.dtype

@@ -16,8 +16,8 @@ from nlcg_optax.dtypes import (
 )
 from nlcg_optax.step_size.slope_control import (
     ControlOptions,
-    ControlState,
     Judgment,
+    SlopeControlState,
     init_control,
     judge,
     stepped_back,
@@ -63,7 +63,7 @@ class ScaleBySlopeRatioState(NamedTuple):
 
     direction_state: PyTree
     last_step: PyTree
-    control: ControlState
+    control: SlopeControlState
     diagnostics: SlopeRatioDiagnostics
 
 
@@ -255,7 +255,7 @@ def _update(
 def _diagnostics(
     state: ScaleBySlopeRatioState,
     judgment: Judgment,
-    forward: ControlState,
+    forward: SlopeControlState,
     ratio: jax.Array,
     inferred: jax.Array,
 ) -> SlopeRatioDiagnostics:
