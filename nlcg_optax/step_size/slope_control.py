@@ -13,8 +13,8 @@ import jax.numpy as jnp
 # later by those powers of the adaptation rate.
 MOST_DOWN, MOST_UP = -1.0, 2.3
 FOUND_BELOW = 0.3  # the search ends at the first ratio below this
-# An overshoot: the slope more than twice as steep the other way at a higher loss, or a
-# loss that rose by 1.5 times its size.
+# An overshoot: the slope more than twice as steep the other way and a loss above the
+# last and the averaged one, or a loss above them by 1.5 times their size.
 OVERSHOOT_RATIO, JUMP = -2.0, 1.5
 SHORTEST, LONGEST = 0.05, 0.5  # what a step back may leave of a step
 MAX_STEPS_BACK = 8  # in a row; then the loss itself must have changed
@@ -131,8 +131,11 @@ def judge(state: SlopeControlState, value: jax.Array, end: jax.Array) -> Judgmen
     value, end = jnp.where(finite, value, 0), jnp.where(finite, end, 0)
     descended = state.slope < 0
     ratio = jnp.where(descended, end / jnp.where(descended, state.slope, -1), 1)
-    too_far = (ratio < OVERSHOOT_RATIO) & (value > state.value)
-    too_far |= (ratio < 0) & (value > state.value + JUMP * jnp.abs(state.value))
+    # In noise the loss before and the slopes may be low by chance; the average is not.
+    before = jnp.maximum(state.value, state.value_average)
+    above = value - before
+    too_far = (ratio < OVERSHOOT_RATIO) & (above > RISE * jnp.abs(before))
+    too_far |= (ratio < 0) & (above > JUMP * jnp.abs(before))
     jumped = finite & too_far & (state.steps_back >= MAX_STEPS_BACK)
     # The minimizer of the parabola with these two slopes. One bad batch halves the
     # step; if it goes on, the step shrinks faster and faster.
@@ -196,20 +199,23 @@ def went_on(
     leaked = state.value_least + LEAST_LEAK * (average - state.value_least)
     afresh = judgment.jumped | ~state.begun
     least = jnp.where(afresh, average, jnp.minimum(average, leaked))
-    # Along a parabola the loss changes by the mean of the two slopes.
-    inferred = jnp.clip(2 * change - end, jnp.minimum(start, 0), 0)
+    # Along a parabola the loss changes by the mean of the two slopes, and where it is
+    # convex the slope never falls: noise of the loss must not say anything else.
+    inferred = jnp.clip(2 * change - end, start, jnp.minimum(end, 0))
 
     steering = start if options.num_steps is not None else inferred
     ratio = jnp.where(steering < 0, end / jnp.where(steering < 0, steering, -1), target)
     if options.num_steps is None:
-        # No decrease: the steps go beyond twice the minimizer.
-        ratio = jnp.where(change >= 0, jnp.minimum(ratio, 2 * target - 1), ratio)
+        # No decrease, so that the steps go beyond twice the minimizer.
+        ratio = jnp.where(end > 0, jnp.where(inferred < 0, ratio, -jnp.inf), ratio)
+        ratio = jnp.maximum(ratio, 2 * target - 1)
     ratio = jnp.where(found, ratio, judgment.ratio)
     wanted = jnp.log((1 - target) / jnp.maximum(1 - ratio, 1e-3))
     increment = jnp.clip(wanted, MOST_DOWN, MOST_UP)
     held = _is_held(options, state)
     rise = jnp.where(held, RISE_WHILE_HELD, RISE).astype(dtype)
     rising = found & (average > least + rise * jnp.abs(least))
+    rising &= ratio < FOUND_BELOW  # otherwise steps too long are not why
     increment = jnp.where(held, 0, increment)
     increment = jnp.where(rising, jnp.minimum(increment, BRAKE), increment)
     increment = jnp.where(descended & ~judgment.jumped, increment, 0)

@@ -95,14 +95,15 @@ def scale_by_slope_ratio(
     1. *Find.* The first step is ``initial_step_size``, or less: what its slope
        promises is at most a hundredth of the loss. Until r first falls below 0.3, each
        step alone decides, with :math:`\eta = 1`.
-    2. *Steer* as above. While the averaged loss stands more than 5 % above its least,
-       the step size falls instead of growing (the brake).
+    2. *Steer* as above. While the averaged loss stands more than 5 % above its least
+       and r is below 0.3, the step size falls instead of growing (the brake).
     3. With ``num_steps``, *hold* after ``hold_after`` of them (the brake is then at
        twice the least loss), and *anneal*: a linear decay over all ``num_steps`` is
        multiplied on top, and the updates after that are zero.
 
-    **A step back.** Where the step just taken was far too long (r below -2 at a higher
-    loss, or a loss higher by 1.5 times its size with r below zero), this update only
+    **A step back.** Where the step just taken was far too long (r below -2 at a loss 5 %
+    above the last and the averaged one, or r below zero at a loss above them by 1.5
+    times their size), this update only
     goes back along it, to the minimizer of the parabola, 0.05 to 0.5 of the step. The
     step size shrinks alike; the direction and its memory are as before. It is the
     trial step of a line search, paid for with one gradient. If the loss is no lower
