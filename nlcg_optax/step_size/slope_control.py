@@ -16,6 +16,8 @@ FOUND_BELOW = 0.3  # the search ends at the first ratio below this
 # An overshoot: the slope more than twice as steep the other way and a loss above the
 # last and the averaged one, or a loss above them by 1.5 times their size.
 OVERSHOOT_RATIO, JUMP = -2.0, 1.5
+# While it is held, a step of less than this part of what it should be grows again.
+FAR_TOO_SHORT = 0.5
 SHORTEST, LONGEST = 0.05, 0.5  # what a step back may leave of a step
 MAX_STEPS_BACK = 8  # in a row; then the loss itself must have changed
 # The brake: how far the averaged loss may stand above its least, while the step size
@@ -27,6 +29,7 @@ LEAST_LEAK = 0.02  # by which the least loss is forgotten, so that a jump is
 # Of the loss, that a step may promise, and the very first one; and by how much the
 # logarithm of the step size may stand above that bound.
 PROMISE, FIRST_PROMISE, SLACK = 1.0, 0.01, 1.0
+MOST_GROWTH = 10.0  # of the promise of a step over the averaged one
 LOG_BOUND = 60.0  # of the logarithm of the step size
 
 
@@ -216,7 +219,12 @@ def went_on(
     rise = jnp.where(held, RISE_WHILE_HELD, RISE).astype(dtype)
     rising = found & (average > least + rise * jnp.abs(least))
     rising &= ratio < FOUND_BELOW  # otherwise steps too long are not why
-    increment = jnp.where(held, 0, increment)
+    if options.num_steps is not None:
+        # Annealed steps are shorter than those of the target ratio, and no more than
+        # half of what they should be: a step back may have been by chance.
+        short = jnp.log(_anneal_since_held(options, state) * FAR_TOO_SHORT)
+        increment = jnp.where(held, jnp.maximum(wanted + short, 0), increment)
+        increment = jnp.minimum(increment, MOST_UP)
     increment = jnp.where(rising, jnp.minimum(increment, BRAKE), increment)
     increment = jnp.where(descended & ~judgment.jumped, increment, 0)
     log_step_size = state.log_step_size + jnp.where(found, rate, 1) * increment
@@ -258,6 +266,11 @@ def with_step(
     # of the very first step nothing else is known, so that it promises less.
     promise = jnp.where(old.begun, PROMISE, FIRST_PROMISE).astype(ascent.dtype)
     promise *= jnp.abs(new.value)
+    # A slope that is suddenly steep is no reason for a step that changes far more.
+    usual = MOST_GROWTH * jnp.abs(new.start_slope)
+    promise = jnp.where(
+        old.begun & (usual > 0) & (promise > 0), jnp.minimum(promise, usual), promise
+    )
     bounded = (promise > 0) & (ascent > 0)
     ceiling = jnp.where(bounded, promise, jnp.inf) / jnp.where(bounded, ascent, 1)
     factor = jnp.exp(new.log_step_size) * anneal(options, old.count, ascent.dtype)
@@ -274,6 +287,12 @@ def anneal(options: ControlOptions, count: jax.Array, dtype: jnp.dtype) -> jax.A
         return jnp.ones([], dtype)
     done = count.astype(dtype) / jnp.asarray(options.num_steps).astype(dtype)
     return jnp.maximum(1 - done, 0)
+
+
+def _anneal_since_held(options: ControlOptions, state: SlopeControlState) -> jax.Array:
+    dtype = state.value.dtype
+    rest = jnp.maximum(1 - jnp.asarray(options.hold_after).astype(dtype), 1e-6)
+    return jnp.clip(anneal(options, state.count, dtype) / rest, 1e-6, 1)
 
 
 def _is_held(options: ControlOptions, state: SlopeControlState) -> jax.Array:

@@ -101,10 +101,13 @@ def scale_by_slope_ratio(
        twice the least loss), and *anneal*: a linear decay over all ``num_steps`` is
        multiplied on top, and the updates after that are zero.
 
-    **A step back.** Where the step just taken was far too long (r below -2 at a loss 5 %
-    above the last and the averaged one, or r below zero at a loss above them by 1.5
-    times their size), this update only
-    goes back along it, to the minimizer of the parabola, 0.05 to 0.5 of the step. The
+    What a step promises, its length times the slope, is never more than the loss
+    (Polyak's step, for losses of zero or more) nor than ten times the average.
+
+    **A step back.** Where the step just taken was far too long (r below -2 at a loss
+    5 % above the last and the averaged one, or r below zero at a loss above them by 1.5
+    times their size), this update only goes back along it, to the minimizer of the
+    parabola, 0.05 to 0.5 of the step. The
     step size shrinks alike; the direction and its memory are as before. It is the
     trial step of a line search, paid for with one gradient. If the loss is no lower
     after eight of them in a row, the loss itself has changed: the search starts again
