@@ -1,59 +1,45 @@
-"""Large constants of a function, held once however often it is evaluated."""
+"""Large constants, held once however often they are read."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+from nlcg_optax.dtypes import PyTree
 
 SMALLEST = 1024  # numbers; shorter constants do not count
 
 
-def share_constants(fn: Callable[..., Any], *args: Any) -> Callable[..., Any]:
-    """Returns the function with its large constants held outside of it.
+def share_constants(tree: PyTree) -> PyTree:
+    """Returns the tree with its large constants made values that are no constants.
 
-    XLA gives every branch and every loop that evaluates a function copies of its own of
-    the arrays that it closes over, such as the data of a fit. They take memory, and a
-    copy that is seldom read has left the processor's caches when its turn comes.
-    Integers stay where they are: XLA computes ahead what is indexed by them.
+    XLA gives every branch and every loop that reads a constant, such as the data of a
+    fit, a separate copy. Copies take memory, and one that is seldom read has left the
+    processor's caches when it is needed. Integers stay constants: XLA computes ahead
+    what is indexed by them.
 
     Args:
-      fn: a function of arrays.
-      *args: what it is to be called with; only shapes and dtypes count.
+      tree: a tree of arrays.
 
     Returns:
-      A function that computes the same for arguments of these shapes and dtypes.
+      The same numbers.
 
     Examples:
       >>> import jax, jax.numpy as jnp
       >>> data = jnp.arange(2000.)
       >>> def product(x):
-      ...     return share_constants(lambda y: data @ y, x)(x)
+      ...     return share_constants(data) @ x
       >>> "optimization_barrier" in str(jax.make_jaxpr(product)(data))
       True
       >>> bool(jax.jit(product)(data) == data @ data)
       True
     """
-    jaxpr, out = jax.make_jaxpr(fn, return_shape=True)(*args)
-    if not any(_is_large(const) for const in jaxpr.consts):
-        return fn
-    # Behind a barrier it is no constant any more, of which copies could be made.
-    consts = [
-        jax.lax.optimization_barrier(const) if _is_large(const) else const
-        for const in jaxpr.consts
-    ]
-    flat_fn = jaxpr_as_fun(ClosedJaxpr(jaxpr.jaxpr, consts))
-
-    def shared(*args: Any) -> Any:
-        return jax.tree.unflatten(
-            jax.tree.structure(out), flat_fn(*jax.tree.leaves(args))
-        )
-
-    return shared
+    return jax.tree.map(
+        lambda x: jax.lax.optimization_barrier(x) if _is_large(x) else x, tree
+    )
 
 
-def _is_large(const: Any) -> bool:
-    if isinstance(const, jax.core.Tracer) or jnp.size(const) < SMALLEST:
+def _is_large(value: Any) -> bool:
+    if jnp.size(value) < SMALLEST:
         return False
-    return bool(jnp.issubdtype(jnp.result_type(const), jnp.inexact))
+    return bool(jnp.issubdtype(jnp.result_type(value), jnp.inexact))
