@@ -10,7 +10,9 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.minimization.coordinates import Coordinates
 from nlcg_optax.minimization.state import Objective, objective_of
-from nlcg_optax.minimization.tracing import Traced, evaluate, trace
+from nlcg_optax.minimization.tracing import Traced, evaluate, largest, trace
+
+SMALL = 512  # numbers in the largest array of a problem for which compiling is the work
 
 
 class Problem(NamedTuple):
@@ -47,6 +49,12 @@ class Problem(NamedTuple):
         likes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         is_vector = self.coordinates.is_vector
         return self.value.key, gradient, structure, likes, is_vector
+
+    @property
+    def is_small(self) -> bool:
+        """Whether all its arrays are small, without loops over them."""
+        used = self.value if self.plain is None else self.plain
+        return largest(used.jaxpr) <= SMALL
 
     def without_data(self) -> "Problem":
         """The problem without arrays and functions of the caller."""

@@ -21,6 +21,7 @@ from nlcg_optax.minimization.methods import Method
 from nlcg_optax.minimization.problem import Problem, objective_from, value_and_aux
 from nlcg_optax.minimization.result import SUCCESSES, MinimizeResult, Status
 from nlcg_optax.minimization.state import Iterations, MinimizeState, Objective
+from nlcg_optax.xla.compiler_options import compiler_options
 from nlcg_optax.xla.shared_constants import share_constants
 
 MOST_PROGRAMS = 256  # kept; the longest unused goes first
@@ -65,8 +66,13 @@ class Program:
         # Who is called back; set while a run lasts, so that no program depends on it.
         self._callback: Callable[[Any, Any], Any] | None = None
         is_large = not problem.coordinates.is_vector
-        self.begin = jax.jit(self._begin)
-        self.run = jax.jit(self._run, donate_argnums=(0,) if is_large else ())
+        options = compiler_options(is_small=problem.is_small)
+        self.begin = jax.jit(self._begin, compiler_options=options)
+        self.run = jax.jit(
+            self._run,
+            donate_argnums=(0,) if is_large else (),
+            compiler_options=options,
+        )
         self.whole = jax.jit(self._whole, static_argnums=0)
         self.tangents = jax.jit(self._tangents)
         self.must_copy = is_large

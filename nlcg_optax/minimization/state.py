@@ -216,7 +216,7 @@ def initial_state(
         scale=scale,
         iterations=jnp.zeros([len(Iterations._fields)], jnp.int32),
         evaluations=jnp.zeros([2], jnp.int32),
-        status=jnp.full([], Status.RUNNING, jnp.int32),
+        status=jnp.asarray(int(Status.RUNNING), jnp.int32),
         layout=layout,
     )
 

@@ -5,6 +5,7 @@ arrays and floating-point numbers that it closes over become arguments of the tr
 program; what is left is hashed, and decides whether a compiled program fits.
 """
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -116,6 +117,27 @@ def _bind(eqn: JaxprEqn, inputs: list[Any]) -> Any:
         functions, params = params
     with eqn.ctx.manager:
         return eqn.primitive.bind(*functions, *inputs, **params)
+
+
+def largest(jaxpr: Jaxpr) -> float:
+    """The size of the largest array of a program; infinite if it has loops.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> largest(jax.make_jaxpr(lambda x: jnp.outer(x, x))(jnp.ones(3)).jaxpr)
+      9
+    """
+    sizes: list[float] = [0]
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("scan", "while"):
+            return math.inf
+        outputs: list[Any] = [variable.aval for variable in eqn.outvars]
+        sizes += [math.prod(getattr(out, "shape", ())) for out in outputs]
+        for value in jax.tree.leaves(list(eqn.params.values())):
+            inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
+            if isinstance(inner, Jaxpr):
+                sizes.append(largest(inner))
+    return max(sizes)
 
 
 class _Walk:

@@ -18,8 +18,8 @@ from nlcg_optax import (
     scale_by_hager_zhang_linesearch,
     scale_by_nlcg,
 )
-from nlcg_optax.minimization.coordinates import MULTIPLE
 from nlcg_optax.minimization.convergence import Sizes
+from nlcg_optax.minimization.coordinates import MULTIPLE
 
 START = np.array([-1.2, 1.0])  # float64 under x64, else float32
 
@@ -81,7 +81,7 @@ def test_what_is_remembered_is_given_up_where_nothing_gets_smaller(x64):
         tol=1e-300,
     )
     assert int(stalled.status) == Status.CONVERGED_TO_ROUNDING
-    # Given up after 8 of the last 10 iterations: with none given up there were 12 pairs.
+    # Given up after 8 of the last 10 iterations; else there were 12 pairs.
     assert int(stalled.nit) == 12
     assert int(stalled.state.direction_state.diagnostics.num_pairs) == 2
 
