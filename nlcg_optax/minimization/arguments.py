@@ -130,17 +130,21 @@ def _holds_numbers(x0: Any) -> bool:
     leaves = jax.tree.leaves(x0)
     return (
         bool(leaves)
-        and all(isinstance(leaf, (int, float, complex, np.generic)) for leaf in leaves)
+        and all(_is_number(leaf) for leaf in leaves)
         and all(type(part) in (list, tuple) or np.isscalar(part) for part in x0)
     )
+
+
+def _is_number(leaf: Any) -> bool:
+    is_boolean = isinstance(leaf, (bool, np.bool_))
+    return isinstance(leaf, (int, float, complex, np.generic)) and not is_boolean
 
 
 def _as_array(path: Any, leaf: Any) -> jax.Array:
     name = f"x0{jax.tree_util.keystr(path)}"
     if isinstance(leaf, jax.Array):
         return leaf
-    is_number = isinstance(leaf, (int, float, complex, np.generic, np.ndarray))
-    if not is_number or isinstance(leaf, (bool, np.bool_)):
+    if not _is_number(leaf) and not isinstance(leaf, np.ndarray):
         raise TypeError(
             f"{name}={leaf!r} is a {type(leaf).__name__}; allowed are real and complex "
             "floating-point arrays and numbers. Close over other leaves, such as after "

@@ -54,9 +54,10 @@ class Sizes(NamedTuple):
       largest_grad_max: the same of the largest gradient so far.
       smallest_grad_max: the same of the smallest gradient so far.
       level: the objective when it last got smaller by more than rounding.
-      promise: the decrease last promised by a step of known length, else infinity.
+      promise: the decrease last promised by a step of known length, at first infinity.
       relative_step: the largest change that this step makes to a parameter, relative
         to the parameter.
+      relative_max: the same for the step one along the direction.
     """
 
     start_value: jax.Array
@@ -66,6 +67,7 @@ class Sizes(NamedTuple):
     level: jax.Array
     promise: jax.Array
     relative_step: jax.Array
+    relative_max: jax.Array
 
 
 def no_sizes(dtype: Any) -> Sizes:

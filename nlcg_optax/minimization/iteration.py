@@ -15,6 +15,7 @@ from nlcg_optax.linesearch import trial_step, wolfe_search
 from nlcg_optax.linesearch.trial_step import ErrorEstimate
 from nlcg_optax.linesearch.wolfe_search import SearchState
 from nlcg_optax.minimization.convergence import (
+    FALLEN,
     SEARCHES,
     STALLED,
     Limits,
@@ -146,20 +147,7 @@ def iterate(
     search, step, is_natural = _next_search(
         method, state, taken, direction, error, restart, num_failed
     )
-    sizes = jnp.stack(
-        taken.sizes._replace(
-            promise=jnp.where(
-                is_natural,
-                0.5 * search.step * jnp.abs(direction.slope),
-                taken.sizes.promise,
-            ),
-            relative_step=jnp.where(
-                is_natural,
-                search.step * direction.relative_max,
-                taken.sizes.relative_step,
-            ),
-        )
-    )
+    sizes = jnp.stack(_promise(state, taken, direction, search, is_natural))
     iterations = _count(limits, state, taken, sizes, is_natural, num_failed)
     descends = (direction.slope < 0) | is_rescaled
     status = _status(limits, taken, descends, sizes, iterations, status)
@@ -326,6 +314,38 @@ def _next_search(
     return search, step, ~is_fresh & direction.descends & ~taken.is_first
 
 
+def _promise(
+    state: MinimizeState,
+    taken: _Taken,
+    direction: _Direction,
+    search: SearchState,
+    is_natural: jax.Array,
+) -> Sizes:
+    """The sizes with what the next step promises, if its length is known.
+
+    After a search that failed although slopes enclose a minimizer that is known, too:
+    what the secant promises from the same point.
+    """
+    known, ended = taken.sizes, state.search
+    high_step, _, high_slope = ended.bracket[1]
+    enclosed = ~taken.moved & (high_slope >= 0) & jnp.isfinite(high_slope)
+    secant = ended.start_slope * (high_step / (ended.start_slope - high_slope))
+    step, slope, relative_max = (
+        jnp.where(is_natural, new, old)
+        for new, old in (
+            (search.step, secant),
+            (direction.slope, ended.start_slope),
+            (direction.relative_max, known.relative_max),
+        )
+    )
+    is_known = is_natural | enclosed
+    return known._replace(
+        promise=jnp.where(is_known, 0.5 * step * jnp.abs(slope), known.promise),
+        relative_step=jnp.where(is_known, step * relative_max, known.relative_step),
+        relative_max=direction.relative_max,
+    )
+
+
 def _count(
     limits: Limits,
     state: MinimizeState,
@@ -357,7 +377,8 @@ def _status(
     is_finite = jnp.isfinite(evaluated.value) & jnp.isfinite(evaluated.grad_max)
     converged = has_small_gradient(limits, sizes, evaluated.value, evaluated.grad_max)
     trusted = steps_to_trust(limits, sizes, evaluated.grad_max)
-    converged |= iterations.num_small >= trusted
+    has_fallen = evaluated.grad_max <= FALLEN * Sizes(*sizes).largest_grad_max
+    converged |= has_fallen & (iterations.num_small >= trusted)
     at_rest = (iterations.num_stalled >= STALLED) | (iterations.num_failed >= SEARCHES)
     at_rest &= is_rounding(sizes, evaluated.value, evaluated.grad_max)
     start_size = jnp.maximum(1, jnp.abs(Sizes(*sizes).start_value))

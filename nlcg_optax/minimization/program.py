@@ -252,7 +252,16 @@ def tangents_of(
         return jax.jvp(lambda w: gradient(w, inputs), (u,), (v,))[1]
 
     _, right = jax.jvp(lambda given: gradient(u, given), (inputs,), (inputs_dot,))
-    minus = jax.tree.map(jnp.negative, right)
+
+    def valid(tangent: Any) -> Any:
+        if tangent.dtype == jax.dtypes.float0:
+            return tangent
+        # A product, and so linear: reverse mode would lose the nan of a selection.
+        return tangent * jnp.where(success, 1, jnp.nan).astype(tangent.dtype)
+
+    # On both sides of the solution: cg makes zero of what is not a number, and reverse
+    # mode begins on the other side.
+    minus = jax.tree.map(lambda x: valid(-x), right)
     # cg alone has no transpose where its right side is linear in a tangent, and so no
     # reverse mode (jax 0.10.2); the wrapper has.
     u_dot = jax.lax.custom_linear_solve(
@@ -269,12 +278,6 @@ def tangents_of(
         (u, inputs),
         (u_dot, inputs_dot),
     )
-
-    def valid(tangent: Any) -> Any:
-        if tangent.dtype == jax.dtypes.float0:
-            return tangent
-        # A product, and so linear: reverse mode would lose the nan of a selection.
-        return tangent * jnp.where(success, 1, jnp.nan).astype(tangent.dtype)
 
     x_dot = jax.tree.map(valid, problem.coordinates.tree(u_dot))
     return x_dot, valid(value_dot), jax.tree.map(valid, aux_dot)

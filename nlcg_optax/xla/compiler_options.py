@@ -8,13 +8,13 @@ import jax
 # One module of LLVM for all loops, from the emitters that write into one, and not one
 # for each loop: of `minimize` with ten parameters that takes .6 s in place of 1.4, and
 # the program is as fast or faster (jaxlib 0.10.2).
-ONE_MODULE = {
+ONE_MODULE: dict[str, Any] = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,
 }
 # Without LLVM's optimization it takes .4 s. For arrays of some hundred numbers the time
 # of the program is that of its calls, hardly of its loops.
-UNOPTIMIZED = {**ONE_MODULE, "xla_backend_optimization_level": 0}
+UNOPTIMIZED: dict[str, Any] = {**ONE_MODULE, "xla_backend_optimization_level": 0}
 
 
 def compiler_options(*, is_small: bool) -> dict[str, Any] | None:

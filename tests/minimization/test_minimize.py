@@ -371,7 +371,8 @@ def test_what_cannot_be_minimised_gets_a_status(x64, method):
     ],
 )
 def test_bad_input_is_named(kwargs, error, message):
-    arguments = {"fun": rosenbrock, "x0": START, **kwargs}
+    start = START.astype(np.float32)
+    arguments = {"fun": rosenbrock, "x0": start, **kwargs}
     with pytest.raises(error, match=message):
         minimize(**arguments)
 
