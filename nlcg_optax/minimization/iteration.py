@@ -37,12 +37,13 @@ from nlcg_optax.minimization.state import (
     is_first_measurement,
     rescaled,
 )
-from nlcg_optax.trees.inner_products import products_and_maxima
+from nlcg_optax.trees.inner_products import max_abs, products_and_maxima
 
 UNBOUNDED = -1e30  # times the size of the objective at the start, if that is above 1
 MAX_FAILED_SEARCHES = 4  # in a row
 STALLED_MEMORY = 8  # iterations without progress, doubled, at which memory is given up
 MAX_STEP_GROWTH = 10.0  # of the trial step by the ratio of successive slopes
+COUNTS = 1e-4  # of the decrease so far, that a promise may be for its step to count
 LEVEL = 10.0  # units of rounding by which the objective must fall to be lower
 
 
@@ -96,7 +97,6 @@ class _Direction(NamedTuple):
       slope: the slope along d.
       params_max: largest absolute parameter.
       updates_max: largest absolute entry of d.
-      relative_max: largest change by d of a parameter relative to the parameter.
       descends: whether d is what the transformation gave, not the negative gradient.
     """
 
@@ -105,7 +105,6 @@ class _Direction(NamedTuple):
     slope: jax.Array
     params_max: jax.Array
     updates_max: jax.Array
-    relative_max: jax.Array
     descends: jax.Array
 
 
@@ -250,10 +249,9 @@ def _next_direction(
     updates, new = method.direction.update(
         grad, old, params, value=taken.evaluated.value, grad=grad
     )
-    relative = jax.tree.map(_relative, updates, params)
-    (u_g, g_g), (params_max, updates_max, relative_max) = products_and_maxima(
+    (u_g, g_g), (params_max, updates_max) = products_and_maxima(
         [(updates, grad), (grad, grad)],
-        [params, updates, relative],
+        [params, updates],
         dtype=state.previous_step.dtype,
     )
     descends = (u_g > 0) & jnp.isfinite(u_g)
@@ -263,13 +261,8 @@ def _next_direction(
         slope=-jnp.where(descends, u_g, g_g),
         params_max=params_max,
         updates_max=jnp.where(descends, updates_max, taken.evaluated.grad_max),
-        relative_max=relative_max,
         descends=descends,
     )
-
-
-def _relative(update: jax.Array, param: jax.Array) -> jax.Array:
-    return jnp.where(update == 0, 0, jnp.abs(update) / jnp.abs(param))
 
 
 def _next_search(
@@ -330,20 +323,33 @@ def _promise(
     high_step, _, high_slope = ended.bracket[1]
     enclosed = ~taken.moved & (high_slope >= 0) & jnp.isfinite(high_slope)
     secant = ended.start_slope * (high_step / (ended.start_slope - high_slope))
-    step, slope, relative_max = (
+    new_promise = 0.5 * search.step * jnp.abs(direction.slope)
+    # A pass over the parameters, made only where it may count.
+    counts = new_promise <= COUNTS * (known.start_value - taken.evaluated.value)
+    counts |= (taken.num_stalled > 1) | ~taken.moved
+    relative_max = jax.lax.cond(
+        counts,
+        lambda: max_abs(jax.tree.map(_relative, direction.updates, taken.params)),
+        lambda: jnp.full_like(secant, jnp.inf),
+    )
+    step, promise, relative = (
         jnp.where(is_natural, new, old)
         for new, old in (
             (search.step, secant),
-            (direction.slope, ended.start_slope),
-            (direction.relative_max, known.relative_max),
+            (new_promise, 0.5 * secant * jnp.abs(ended.start_slope)),
+            (relative_max, known.relative_max),
         )
     )
     is_known = is_natural | enclosed
     return known._replace(
-        promise=jnp.where(is_known, 0.5 * step * jnp.abs(slope), known.promise),
-        relative_step=jnp.where(is_known, step * relative_max, known.relative_step),
-        relative_max=direction.relative_max,
+        promise=jnp.where(is_known, promise, known.promise),
+        relative_step=jnp.where(is_known, step * relative, known.relative_step),
+        relative_max=relative_max,
     )
+
+
+def _relative(update: jax.Array, param: jax.Array) -> jax.Array:
+    return jnp.where(update == 0, 0, jnp.abs(update) / jnp.abs(param))
 
 
 def _count(

@@ -25,8 +25,8 @@ from nlcg_optax.xla.compiler_options import compiler_options
 from nlcg_optax.xla.shared_constants import share_constants
 
 MOST_PROGRAMS = 256  # kept; the longest unused goes first
-FIRST_TURNS = 16  # of the loop, after which Python looks whether to go on
-MOST_SECONDS = 0.3  # between two such looks
+FIRST_TURNS = 16  # of the loop of a small problem until Python is in control again
+MOST_SECONDS = 0.2  # between two such looks
 MOST_GROWTH = 8  # of the number of turns from one look to the next
 
 
@@ -76,6 +76,7 @@ class Program:
         self.whole = jax.jit(self._whole, static_argnums=0)
         self.tangents = jax.jit(self._tangents)
         self.must_copy = is_large
+        self._first_turns = FIRST_TURNS if problem.is_small else 1
         self._lock = threading.Lock()
 
     @property
@@ -113,7 +114,7 @@ class Program:
     ) -> MinimizeResult:
         if self.must_copy and state is not None:
             state = jax.tree.map(jnp.copy, state)  # `run` writes over its state
-        state, turns = self.begin(u, inputs, limits, state), FIRST_TURNS
+        state, turns = self.begin(u, inputs, limits, state), self._first_turns
         result: MinimizeResult = self.run(state, inputs, limits, turns)
         while True:
             status = int(result.status)

@@ -194,10 +194,11 @@ def fun(x):
     y = jnp.outer(x, x)
     for _ in range(4):
         y = jnp.sin(y @ y / 700.)
-    return jnp.sum((x - 1.)**2 * jnp.arange(1., 701.)) + 1e-3 * jnp.sum(y)
+    valley = 100 * (x[1:] - x[:-1]**2)**2 + (1 - x[:-1])**2
+    return jnp.sum(valley) + 1e-9 * jnp.sum(y)
 try:
     print("begins", flush=True)
-    minimize(fun, jnp.zeros(700), tol=1e-30, tol_kind="absolute", patience=10**9,
+    minimize(fun, jnp.full(700, -1.), tol=1e-30, tol_kind="absolute", patience=10**9,
              max_iterations=10**9, max_evaluations=1e9)
     print("ended")
 except KeyboardInterrupt:
@@ -217,4 +218,4 @@ def test_control_c_ends_a_run():
     time.sleep(20)  # it has compiled
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
-    assert out in ("interrupted\n", "ended\n")
+    assert out == "interrupted\n"
