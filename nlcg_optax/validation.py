@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from nlcg_optax.dtypes import PyTree
@@ -58,17 +59,24 @@ def check_non_negative(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must be finite and not below 0")
 
 
+def _is_integer(value: Any) -> bool:
+    """Whether it is an integer of Python or NumPy, or an array of one."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def check_positive_int(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is an integer of at least one."""
     if _is_array(value):
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not _is_integer(value) or value < 1:
         raise ValueError(f"{name}={value!r} must be an integer of at least 1")
 
 
 def check_int(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is an integer."""
-    if not _is_array(value) and (isinstance(value, bool) or not isinstance(value, int)):
+    if not _is_array(value) and not _is_integer(value):
         raise ValueError(f"{name}={value!r} must be an integer")
 
 

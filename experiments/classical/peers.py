@@ -40,6 +40,7 @@ def _ours(method: str) -> Solver:
             counting.use(counter, x0),
             method=method,
             tol=TOL,
+            tol_kind="value",
             max_iterations=MAX_ITERATIONS,
             max_evaluations=counter.max_work,
         )
