@@ -32,7 +32,13 @@ def test_the_list_of_public_names():
 
 
 def test_help_names_them_all_in_groups():
-    named = re.findall(r"(?<!`)`(\w+)`", inspect.getdoc(nlcg_optax))
+    doc = inspect.getdoc(nlcg_optax)
+    groups = re.findall(r"^([A-Z][a-z ]+):$", doc, re.MULTILINE)
+    assert groups == [
+        *("Optimizers", "Direction", "Preconditioners", "Step sizes"),
+        *("Deterministic problems", "Curvature", "Wrappers", "Diagnostics"),
+    ]
+    named = re.findall(r"(?<!`)`(\w+)`", doc)
     assert sorted(named) == sorted(PUBLIC)
 
 
@@ -42,14 +48,13 @@ def test_every_function_has_an_example(name):
     doc = inspect.getdoc(thing)
     assert doc
     if inspect.isfunction(thing):
-        assert ">>> " in doc
-        for section in ("Args:", "Returns:"):
+        for section in ("Args:", "Returns:", "Examples:\n  >>> "):
             assert section in doc
 
 
 @pytest.mark.parametrize(
     ("name", "most"),
-    [("nlcg", 10), ("scale_by_hager_zhang_linesearch", 5)],
+    [("nlcg", 10), ("scale_by_nlcg", 9), ("scale_by_hager_zhang_linesearch", 5)],
 )
 def test_few_arguments(name, most):
     assert len(inspect.signature(getattr(nlcg_optax, name)).parameters) <= most
@@ -57,7 +62,10 @@ def test_few_arguments(name, most):
 
 @pytest.mark.parametrize(
     "room",
-    ["curvature", "linesearch", "paper", "preconditioners", "step_size", "wrappers"],
+    [
+        *("contrib", "curvature", "direction", "linesearch", "paper"),
+        *("preconditioners", "step_size", "wrappers"),
+    ],
 )
 def test_a_room_exports_its_states_and_diagnostics(room):
     package = importlib.import_module(f"nlcg_optax.{room}")

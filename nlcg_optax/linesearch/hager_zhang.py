@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
 from nlcg_optax.linesearch import trial_step, wolfe_search
 from nlcg_optax.linesearch.options import Options, checked_options
 from nlcg_optax.linesearch.state import (
@@ -342,4 +342,4 @@ def _real_parts(tree: PyTree) -> PyTree:
 
 
 def _scale(step: jax.Array, updates: PyTree) -> PyTree:
-    return jax.tree.map(lambda u: step.astype(u.real.dtype) * u, updates)
+    return jax.tree.map(lambda u: times(step, u).astype(u.dtype), updates)

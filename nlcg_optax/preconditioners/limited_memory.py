@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference, times
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.trees.split import (
     AxisName,
@@ -316,7 +316,7 @@ def _product(
         # No pair is kept where none was known or there is room for one alone.
         rows = jnp.arange(memory.slopes.size, dtype=jnp.int32)
         holds_pair = (rows != memory.spare) & (memory.num_pairs > memory.num_new)
-        kept = jnp.where(holds_pair & holds_pair[:, None], memory.inverse, 0)
+        kept = jnp.where(holds_pair[None] & holds_pair[:, None], memory.inverse, 0)
         slopes = stacked_vdots(steps, updates)
         inverse, a = _solve(
             kept, slopes, memory.slopes, memory.slot, memory.inverse_curvature
@@ -369,7 +369,7 @@ def _multiply(
     """Computes P g from the stacked pairs and a = R⁻¹ Sᵀg."""
 
     def initial(g_: jax.Array, y_a: jax.Array) -> jax.Array:
-        return scaling.astype(y_a.real.dtype) * (g_.astype(y_a.dtype) - y_a)
+        return times(scaling, g_.astype(y_a.dtype) - y_a)
 
     q = jax.tree.map(initial, g, combination(a, grad_changes))
     y_q = stacked_vdots(grad_changes, q)

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, strong_types
+from nlcg_optax.dtypes import (
+    PyTree,
+    accumulator_dtype,
+    compute_dtype,
+    strong_types,
+    times,
+)
 from nlcg_optax.xla.control_flow import cond
 
 
@@ -170,5 +176,6 @@ def _averaged(
     mean: jax.Array, new: jax.Array, count: jax.Array, refused: jax.Array
 ) -> jax.Array:
     """The mean of one more number; the old one if that is refused."""
-    weight = (count + 1).astype(jnp.finfo(mean.dtype).dtype)
-    return jnp.where(refused, mean, mean + (new.astype(mean.dtype) - mean) / weight)
+    weight = 1 / (count + 1).astype(jnp.finfo(mean.dtype).dtype)
+    change = times(weight, new.astype(mean.dtype) - mean)
+    return jnp.where(refused, mean, mean + change)

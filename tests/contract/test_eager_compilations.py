@@ -21,7 +21,7 @@ PARAMS = {"b": jnp.array([0.1, -0.2]), "w": jnp.ones([3, 2]) / 3}
 
 
 def outputs_fn(params):
-    return jnp.tanh(DATA @ params["w"] + params["b"])
+    return jnp.tanh(DATA @ params["w"] + params["b"][None])
 
 
 def output_loss_fn(outputs):

