@@ -24,6 +24,7 @@ SEARCHES = 2  # failed searches in a row, likewise
 # promised decrease may be above and still be rounding.
 NOISE = 30.0
 NOISE_OF_TERMS = 300.0
+FASTER = 1.2  # the least power of the gradient with which f must vanish
 NOISE_OF_PARAMS = 4.0  # units of rounding of x that a step may be long and still be it
 
 
@@ -165,6 +166,27 @@ def steps_to_trust(limits: Limits, sizes: jax.Array, grad_max: jax.Array) -> jax
     )
     is_small = grad_max <= tol * Sizes(*sizes).largest_grad_max
     return jnp.where(is_small, SMALL_STEPS, SMALL_STEPS_OF_LARGE)
+
+
+def has_vanished(sizes: jax.Array, value: jax.Array, grad_max: jax.Array) -> jax.Array:
+    r"""Whether a minimum of zero is reached as far as rounding can tell.
+
+    The gradient is below :math:`10 \epsilon^2` of the largest one, and f has fallen by
+    more than it, as at the bottom of a parabola and not on the way down a steep wall.
+    Where x, too, goes to zero both could halve until they underflow.
+
+    Args:
+      sizes: `Sizes` as a vector.
+      value: f.
+      grad_max: largest absolute entry of its gradient.
+
+    Returns:
+      A boolean scalar.
+    """
+    known, eps = Sizes(*sizes), float(jnp.finfo(value.dtype).eps)
+    fall = grad_max / known.largest_grad_max
+    below = jnp.abs(value) <= jnp.abs(known.start_value) * jnp.power(fall, FASTER)
+    return (fall <= 10 * eps * eps) & below
 
 
 def is_rounding(sizes: jax.Array, value: jax.Array, grad_max: jax.Array) -> jax.Array:
