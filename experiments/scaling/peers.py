@@ -16,7 +16,12 @@ SEARCH_EXTRAS = ("value", "grad", "value_fn")
 # Deterministic methods: their line search finds the step size.
 SEARCHING: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
     "lbfgs_search": optax.lbfgs,
-    "nlcg_search": lambda: nlcg_optax.nlcg(None, "pr+"),
+    # The search of `optax.lbfgs`, so that the two differ in their directions alone.
+    "nlcg_search": lambda: nlcg_optax.nlcg(
+        linesearch=optax.scale_by_zoom_linesearch(
+            max_linesearch_steps=30, curv_rtol=0.1, initial_guess_strategy="one"
+        )
+    ),
 }
 LABELS = {
     "lbfgs_search": "L-BFGS, line search",

@@ -6,6 +6,7 @@ A `Case` holds a factory and its arguments, so that tests can wrap the factory
 
 import contextlib
 import functools
+import inspect
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -36,7 +37,14 @@ from nlcg_optax.dtypes import with_standard_promotion
 
 RATE = 0.05
 # Optax's second moments and its zoom search promote dtypes implicitly.
-PROMOTING = {"rms", "backtracking_rms", "zoom", "zoom_secant"}
+PROMOTING = {
+    "rms",
+    "factored",
+    "backtracking",
+    "backtracking_rms",
+    "zoom",
+    "zoom_secant",
+}
 SEARCH_EXTRAS = ("value", "grad", "value_fn")
 
 
@@ -89,17 +97,40 @@ def _deterministic(name: str, **kwargs: Any) -> Case:
     return Case(name, nlcg, kwargs, SEARCH_EXTRAS)
 
 
-def chained(
-    learning_rate: optax.ScalarOrSchedule,
+def with_rate(
+    direction: Callable[..., optax.GradientTransformation],
+) -> Callable[..., optax.GradientTransformationExtraArgs]:
+    """A factory of a direction followed by a learning rate."""
+
+    def chained(
+        learning_rate: optax.ScalarOrSchedule, **kwargs: Any
+    ) -> optax.GradientTransformationExtraArgs:
+        return optax.chain(
+            direction(**kwargs), optax.scale_by_learning_rate(learning_rate)
+        )
+
+    # `optax.inject_hyperparams` reads the names of the arguments.
+    rate = inspect.signature(chained).parameters["learning_rate"]
+    given = inspect.signature(direction).parameters.values()
+    chained.__signature__ = inspect.Signature(
+        [
+            rate,
+            *(p.replace(kind=p.KEYWORD_ONLY) for p in given if p.kind != p.VAR_KEYWORD),
+        ]
+    )
+    return chained
+
+
+chained = with_rate(scale_by_nlcg)  # with arguments that `nlcg` does not take
+
+
+def _chained(
+    name: str,
+    extras: tuple[str, ...] = (),
     direction: Callable[..., optax.GradientTransformation] = scale_by_nlcg,
     **kwargs: Any,
-) -> optax.GradientTransformationExtraArgs:
-    """A direction with a learning rate, for arguments that `nlcg` does not take."""
-    return optax.chain(direction(**kwargs), optax.scale_by_learning_rate(learning_rate))
-
-
-def _chained(name: str, extras: tuple[str, ...] = (), **kwargs: Any) -> Case:
-    return Case(name, chained, {"learning_rate": RATE, **kwargs}, extras)
+) -> Case:
+    return Case(name, with_rate(direction), {"learning_rate": RATE, **kwargs}, extras)
 
 
 STOCHASTIC = [
@@ -114,9 +145,7 @@ STOCHASTIC = [
     _chained("restarted", rule="hs", restart="powell", restart_period=7),
     _chained(
         "restart_memory",
-        direction=scale_by_nlcg_with_restart_memory,
-        rule="hs",
-        memory=2,
+        direction=functools.partial(scale_by_nlcg_with_restart_memory, memory=2),
     ),
     _stochastic("rms", rule="fr", preconditioner=optax.scale_by_rms()),
     _stochastic(

@@ -101,7 +101,7 @@ def test_narrow_dtypes(x64, kind, dtype, rtol):
 
 
 @pytest.mark.slow
-def test_complex_parameters_count_as_two(x64):
+def test_complex_parameters_count_as_two(x64, standard_promotion):
     f = lambda z: jnp.sum(jnp.abs(z) ** 4) + jnp.real(z[0] * z[1] ** 2)
     split = lambda u: jnp.concatenate([u.real, u.imag])
     z, v = jnp.array([1 + 2j, -1 + 0.5j]), jnp.array([0.3 - 1j, 2 + 1j])

@@ -147,7 +147,9 @@ def test_gauss_newton_equals_the_materialised_matrix(x64):
 
 
 @pytest.mark.slow
-def test_gauss_newton_of_complex_parameters_is_that_of_the_real_twin(x64):
+def test_gauss_newton_of_complex_parameters_is_that_of_the_real_twin(
+    x64, standard_promotion
+):
     model = lambda z: jnp.stack([z[0] * z[1], jnp.exp(1j * z[1])])
     output_loss = lambda z: jnp.sum(jnp.abs(z - 1) ** 4)
     split = lambda u: jnp.concatenate([u.real, u.imag])

@@ -132,7 +132,9 @@ def test_bartlett_of_squared_errors_is_unbiased(x64):
 
 
 @pytest.mark.slow
-def test_complex_parameters_have_the_mean_curvature_of_their_parts(x64):
+def test_complex_parameters_have_the_mean_curvature_of_their_parts(
+    x64, standard_promotion
+):
     # Curvature 2 in the real and 6 in the imaginary part; no mixed terms.
     f = lambda z: jnp.sum(jnp.real(z) ** 2 + 3 * jnp.imag(z) ** 2)
     z = jnp.array([1 + 2j, 3 - 1j])
@@ -202,7 +204,7 @@ def test_no_curvature_at_all_is_the_identity():
 
 
 @pytest.mark.slow
-def test_the_seed_decides_every_number():
+def test_the_seed_decides_every_number(standard_promotion):
     params = network_params(jnp.float32)
 
     @jax.jit

@@ -254,7 +254,7 @@ COMMAND = (
 KILLED_AFTER_A_CHECKPOINT = """
 import os, signal, sys
 from experiments import run
-from experiments.checkpoints import Checkpoints
+from experiments.training.checkpoints import Checkpoints
 
 save = Checkpoints.save
 

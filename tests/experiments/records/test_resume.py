@@ -246,7 +246,7 @@ def test_the_command_resumes_and_refuses_a_changed_configuration(tmp_path, capsy
 KILLED_IN_A_WRITE = """
 import os, signal, sys, threading
 from experiments import run
-from experiments.checkpoints import Checkpoints
+from experiments.training.checkpoints import Checkpoints
 
 save, rename = Checkpoints.save, os.rename
 written = threading.Event()

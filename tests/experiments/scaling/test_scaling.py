@@ -205,7 +205,7 @@ with_tpu_compiler = pytest.mark.skipif(
 
 BYTES_BY_DTYPE = """
 import json
-from experiments import meshes
+from experiments.training import meshes
 from experiments.config import RunConfig
 from experiments.scaling.compiled_step import Problem, cost_of, lower_step
 from experiments.scaling.topologies import devices_of

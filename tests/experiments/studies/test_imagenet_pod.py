@@ -23,6 +23,7 @@ def test_every_configuration_makes_the_program_that_is_described(name):
 
 
 @pytest.mark.slow
+@pytest.mark.devices
 @pytest.mark.parametrize("name", imagenet_pod.CONFIGS)
 def test_every_configuration_compiles_with_a_small_network(name):
     config = dataclasses.replace(

@@ -75,6 +75,7 @@ def test_workers_together_are_those_one_by_one(results):
 
 
 @pytest.mark.slow
+@pytest.mark.devices
 def test_workers_along_a_mesh_are_those_on_one_device(
     results, few_digits, four_devices
 ):
@@ -198,6 +199,7 @@ def test_the_averaged_weights_get_statistics_of_their_own():
         "model": "cnn",
         "standardization": "imagenet",
         "optimizer": "sgd",
+        "optimizer_options": {},
         "epochs": 2,
         "steps_per_call": 1,  # convolutions on a CPU
     }

@@ -47,7 +47,10 @@ CASES = {
     "nlcg,rule=fr": Case(0.1),
     "nlcg,preconditioner=rms": Case(1e-3),
     "nlcg,rule=hs,preconditioner=secant": Case(0.1),  # Hessian-vector products
-    "nlcg,rule=fr,preconditioner=orthogonal": Case(1e-3),  # matrices
+    # Matrices; with an average of β their weights would hardly move.
+    "nlcg,rule=fr,preconditioner=orthogonal,beta_max=1.0,beta_smoothing=0.0": Case(
+        1e-3
+    ),
     "nlcg,preconditioner=kronecker": Case(1e-3, 30),
     "nlcg,rule=daniel": Case(0.1),
     "nlcg,rule=constant,beta=0.0,step=subspace": Case(0.1),

@@ -58,6 +58,7 @@ def start_runs(folder, count, devices, layout):
                 "--config.optimizer-options",
                 "preconditioner",
                 "rms",
+                "--config.learning-rate=1e-3",
                 "--config.batch-size=None",
                 "--config.epochs=150",
                 "--config.epochs-per-report=25",
@@ -166,6 +167,7 @@ def names_in(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.devices
 @pytest.mark.parametrize("count", [2, 4])
 def test_every_process_brings_its_own_part_of_the_batch(count, tmp_path):
     address, worker = free_address(), "tests.experiments.process_worker"
@@ -191,10 +193,10 @@ def test_every_process_brings_its_own_part_of_the_batch(count, tmp_path):
 UNREADABLE_ON_ONE = """
 import sys, warnings
 import jax, jax.numpy as jnp
-from experiments import meshes
-from experiments.checkpoints import Checkpoints
+from experiments.training import meshes
+from experiments.training.checkpoints import Checkpoints
 from experiments.config import RunConfig
-from experiments.processes import ProcessOptions, connect
+from experiments.training.processes import ProcessOptions, connect
 
 folder, address, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
 connect(ProcessOptions(False, address, 2, index, 60, 60))
