@@ -25,8 +25,8 @@ class Counter:
     Attributes:
         objective: x -> f(x), a JAX function.
         max_work: budget in gradients.
-        max_seconds: budget of time, from the first evaluation on, so that compiling a
-            solver is not charged.
+        max_seconds: budget of processor time, which other programs do not shorten, from
+            the first evaluation on, so that compiling a solver is not charged.
         values: values alone so far.
         gradients: gradients, with or without the value, so far.
     """
@@ -72,8 +72,8 @@ class Counter:
         return float(value), np.array(grad)
 
     def _check(self) -> None:
-        self.started = self.started or time.perf_counter()
-        seconds = time.perf_counter() - self.started
+        self.started = self.started or time.process_time()
+        seconds = time.process_time() - self.started
         if self.work > self.max_work or seconds > self.max_seconds:
             raise OutOfBudget(f"work {self.work:.0f}, {seconds:.0f} s")
 

@@ -32,13 +32,13 @@ def run_one(
     counter.warm_up(start)
     start_value, _ = counter.uncounted(start)
     event, x = "returned", None
-    begin = time.perf_counter()
+    begin = time.process_time()
     try:
         x = peers.solvers()[solver](counter, start)
     except Exception as error:
         out_of_budget = "OutOfBudget" in repr(error)
         event = "out of budget" if out_of_budget else f"{type(error).__name__}"
-    seconds = time.perf_counter() - (counter.started or begin)
+    seconds = time.process_time() - (counter.started or begin)
     value = grad_max = float("nan")
     if x is not None:
         value, grad = counter.uncounted(x)

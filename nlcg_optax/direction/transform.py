@@ -25,6 +25,7 @@ from nlcg_optax.dtypes import (
     times,
 )
 from nlcg_optax.trees.inner_products import Scope
+from nlcg_optax.xla import scalars
 from nlcg_optax.xla.in_place import selected
 
 
@@ -200,7 +201,10 @@ def advance(
     state: ScaleByNlcgState,
 ) -> tuple[PyTree, ScaleByNlcgState]:
     """The updates and the state after a decision; all work on trees is elementwise."""
-    finite = decision.finite
+    beta, finite, ascends = scalars.computed_once(
+        decision.beta, decision.finite, decision.ascends
+    )
+    decision = decision._replace(beta=beta, finite=finite, ascends=ascends)
 
     def keep(new: PyTree, old: PyTree) -> PyTree:
         return jax.tree.map(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from nlcg_optax.dtypes import PyTree, compute_dtype, times
 from nlcg_optax.preconditioners.diagonal_scaling import abs_squared
 from nlcg_optax.trees.inner_products import named_vdots
+from nlcg_optax.xla import scalars
 
 MIN_CURVATURE_COSINE = 1e-6  # below it pᵀH p is rounding, not curvature
 
@@ -84,14 +85,21 @@ def judge(
     finite = jnp.isfinite(products["g_g"])
     due &= finite
     good &= due & jnp.isfinite(y_p) & jnp.isfinite(p_h_p) & jnp.isfinite(last)
+    square, old, new, good, finite = scalars.computed_once(
+        square,
+        1 / jnp.where(good, p_h_p + offset, 1),
+        1 / jnp.where(good, last + offset, 1),
+        good,
+        finite,
+    )
     return SecantPair(
         finite=finite,
         due=due,
         good=good,
         y_p=y_p,
         square=square,
-        old=1 / jnp.where(good, p_h_p + offset, 1),
-        new=1 / jnp.where(good, last + offset, 1),
+        old=old,
+        new=new,
         eps=offset,
     )
 

@@ -8,7 +8,13 @@ import optax
 import pytest
 
 from nlcg_optax import scale_by_diagonal_secant, scale_by_nlcg
-from nlcg_optax.xla import control_flow, in_place, joint_reductions, switch
+from nlcg_optax.xla import (
+    control_flow,
+    in_place,
+    joint_reductions,
+    scalars,
+    switch,
+)
 from nlcg_optax.xla.shared_constants import share_constants
 
 RNG = np.random.default_rng(1)
@@ -35,6 +41,11 @@ def chosen(tree):
     return in_place.selected(guarded, tree["s"] < 10, tree, TREE)
 
 
+def settled(tree):
+    beta = jnp.sum(tree["w"] * tree["v"], axis=0)
+    return scalars.computed_once(beta, beta > 0, tree["s"], jnp.float32(jnp.nan))
+
+
 def branched(tree):
     return control_flow.cond(tree["s"] < 0, jnp.sin, jnp.cos, tree["b"])
 
@@ -53,7 +64,9 @@ def fitted(tree):
     return jnp.sum((tree["s"] * share_constants(DATA) - 1) ** 2)
 
 
-@pytest.mark.parametrize("function", [reduced, flags, chosen, branched, looped, fitted])
+@pytest.mark.parametrize(
+    "function", [reduced, flags, chosen, settled, branched, looped, fitted]
+)
 @pytest.mark.parametrize("traced", [False, True])
 def test_twins_agree(function, traced):
     def plain(tree):
