@@ -56,10 +56,17 @@ class Problem(NamedTuple):
         used = self.value if self.plain is None else self.plain
         return largest(used.jaxpr) <= SMALL
 
-    def without_data(self) -> "Problem":
-        """The problem without arrays and functions of the caller."""
-        value, gradient, plain = self.value, self.gradient, None
+    def without_inputs(self) -> "Problem":
+        """The problem without the caller's arrays, which may belong to a trace."""
+        value, gradient = self.value._replace(values=[]), self.gradient
         if gradient is not None:
+            gradient = gradient._replace(values=[])
+        return self._replace(value=value, gradient=gradient, args=[])
+
+    def without_data(self) -> "Problem":
+        """The problem without the caller's arrays and functions."""
+        value, plain = self.value, None
+        if self.gradient is not None:
             # Functions with custom derivatives may close over data. The value does not
             # need the derivatives, which are in the traced gradient.
             jaxpr = value.jaxpr
@@ -67,9 +74,7 @@ class Problem(NamedTuple):
                 lambda values, args: evaluate(jaxpr, values, args, custom=False)
             )(value.values, self._likes())
             value = value._replace(jaxpr=None)
-            gradient = gradient._replace(values=[])
-        value = value._replace(values=[])
-        return self._replace(value=value, gradient=gradient, args=[], plain=plain)
+        return self._replace(value=value, plain=plain).without_inputs()
 
     def _likes(self) -> list[Any]:
         likes: list[Any] = [variable.aval for variable in self.value.jaxpr.invars]

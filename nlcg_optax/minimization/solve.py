@@ -171,6 +171,9 @@ def _solve(
 ) -> MinimizeResult:
     """Solves it on its own or, if something is traced, as part of another program."""
 
+    # JAX keeps `tangents` for longer than the trace that the inputs may belong to.
+    lean = problem.without_inputs()
+
     def run(u: PyTree, inputs: Any, settings: Any) -> MinimizeResult:
         if _is_traced((u, inputs, settings)):
             return program.whole(callback, u, inputs, *settings)
@@ -178,8 +181,8 @@ def _solve(
         return program.solve(u, inputs, given, earlier, callback)
 
     def tangents(x: PyTree, inputs: Any, inputs_dot: Any, success: jax.Array) -> Any:
-        if problem.value.has_custom_rules:
-            return tangents_of(problem, x, inputs, inputs_dot, success)
+        if lean.value.has_custom_rules:
+            return tangents_of(lean, x, inputs, inputs_dot, success)
         return program.tangents(x, inputs, inputs_dot, success)
 
     return solve_implicitly(run, tangents, u0, problem.inputs, (limits, state))

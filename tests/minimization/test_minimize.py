@@ -255,9 +255,12 @@ def test_under_jit_and_vmap_equals_one_by_one(x64):
         assert abs(int(batch.nit[k]) - int(one.nit)) <= 2
 
 
-def test_nothing_leaks_from_a_trace():
+@pytest.mark.parametrize("softplus", [False, True])
+def test_nothing_leaks_from_a_trace(softplus):
+    bend = jax.nn.softplus if softplus else jnp.square  # a custom derivative, or none
+
     def solution(a):
-        result = minimize(quadratic, jnp.zeros(3), args=(a,))
+        result = minimize(lambda x: quadratic(x, a) + jnp.sum(bend(a * x)), jnp.zeros(3))
         return result.x, result.nit
 
     with jax.checking_leaks():
