@@ -260,7 +260,9 @@ def test_nothing_leaks_from_a_trace(softplus):
     bend = jax.nn.softplus if softplus else jnp.square  # a custom derivative, or none
 
     def solution(a):
-        result = minimize(lambda x: quadratic(x, a) + jnp.sum(bend(a * x)), jnp.zeros(3))
+        result = minimize(
+            lambda x: quadratic(x, a) + jnp.sum(bend(a * x)), jnp.zeros(3)
+        )
         return result.x, result.nit
 
     with jax.checking_leaks():

@@ -17,7 +17,8 @@ def observations(seed):
 
 
 def fit(p, y):
-    return jnp.sum((p[0] * jnp.exp(-p[1] * TIMES) + p[2] - y) ** 2)
+    times = TIMES.astype(p.dtype)
+    return jnp.sum((p[0] * jnp.exp(-p[1] * times) + p[2] - y) ** 2)
 
 
 def solution(y):
