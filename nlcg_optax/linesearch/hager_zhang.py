@@ -23,6 +23,9 @@ from nlcg_optax.wrappers.extra_args import bind_extra_args
 from nlcg_optax.xla.control_flow import cond, while_loop
 
 NAME = "scale_by_hager_zhang_linesearch"
+# Values and gradients of a search whose first step promises less than one unit of
+# rounding of the objective: at a minimum a longer one only sorts rounding errors.
+SHORT_SEARCH = 3
 
 
 def scale_by_hager_zhang_linesearch(
@@ -61,7 +64,8 @@ def scale_by_hager_zhang_linesearch(
 
     Value and gradient are measured together, at one place in the program; the trial of
     the quadratic step is a value alone. Values that are not finite shrink the
-    bracket. Nothing raises inside ``jit``: where the direction does not descend or no
+    bracket. A search whose first step promises a decrease below the rounding of the
+    objective measures three points at most, two of them with a gradient. Nothing raises inside ``jit``: where the direction does not descend or no
     lower point is found the update is zero and ``accepted`` is False.
 
     Args:
@@ -187,6 +191,7 @@ def _update(
     search, resolution = _start(
         options, updates, state, params, grad, start_value, error
     )
+    rules = _limited(rules, search)
     end = while_loop(
         lambda trial: wolfe_search.is_running(trial.search),
         lambda trial: _measured(rules, objective, updates, params, resolution, trial),
@@ -237,6 +242,16 @@ def _start(
     hopeless = ~(slope < 0) | ~jnp.isfinite(start_value) | ~jnp.isfinite(slope)
     stage = jnp.where(hopeless, wolfe_search.FAILED, search.stage)
     return search._replace(stage=stage), 1 / fineness
+
+
+def _limited(rules: WolfeRules, search: SearchState) -> WolfeRules:
+    """The rules with fewer evaluations where only rounding is left to gain."""
+    unit = float(jnp.finfo(search.step.dtype).eps)
+    promise = 0.5 * search.step * jnp.abs(search.start_slope)
+    is_rounding = promise <= unit * jnp.abs(search.start_value)
+    fewer = min(SHORT_SEARCH, rules.max_evaluations)
+    most = jnp.where(is_rounding, fewer, rules.max_evaluations)
+    return rules._replace(max_evaluations=most)
 
 
 def _measured(

@@ -17,13 +17,16 @@ FALLEN = 0.1  # of the largest gradient, if the value counts in the tolerance
 # Steps in a row that must promise next to nothing: where the gradient, too, is small
 # against the largest one, and else. Of a direction not yet explored it says little.
 SMALL_STEPS, SMALL_STEPS_OF_LARGE = 3, 8
-ROUNDINGS = 2.0  # units of rounding of f below which no decrease is asked for
+# Units of rounding of f below which no decrease is asked for. Slopes still measure such
+# decreases, and along a narrow valley hundreds of steps may gain as much each.
+ROUNDINGS = 0.01
 STALLED = 10  # iterations without progress after which rounding is considered
 SEARCHES = 2  # failed searches in a row, likewise
 # Units of rounding of f, and of its terms (whose squares f may be the sum of), that a
 # promised decrease may be above and still be rounding.
 NOISE = 30.0
 NOISE_OF_TERMS = 300.0
+NEARLY_ZERO = 100.0  # times the decrease asked for that f may be, to be called zero
 FASTER = 1.2  # the least power of the gradient with which f must vanish
 NOISE_OF_PARAMS = 4.0  # units of rounding of x that a step may be long and still be it
 
@@ -124,10 +127,11 @@ def promises_little(limits: Limits, sizes: jax.Array, value: jax.Array) -> jax.A
 
     .. math:: \tfrac12 t |\varphi'(0)| \le \mathrm{tol}^2 \min(|f|, f_0 - f)
 
-    with two units of rounding in place of :math:`\mathrm{tol}^2` where that is less.
+    with a hundredth of a unit of rounding in place of :math:`\mathrm{tol}^2` where that is less.
     Where f comes down to zero, as a sum of squares may, that would ask for its last
     digit: for a step that changes no parameter by more than ``tol`` of itself
-    :math:`\mathrm{tol}^3 (f_0 - f)` is enough, or the rounding of the terms of f.
+    :math:`\mathrm{tol}^3 (f_0 - f)` is enough, or the rounding of the terms of f, if f
+    itself is not much larger than that.
 
     Args:
       limits: the tolerance.
@@ -146,7 +150,8 @@ def promises_little(limits: Limits, sizes: jax.Array, value: jax.Array) -> jax.A
     is_little = known.promise <= fraction * jnp.minimum(decrease, jnp.abs(value))
     short = known.relative_step <= jnp.maximum(tol, NOISE_OF_PARAMS * eps)
     least = jnp.maximum(tol * tol * tol, NOISE_OF_TERMS * eps * eps)
-    return is_little | (short & (known.promise <= least * decrease))
+    is_zero = jnp.abs(value) <= NEARLY_ZERO * least * decrease
+    return is_little | (short & is_zero & (known.promise <= least * decrease))
 
 
 def steps_to_trust(limits: Limits, sizes: jax.Array, grad_max: jax.Array) -> jax.Array:
@@ -168,14 +173,18 @@ def steps_to_trust(limits: Limits, sizes: jax.Array, grad_max: jax.Array) -> jax
     return jnp.where(is_small, SMALL_STEPS, SMALL_STEPS_OF_LARGE)
 
 
-def has_vanished(sizes: jax.Array, value: jax.Array, grad_max: jax.Array) -> jax.Array:
+def has_vanished(
+    limits: Limits, sizes: jax.Array, value: jax.Array, grad_max: jax.Array
+) -> jax.Array:
     r"""Whether a minimum of zero is reached as far as rounding can tell.
 
-    The gradient is below :math:`10 \epsilon^2` of the largest one, and f has fallen by
-    more than it, as at the bottom of a parabola and not on the way down a steep wall.
-    Where x, too, goes to zero both could halve until they underflow.
+    The gradient is below :math:`10 \epsilon^2` of the largest one, with the kind
+    ``"decrease"`` below :math:`\mathrm{tol}^3` of it, and f has fallen by more than it,
+    as at the bottom of a parabola and not on the way down a steep wall. Where x, too,
+    goes to zero both could halve until they underflow.
 
     Args:
+      limits: the tolerance.
       sizes: `Sizes` as a vector.
       value: f.
       grad_max: largest absolute entry of its gradient.
@@ -186,7 +195,11 @@ def has_vanished(sizes: jax.Array, value: jax.Array, grad_max: jax.Array) -> jax
     known, eps = Sizes(*sizes), float(jnp.finfo(value.dtype).eps)
     fall = grad_max / known.largest_grad_max
     below = jnp.abs(value) <= jnp.abs(known.start_value) * jnp.power(fall, FASTER)
-    return (fall <= 10 * eps * eps) & below
+    least = jnp.asarray(10 * eps * eps, value.dtype)
+    if limits.tol_kind == "decrease":
+        tol = jnp.asarray(limits.tol, value.dtype)
+        least = jnp.maximum(least, tol * tol * tol)
+    return (fall <= least) & below
 
 
 def is_rounding(sizes: jax.Array, value: jax.Array, grad_max: jax.Array) -> jax.Array:

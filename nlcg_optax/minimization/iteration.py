@@ -388,7 +388,7 @@ def _status(
     converged |= has_fallen & (iterations.num_small >= trusted)
     at_rest = (iterations.num_stalled >= STALLED) | (iterations.num_failed >= SEARCHES)
     at_rest &= is_rounding(sizes, evaluated.value, evaluated.grad_max)
-    at_rest |= has_vanished(sizes, evaluated.value, evaluated.grad_max)
+    at_rest |= has_vanished(limits, sizes, evaluated.value, evaluated.grad_max)
     start_size = jnp.maximum(1, jnp.abs(Sizes(*sizes).start_value))
     for condition, code in (
         (iterations.nit >= limits.max_iterations, Status.MAX_ITERATIONS),

@@ -170,7 +170,6 @@ def _solve(
     callback: Callable[..., Any] | None,
 ) -> MinimizeResult:
     """Solves it on its own or, if something is traced, as part of another program."""
-
     # JAX keeps `tangents` for longer than the trace that the inputs may belong to.
     lean = problem.without_inputs()
 
