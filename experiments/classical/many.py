@@ -17,10 +17,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxopt
 import numpy as np
 import optax
-import optimistix
 import tyro
 from rich.console import Console
 
@@ -131,9 +129,7 @@ def _optax_lbfgs(p: jax.Array, y: jax.Array) -> jax.Array:
     def body(carry: Any) -> Any:
         v, state, k, _ = carry
         value, grad = value_and_grad(v, state=state)
-        updates, state = tx.update(
-            grad, state, v, value=value, grad=grad, value_fn=fun
-        )
+        updates, state = tx.update(grad, state, v, value=value, grad=grad, value_fn=fun)
         new = optax.tree.get(state, "grad")
         value = optax.tree.get(state, "value")
         small = jnp.max(jnp.abs(new)) <= TOL * (1 + jnp.abs(value))
@@ -146,6 +142,8 @@ def _optax_lbfgs(p: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _optimistix_bfgs(p: jax.Array, y: jax.Array) -> jax.Array:
+    import optimistix
+
     end = optimistix.minimise(
         objective,
         optimistix.BFGS(rtol=TOL, atol=TOL),
@@ -158,6 +156,8 @@ def _optimistix_bfgs(p: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _jaxopt_lbfgs(p: jax.Array, y: jax.Array) -> jax.Array:
+    import jaxopt
+
     solver = jaxopt.LBFGS(
         objective, tol=TOL, maxiter=MOST_STEPS, implicit_diff=False, jit=True
     )
@@ -176,7 +176,8 @@ SOLVERS: dict[str, Solver] = {
 def compare(parameters: int, fits: int, config: Config) -> list[Row]:
     """One row per solver."""
     given = data(parameters, fits)
-    programs, taken = {}, {}
+    programs: dict[str, Any] = {}
+    taken: dict[str, list[float]] = {}
     for solver in config.solvers:
         program = jax.jit(jax.vmap(SOLVERS[solver])).lower(*given).compile()
         programs[solver], taken[solver] = program, []

@@ -63,10 +63,11 @@ def scale_by_hager_zhang_linesearch(
                     scale_by_hager_zhang_linesearch())
 
     Value and gradient are measured together, at one place in the program; the trial of
-    the quadratic step is a value alone. Values that are not finite shrink the
-    bracket. A search whose first step promises a decrease below the rounding of the
-    objective measures three points at most, two of them with a gradient. Nothing raises inside ``jit``: where the direction does not descend or no
-    lower point is found the update is zero and ``accepted`` is False.
+    the quadratic step is a value alone. Values that are not finite shrink the bracket.
+    If the first step promises a decrease below the rounding of the objective, as at a
+    minimum, the search measures three points at most, two of them with a gradient.
+    Nothing raises inside ``jit``: if the direction does not descend or no lower point
+    is found the update is zero and ``accepted`` is False.
 
     Args:
       sufficient_decrease: δ in (0, 1/2).

@@ -127,9 +127,9 @@ def promises_little(limits: Limits, sizes: jax.Array, value: jax.Array) -> jax.A
 
     .. math:: \tfrac12 t |\varphi'(0)| \le \mathrm{tol}^2 \min(|f|, f_0 - f)
 
-    with a hundredth of a unit of rounding in place of :math:`\mathrm{tol}^2` where that is less.
-    Where f comes down to zero, as a sum of squares may, that would ask for its last
-    digit: for a step that changes no parameter by more than ``tol`` of itself
+    with a hundredth of a unit of rounding in place of :math:`\mathrm{tol}^2` where that
+    is less. Where f comes down to zero, as a sum of squares may, that would ask for its
+    last digit: for a step that changes no parameter by more than ``tol`` of itself
     :math:`\mathrm{tol}^3 (f_0 - f)` is enough, or the rounding of the terms of f, if f
     itself is not much larger than that.
 

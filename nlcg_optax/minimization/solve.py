@@ -47,7 +47,7 @@ def minimize(
     (`scale_by_hager_zhang_linesearch`) along it are one compiled loop with one gradient
     in it. By default it has converged when the next steps promise next to nothing,
 
-    .. math:: \tfrac12 t |\varphi'(0)| \le \max(\mathrm{tol}^2, 2 \epsilon)\,
+    .. math:: \tfrac12 t |\varphi'(0)| \le \max(\mathrm{tol}^2, \epsilon/100)\,
         \min(|f|,\; f(x_0) - f),
 
     with the slope :math:`\varphi'(0)` along the next direction, the length t of its

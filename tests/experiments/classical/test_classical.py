@@ -145,7 +145,7 @@ def test_the_report_reads_records_of_a_killed_run(tmp_path, capsys):
     given = ["--report-only", f"--records={path}", f"--output={tmp_path}"]
     main(given)
     assert f"| {SOLVERS[1]} | 2 | 4.00 |" in capsys.readouterr().out
-    assert (tmp_path / "classical.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "records.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_wrong_input_ends_with_one_line(tmp_path):
