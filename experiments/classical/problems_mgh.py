@@ -383,7 +383,10 @@ def _grid(n: int) -> np.ndarray:
 
 
 def _standard() -> list[Problem]:
-    """The 35 problems at their published standard starts."""
+    """The 35 problems at their published standard starts.
+
+    One list in the order of the paper, and so longer than functions are here.
+    """
 
     def start(*values: float, repeat: int = 1) -> np.ndarray:
         return np.tile(np.asarray(values, dtype=np.float64), repeat)

@@ -20,7 +20,10 @@ SMALL_STEPS, SMALL_STEPS_OF_LARGE = 3, 8
 # Units of rounding of f below which no decrease is asked for. Slopes still measure such
 # decreases, and along a narrow valley hundreds of steps may gain as much each.
 ROUNDINGS = 0.01
-STALLED = 10  # iterations without progress after which rounding is considered
+# Iterations without progress after which rounding is considered: with the default kind,
+# and with those that ask for a size of the gradient, which may rest for dozens of
+# iterations before it falls again.
+STALLED, STALLED_GRADIENT = 10, 40
 SEARCHES = 2  # failed searches in a row, likewise
 # Units of rounding of f, and of its terms (whose squares f may be the sum of), that a
 # promised decrease may be above and still be rounding.

@@ -1,8 +1,8 @@
 """The loop of `minimize`: outer iteration and line search as one state machine.
 
 Each turn of the loop measures one point and hands it to the line search; where the
-search ends the same turn takes the step, asks for the next direction and sets out on
-the next search. So there is one loop with one gradient in it, and ``vmap`` over
+search ends the same turn takes the step, asks for the next direction and starts the
+next search. So there is one loop with one gradient in it, and ``vmap`` over
 problems keeps every problem busy at its own pace.
 """
 
@@ -67,7 +67,7 @@ def run(
       The last state; its ``status`` says why it is the last.
     """
 
-    def goes_on(state: MinimizeState) -> jax.Array:
+    def continues(state: MinimizeState) -> jax.Array:
         within = state.work < limits.max_evaluations
         return (state.status == Status.RUNNING) & within
 
@@ -81,7 +81,7 @@ def run(
             lambda active, s: iterate(objective, method, limits, s, callback, active),
             state,
         )
-        runs = goes_on(state)
+        runs = continues(state)
         if max_turns is not None:
             turns += 1
             runs &= turns < max_turns
@@ -90,7 +90,7 @@ def run(
     # A boolean decides: an integer XLA would take for a counter and, compiling, look
     # for the number of turns.
     turns = None if max_turns is None else jnp.zeros_like(max_turns)
-    start = goes_on(state), turns, state
+    start = continues(state), turns, state
     end = jax.lax.while_loop(lambda carry: carry[0], body, start)[2]
     spent = (end.status == Status.RUNNING) & (end.work >= limits.max_evaluations)
     return end._replace(
@@ -101,7 +101,7 @@ def run(
 def _measure(
     objective: Objective, method: Method, limits: Limits, state: MinimizeState
 ) -> MinimizeState:
-    """Measures the point that the search asks for and tells the search."""
+    """Measures the point that the search asks for and advances the search."""
     needs_gradient = wolfe_search.needs_gradient(state.search)
     rules = _rules_of_search(method, state)
 
@@ -116,7 +116,7 @@ def _measure(
             *(getattr(state, field) for field in _Measured._fields[1:]),
         )
 
-    # The search is told inside the branches: what they return is computed once, and
+    # The search is advanced inside the branches: what they return is computed once, and
     # not by every loop over parameters that reads it.
     measured = jax.lax.cond(needs_gradient, with_gradient, value_alone)
     return state._replace(

@@ -60,9 +60,10 @@ def minimize(
         \{1 + |f|, \; 1, \; \max_i |g_i(x_0)|\}
 
     for ``"value"``, ``"absolute"`` and ``"relative"``; for ``"value"`` the size of f
-    counts only after a decrease. With every kind it ends with success, ten iterations
-    later at most, when neither the objective nor its gradient can get smaller in the
-    precision of the parameters: ``result.message`` says "converged to rounding".
+    counts only after a decrease. With every kind it ends with success when
+    neither the objective nor its gradient can get smaller in the precision of the
+    parameters, with the default kind ten iterations later at most:
+    ``result.message`` says "converged to rounding".
 
     ``fun`` is traced at every call, so that whatever it reads is read anew. The arrays
     and numbers it closes over become arguments of the compiled program: the same

@@ -1,4 +1,4 @@
-"""State of `minimize`: what its loop keeps, how it begins and how it goes on."""
+"""State of `minimize`: what its loop keeps, how it begins and how it resumes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def objective_of(fun: Callable[[PyTree], tuple[jax.Array, PyTree]]) -> Objective
 
 
 class Progress(NamedTuple):
-    """What the callback of `minimize` is told after each iteration.
+    """Argument of the callback of `minimize`, after each iteration.
 
     Attributes:
       nit: iterations so far.
@@ -129,7 +129,7 @@ class MinimizeState(NamedTuple):
     vector: every array that the loop carries may cost a copy.
 
     Attributes:
-      current: where the line search set out.
+      current: the start of the line search.
       candidate: the best point that this search has measured, at first ``current``.
       candidate_step: its step.
       candidate_slope: the slope there along the direction.
@@ -278,11 +278,11 @@ def rescaled(
     Args:
       objective: the function to minimize.
       method: that of the run.
-      state: a state whose ``current`` is the point to go on from.
+      state: a state whose ``current`` is the point to continue from.
       scale: the new factor of the objective.
 
     Returns:
-      A state whose first turn measures that point; the counters go on.
+      A state whose first turn measures that point; the counters continue.
     """
     fresh = initial_state(objective, method, state.current, state.layout)
     return fresh._replace(
@@ -294,5 +294,5 @@ def rescaled(
 
 
 def is_first_measurement(state: MinimizeState) -> jax.Array:
-    """Whether the search measures the point that it sets out from, of unknown value."""
+    """Whether the search measures its own start, whose value is unknown."""
     return jnp.isposinf(state.search.start_value)

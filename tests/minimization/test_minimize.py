@@ -255,25 +255,6 @@ def test_under_jit_and_vmap_equals_one_by_one(x64):
         assert abs(int(batch.nit[k]) - int(one.nit)) <= 2
 
 
-@pytest.mark.parametrize("softplus", [False, True])
-def test_nothing_leaks_from_a_trace(softplus):
-    bend = jax.nn.softplus if softplus else jnp.square  # a custom derivative, or none
-
-    def solution(a):
-        result = minimize(
-            lambda x: quadratic(x, a) + jnp.sum(bend(a * x)), jnp.zeros(3)
-        )
-        return result.x, result.nit
-
-    with jax.checking_leaks():
-        batch = jax.eval_shape(jax.vmap(solution), jnp.ones([2, 3]))
-        tangents = jax.eval_shape(
-            lambda a: jax.jvp(lambda a: solution(a)[0], (a,), (a,)), jnp.ones(3)
-        )
-    assert batch[0].shape == (2, 3)
-    assert tangents[1].shape == (3,)
-
-
 def test_other_limits_cost_no_compilation(x64):
     traced = []
 

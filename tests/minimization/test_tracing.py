@@ -146,3 +146,22 @@ def test_derivatives_through_a_function_with_a_custom_derivative(x64):
 
     difference = (least(1.5 + 1e-5) - least(1.5 - 1e-5)) / 2e-5
     np.testing.assert_allclose(jax.grad(least)(1.5), difference, rtol=1e-6)
+
+
+@pytest.mark.parametrize("softplus", [False, True])
+def test_nothing_leaks_from_a_trace(softplus):
+    bend = jax.nn.softplus if softplus else jnp.square  # a custom derivative, or none
+
+    def solution(a):
+        result = minimize(
+            lambda x: quadratic(x, a) + jnp.sum(bend(a * x)), jnp.zeros(3)
+        )
+        return result.x, result.nit
+
+    with jax.checking_leaks():
+        batch = jax.eval_shape(jax.vmap(solution), jnp.ones([2, 3]))
+        tangents = jax.eval_shape(
+            lambda a: jax.jvp(lambda a: solution(a)[0], (a,), (a,)), jnp.ones(3)
+        )
+    assert batch[0].shape == (2, 3)
+    assert tangents[1].shape == (3,)
