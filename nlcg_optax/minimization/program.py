@@ -99,15 +99,17 @@ class Program:
     ) -> MinimizeResult:
         """Runs outside of other programs, in pieces, so that Ctrl-C ends it."""
         errors: list[BaseException] = []
-        if callback is None:
-            return self._solve(u, inputs, limits, state, errors)
-        with self._lock:
-            self._callback = host_callback(callback, errors.append)
-            try:
+        # The open end of a bracket is infinite, which is no fault of the caller's.
+        with jax.debug_infs(False):
+            if callback is None:
                 return self._solve(u, inputs, limits, state, errors)
-            finally:
-                jax.effects_barrier()
-                self._callback = None
+            with self._lock:
+                self._callback = host_callback(callback, errors.append)
+                try:
+                    return self._solve(u, inputs, limits, state, errors)
+                finally:
+                    jax.effects_barrier()
+                    self._callback = None
 
     def _solve(
         self, u: PyTree, inputs: Any, limits: Any, state: Any, errors: list[Any]

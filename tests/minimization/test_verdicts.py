@@ -129,6 +129,14 @@ def test_a_wrong_gradient_and_a_kink_are_no_success(method):
     assert not bool(kink.success)
 
 
+@pytest.mark.parametrize("mode", [jax.debug_nans, jax.debug_infs])
+def test_no_number_of_a_run_alarms_jaxs_debugging_modes(mode):
+    y = observations(0).astype(np.float32)
+    with mode(True):
+        result = minimize(fit, START.astype(np.float32), args=(y,))
+        assert bool(result.success)
+
+
 def test_a_looser_tolerance_that_is_met_is_success():
     part = minimize(
         fit,
