@@ -1,4 +1,4 @@
-"""The driver: a compiled program, called until the run is over."""
+"""The driver: calls a compiled program until the run is over."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +18,10 @@ class Report(NamedTuple):
     """What `run_epochs` yields after every ``config.epochs_per_report`` epochs.
 
     Attributes:
-      number: of reports so far, with those before a restart.
-      state: the state so far; the next call takes it over.
-      metrics: of each step since the last report, as NumPy vectors.
-      seconds: that these steps took, without compilation.
+      number: number of reports so far, including those before a restart.
+      state: the state so far; the next call donates its memory.
+      metrics: metrics of each step since the last report, as NumPy vectors.
+      seconds: time that these steps took, without compilation.
     """
 
     number: int
@@ -39,8 +39,8 @@ class CompiledProgram(NamedTuple):
 
     Attributes:
       program: the functions.
-      train: the compiled call, which takes over the memory of the state.
-      compile_seconds: tracing included.
+      train: the compiled call, which donates the memory of the state.
+      compile_seconds: time of tracing and compiling.
     """
 
     program: Program
@@ -49,7 +49,7 @@ class CompiledProgram(NamedTuple):
 
 
 def compile_program(program: Program, dataset: AnyDataset) -> CompiledProgram:
-    """Compiles the training call ahead of time, so that no timing holds it."""
+    """Compiles the training call ahead of time, so that no timing includes it."""
     start = time.perf_counter()
     compiled = (
         jax.jit(program.train, donate_argnums=0)
@@ -62,10 +62,10 @@ def compile_program(program: Program, dataset: AnyDataset) -> CompiledProgram:
 def run_epochs(
     compiled: CompiledProgram, config: RunConfig, dataset: AnyDataset, state: TrainState
 ) -> Iterator[Report]:
-    """Trains to the end of ``config.epochs``, a report each ``epochs_per_report``.
+    """Trains to the end of ``config.epochs``, reporting every ``epochs_per_report``.
 
-    A state that was restored from a checkpoint goes on where it was. Between two calls
-    a loss that is not finite ends the run, with a report that `check_finite` refuses.
+    A state that was restored from a checkpoint resumes at its step. If a call returns a
+    loss that is not finite, the run ends with a report that `check_finite` rejects.
     """
     program = compiled.program
     steps_per_report = program.calls_per_report * program.steps_per_call
@@ -77,7 +77,7 @@ def run_epochs(
         for _ in range(program.calls_per_report):
             state, metrics = compiled.train(state, next(feed))
             calls.append(metrics)
-            # Looks at the call before, so that the device always has work.
+            # Checks the previous call, so that the device always has work queued.
             if len(calls) > 1 and not np.isfinite(calls[-2]["loss"]).all():
                 break
         jax.block_until_ready((state, calls))

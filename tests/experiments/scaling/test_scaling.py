@@ -157,7 +157,7 @@ def test_a_call_in_a_process_of_its_own_ends_in_time_and_may_die():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layouts": ("rows",)}, "layouts has 'rows'; allowed are"),
+        ({"layouts": ("rows",)}, "has 'rows'; allowed are"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"minutes": 0.0}, "minutes=0.0 must be above 0"),
     ],

@@ -126,7 +126,7 @@ def test_what_a_killed_process_left_half_written_is_no_checkpoint(tmp_path):
 def test_a_broken_checkpoint_gives_way_to_the_one_before(damage, tmp_path):
     save(tmp_path, 1, 2)
     damage(largest_file(tmp_path / "2"))
-    with pytest.warns(UserWarning, match=r"what is broken was renamed\. step 2: "):
+    with pytest.warns(UserWarning, match=r"corrupt ones were renamed\. step 2: "):
         found = restore(tmp_path)
     assert found.step == 1
     chex.assert_trees_all_equal(found.state, state_of(1))
