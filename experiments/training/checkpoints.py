@@ -31,6 +31,7 @@ PyTree = Any
 
 STATE, RUN = "state", "run"  # the two parts of a checkpoint
 MESSAGE_LENGTH = 300
+SECONDS = 45.0  # of work that a killed run loses, and the time of a call
 
 
 class CheckpointError(UserError):
@@ -60,17 +61,31 @@ class Checkpoints:
       config: configuration of the run, saved with each checkpoint.
       every: number of reports between checkpoints; the last report always has one.
       keep: number of checkpoints to keep, the newest ones.
+      seconds: time after which a checkpoint is saved within a report, at the end of a
+        compiled call. Not in runs of several processes, whose clocks differ.
+
+    Attributes:
+      seconds: as given.
 
     Raises:
-      ValueError: if ``every`` or ``keep`` is below 1.
+      ValueError: if ``every`` or ``keep`` is below 1, or ``seconds`` not positive.
     """
 
     def __init__(
-        self, directory: str, config: RunConfig, *, every: int = 1, keep: int = 3
+        self,
+        directory: str,
+        config: RunConfig,
+        *,
+        every: int = 1,
+        keep: int = 3,
+        seconds: float = SECONDS,
     ):
         for name, value in (("every", every), ("keep", keep)):
             if value < 1:
                 raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+        if not seconds > 0:
+            raise ValueError(f"seconds={seconds!r} must be greater than 0")
+        self.seconds = seconds
         path = epath.Path(directory)
         self.directory = path if "://" in directory else path.absolute()
         self.every = every

@@ -133,7 +133,7 @@ class Program:
                 return self.step.update(state, parts)
             return self.step.update(state, jax.tree.map(lambda x: x[rows], split))
 
-        rows = None if self.batch_size == self.examples else self._rows_of_call(state)
+        rows = self.rows(state, self.steps_per_call)
         if self.steps_per_call == 1:  # a scan, even of one step, is slow on CPUs
             return _stacked(step_on(state, None if rows is None else rows[0]))
         return jax.lax.scan(step_on, state, rows, length=self.steps_per_call)
@@ -146,10 +146,17 @@ class Program:
             return _stacked(self.step.update(state, first))
         return jax.lax.scan(self.step.update, state, batches)
 
-    def _rows_of_call(self, state: TrainState) -> jax.Array:
-        """The rows of each step of a call, from one permutation per epoch."""
+    def rows(self, state: TrainState, steps: int) -> jax.Array | None:
+        """The rows of the examples of the next steps, one permutation per epoch.
+
+        Returns:
+          Indices by step, micro-batch and example; None where a batch is the whole
+          training set, in its order.
+        """
+        if self.batch_size == self.examples:
+            return None
         first = state.step * self.batch_size
-        count = self.steps_per_call * self.batch_size
+        count = steps * self.batch_size
         touched = -(-count // self.examples) + 1
         epochs = first // self.examples + jnp.arange(touched)
         order = jax.vmap(
@@ -160,7 +167,7 @@ class Program:
         rows = jax.lax.dynamic_slice(
             order.reshape(-1), [first % self.examples], [count]
         )
-        return rows.reshape(self.steps_per_call, self.config.micro_batches, -1)
+        return rows.reshape(steps, self.config.micro_batches, -1)
 
 
 def make_program(

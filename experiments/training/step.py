@@ -144,19 +144,51 @@ class TrainStep:
           state: the state before the step.
           batches: micro-batches, stacked along the first axis.
         """
-        batches = meshes.constrain(batches, NamedSharding(self.mesh, meshes.BATCH))
-        batches = batches._replace(images=self._prepare_images(state, batches.images))
+        batches = self._prepare(state, batches, slice(None))
         outcome, half_grads, batch_stats = self._gradient(state, batches)
-        # So sums over devices end up sharded like the state.
-        grads = meshes.constrain(
-            outcome.grads, meshes.shardings_of(self.mesh, outcome.grads)
-        )
         extras = {
-            "value": outcome.loss,
-            "grad": grads,
             "half_grads": half_grads,
             **self._functions_of_batch(state, batches),
         }
+        return self.finish(state, outcome, batch_stats, extras)
+
+    def micro_step(
+        self, state: TrainState, batch_stats: PyTree, batch: Split, index: jax.Array
+    ) -> tuple[Outcome, PyTree]:
+        """Loss, accuracy and gradient of one micro-batch, and the statistics after it.
+
+        Args:
+          state: before the step.
+          batch_stats: after the micro-batch before this one.
+          batch: the micro-batch.
+          index: its number within the step.
+        """
+        stacked = jax.tree.map(lambda x: x[None], batch)
+        batches = self._prepare(state, stacked, index[None])
+        return self.on_batches.gradient(
+            self._batch_loss_fn(state), state.params, batch_stats, batches
+        )
+
+    def finish(
+        self,
+        state: TrainState,
+        outcome: Outcome,
+        batch_stats: PyTree,
+        extras: Mapping[str, Any],
+    ) -> tuple[TrainState, Metrics]:
+        """The next state and the metrics, from the means over the micro-batches.
+
+        Args:
+          state: before the step.
+          outcome: the means.
+          batch_stats: after the last micro-batch.
+          extras: what the optimizer takes beside the loss and its gradient.
+        """
+        # Sums over devices then end where the state lives.
+        grads = meshes.constrain(
+            outcome.grads, meshes.shardings_of(self.mesh, outcome.grads)
+        )
+        extras = {"value": outcome.loss, "grad": grads, **extras}
         updates, opt_state = optax.with_extra_args_support(
             self._optimizer_of(state).transformation
         ).update(
@@ -266,12 +298,19 @@ class TrainStep:
         losses = cross_entropies(logits, labels, self.config.label_smoothing)
         return jnp.mean(losses) + l2(l2_factor, params)
 
-    def _prepare_images(self, state: TrainState, images: jax.Array) -> jax.Array:
+    def _prepare(
+        self, state: TrainState, batches: Split, which: slice | jax.Array
+    ) -> Split:
+        """Augments and standardizes micro-batches, which may be some of the step's."""
+        batches = meshes.constrain(batches, NamedSharding(self.mesh, meshes.BATCH))
         _, key = jax.random.split(state.key)
-        keys = jax.random.split(jax.random.fold_in(key, state.step), len(images))
-        return jax.vmap(lambda key, x: self.standardize(self.augment(key, x)))(
-            keys, images
+        keys = jax.random.split(
+            jax.random.fold_in(key, state.step), self.config.micro_batches
         )
+        images = jax.vmap(lambda key, x: self.standardize(self.augment(key, x)))(
+            keys[which], batches.images
+        )
+        return batches._replace(images=images)
 
     def _initial_average(self, params: PyTree) -> PyTree:
         return jax.tree.map(jnp.copy, params) if self.config.ema_decay else ()
