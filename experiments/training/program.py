@@ -228,7 +228,7 @@ def _check_batch_size(
     if batch_size % (parts * devices):
         raise ValueError(
             f"{given} gives batches of {batch_size}, which cannot be split equally "
-            f"over {devices} devices and {parts} micro-batches; allowed are multiples "
+            f"with devices={devices} and micro_batches={parts}; allowed are multiples "
             f"of {parts * devices}"
         )
     together = config.ghost_batch_size
