@@ -166,7 +166,7 @@ def _init(params: PyTree) -> ScaleByHagerZhangLinesearchState:
         previous_step=jnp.zeros([], acc),
         unit_step_fits=jnp.zeros([], jnp.bool_),
         value=jnp.full([], jnp.inf, acc),
-        grad=jax.tree.map(jnp.zeros_like, params),
+        grad=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=p.dtype), params),
         error=trial_step.no_error_estimate(acc),
         diagnostics=HagerZhangDiagnostics(
             step_size=jnp.zeros([], acc),
