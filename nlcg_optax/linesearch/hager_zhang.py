@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, strong_types, times
 from nlcg_optax.linesearch import trial_step, wolfe_search
 from nlcg_optax.linesearch.options import Options, checked_options
 from nlcg_optax.linesearch.state import (
@@ -166,7 +166,7 @@ def _init(params: PyTree) -> ScaleByHagerZhangLinesearchState:
         previous_step=jnp.zeros([], acc),
         unit_step_fits=jnp.zeros([], jnp.bool_),
         value=jnp.full([], jnp.inf, acc),
-        grad=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=p.dtype), params),
+        grad=strong_types(jax.tree.map(jnp.zeros_like, params)),
         error=trial_step.no_error_estimate(acc),
         diagnostics=HagerZhangDiagnostics(
             step_size=jnp.zeros([], acc),
