@@ -47,9 +47,10 @@ lint: $(VENV)/.test # checks style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.experiments # times updates and curvature, as ratios to Adam and to a gradient
+bench: $(VENV)/.experiments # times updates, curvature and training steps, as ratios
 	$(BIN)/python -m experiments.bench.update $(BENCH_ARGS)
 	$(BIN)/python -m experiments.bench.curvature $(BENCH_CURVATURE_ARGS)
+	$(BIN)/python -m experiments.bench.training $(BENCH_TRAINING_ARGS)
 
 docs: $(VENV)/.experiments # builds the reference in build/docs
 	$(PIP) --editable '.[docs]'

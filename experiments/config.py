@@ -39,11 +39,18 @@ OPTIONAL = (
     "train_examples",
 )
 # Where work is done, which may change when a run is resumed.
-LAYOUT = ("axis_types", "data_devices", "decode_workers", "shard_devices")
+LAYOUT = (
+    "axis_types",
+    "data_devices",
+    "decode_workers",
+    "micro_batch_loop",
+    "shard_devices",
+)
 CHOICES = {
     "axis_types": ("auto", "explicit"),
     "partitioning": ("jit", "shard_map"),
     "gradient_dtype": ("float32", "bfloat16"),
+    "micro_batch_loop": ("auto", "host", "compiled"),
 }
 
 
@@ -65,6 +72,10 @@ class RunConfig:
       batch_size: examples per step; None for the whole training set.
       micro_batches: parts of a batch that are computed one after the other; a step
         takes the mean of their losses and gradients.
+      micro_batch_loop: where the loop over micro-batches runs. ``host``: small programs
+        that serve any number of micro-batches. ``compiled``: one program, which also
+        serves optimizers that evaluate functions of the whole batch. ``auto``: on the
+        host where there is one CPU device and the optimizer allows it.
       ghost_batch_size: examples that batch normalization sees together, a divisor of a
         micro-batch; None for a micro-batch.
       epochs: passes over the training set.
@@ -113,6 +124,7 @@ class RunConfig:
     warmup_epochs: float | None = None
     batch_size: int | None = 256
     micro_batches: int = 1
+    micro_batch_loop: Annotated[str, one_of(CHOICES["micro_batch_loop"])] = "auto"
     ghost_batch_size: int | None = None
     epochs: int = 20
     epochs_per_report: int = 1

@@ -37,7 +37,7 @@ from experiments.training import (
     make_program,
     meshes,
 )
-from experiments.training.checkpoints import Checkpoints
+from experiments.training.checkpoints import SECONDS, Checkpoints
 from experiments.training.processes import (
     ProcessOptions,
     connect,
@@ -59,6 +59,8 @@ class RunArguments:
       data_dir: folder of all prepared data sets.
       checkpoint_dir: folder, or address in a bucket, of the checkpoints of this run.
       checkpoint_every: reports from one checkpoint to the next.
+      checkpoint_seconds: time after which a checkpoint is saved within a report, if the
+        run has one process.
       keep: number of checkpoints to keep, the newest.
       tensorboard_dir: folder of the metrics of this run for TensorBoard.
       processes: settings of a run of several processes.
@@ -69,6 +71,7 @@ class RunArguments:
     data_dir: Path = data.DATA_DIR
     checkpoint_dir: str | None = None
     checkpoint_every: int = 1
+    checkpoint_seconds: float = SECONDS
     keep: int = 3
     tensorboard_dir: Path | None = None
     processes: ProcessOptions = dataclasses.field(default_factory=ProcessOptions)
@@ -146,6 +149,7 @@ def _checkpoints(
         arguments.config,
         every=arguments.checkpoint_every,
         keep=arguments.keep,
+        seconds=arguments.checkpoint_seconds,
     )
 
 

@@ -15,7 +15,8 @@ suite() { # name interpreter [requirement ...]
   if "$python" -m venv "$venv" &&
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
       --editable '.[experiments,test]' "$@" &&
-    "$venv/bin/python" -m pytest -q -n "${WORKERS:-2}" -m 'not slow'; then
+    "$venv/bin/python" -m pytest -q -n "${WORKERS:-2}" -m 'not slow' &&
+    "$venv/bin/python" -m pytest -q -n "${WORKERS:-2}" -m 'not slow' --devices; then
     summary+=("$name: passed")
   else
     summary+=("$name: FAILED")

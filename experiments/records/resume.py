@@ -38,8 +38,9 @@ def take_back(path: Path, step: int) -> Line | None:
         run was stopped.
 
     Returns:
-      The evaluation at that step, with nothing but the step if the record begins there;
-      None, and the file as it was, if there is no record or one that begins later.
+      The last evaluation until that step, with nothing but the step at which the record
+      begins if there is none; None, and the file as it was, if there is no record or
+      one that begins later.
 
     Raises:
       ValueError: if steps are missing in between; the record stays as it is.
@@ -49,7 +50,7 @@ def take_back(path: Path, step: int) -> Line | None:
     if begin is None or begin > step:
         return None
     kept: list[str] = []
-    steps, evaluation = 0, None if step > begin else {"step": step}
+    steps, evaluation = 0, {"step": begin}
     for text in lines:
         line = json.loads(text)
         kind, at = line.pop("kind"), line.get("step")
@@ -64,7 +65,7 @@ def take_back(path: Path, step: int) -> Line | None:
                 continue
             evaluation = line
         kept.append(text)
-    if steps != step - begin or evaluation is None or evaluation["step"] != step:
+    if steps != step - begin:
         raise ValueError(
             f"the record {str(path)!r} has {steps} of the {step - begin} steps before "
             "the checkpoint; bring back the one that was written with it, or move it "

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -118,6 +119,9 @@ def record_run(
             **named("test", program.evaluate(state, dataset.test)),
             "compile_seconds": compiled.compile_seconds,
         }
+        if config.ema_decay:
+            last = program.evaluate(state._replace(average=state.params), dataset.test)
+            summary |= named("test_unaveraged", last)
         writer.write("summary", summary)
     return summary
 
@@ -134,7 +138,10 @@ def _train(
     """Trains to the end and records each report; the last state and evaluation."""
     program = compiled.program
     state, seconds, evaluation, _ = start
-    for report in run_epochs(compiled, config, dataset, state):
+    pause_seconds = None
+    if checkpoints is not None and jax.process_count() == 1:
+        pause_seconds = checkpoints.seconds
+    for report in run_epochs(compiled, config, dataset, state, pause_seconds):
         state = report.state
         write_steps(writer, report, program.gradient_equivalents, seconds)
         seconds += report.seconds
@@ -143,12 +150,15 @@ def _train(
         except DivergedError as error:
             writer.write("stopped", {"reason": str(error)})
             raise
-        evaluation = evaluation_of(report, program, dataset, seconds)
-        writer.write("evaluation", evaluation)
-        if checkpoints is not None and checkpoints.is_due(report.number):
+        if report.complete:
+            evaluation = evaluation_of(report, program, dataset, seconds)
+            writer.write("evaluation", evaluation)
+        if checkpoints is not None and (
+            not report.complete or checkpoints.is_due(report.number)
+        ):
             writer.sync()
             checkpoints.save(int(state.step), state, {"seconds": seconds})
-        if on_report is not None:
+        if report.complete and on_report is not None:
             on_report(report, evaluation)
     return state, evaluation
 

@@ -1,4 +1,4 @@
-"""The driver: a compiled program, called until the run is over."""
+"""The driver: calls a compiled program until the run is over."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,24 +10,28 @@ import numpy as np
 from experiments.config import RunConfig
 from experiments.data import AnyDataset, Split
 from experiments.errors import UserError
+from experiments.training.host_loop import compile_host_loop, takes_host_loop
 from experiments.training.program import Program
 from experiments.training.step import Metrics, TrainState
 
 
 class Report(NamedTuple):
-    """What `run_epochs` yields after every ``config.epochs_per_report`` epochs.
+    """What `run_epochs` yields after ``config.epochs_per_report`` epochs, or earlier.
 
     Attributes:
-      number: of reports so far, with those before a restart.
-      state: the state so far; the next call takes it over.
-      metrics: of each step since the last report, as NumPy vectors.
-      seconds: that these steps took, without compilation.
+      number: number of complete reports so far, including those before a restart.
+      state: the state so far; the next call donates its memory.
+      metrics: metrics of each step since the last report, as NumPy vectors.
+      seconds: time that these steps took, without compilation.
+      complete: whether these steps end ``config.epochs_per_report`` epochs; False for a
+        pause before.
     """
 
     number: int
     state: TrainState
     metrics: dict[str, np.ndarray]
     seconds: float
+    complete: bool = True
 
 
 class DivergedError(UserError):
@@ -39,8 +43,8 @@ class CompiledProgram(NamedTuple):
 
     Attributes:
       program: the functions.
-      train: the compiled call, which takes over the memory of the state.
-      compile_seconds: tracing included.
+      train: the compiled call, which donates the memory of the state.
+      compile_seconds: time of tracing and compiling.
     """
 
     program: Program
@@ -49,43 +53,66 @@ class CompiledProgram(NamedTuple):
 
 
 def compile_program(program: Program, dataset: AnyDataset) -> CompiledProgram:
-    """Compiles the training call ahead of time, so that no timing holds it."""
+    """Compiles the training call ahead of time, so that no timing includes it."""
     start = time.perf_counter()
-    compiled = (
-        jax.jit(program.train, donate_argnums=0)
-        .lower(program.init(0, 1.0), program.feed(dataset.train).shapes)
-        .compile()
-    )
-    return CompiledProgram(program, compiled, time.perf_counter() - start)
+    shapes = program.feed(dataset.train).shapes
+    train: Callable[[TrainState, Split], tuple[TrainState, Metrics]]
+    if takes_host_loop(program):
+        train = compile_host_loop(program, shapes)
+    else:
+        train = (
+            jax.jit(program.train, donate_argnums=0)
+            .lower(program.init(0, 1.0), shapes)
+            .compile()
+        )
+    return CompiledProgram(program, train, time.perf_counter() - start)
 
 
 def run_epochs(
-    compiled: CompiledProgram, config: RunConfig, dataset: AnyDataset, state: TrainState
+    compiled: CompiledProgram,
+    config: RunConfig,
+    dataset: AnyDataset,
+    state: TrainState,
+    pause_seconds: float | None = None,
 ) -> Iterator[Report]:
-    """Trains to the end of ``config.epochs``, a report each ``epochs_per_report``.
+    """Trains to the end of ``config.epochs``, with a report per ``epochs_per_report``.
 
-    A state that was restored from a checkpoint goes on where it was. Between two calls
-    a loss that is not finite ends the run, with a report that `check_finite` refuses.
+    A state that was restored from a checkpoint resumes at its step. If a call returns a
+    loss that is not finite, the run ends with a report that `check_finite` rejects.
+
+    Args:
+      compiled: the compiled program.
+      config: settings of the run.
+      dataset: the data to train on.
+      state: the state before the first step, or a restored one.
+      pause_seconds: time after which a report is yielded before it is complete, at the
+        end of a call, so that the caller can save the state.
     """
     program = compiled.program
-    steps_per_report = program.calls_per_report * program.steps_per_call
+    per_report = program.calls_per_report
     reports = config.epochs // config.epochs_per_report
-    feed = program.feed(dataset.train).open(config.seed, int(state.step))
-    for number in range(int(state.step) // steps_per_report, reports):
-        start = time.perf_counter()
-        calls: list[Metrics] = []
-        for _ in range(program.calls_per_report):
-            state, metrics = compiled.train(state, next(feed))
-            calls.append(metrics)
-            # Looks at the call before, so that the device always has work.
-            if len(calls) > 1 and not np.isfinite(calls[-2]["loss"]).all():
-                break
+    done = int(state.step)
+    feed = program.feed(dataset.train).open(config.seed, done)
+    start = time.perf_counter()
+    calls: list[Metrics] = []
+    for call in range(done // program.steps_per_call + 1, reports * per_report + 1):
+        state, metrics = compiled.train(state, next(feed))
+        calls.append(metrics)
+        # Checks the previous call, so that the device always has work queued.
+        finite = len(calls) == 1 or bool(np.isfinite(calls[-2]["loss"]).all())
+        complete = call % per_report == 0
+        pause = (
+            pause_seconds is not None and time.perf_counter() - start > pause_seconds
+        )
+        if finite and not complete and not pause:
+            continue
         jax.block_until_ready((state, calls))
         seconds = time.perf_counter() - start
-        metrics = jax.tree.map(lambda *xs: np.concatenate(xs), *jax.device_get(calls))
-        yield Report(number + 1, state, metrics, seconds)
-        if len(calls) < program.calls_per_report:
+        stacked = jax.tree.map(lambda *xs: np.concatenate(xs), *jax.device_get(calls))
+        yield Report(call // per_report, state, stacked, seconds, complete)
+        if not finite:
             return
+        start, calls = time.perf_counter(), []
 
 
 def check_finite(report: Report, config: RunConfig) -> None:

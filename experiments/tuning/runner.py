@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from experiments.training import (
     make_program,
     program_of,
 )
+from experiments.training.checkpoints import Checkpoints
 from experiments.tuning.vmapped_runs import (
     VmappedProgram,
     compile_vmapped,
@@ -72,13 +74,18 @@ class Runner:
 
     Args:
       data_dir: folder of all prepared data sets.
+      checkpoints: whether single runs save checkpoints beside their records, so that a
+        run that was killed resumes; for runs that take longer than some minutes.
 
     Attributes:
+      data_dir: as given.
+      checkpoints: as given.
       longest: seconds of the longest call so far.
     """
 
-    def __init__(self, data_dir: Path):
-        self._data_dir = data_dir
+    def __init__(self, data_dir: Path, *, checkpoints: bool = False):
+        self.data_dir = data_dir
+        self.checkpoints = checkpoints
         self._datasets: dict[tuple[str, data.DataOptions], data.Dataset] = {}
         self._compiled: dict[str, CompiledProgram] = {}
         self._vmapped: dict[tuple[str, int], VmappedProgram] = {}
@@ -86,7 +93,7 @@ class Runner:
 
     def dataset(self, config: RunConfig) -> data.Dataset:
         """The data set of a run, loaded once."""
-        key = config.dataset, config.data_options(self._data_dir)
+        key = config.dataset, config.data_options(self.data_dir)
         if key not in self._datasets:
             self._datasets[key] = data.load(*key)
         return self._datasets[key]
@@ -128,18 +135,26 @@ class Runner:
             repr(program_of(run.config)),
             lambda: compile_program(self.program(run.config), dataset),
         )
-        with contextlib.suppress(DivergedError):
-            return [
-                record_run(
-                    run.path,
-                    compiled,
-                    run.config,
-                    dataset,
-                    trials=run.trials,
-                    overwrite=True,
-                )
-            ]
-        return [None]
+        folder = run.path.with_suffix(".checkpoints")
+        summary = None
+        with (
+            contextlib.suppress(DivergedError),
+            Checkpoints(str(folder), run.config, keep=1)
+            if self.checkpoints
+            else contextlib.nullcontext() as checkpoints,
+        ):
+            summary = record_run(
+                run.path,
+                compiled,
+                run.config,
+                dataset,
+                trials=run.trials,
+                overwrite=True,
+                checkpoints=checkpoints,
+            )
+        if self.checkpoints:
+            shutil.rmtree(folder)
+        return [summary]
 
     def _together(self, planned: Sequence[PlannedRun]) -> list[Line | None]:
         configs = [run.config for run in planned]

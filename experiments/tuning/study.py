@@ -8,33 +8,19 @@ depend on their records. A job that has its record is not repeated.
 import datetime
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self, TypeAlias
+from typing import NamedTuple, Self
 
 import rich.console
 import rich.progress
 
-from experiments.records.files import Line
 from experiments.training import program_of
-from experiments.tuning.runner import PlannedRun, Runner, finished
+from experiments.tuning.jobs import InTurn, Job, PlannedJob, Workers
+from experiments.tuning.runner import Runner, finished
 from experiments.tuning.sweep import Sweep, rounds
-
-
-class PlannedJob(NamedTuple):
-    """A job other than a training run.
-
-    Attributes:
-      path: the file that it leaves, by which it counts as finished.
-      run: does the job; returns the result in a few words.
-    """
-
-    path: Path
-    run: Callable[[], str]
-
-
-Job: TypeAlias = PlannedRun | PlannedJob
 
 
 class Stage(NamedTuple):
@@ -65,6 +51,7 @@ def run_study(
     console: rich.console.Console,
     *,
     together: int = 1,
+    workers: int = 1,
     seconds: float = math.inf,
     show_each: bool = True,
 ) -> bool:
@@ -75,6 +62,7 @@ def run_study(
       runner: trains the runs.
       console: to print on.
       together: number of runs of one program that may share a compiled call.
+      workers: number of processes that train side by side, with a CPU core each.
       seconds: a time limit: no job is started that would, by the longest one so far,
         end later.
       show_each: whether to print a line per job, not only the progress.
@@ -85,25 +73,34 @@ def run_study(
     Raises:
       ValueError: if a record is of another configuration, before any run of its round.
     """
-    if together < 1:
-        raise ValueError(f"together={together!r} must be at least 1")
+    for name, count in (("together", together), ("workers", workers)):
+        if count < 1:
+            raise ValueError(f"{name}={count!r} must be at least 1")
     if not seconds > 0:
         raise ValueError(f"seconds={seconds!r} must be greater than 0")
     end = time.monotonic() + seconds
-    with _Progress(sum(stage.most_jobs for stage in stages), console) as progress:
+    with (
+        _Progress(sum(stage.most_jobs for stage in stages), console) as progress,
+        Workers(workers, runner) if workers > 1 else InTurn(runner) as team,
+    ):
         for stage in stages:
             most = progress.jobs + stage.most_jobs
             for jobs in stage.rounds():
                 pending = [job for job in jobs if not _is_finished(job)]
                 progress.skip(len(jobs) - len(pending))
-                for group in _groups(pending, together):
-                    if time.monotonic() + runner.longest > end:
-                        progress.stop_before(group[0])
+                left = deque(_groups(pending, together))
+                while left or team.busy:
+                    late = time.monotonic() + team.longest > end
+                    if left and team.has_room and not late:
+                        progress.starts(left[0][0])
+                        team.start(left.popleft())
+                    elif team.busy:
+                        group, results = team.next_result()
+                        for job, result in zip(group, results, strict=True):
+                            progress.finish(job, result if show_each else None)
+                    else:
+                        progress.stop_before(left[0][0])
                         return False
-                    progress.starts(group[0])
-                    results = _run(group, runner)
-                    for job, result in zip(group, results, strict=True):
-                        progress.finish(job, result if show_each else None)
             progress.drop(most - progress.jobs)
         progress.end()
     return True
@@ -131,22 +128,6 @@ def _share(first: Job, second: Job) -> bool:
     if isinstance(first, PlannedJob) or isinstance(second, PlannedJob):
         return False
     return program_of(first.config) == program_of(second.config)
-
-
-def _run(group: Sequence[Job], runner: Runner) -> list[str]:
-    if isinstance(group[0], PlannedJob):
-        return [group[0].run()]
-    runs = [job for job in group if isinstance(job, PlannedRun)]
-    return [_result(summary) for summary in runner.run(runs)]
-
-
-def _result(summary: Line | None) -> str:
-    if summary is None:
-        return "diverged"
-    return (
-        f"training loss {summary['train_loss']:.4f}, test accuracy "
-        f"{summary['test_accuracy']:.1%}, {summary['seconds']:.1f} s"
-    )
 
 
 class _Progress:

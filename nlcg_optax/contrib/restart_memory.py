@@ -96,6 +96,9 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByNlcgWithRestartMemoryState]:
+    validation.check_state(
+        "scale_by_nlcg_with_restart_memory", both, ScaleByNlcgWithRestartMemoryState
+    )
     state, recent = both
     validation.check_same_structure("updates", g, state.direction)
     z, preconditioner_state = precondition(options, g, state, params, extra_args)

@@ -1,6 +1,7 @@
 """The Hager-Zhang approximate-Wolfe line search as an Optax transformation."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, strong_types, times
 from nlcg_optax.linesearch import trial_step, wolfe_search
 from nlcg_optax.linesearch.options import Options, checked_options
 from nlcg_optax.linesearch.state import (
@@ -20,7 +21,7 @@ from nlcg_optax.linesearch.trial_step import ErrorEstimate
 from nlcg_optax.linesearch.wolfe_search import SearchState, WolfeRules
 from nlcg_optax.trees.inner_products import products_and_maxima, vdots
 from nlcg_optax.wrappers.extra_args import bind_extra_args
-from nlcg_optax.xla.control_flow import cond, while_loop
+from nlcg_optax.xla.control_flow import cond, is_known, while_loop
 
 NAME = "scale_by_hager_zhang_linesearch"
 # Values and gradients of a search whose first step promises less than one unit of
@@ -67,7 +68,9 @@ def scale_by_hager_zhang_linesearch(
     If the first step promises a decrease below the rounding of the objective, as at a
     minimum, the search measures three points at most, two of them with a gradient.
     Nothing raises inside ``jit``: if the direction does not descend or no lower point
-    is found the update is zero and ``accepted`` is False.
+    is found the update is zero and ``accepted`` is False. Updates along which the
+    objective rises, as without the ``optax.scale(-1.)``, are counted as
+    ``num_ascent_directions``; outside of ``jit`` there is a warning, too.
 
     Args:
       sufficient_decrease: δ in (0, 1/2).
@@ -86,7 +89,8 @@ def scale_by_hager_zhang_linesearch(
     Returns:
       A transformation. Its ``update`` needs ``params`` and the extra arguments
       ``value``, ``grad`` (of ``value_fn`` at ``params``, as ``jax.grad`` gives it) and
-      ``value_fn``; further extra arguments go to ``value_fn`` if it accepts them and
+      ``value_fn`` (with ``has_aux=True``, if it returns a pair of the value and
+      auxiliary data); further extra arguments go to ``value_fn`` if it accepts them and
       are ignored otherwise. ``optax.value_and_grad_from_state(value_fn)`` reads the
       next value and gradient from the state.
 
@@ -133,6 +137,21 @@ def scale_by_hager_zhang_linesearch(
     return optax.GradientTransformationExtraArgs(_init, update_fn)
 
 
+def _warn_of_the_sign(slope: jax.Array) -> None:
+    """Warns of updates that ascend; not inside of ``jit``."""
+    if is_known(slope) and _ascends(slope):
+        warnings.warn(
+            f"{NAME}: value_fn rises along the updates, so the step is zero. A search "
+            "needs a direction of descent: put optax.scale(-1.) before it, as in "
+            "optax.chain(scale_by_nlcg(), optax.scale(-1.), search)",
+            stacklevel=2,
+        )
+
+
+def _ascends(slope: jax.Array) -> jax.Array:
+    return (slope > 0) & jnp.isfinite(slope)
+
+
 class _Trial(NamedTuple):
     """The best point of a running search, and the search."""
 
@@ -152,7 +171,7 @@ def _init(params: PyTree) -> ScaleByHagerZhangLinesearchState:
         previous_step=jnp.zeros([], acc),
         unit_step_fits=jnp.zeros([], jnp.bool_),
         value=jnp.full([], jnp.inf, acc),
-        grad=jax.tree.map(jnp.zeros_like, params),
+        grad=strong_types(jax.tree.map(jnp.zeros_like, params)),
         error=trial_step.no_error_estimate(acc),
         diagnostics=HagerZhangDiagnostics(
             step_size=jnp.zeros([], acc),
@@ -160,6 +179,7 @@ def _init(params: PyTree) -> ScaleByHagerZhangLinesearchState:
             num_values=jnp.zeros([], jnp.int32),
             num_gradients=jnp.zeros([], jnp.int32),
             num_failed_searches=jnp.zeros([], jnp.int32),
+            num_ascent_directions=jnp.zeros([], jnp.int32),
         ),
     )
 
@@ -175,14 +195,19 @@ def _update(
     value_fn: Callable[..., Any] | None = None,
     **extra_args: Any,
 ) -> tuple[PyTree, ScaleByHagerZhangLinesearchState]:
+    validation.check_state(NAME, state, ScaleByHagerZhangLinesearchState)
     validation.require(NAME, "params", params, "the point to search from")
-    validation.require(NAME, "value", value, "the objective at params")
-    validation.require(NAME, "grad", grad, "its gradient at params")
-    value_fn = validation.require(NAME, "value_fn", value_fn, "the objective")
+    validation.require(NAME, "value", value, "the objective at params", extra_args)
+    validation.require(NAME, "grad", grad, "its gradient at params", extra_args)
+    value_fn = validation.require(
+        NAME, "value_fn", value_fn, "the objective", extra_args
+    )
     validation.check_scalar_loss(NAME, value)
     validation.check_same_structure("updates", updates, state.grad)
     validation.check_same_structure("grad", grad, state.grad)
-    objective = bind_extra_args(value_fn, extra_args)
+    objective = validation.returning_scalar(
+        "value_fn", bind_extra_args(value_fn, extra_args)
+    )
     acc = state.previous_step.dtype
     rules = jax.tree.map(
         lambda x: x.astype(acc) if isinstance(x, jax.Array) else x, options.rules
@@ -192,6 +217,7 @@ def _update(
     search, resolution = _start(
         options, updates, state, params, grad, start_value, error
     )
+    _warn_of_the_sign(search.start_slope)
     rules = _limited(rules, search)
     end = while_loop(
         lambda trial: wolfe_search.is_running(trial.search),
@@ -330,6 +356,8 @@ def _after(
             num_values=end.num_values,
             num_gradients=end.num_gradients,
             num_failed_searches=state.diagnostics.num_failed_searches + failed,
+            num_ascent_directions=state.diagnostics.num_ascent_directions
+            + _ascends(end.search.start_slope).astype(jnp.int32),
         ),
     )
 

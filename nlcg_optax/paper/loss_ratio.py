@@ -141,8 +141,8 @@ def scale_by_loss_ratio(
         value: Any = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByLossRatioState]:
-        del params, extra_args
-        return _update(options, updates, state, value)
+        del params
+        return _update(options, updates, state, value, extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -184,10 +184,15 @@ def _init(options: _Options, params: PyTree) -> ScaleByLossRatioState:
 
 
 def _update(
-    options: _Options, updates: PyTree, state: ScaleByLossRatioState, value: Any
+    options: _Options,
+    updates: PyTree,
+    state: ScaleByLossRatioState,
+    value: Any,
+    extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByLossRatioState]:
     name = "scale_by_loss_ratio"
-    validation.require(name, "value", value, "the loss of this batch")
+    validation.check_state(name, state, ScaleByLossRatioState)
+    validation.require(name, "value", value, "the loss of this batch", extra_args)
     validation.check_scalar_loss(name, value)
     b = state.step_multiplier
     value = jnp.asarray(value).astype(b.dtype)
@@ -313,6 +318,7 @@ def feed_step_multiplier(
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, PyTree]:
+        validation.check_chain_state("feed_step_multiplier", state, 2)
         multiplier = state[1].step_multiplier
         updates, direction_state = direction.update(
             updates, state[0], params, **extra_args, step_multiplier=multiplier

@@ -27,6 +27,7 @@ from nlcg_optax.preconditioners.matrices import (
     vector_mask,
     widened,
 )
+from nlcg_optax.wrappers.not_schedules import not_schedules
 
 
 class KroneckerDiagnostics(NamedTuple):
@@ -63,6 +64,7 @@ class ScaleByKroneckerState(NamedTuple):
     diagnostics: KroneckerDiagnostics
 
 
+@not_schedules("weight_dimension_numbers")
 def scale_by_kronecker(
     *,
     decay: float | jax.Array = 0.95,
@@ -167,6 +169,7 @@ def scale_by_kronecker(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByKroneckerState]:
+        validation.check_state("scale_by_kronecker", state, ScaleByKroneckerState)
         return _update(options, updates, state, params, extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -130,6 +130,9 @@ def scale_by_limited_memory(
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByLimitedMemoryState]:
         del extra_args
+        validation.check_state(
+            "scale_by_limited_memory", state, ScaleByLimitedMemoryState
+        )
         return _update(options, updates, state, params)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

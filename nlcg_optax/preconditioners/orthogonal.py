@@ -22,6 +22,7 @@ from nlcg_optax.preconditioners.matrices import (
 )
 from nlcg_optax.trees.inner_products import max_abs
 from nlcg_optax.trees.split import parameters_split_over
+from nlcg_optax.wrappers.not_schedules import not_schedules
 
 NORMALIZATIONS = ("frobenius", "spectral", "aol", "schatten")
 
@@ -36,6 +37,7 @@ class ScaleByOrthogonalizationState(NamedTuple):
     vectors: PyTree
 
 
+@not_schedules("weight_dimension_numbers")
 def scale_by_orthogonalization(
     *,
     steps: int = 5,
@@ -128,6 +130,9 @@ def scale_by_orthogonalization(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByOrthogonalizationState]:
+        validation.check_state(
+            "scale_by_orthogonalization", state, ScaleByOrthogonalizationState
+        )
         return _update(options, updates, state, params, extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

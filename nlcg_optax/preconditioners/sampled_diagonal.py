@@ -116,6 +116,9 @@ def scale_by_sampled_diagonal(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleBySampledDiagonalState]:
+        validation.check_state(
+            "preconditioner with a sampled diagonal", state, ScaleBySampledDiagonalState
+        )
         return _update(options, updates, state, params, extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

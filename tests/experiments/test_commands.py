@@ -1,6 +1,7 @@
 """The commands, through ``main`` as a user calls them."""
 
 import json
+import re
 import struct
 
 import pytest
@@ -8,6 +9,7 @@ from tensorboardX.proto import event_pb2
 
 from experiments import run
 from experiments.bench import curvature as bench_curvature
+from experiments.bench import training as bench_training
 from experiments.bench import update as bench
 from experiments.records.files import read_record, read_records
 from experiments.studies import digits as demo
@@ -133,6 +135,18 @@ def test_bench_of_curvature_measures_every_peer(tmp_path, capsys):
     targets = {m["target"] for m in by_peer.values()}
     assert targets == {None, 3.0, 2.0, 1.3}
     assert all(m["least_ms"] <= m["ms"] for m in by_peer.values())
+
+
+@pytest.mark.slow
+def test_bench_of_training_measures_both(capsys):
+    small = ["--model=resnet8_narrow", "--side=8", "--micro-batch-size=4"]
+    bench_training.main([*small, "--micro-batches=2", "--rounds=2"])
+    text = capsys.readouterr().out
+    found = re.search(r"step (\d+) images/s, .* alone (\d+), ratio (\S+);", text)
+    step, gradient, ratio = map(float, found.groups())
+    assert ratio == pytest.approx(step / gradient, abs=0.01)  # of rounded numbers
+    with pytest.raises(SystemExit):
+        bench_training.main([*small, "--rounds=1"])
 
 
 @pytest.mark.slow

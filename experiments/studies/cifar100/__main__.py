@@ -22,7 +22,13 @@ machine without tensorflow-datasets, with the files in a directory of your choic
     python -m experiments.studies.cifar100 --size cpu
     python -m experiments.studies.cifar100 --size gpu --seconds 540
 
-``--small`` runs all of it with a few images and two epochs.
+``--size paper`` is the paper's own size in 16x16 pixels, some two hours per run and
+core, see `experiments.studies.cifar100.paper_size`; with ``--workers 2`` two runs are
+trained side by side, and a run that was stopped resumes within a minute of lost work::
+
+    python -m experiments.studies.cifar100 --size paper --workers 2
+
+``--small`` runs all of it with a few images and few epochs.
 """
 
 import dataclasses
@@ -39,6 +45,7 @@ from experiments import data
 from experiments.errors import ending_with_a_message
 from experiments.records.files import read_record
 from experiments.report.write import write_report
+from experiments.studies.cifar100 import paper_size
 from experiments.studies.cifar100.plan import (
     ADAPTIVE,
     mean_beta,
@@ -64,6 +71,7 @@ class Cifar100Arguments:
 
     Attributes:
       size: how large everything is.
+      workers: number of processes that train side by side, with a CPU core each.
       small: everything at small scale, to see that it runs.
       seconds: a time limit: no run is started that would, by the longest so far, end
         later.
@@ -71,7 +79,8 @@ class Cifar100Arguments:
       out: folder of the records, runs/cifar100_SIZE by default.
     """
 
-    size: Literal["cpu", "gpu"] = "cpu"
+    size: Literal["cpu", "gpu", "paper"] = "cpu"
+    workers: int = 1
     small: bool = False
     seconds: float = math.inf
     data_dir: Path = data.DATA_DIR
@@ -114,15 +123,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends it with a message."""
     given = tyro.cli(Cifar100Arguments, prog=f"python -m {MODULE}", args=arguments)
     console = rich.console.Console()
-    size = (SMALL_SIZES if given.small else SIZES)[given.size]
     out = given.out or Path(f"runs/cifar100_{given.size}")
-    runner = Runner(given.data_dir)
+    runner = Runner(given.data_dir, checkpoints=given.size == "paper")
+    size = (SMALL_SIZES if given.small else SIZES).get(given.size)
+    paper = paper_size.SMALL if given.small else paper_size.FULL
     with ending_with_a_message(MODULE, arguments):
         complete = run_study(
-            stages(size, out, runner), runner, console, seconds=given.seconds
+            paper_size.stages(paper, out)
+            if size is None
+            else stages(size, out, runner),
+            runner,
+            console,
+            workers=given.workers,
+            seconds=given.seconds,
         )
         if complete:
-            write_reports(size, out, console)
+            if size is None:
+                console.print(paper_size.write_table(out), highlight=False)
+            else:
+                write_reports(size, out, console)
             minutes = training_seconds(out) / 60
             console.print(f"{minutes:.1f} minutes of training and compiling in all")
 

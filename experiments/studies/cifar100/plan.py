@@ -14,8 +14,9 @@ from experiments.records.old_names import current_config
 from experiments.studies.cifar100.sizes import NESTEROV, ORTHOGONAL, Size
 from experiments.swap.config import SwapConfig
 from experiments.swap.records import record_swap
+from experiments.tuning.jobs import Job, PlannedJob
 from experiments.tuning.runner import PlannedRun, Runner
-from experiments.tuning.study import Job, PlannedJob, Stage, jobs_stage, sweep_stage
+from experiments.tuning.study import Stage, jobs_stage, sweep_stage
 from experiments.tuning.sweep import (
     Method,
     Sweep,

@@ -24,8 +24,9 @@ from experiments.studies.fewstep.methods import (
     Candidate,
     ablations,
 )
+from experiments.tuning.jobs import Job
 from experiments.tuning.samplers import grid
-from experiments.tuning.study import Job, Stage, sweep_stage
+from experiments.tuning.study import Stage, sweep_stage
 from experiments.tuning.sweep import Method, Sweep, final_records, rounds, with_choice
 
 

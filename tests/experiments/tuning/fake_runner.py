@@ -40,7 +40,7 @@ class FakeRunner:
                 return None
             metrics = {
                 f"{split}_{name}": value
-                for split in ("train", "validation", "test")
+                for split in ("train", "validation", "test", "test_unaveraged")
                 for name, value in (("loss", loss), ("accuracy", -loss))
             }
             writer.write("evaluation", {**cost, **metrics})

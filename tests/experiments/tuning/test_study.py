@@ -3,12 +3,15 @@
 import io
 import math
 
+import numpy as np
 import pytest
 import rich.console
 
 from experiments.config import RunConfig
-from experiments.tuning.runner import PlannedRun
-from experiments.tuning.study import PlannedJob, Stage, jobs_stage, run_study
+from experiments.records.files import read_record
+from experiments.tuning.jobs import PlannedJob
+from experiments.tuning.runner import PlannedRun, Runner
+from experiments.tuning.study import Stage, jobs_stage, run_study
 from tests.experiments.tuning.fake_runner import FakeRunner
 
 
@@ -96,3 +99,38 @@ def test_wrong_settings_are_refused():
         study([], together=0)
     with pytest.raises(ValueError, match="seconds=0.0 must be greater than 0"):
         study([], seconds=0.0)
+
+
+@pytest.mark.slow
+def test_workers_side_by_side_leave_the_records_of_one_process(tmp_path):
+    def runs(folder):
+        shared = {"learning_rate": 0.05, "epochs": 2, "epochs_per_report": 1}
+        return [
+            PlannedRun(
+                RunConfig(optimizer=name, batch_size=64, **shared),
+                tmp_path / folder / f"{name}.jsonl",
+            )
+            for name in ("sgd", "nesterov", "adam")
+        ]
+
+    losses = {}
+    for folder, workers in (("one", 1), ("two", 2)):
+        runner = Runner(tmp_path, checkpoints=workers == 2)
+        complete, _, text = study([jobs_stage(runs(folder))], runner, workers=workers)
+        assert complete
+        assert text.count("test accuracy") == 3
+        assert sorted(p.name for p in (tmp_path / folder).iterdir()) == [
+            "adam.jsonl",
+            "nesterov.jsonl",
+            "sgd.jsonl",
+        ]
+        losses[folder] = [read_record(r.path).series("loss") for r in runs(folder)]
+    # Programs of one thread and of two add in another order.
+    np.testing.assert_allclose(losses["two"], losses["one"], rtol=1e-4)
+
+
+def test_more_workers_than_cores_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="workers=10000 must be at most"):
+        study([jobs_stage([])], Runner(tmp_path), workers=10_000)
+    with pytest.raises(ValueError, match="workers=0 must be at least 1"):
+        study([jobs_stage([])], Runner(tmp_path), workers=0)

@@ -1,0 +1,232 @@
+"""The paper's own size: all of CIFAR-100, batch 16,384, 200 epochs, in 16x16 pixels.
+
+1. The paper's recipe at its own learning rate: SGD, momentum, RMSProp, and NLCG with FR
+   and PR, with and without its preconditioner, and with layer-wise scaling.
+2. A search of the learning rate at a tenth of the length, with equal trials for every
+   method; the untouched method has none.
+3. The best three of these and the untouched one at full length, on all images.
+4. What the batch costs: the best baseline at a sixteenth of the batch, searched in the
+   same way, for as many epochs.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from experiments.config import RunConfig
+from experiments.optimizers import Choice, label_of
+from experiments.records.files import RunRecord, read_record
+from experiments.studies.cifar100.plan import PAPER_RATE_PER_IMAGE
+from experiments.tuning.jobs import Job
+from experiments.tuning.runner import PlannedRun
+from experiments.tuning.study import Stage, jobs_stage, sweep_stage
+from experiments.tuning.sweep import (
+    Method,
+    Sweep,
+    final_records,
+    rounds,
+    sampled_method,
+    with_choice,
+)
+
+# The most important first: two at a time are trained side by side.
+PAPER_ROWS = (
+    Choice("paper_nlcg", {"rule": "fr"}),
+    Choice("sgd", {}),
+    Choice("heavy_ball", {}),
+    Choice("rmsprop", {}),
+    Choice("paper_nlcg", {"rule": "pr"}),
+    Choice("paper_nlcg", {"rule": "fr", "diagonal_bfgs": False}),
+    Choice("paper_nlcg", {"rule": "pr", "diagonal_bfgs": False}),
+    Choice("paper_nlcg", {"rule": "fr", "layerwise_eta": 0.001}),
+)
+BASELINES = tuple(
+    Choice(name, {}) for name in ("heavy_ball", "lars", "muon", "shampoo")
+)
+OURS = tuple(Choice(name, {}) for name in ("paper_nlcg", "large_batch_nlcg"))
+UNTOUCHED = Choice("tuning_free_nlcg", {})
+LONGEST = 3  # methods of the search that run at full length
+TENTH, SIXTEENTH = 10, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperSize:
+    """The study's size.
+
+    Attributes:
+      config: what the runs of full length have in common.
+      validation_examples: images that are held out in the search.
+      trials: first trials of each method.
+      seed: seed of the runs of full length.
+    """
+
+    config: RunConfig
+    validation_examples: int
+    trials: int
+    seed: int = 10
+
+
+FULL = PaperSize(
+    RunConfig(
+        dataset="cifar100",
+        model="resnet32",
+        halved_images=True,
+        batch_size=16384,
+        micro_batches=64,
+        epochs=200,
+        epochs_per_report=40,  # 122 steps, so 610 in all
+        steps_per_call=1,
+        l2=2e-4,
+        ema_decay=0.9999,
+        augmentation="crop_flip",
+        validation_examples=0,
+    ),
+    validation_examples=5000,
+    trials=4,
+)
+SMALL = PaperSize(
+    dataclasses.replace(
+        FULL.config,
+        model="resnet8_narrow",
+        batch_size=64,
+        micro_batches=4,
+        epochs=10,
+        epochs_per_report=5,
+        train_examples=128,
+    ),
+    validation_examples=64,
+    trials=2,
+)
+
+
+def stages(size: PaperSize, out: Path) -> list[Stage]:
+    """All of the study, in its order."""
+    whole = search(size, SIXTEENTH, BASELINES[:1])
+    return [
+        jobs_stage(paper_runs(size, out)),
+        sweep_stage(search(size), out / "search"),
+        Stage(LONGEST + 1, lambda: iter([long_runs(size, out)])),
+        Stage(whole.most_runs + 1, lambda: cost_of_batch(size, out)),
+    ]
+
+
+def paper_runs(size: PaperSize, out: Path) -> list[PlannedRun]:
+    """The paper's recipe."""
+    rate = PAPER_RATE_PER_IMAGE * (size.config.batch_size or 0)
+    config = dataclasses.replace(
+        size.config, learning_rate=rate, schedule="paper", seed=size.seed
+    )
+    return [
+        _planned(with_choice(config, choice), out / "paper") for choice in PAPER_ROWS
+    ]
+
+
+def search(
+    size: PaperSize, part: int = 1, methods: Sequence[Choice] = (*BASELINES, *OURS)
+) -> Sweep:
+    """The search at a tenth of the length, at a part of the batch."""
+    full = size.config
+    epochs = full.epochs // TENTH
+    config = dataclasses.replace(
+        full,
+        batch_size=(full.batch_size or 0) // part,
+        micro_batches=max(1, full.micro_batches // part),
+        epochs=epochs,
+        epochs_per_report=epochs,
+        schedule="cosine",
+        warmup_epochs=epochs / 8,
+        validation_examples=size.validation_examples,
+    )
+    return Sweep(
+        tuple(
+            sampled_method(with_choice(config, choice), ["learning_rate"], size.trials)
+            for choice in methods
+        ),
+        final_seeds=(size.seed,),
+        criterion="validation_accuracy",
+    )
+
+
+def long_runs(size: PaperSize, out: Path) -> list[PlannedRun]:
+    """The best of the search, and the untouched method, at full length."""
+    best = sorted(final_records(search(size), out / "search"), key=_error)[:LONGEST]
+    untouched = with_choice(_long(size, size.config), UNTOUCHED)
+    return [
+        *(_planned(_long(size, record.config), out / "long") for record in best),
+        _planned(untouched, out / "long"),
+    ]
+
+
+def cost_of_batch(size: PaperSize, out: Path) -> Iterator[Sequence[Job]]:
+    """The search for the best baseline at a small batch, then its run."""
+    sweep = search(size, SIXTEENTH, [best_baseline(size, out)])
+    yield from rounds(sweep, out / "small_batch")
+    (record,) = final_records(sweep, out / "small_batch")
+    yield [_planned(_long(size, record.config), out / "long")]
+
+
+def best_baseline(size: PaperSize, out: Path) -> Choice:
+    """The baseline of the least validation error in the search."""
+    records = final_records(search(size, 1, BASELINES), out / "search")
+    return Choice(min(records, key=_error).config.optimizer, {})
+
+
+def write_table(out: Path) -> str:
+    """Writes ``paper_size.md``, a table of the runs of full length."""
+    lines = [
+        "| recipe | batch | steps | method | learning rate | training loss | "
+        "test accuracy %, averaged weights | last weights |",
+        "|---|---:|---:|---|---:|---:|---:|---:|",
+    ]
+    for folder in ("paper", "long"):
+        records = [read_record(path) for path in sorted((out / folder).glob("*.jsonl"))]
+        lines += [_row(folder, record) for record in sorted(records, key=_test_error)]
+    text = "\n".join(lines) + "\n"
+    (out / "paper_size.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _row(folder: str, record: RunRecord) -> str:
+    config = record.config
+    recipe = {"paper": "the paper's", "long": "tuned"}[folder]
+    label = label_of(config.optimizer, config.optimizer_options)
+    head = f"| {recipe} | {config.batch_size} | {len(record.steps)} | {label} | "
+    rate = f"{config.learning_rate:.3g} | "
+    if record.summary is None:
+        return f"{head}{rate}diverged | | |"
+    found = record.summary
+    return (
+        f"{head}{rate}{found['train_loss']:.3f} | {100 * found['test_accuracy']:.1f} | "
+        f"{100 * found['test_unaveraged_accuracy']:.1f} |"
+    )
+
+
+def _long(size: PaperSize, found: RunConfig) -> RunConfig:
+    full = size.config
+    return dataclasses.replace(
+        found,
+        epochs=full.epochs,
+        epochs_per_report=full.epochs_per_report,
+        schedule="cosine",
+        warmup_epochs=full.epochs / 8,
+        validation_examples=full.validation_examples,
+        seed=size.seed,
+    )
+
+
+def _planned(config: RunConfig, folder: Path) -> PlannedRun:
+    return PlannedRun(config, folder / f"{Method(config).stem}-seed{config.seed}.jsonl")
+
+
+def _error(record: RunRecord) -> float:
+    return 1 - _figure(record, "validation_accuracy")
+
+
+def _test_error(record: RunRecord) -> float:
+    return 1 - _figure(record, "test_accuracy")
+
+
+def _figure(record: RunRecord, name: str) -> float:
+    """A figure of the summary, minus infinity for a run that diverged."""
+    return -math.inf if record.summary is None else record.summary[name]
