@@ -24,9 +24,6 @@ from nlcg_optax.wrappers.extra_args import bind_extra_args
 from nlcg_optax.xla.control_flow import cond, is_known, while_loop
 
 NAME = "scale_by_hager_zhang_linesearch"
-# Values and gradients of a search whose first step promises less than one unit of
-# rounding of the objective: at a minimum a longer one only sorts rounding errors.
-SHORT_SEARCH = 3
 
 
 def scale_by_hager_zhang_linesearch(
@@ -65,8 +62,6 @@ def scale_by_hager_zhang_linesearch(
 
     Value and gradient are measured together, at one place in the program; the trial of
     the quadratic step is a value alone. Values that are not finite shrink the bracket.
-    If the first step promises a decrease below the rounding of the objective, as at a
-    minimum, the search measures three points at most, two of them with a gradient.
     Nothing raises inside ``jit``: if the direction does not descend or no lower point
     is found the update is zero and ``accepted`` is False. Updates along which the
     objective rises, as without the ``optax.scale(-1.)``, are counted as
@@ -218,7 +213,6 @@ def _update(
         options, updates, state, params, grad, start_value, error
     )
     _warn_of_the_sign(search.start_slope)
-    rules = _limited(rules, search)
     end = while_loop(
         lambda trial: wolfe_search.is_running(trial.search),
         lambda trial: _measured(rules, objective, updates, params, resolution, trial),
@@ -269,16 +263,6 @@ def _start(
     hopeless = ~(slope < 0) | ~jnp.isfinite(start_value) | ~jnp.isfinite(slope)
     stage = jnp.where(hopeless, wolfe_search.FAILED, search.stage)
     return search._replace(stage=stage), 1 / fineness
-
-
-def _limited(rules: WolfeRules, search: SearchState) -> WolfeRules:
-    """The rules with fewer evaluations where only rounding is left to gain."""
-    unit = float(jnp.finfo(search.step.dtype).eps)
-    promise = 0.5 * search.step * jnp.abs(search.start_slope)
-    is_rounding = promise <= unit * jnp.abs(search.start_value)
-    fewer = min(SHORT_SEARCH, rules.max_evaluations)
-    most = jnp.where(is_rounding, fewer, rules.max_evaluations)
-    return rules._replace(max_evaluations=most)
 
 
 def _measured(
