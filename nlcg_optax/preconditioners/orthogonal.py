@@ -20,8 +20,10 @@ from nlcg_optax.preconditioners.matrices import (
     vector_mask,
     widened,
 )
+from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import max_abs
 from nlcg_optax.trees.split import parameters_split_over
+from nlcg_optax.xla.automatic_sharding import with_automatic_sharding
 
 NORMALIZATIONS = ("frobenius", "spectral", "aol", "schatten")
 
@@ -118,19 +120,7 @@ def scale_by_orthogonalization(
         weight_dimension_numbers,
     )
 
-    def init_fn(params: PyTree) -> ScaleByOrthogonalizationState:
-        wide = jax.tree.map(widened, params)
-        return ScaleByOrthogonalizationState(options.vectors.init(wide))
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByOrthogonalizationState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByOrthogonalizationState]:
-        return _update(options, updates, state, params, extra_args)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(options, _init, _update)
 
 
 class _Options(NamedTuple):
@@ -142,6 +132,12 @@ class _Options(NamedTuple):
     restore_norm: bool
     vectors: optax.GradientTransformationExtraArgs
     weight_dimension_numbers: Any
+
+
+def _init(options: _Options, params: PyTree) -> ScaleByOrthogonalizationState:
+    return ScaleByOrthogonalizationState(
+        options.vectors.init(jax.tree.map(widened, params))
+    )
 
 
 def _update(
@@ -158,15 +154,20 @@ def _update(
     leaves, treedef = jax.tree.flatten(new)
     places = [i for i, view in enumerate(views) if view is not None]
     matrices = [_scaled_to_one(leaves[i]) for i in places]
-    factors = _orthogonalized(
-        matrices,
-        options.coefficients,
-        numbers=tuple(
-            DimensionNumbers(v.rows, v.columns) for v in views if v is not None
-        ),
-        steps=options.steps,
-        normalization=options.normalization,
-    )
+    numbers = tuple(DimensionNumbers(v.rows, v.columns) for v in views if v is not None)
+
+    def orthogonalized(
+        matrices: list[jax.Array], coefficients: Any
+    ) -> tuple[list[jax.Array], None]:
+        return _orthogonalized(
+            matrices,
+            coefficients,
+            numbers=numbers,
+            steps=options.steps,
+            normalization=options.normalization,
+        ), None
+
+    factors, _ = with_automatic_sharding(orthogonalized, matrices, options.coefficients)
     if options.restore_norm:
         grads = [leaves[i] for i in places]
         factors = [of_norm(z, g) for z, g in zip(factors, grads, strict=True)]
