@@ -25,6 +25,7 @@ from nlcg_optax.dtypes import (
     strong_types,
     times,
 )
+from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import Scope
 from nlcg_optax.wrappers.extra_args import warn_of_near_misses
 from nlcg_optax.wrappers.not_schedules import not_schedules
@@ -136,19 +137,7 @@ def scale_by_nlcg(
 
 def build(options: Options) -> optax.GradientTransformationExtraArgs:
     """Returns the direction with these options, see `checked_options`."""
-
-    def init_fn(params: PyTree) -> ScaleByNlcgState:
-        return init(options, params)
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByNlcgState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByNlcgState]:
-        return update(options, updates, state, params, extra_args)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(options, init, update)
 
 
 def init(options: Options, params: PyTree) -> ScaleByNlcgState:

@@ -19,6 +19,7 @@ from nlcg_optax.linesearch.state import (
 )
 from nlcg_optax.linesearch.trial_step import ErrorEstimate
 from nlcg_optax.linesearch.wolfe_search import SearchState, WolfeRules
+from nlcg_optax.transformation import as_arrays, transformation
 from nlcg_optax.trees.inner_products import products_and_maxima, vdots
 from nlcg_optax.wrappers.extra_args import bind_extra_args
 from nlcg_optax.xla.control_flow import cond, is_known, while_loop
@@ -120,16 +121,7 @@ def scale_by_hager_zhang_linesearch(
         quadratic_step=quadratic_step,
         max_evaluations=max_evaluations,
     )
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByHagerZhangLinesearchState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByHagerZhangLinesearchState]:
-        return _update(options, updates, state, params, **extra_args)
-
-    return optax.GradientTransformationExtraArgs(_init, update_fn)
+    return transformation(options, _init, _update)
 
 
 def _warn_of_the_sign(slope: jax.Array) -> None:
@@ -159,7 +151,8 @@ class _Trial(NamedTuple):
     num_gradients: jax.Array
 
 
-def _init(params: PyTree) -> ScaleByHagerZhangLinesearchState:
+def _init(options: Options, params: PyTree) -> ScaleByHagerZhangLinesearchState:
+    del options
     acc = accumulator_dtype(params)
     return ScaleByHagerZhangLinesearchState(
         count=jnp.zeros([], jnp.int32),
@@ -184,24 +177,24 @@ def _update(
     updates: PyTree,
     state: ScaleByHagerZhangLinesearchState,
     params: PyTree | None,
-    *,
-    value: Any = None,
-    grad: PyTree | None = None,
-    value_fn: Callable[..., Any] | None = None,
-    **extra_args: Any,
+    extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByHagerZhangLinesearchState]:
     validation.check_state(NAME, state, ScaleByHagerZhangLinesearchState)
-    validation.require(NAME, "params", params, "the point to search from")
-    validation.require(NAME, "value", value, "the objective at params", extra_args)
-    validation.require(NAME, "grad", grad, "its gradient at params", extra_args)
-    value_fn = validation.require(
-        NAME, "value_fn", value_fn, "the objective", extra_args
+    others = dict(extra_args)
+    value, grad, value_fn = (
+        others.pop(name, None) for name in ("value", "grad", "value_fn")
     )
+    validation.require(NAME, "params", params, "the point to search from")
+    validation.require(NAME, "value", value, "the objective at params", others)
+    grad = as_arrays(
+        validation.require(NAME, "grad", grad, "its gradient at params", others)
+    )
+    value_fn = validation.require(NAME, "value_fn", value_fn, "the objective", others)
     validation.check_scalar_loss(NAME, value)
     validation.check_same_structure("updates", updates, state.grad)
     validation.check_same_structure("grad", grad, state.grad)
     objective = validation.returning_scalar(
-        "value_fn", bind_extra_args(value_fn, extra_args)
+        "value_fn", bind_extra_args(value_fn, others)
     )
     acc = state.previous_step.dtype
     rules = jax.tree.map(

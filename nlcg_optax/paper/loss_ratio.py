@@ -14,6 +14,7 @@ from nlcg_optax.dtypes import (
     times,
     zeros_like,
 )
+from nlcg_optax.transformation import transformation
 
 MODES = ("step", "online")
 
@@ -130,21 +131,7 @@ def scale_by_loss_ratio(
 
     options = _Options(mode, period, threshold, undo)
 
-    def init_fn(params: PyTree) -> ScaleByLossRatioState:
-        return _init(options, params)
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByLossRatioState,
-        params: PyTree | None = None,
-        *,
-        value: Any = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByLossRatioState]:
-        del params
-        return _update(options, updates, state, value, extra_args)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(options, _init, _update)
 
 
 class _Options(NamedTuple):
@@ -187,12 +174,15 @@ def _update(
     options: _Options,
     updates: PyTree,
     state: ScaleByLossRatioState,
-    value: Any,
+    params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByLossRatioState]:
+    del params
     name = "scale_by_loss_ratio"
     validation.check_state(name, state, ScaleByLossRatioState)
-    validation.require(name, "value", value, "the loss of this batch", extra_args)
+    value = validation.require(
+        name, "value", extra_args.get("value"), "the loss of this batch", extra_args
+    )
     validation.check_scalar_loss(name, value)
     b = state.step_multiplier
     value = jnp.asarray(value).astype(b.dtype)

@@ -9,6 +9,7 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference, times
+from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.trees.split import (
     AxisName,
@@ -120,22 +121,7 @@ def scale_by_limited_memory(
 
     options = _Options(memory, min_cosine)
 
-    def init_fn(params: PyTree) -> ScaleByLimitedMemoryState:
-        return _init(options, params)
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByLimitedMemoryState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByLimitedMemoryState]:
-        del extra_args
-        validation.check_state(
-            "scale_by_limited_memory", state, ScaleByLimitedMemoryState
-        )
-        return _update(options, updates, state, params)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(options, _init, _update)
 
 
 class _Options(NamedTuple):
@@ -203,7 +189,10 @@ def _update(
     updates: PyTree,
     state: ScaleByLimitedMemoryState,
     params: PyTree | None,
+    extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByLimitedMemoryState]:
+    validation.check_state("scale_by_limited_memory", state, ScaleByLimitedMemoryState)
+    del extra_args
     validation.require(
         "scale_by_limited_memory", "params", params, "for the secant pairs"
     )
@@ -275,7 +264,7 @@ def _newest_pair(
     curved &= state.count > 0
     # XLA computes a quotient once, where it would repeat the comparisons in every loop
     # that asks whether the pair is taken.
-    inverse_curvature = 1 / jnp.where(curved, s_y, jnp.inf)
+    inverse_curvature = jnp.where(curved, 1 / jnp.where(curved, s_y, 1), 0)
     return _Pair(s, y, s_y, y_y, inverse_curvature, taken=inverse_curvature > 0)
 
 

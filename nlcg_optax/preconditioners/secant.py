@@ -17,6 +17,7 @@ from nlcg_optax.dtypes import (
 )
 from nlcg_optax.preconditioners.diagonal_scaling import divide_by_diagonal
 from nlcg_optax.preconditioners.secant_pair import SecantPair, judge, refreshed
+from nlcg_optax.transformation import transformation
 from nlcg_optax.xla.in_place import SelfGuardedTransformation, flag_per_leaf
 
 NAME = "scale_by_diagonal_secant"
@@ -203,19 +204,7 @@ def checked_options(
 
 def build(options: Options) -> SelfGuardedTransformation:
     """Returns the transformation with these options."""
-
-    def init_fn(params: PyTree) -> ScaleByDiagonalSecantState:
-        return _init(options, params)
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByDiagonalSecantState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByDiagonalSecantState]:
-        return _update(options, updates, state, params, extra_args)
-
-    return SelfGuardedTransformation(init_fn, update_fn)
+    return transformation(options, _init, _update, SelfGuardedTransformation)
 
 
 def _init(options: Options, params: PyTree) -> ScaleByDiagonalSecantState:

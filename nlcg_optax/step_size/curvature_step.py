@@ -10,6 +10,7 @@ from nlcg_optax import validation
 from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.curvature.source import CURVATURES, CurvatureKind, curvature_along_fn
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
+from nlcg_optax.transformation import as_arrays
 
 MAX_RATIO = 10.0  # of a minimizer to the average, and of the step to the minimizer
 
@@ -150,6 +151,7 @@ def scale_by_curvature_step(
         validation.check_state(
             "scale_by_curvature_step", state, ScaleByCurvatureStepState
         )
+        updates, params = as_arrays(updates), as_arrays(params)
         along = curvature_along_fn(
             "scale_by_curvature_step",
             curvature,
