@@ -27,6 +27,7 @@ from nlcg_optax.preconditioners.matrices import (
     vector_mask,
     widened,
 )
+from nlcg_optax.xla.meshes import sharding_of_axes, with_auto_axes
 
 
 class KroneckerDiagnostics(NamedTuple):
@@ -42,23 +43,36 @@ class KroneckerDiagnostics(NamedTuple):
     num_root_failures: jax.Array
 
 
+class KroneckerSides(NamedTuple):
+    """A factor, or its inverse root, for each side of each matrix.
+
+    Trees like the parameters with one array in the place of each,
+    ``[matrix in the leaf, row block, column block, size, size]``, and
+    ``optax.MaskedNode`` where a side has no factor or the leaf is not a matrix.
+
+    Attributes:
+      rows: of the rows.
+      columns: of the columns.
+    """
+
+    rows: PyTree
+    columns: PyTree
+
+
 class ScaleByKroneckerState(NamedTuple):
     """State of `scale_by_kronecker`.
 
     Attributes:
       count: number of updates with a finite gradient.
-      factors: exponential averages of the factors, not corrected for their bias. A
-        tree like the parameters with a list for each leaf: of the factors of rows and
-        columns, ``[matrix in the leaf, row block, column block, size, size]``. Where a
-        side has no factor there is none, and a vector has the empty list.
-      roots: the inverse roots by which gradients are multiplied, likewise.
+      factors: exponential averages of the factors, not corrected for their bias.
+      roots: the inverse roots by which gradients are multiplied.
       diagonal: state of the nested diagonal transformation.
       diagnostics: counters.
     """
 
     count: jax.Array  # type: ignore[assignment]
-    factors: PyTree
-    roots: PyTree
+    factors: KroneckerSides
+    roots: KroneckerSides
     diagonal: PyTree
     diagnostics: KroneckerDiagnostics
 
@@ -120,7 +134,9 @@ def scale_by_kronecker(
 
     Under ``jit`` with shardings, a side without a factor is only summed over. A side
     with a factor that is split over devices must be multiplied by the whole factor,
-    so that the matrix is gathered, unless blocks and shards coincide.
+    so that the matrix is gathered, unless blocks and shards coincide. On explicit axes
+    of a mesh the factors are on every device, except that they are split like the
+    axis that numbers the matrices of a leaf.
 
     Raises:
       ValueError: if an argument is out of its range, or (in ``update``) the tree of
@@ -193,13 +209,16 @@ def _init(options: _Options, params: PyTree) -> ScaleByKroneckerState:
     def nothing_yet(blocks: Blocks | None, leaf: jax.Array) -> list[jax.Array]:
         if blocks is None:
             return []
-        shape = jax.eval_shape(blocks.split, leaf).shape
-        sizes = [getattr(blocks, side) for side in blocks.sides]
-        return [jnp.zeros((*shape[:3], size, size), leaf.dtype) for size in sizes]
+        place = sharding_of_axes(leaf, blocks.placed_axes)
+        return [
+            jnp.zeros(shape, leaf.dtype, device=place)
+            for shape in blocks.shapes_of_factors(leaf)
+        ]
 
-    def zeros() -> PyTree:  # new buffers at every call, as donation needs
-        pairs = zip(_blocks_of(options, wide), leaves, strict=True)
-        return jax.tree.unflatten(treedef, [nothing_yet(*pair) for pair in pairs])
+    def zeros() -> KroneckerSides:  # new buffers at every call, as donation needs
+        blocks = _blocks_of(options, wide)
+        pairs = zip(blocks, leaves, strict=True)
+        return _by_side(blocks, [nothing_yet(*pair) for pair in pairs], treedef)
 
     return ScaleByKroneckerState(
         count=jnp.zeros([], jnp.int32),
@@ -228,13 +247,78 @@ def _update(
     diagonals, diagonal_state = options.diagonal.update(
         wide, state.diagonal, params, **extra_args
     )
+    count = state.count + finite.astype(jnp.int32)
+    due = is_due(state.count, options.refresh_period, extra_args)
+
+    def matrix_work(
+        grads: list[jax.Array],
+        old_factors: list[list[jax.Array]],
+        old_roots: list[list[jax.Array]],
+        count: jax.Array,
+        finite: jax.Array,
+        due: bool | jax.Array,
+        decay: Any,
+        relative_damping: Any,
+    ) -> _MatrixWork:
+        own = options._replace(decay=decay, relative_damping=relative_damping)
+        return _matrix_work(
+            own, blocks, grads, old_factors, old_roots, count, finite, due
+        )
+
+    matrices = [
+        None if found is None else grad
+        for found, grad in zip(blocks, grads, strict=True)
+    ]
+    # The numbers are arrays of the mesh under `optax.inject_hyperparams`.
+    numbers = (options.decay, options.relative_damping)
+    done: _MatrixWork = with_auto_axes(
+        matrix_work,
+        (matrices, old_factors, old_roots, count, finite, due, *numbers),
+        like=_MatrixWork(matrices, old_factors, old_roots, count),
+    )
+    leaves = jax.tree.leaves(diagonals)
+    for i, z in enumerate(done.products):
+        if z is not None:
+            leaves[i] = of_norm(z, leaves[i]) if options.graft else z
+    z = optax.tree.cast_like(jax.tree.unflatten(treedef, leaves), updates)
+    return z, ScaleByKroneckerState(
+        count=count,
+        factors=_by_side(blocks, done.factors, treedef),
+        roots=_by_side(blocks, done.roots, treedef),
+        diagonal=select(finite, diagonal_state, state.diagonal),
+        diagnostics=KroneckerDiagnostics(
+            num_refreshes=state.diagnostics.num_refreshes
+            + (finite & due).astype(jnp.int32),
+            num_root_failures=state.diagnostics.num_root_failures + done.failures,
+        ),
+    )
+
+
+class _MatrixWork(NamedTuple):
+    """What is computed of the matrices, per leaf; None for one that is not a matrix."""
+
+    products: list[jax.Array | None]
+    factors: list[list[jax.Array]]
+    roots: list[list[jax.Array]]
+    failures: jax.Array
+
+
+def _matrix_work(
+    options: _Options,
+    blocks: list[Blocks | None],
+    grads: list[jax.Array | None],
+    old_factors: list[list[jax.Array]],
+    old_roots: list[list[jax.Array]],
+    count: jax.Array,
+    finite: jax.Array,
+    due: bool | jax.Array,
+) -> _MatrixWork:
+    """The averages with this gradient, their roots, and the gradient times these."""
     split = [
-        None if found is None else found.split(grad)
+        None if found is None or grad is None else found.split(grad)
         for found, grad in zip(blocks, grads, strict=True)
     ]
     factors = _averaged_factors(options, blocks, split, old_factors, finite)
-    count = state.count + finite.astype(jnp.int32)
-    due = is_due(state.count, options.refresh_period, extra_args)
     roots, failures = if_due(
         due,
         lambda: refreshed_roots(
@@ -242,23 +326,13 @@ def _update(
         ),
         lambda: (old_roots, jnp.zeros([], jnp.int32)),
     )
-    leaves = jax.tree.leaves(diagonals)
-    for i, (found, cut) in enumerate(zip(blocks, split, strict=True)):
-        if found is not None and cut is not None:
-            z = found.join(multiplied(cut, roots[i], found.sides), grads[i])
-            leaves[i] = of_norm(z, leaves[i]) if options.graft else z
-    z = optax.tree.cast_like(jax.tree.unflatten(treedef, leaves), updates)
-    return z, ScaleByKroneckerState(
-        count=count,
-        factors=jax.tree.unflatten(treedef, factors),
-        roots=jax.tree.unflatten(treedef, roots),
-        diagonal=select(finite, diagonal_state, state.diagonal),
-        diagnostics=KroneckerDiagnostics(
-            num_refreshes=state.diagnostics.num_refreshes
-            + (finite & due).astype(jnp.int32),
-            num_root_failures=state.diagnostics.num_root_failures + failures,
-        ),
-    )
+    products = [
+        None
+        if found is None or cut is None or grad is None
+        else found.join(multiplied(cut, of_leaf, found.sides), grad)
+        for found, cut, of_leaf, grad in zip(blocks, split, roots, grads, strict=True)
+    ]
+    return _MatrixWork(products, factors, roots, failures)
 
 
 def _blocks_of(options: _Options, tree: PyTree) -> list[Blocks | None]:
@@ -291,23 +365,45 @@ def _averaged_factors(
     ]
 
 
+def _by_side(
+    blocks: list[Blocks | None], arrays: list[list[jax.Array]], treedef: Any
+) -> KroneckerSides:
+    """Trees of the arrays that each leaf has, one for each of its sides."""
+    by_side = [
+        {} if found is None else dict(zip(found.sides, of_leaf, strict=True))
+        for found, of_leaf in zip(blocks, arrays, strict=True)
+    ]
+    return KroneckerSides(
+        *(
+            jax.tree.unflatten(
+                treedef, [sides.get(side, optax.MaskedNode()) for sides in by_side]
+            )
+            for side in KroneckerSides._fields
+        )
+    )
+
+
 def _per_leaf(
     blocks: list[Blocks | None], tree: PyTree, state: ScaleByKroneckerState
 ) -> tuple[list[list[jax.Array]], list[list[jax.Array]]]:
     """The factors and the roots of every leaf; raises if the tree is another one."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     treedef: Any = jax.tree.structure(tree)
+
+    def of_leaves(sides: KroneckerSides) -> list[list[jax.Array]]:
+        both = (treedef.flatten_up_to(side) for side in sides)
+        return [jax.tree.leaves(pair) for pair in zip(*both, strict=True)]
+
     try:
-        factors = treedef.flatten_up_to(state.factors)
-        roots = treedef.flatten_up_to(state.roots)
+        factors, roots = of_leaves(state.factors), of_leaves(state.roots)
     except ValueError as error:
         raise ValueError(
             f"updates has the tree structure {treedef}, but the state was initialized "
             "for another one"
         ) from error
     for found, (path, leaf), of_leaf in zip(blocks, leaves, factors, strict=True):
-        expected = [] if found is None else [getattr(found, s) for s in found.sides]
-        if expected != [factor.shape[-1] for factor in of_leaf]:
+        expected = [] if found is None else found.shapes_of_factors(leaf)
+        if expected != [factor.shape for factor in of_leaf]:
             raise ValueError(
                 f"updates{jax.tree_util.keystr(path)} has shape {leaf.shape}, but the "
                 "state was initialized for another one"

@@ -22,6 +22,7 @@ from nlcg_optax.preconditioners.matrices import (
 )
 from nlcg_optax.trees.inner_products import max_abs
 from nlcg_optax.trees.split import parameters_split_over
+from nlcg_optax.xla.meshes import with_auto_axes
 
 NORMALIZATIONS = ("frobenius", "spectral", "aol", "schatten")
 
@@ -158,14 +159,17 @@ def _update(
     leaves, treedef = jax.tree.flatten(new)
     places = [i for i, view in enumerate(views) if view is not None]
     matrices = [_scaled_to_one(leaves[i]) for i in places]
-    factors = _orthogonalized(
-        matrices,
-        options.coefficients,
-        numbers=tuple(
-            DimensionNumbers(v.rows, v.columns) for v in views if v is not None
+    numbers = tuple(DimensionNumbers(v.rows, v.columns) for v in views if v is not None)
+    factors = with_auto_axes(
+        lambda matrices, coefficients: _orthogonalized(
+            matrices,
+            coefficients,
+            numbers=numbers,
+            steps=options.steps,
+            normalization=options.normalization,
         ),
-        steps=options.steps,
-        normalization=options.normalization,
+        (matrices, options.coefficients),
+        like=matrices,
     )
     if options.restore_norm:
         grads = [leaves[i] for i in places]
