@@ -12,7 +12,7 @@ from nlcg_optax.direction.products import measure
 from nlcg_optax.direction.rules import products_used
 from nlcg_optax.direction.state import ScaleByNlcgState
 from nlcg_optax.direction.transform import advance, init, precondition
-from nlcg_optax.dtypes import PyTree
+from nlcg_optax.dtypes import PyTree, on_arrays
 from nlcg_optax.trees.inner_products import vdots
 
 NAME = "scale_by_nlcg_across_halves"
@@ -78,7 +78,7 @@ def scale_by_nlcg_across_halves(
     ) -> tuple[PyTree, ScaleByNlcgState]:
         return _update(options, updates, state, params, extra_args)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
 def _update(

@@ -12,7 +12,7 @@ from nlcg_optax.direction.options import Options, checked_options
 from nlcg_optax.direction.products import measure
 from nlcg_optax.direction.state import ScaleByNlcgState
 from nlcg_optax.direction.transform import advance, init, precondition
-from nlcg_optax.dtypes import PyTree
+from nlcg_optax.dtypes import PyTree, on_arrays
 
 
 class ScaleByNlcgWithRestartMemoryState(NamedTuple):
@@ -86,7 +86,7 @@ def scale_by_nlcg_with_restart_memory(
     ) -> tuple[PyTree, ScaleByNlcgWithRestartMemoryState]:
         return _update(options, updates, state, params, extra_args)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
 def _update(

@@ -14,7 +14,7 @@ from nlcg_optax.curvature.source import (
     curvature_along_fn,
     value_at_fn,
 )
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, on_arrays, times
 from nlcg_optax.step_size.reduction_ratio import params_after, reduction_ratio
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.xla.control_flow import while_loop
@@ -200,7 +200,7 @@ def scale_by_scaled_cg_step(
             diagnostics=diagnostics,
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
 def _next(

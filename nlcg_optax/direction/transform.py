@@ -21,7 +21,7 @@ from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
     compute_dtype,
-    strong_types,
+    on_arrays,
     times,
 )
 from nlcg_optax.trees.inner_products import Scope
@@ -135,13 +135,12 @@ def build(options: Options) -> optax.GradientTransformationExtraArgs:
     ) -> tuple[PyTree, ScaleByNlcgState]:
         return update(options, updates, state, params, extra_args)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
 def init(options: Options, params: PyTree) -> ScaleByNlcgState:
     """The state before the first step."""
     acc = accumulator_dtype(params)
-    params = strong_types(params)
     needs = options.needs
     per_leaf = options.scope == "per_leaf"
     shape = (len(jax.tree.leaves(params)),) if per_leaf else ()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, as_arrays, on_arrays, times
 from nlcg_optax.linesearch import trial_step, wolfe_search
 from nlcg_optax.linesearch.options import Options, checked_options
 from nlcg_optax.linesearch.state import (
@@ -125,7 +125,7 @@ def scale_by_hager_zhang_linesearch(
     ) -> tuple[PyTree, ScaleByHagerZhangLinesearchState]:
         return _update(options, updates, state, params, **extra_args)
 
-    return optax.GradientTransformationExtraArgs(_init, update_fn)
+    return on_arrays(optax.GradientTransformationExtraArgs(_init, update_fn))
 
 
 class _Trial(NamedTuple):
@@ -177,6 +177,7 @@ def _update(
     validation.check_scalar_loss(NAME, value)
     validation.check_same_structure("updates", updates, state.grad)
     validation.check_same_structure("grad", grad, state.grad)
+    grad = as_arrays(grad)
     objective = bind_extra_args(value_fn, extra_args)
     acc = state.previous_step.dtype
     rules = jax.tree.map(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, times
+from nlcg_optax.dtypes import PyTree, on_arrays, times
 from nlcg_optax.trees.inner_products import vdots
 
 
@@ -77,7 +77,7 @@ def scale_by_layerwise_ratio(
         scaled = [times(ratio[i], g).astype(g.dtype) for i, g in enumerate(leaves)]
         return jax.tree.unflatten(treedef, scaled), state
 
-    tx = optax.GradientTransformation(_init_empty, update_fn)
+    tx = on_arrays(optax.GradientTransformation(_init_empty, update_fn))
     return tx if mask is None else optax.masked(tx, mask)
 
 

@@ -11,6 +11,7 @@ from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
     compute_dtype,
+    on_arrays,
     times,
     zeros_like,
 )
@@ -144,7 +145,7 @@ def scale_by_loss_ratio(
         del params, extra_args
         return _update(options, updates, state, value)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
 class _Options(NamedTuple):

@@ -9,7 +9,7 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.curvature.refresh import if_due, is_due
-from nlcg_optax.dtypes import PyTree, accumulator_dtype
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, on_arrays
 from nlcg_optax.preconditioners.kronecker_factors import (
     Blocks,
     averaged,
@@ -185,7 +185,7 @@ def scale_by_kronecker(
     ) -> tuple[PyTree, ScaleByKroneckerState]:
         return _update(options, updates, state, params, extra_args)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
 class _Options(NamedTuple):
@@ -251,7 +251,7 @@ def _update(
     due = is_due(state.count, options.refresh_period, extra_args)
 
     def matrix_work(
-        grads: list[jax.Array],
+        grads: list[jax.Array | None],
         old_factors: list[list[jax.Array]],
         old_roots: list[list[jax.Array]],
         count: jax.Array,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference, on_arrays, times
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.trees.split import (
     AxisName,
@@ -132,7 +132,7 @@ def scale_by_limited_memory(
         del extra_args
         return _update(options, updates, state, params)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
 class _Options(NamedTuple):
@@ -317,7 +317,7 @@ def _product(
         rows = jnp.arange(memory.slopes.size, dtype=jnp.int32)
         holds_pair = (rows != memory.spare) & (memory.num_pairs > memory.num_new)
         kept = jnp.where(holds_pair[None] & holds_pair[:, None], memory.inverse, 0)
-        slopes = stacked_vdots(steps, updates)
+        slopes = stacked_vdots(steps, updates, count=rows.size)
         inverse, a = _solve(
             kept, slopes, memory.slopes, memory.slot, memory.inverse_curvature
         )
@@ -372,7 +372,7 @@ def _multiply(
         return times(scaling, g_.astype(y_a.dtype) - y_a)
 
     q = jax.tree.map(initial, g, combination(a, grad_changes))
-    y_q = stacked_vdots(grad_changes, q)
+    y_q = stacked_vdots(grad_changes, q, count=a.size)
     b = _matmul(inverse.T, curvatures * a - y_q)
     return jax.tree.map(
         lambda q_, s_b, g_: (q_ + s_b).astype(g_.dtype), q, combination(b, steps), g

@@ -147,7 +147,10 @@ def second_moment() -> optax.GradientTransformation:
 
 def widened(leaf: jax.Array) -> jax.Array:
     """The leaf in at least float32."""
-    return leaf.astype(compute_dtype(leaf.dtype))
+    dtype = compute_dtype(leaf.dtype)
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf.update(dtype=dtype)
+    return leaf.astype(dtype)
 
 
 def of_norm(leaf: jax.Array, model: jax.Array) -> jax.Array:

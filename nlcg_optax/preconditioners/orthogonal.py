@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, times
+from nlcg_optax.dtypes import PyTree, on_arrays, times
 from nlcg_optax.preconditioners.matrices import (
     DimensionNumbers,
     all_finite,
@@ -131,7 +131,7 @@ def scale_by_orthogonalization(
     ) -> tuple[PyTree, ScaleByOrthogonalizationState]:
         return _update(options, updates, state, params, extra_args)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
 class _Options(NamedTuple):

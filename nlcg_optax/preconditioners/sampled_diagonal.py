@@ -9,7 +9,7 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.curvature.refresh import if_due, is_due
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, on_arrays
 from nlcg_optax.preconditioners.diagonal_scaling import divide_by_diagonal
 from nlcg_optax.trees.inner_products import mean
 from nlcg_optax.trees.split import axis_of_parameters
@@ -118,7 +118,7 @@ def scale_by_sampled_diagonal(
     ) -> tuple[PyTree, ScaleBySampledDiagonalState]:
         return _update(options, updates, state, params, extra_args)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
 def _init(

@@ -13,6 +13,7 @@ from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
     difference,
+    on_arrays,
     zeros_like,
 )
 from nlcg_optax.preconditioners.diagonal_scaling import divide_by_diagonal
@@ -209,7 +210,7 @@ def build(options: Options) -> SelfGuardedTransformation:
     ) -> tuple[PyTree, ScaleByDiagonalSecantState]:
         return _update(options, updates, state, params, extra_args)
 
-    return SelfGuardedTransformation(init_fn, update_fn)
+    return on_arrays(SelfGuardedTransformation(init_fn, update_fn))
 
 
 def _init(options: Options, params: PyTree) -> ScaleByDiagonalSecantState:

@@ -9,7 +9,7 @@ import optax
 from nlcg_optax import validation
 from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.curvature.source import CURVATURES, CurvatureKind, curvature_along_fn
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, on_arrays, times
 
 MAX_RATIO = 10.0  # of a minimizer to the average, and of the step to the minimizer
 
@@ -171,7 +171,7 @@ def scale_by_curvature_step(
         scaled = jax.tree.map(lambda u: times(new_state.step_size, u), updates)
         return optax.tree.cast_like(scaled, updates), new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
 def _next_state(

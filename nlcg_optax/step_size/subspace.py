@@ -20,6 +20,7 @@ from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
     compute_dtype,
+    on_arrays,
     times,
     zeros_like,
 )
@@ -166,7 +167,7 @@ def scale_by_subspace_step(
     ) -> tuple[PyTree, ScaleBySubspaceStepState]:
         return _update(options, updates, state, params, extra_args)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
 class _Options(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, strong_types
+from nlcg_optax.dtypes import PyTree, on_arrays, strong_types
 
 
 def bind_extra_args(
@@ -137,4 +137,4 @@ def for_linesearch(
         updates, state = inner.update(updates, state, params, **extra_args)
         return updates, strong_types(state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))

@@ -11,6 +11,7 @@ from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
     compute_dtype,
+    on_arrays,
     strong_types,
     times,
 )
@@ -99,7 +100,7 @@ def virtual_batch(
                 lambda p: jnp.zeros_like(p, dtype=compute_dtype(p.dtype)), params
             ),
             mean_value=jnp.zeros([], accumulator_dtype(params)),
-            inner_state=strong_types(inner.init(strong_types(params))),
+            inner_state=strong_types(inner.init(params)),
             diagnostics=VirtualBatchDiagnostics(
                 num_micro_batch_skips=jnp.zeros([], jnp.int32)
             ),
@@ -113,7 +114,7 @@ def virtual_batch(
     ) -> tuple[PyTree, VirtualBatchState]:
         return _update(inner, micro_batches, updates, state, params, extra_args)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
 def _update(
