@@ -257,10 +257,10 @@ def _decide(
 
 def _ratio(new: jax.Array, old: jax.Array) -> jax.Array:
     """``new / old`` for positive losses; above one for a rise whatever the sign."""
-    tiny = jnp.finfo(old.dtype).tiny
-    largest = jnp.finfo(old.dtype).max
-    rise = (new - old) / jnp.maximum(jnp.abs(old), tiny)
-    return jnp.clip(1 + rise, -largest, largest)
+    size = jnp.maximum(jnp.abs(old), jnp.finfo(old.dtype).tiny)
+    # So that the quotient does not overflow.
+    largest = jnp.finfo(old.dtype).max / 2 * jnp.minimum(size, 1)
+    return 1 + jnp.clip(new - old, -largest, largest) / size
 
 
 def _look_up(ratio: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -272,7 +272,7 @@ def _newest_pair(
     curved &= state.count > 0
     # XLA computes a quotient once, where it would repeat the comparisons in every loop
     # that asks whether the pair is taken.
-    inverse_curvature = 1 / jnp.where(curved, s_y, jnp.inf)
+    inverse_curvature = curved.astype(acc) / jnp.where(curved, s_y, 1)
     return _Pair(s, y, s_y, y_y, inverse_curvature, taken=inverse_curvature > 0)
 
 

@@ -183,10 +183,9 @@ def _next_state(
 ) -> ScaleByCurvatureStepState:
     """Takes a measurement in: ``descent`` is ``-gᵀd``, ``curve`` is ``dᵀBd``."""
     minimizer = descent / jnp.where(curve == 0, 1, curve)
-    highest = jnp.where(
-        state.num_measured > 0,
-        MAX_RATIO * _average(state.minimizer_average, state.num_measured, decay),
-        jnp.inf,
+    highest = MAX_RATIO * _average(state.minimizer_average, state.num_measured, decay)
+    capped = jnp.where(
+        state.num_measured > 0, jnp.minimum(minimizer, highest), minimizer
     )
     zero = due & (descent == 0) & (curve == 0)
     good = due & (curve > 0) & (descent > 0) & jnp.isfinite(minimizer) & (minimizer > 0)
@@ -195,7 +194,7 @@ def _next_state(
     count = state.num_measured + good.astype(jnp.int32)
     average = jnp.where(
         good,
-        decay * state.minimizer_average + (1 - decay) * jnp.minimum(minimizer, highest),
+        decay * state.minimizer_average + (1 - decay) * capped,
         state.minimizer_average,
     )
     corrected = _average(average, count, decay)

@@ -9,6 +9,7 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, on_arrays, strong_types
+from nlcg_optax.xla.meshes import explained_explicit_axes
 
 
 def bind_extra_args(
@@ -92,6 +93,7 @@ def only_extra_args(
 
 
 LINESEARCH_EXTRA_ARGS = ("value", "grad", "value_fn")
+SEARCH_REMEDY = "scale_by_hager_zhang_linesearch runs on explicit axes"
 
 
 def for_linesearch(
@@ -112,6 +114,8 @@ def for_linesearch(
 
     Raises:
       TypeError: if ``linesearch`` is no transformation.
+      ValueError: in ``update``, if it cannot run on the explicit axes of a mesh, as
+        those of Optax cannot if parameters are split.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -134,7 +138,8 @@ def for_linesearch(
         if extra_args.get("value_fn") is not None:
             bound = bind_extra_args(extra_args["value_fn"], extra_args)
             extra_args = {**extra_args, "value_fn": bound}
-        updates, state = inner.update(updates, state, params, **extra_args)
+        with explained_explicit_axes("linesearch", SEARCH_REMEDY):
+            updates, state = inner.update(updates, state, params, **extra_args)
         return updates, strong_types(state)
 
     return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))

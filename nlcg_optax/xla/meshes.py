@@ -1,6 +1,7 @@
 """Computations on meshes with explicit axes that need more than one shard."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -73,6 +74,34 @@ def sharding_of_axes(leaf: Any, axes: tuple[int, ...]) -> NamedSharding | None:
         return None
     spec = (*_spec(leaf), *[None] * leaf.ndim)
     return NamedSharding(mesh, jax.P(*(spec[axis] for axis in axes)))
+
+
+@contextlib.contextmanager
+def explained_explicit_axes(part: str, remedy: str) -> Iterator[None]:
+    """Says which part of a program cannot run on explicit axes, and what to do.
+
+    Args:
+      part: the argument whose computation is inside.
+      remedy: what runs instead.
+
+    Raises:
+      ValueError: where JAX asks for a sharding that the part does not give.
+
+    Examples:
+      >>> with explained_explicit_axes("linesearch", "use another"):
+      ...     pass
+    """
+    try:
+        yield
+    except Exception as error:
+        # JAX's class for this is not public.
+        if type(error).__name__ != "ShardingTypeError":
+            raise
+        raise ValueError(
+            f"{part} cannot run where parameters are split over explicit axes of a "
+            f"mesh: {error} Give the mesh axes of jax.sharding.AxisType.Auto; "
+            f"{remedy}."
+        ) from error
 
 
 def _sharding(leaf: Any) -> Any:
