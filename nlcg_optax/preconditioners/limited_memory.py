@@ -16,6 +16,7 @@ from nlcg_optax.trees.split import (
     parameters_split_over,
 )
 from nlcg_optax.trees.stacked_products import combination, stacked_vdots
+from nlcg_optax.xla import varying
 
 
 class LimitedMemoryDiagnostics(NamedTuple):
@@ -327,7 +328,7 @@ def _product(
     # After a conditional the products read the memory that was just written; outside,
     # XLA would fuse the writing into each of them and copy the memory.
     with parameters_split_over(axis_name):
-        return jax.lax.cond(
+        return varying.cond(
             memory.num_pairs > 0,
             multiply,
             lambda: (updates, memory.slopes, memory.inverse),

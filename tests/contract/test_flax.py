@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from flax.training import train_state
 
+import nlcg_optax
 from tests.contract.cases import (
     BY_NAME,
     KEY_CASES,
@@ -119,6 +120,50 @@ def test_nnx_optimizer_forwards_extra_arguments(name):
     assert float(_model_loss(model)) < float(plain_loss(params))
     # Another program: roundings, carried through three steps.
     chex.assert_trees_all_close(trained, own[0], rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("name", ["large_batch_nlcg", "tuning_free_nlcg"])
+def test_nnx_optimizer_takes_the_presets_of_matrices(name, jitted):
+    """Their state has one array, or a masked node, in the place of each parameter."""
+    make = {
+        "large_batch_nlcg": lambda: nlcg_optax.large_batch_nlcg(0.05),
+        "tuning_free_nlcg": lambda: nlcg_optax.tuning_free_nlcg(curvature="hessian"),
+    }[name]
+    model = _model()
+    graphdef, start = nnx.split(model, nnx.Param)
+    optimizer = nnx.Optimizer(model, make(), wrt=nnx.Param)
+
+    def value_fn(params):
+        return _model_loss(nnx.merge(graphdef, params))
+
+    def nnx_step(model, optimizer):
+        grad = nnx.grad(_model_loss)(model)
+        optimizer.update(model, grad, value_fn=value_fn)
+
+    tx = make()
+    params = jax.tree.map(jnp.copy, nnx.to_pure_dict(start))
+    step = nnx.jit(nnx_step) if jitted else nnx_step
+
+    def plain_loss(params):
+        out = jnp.tanh(X @ params["kernel"] + params["bias"][None])
+        return jnp.mean((out - Y) ** 2)
+
+    @jax.jit
+    def plain_step(params, state):
+        grad = jax.grad(plain_loss)(params)
+        updates, state = tx.update(grad, state, params, value_fn=plain_loss)
+        return optax.apply_updates(params, updates), state
+
+    own = (params, tx.init(params))
+    for _ in range(3):
+        step(model, optimizer)
+        own = plain_step(*own)
+    trained = {"bias": model.bias[...], "kernel": model.kernel[...]}
+    moved = jax.tree.map(lambda new, old: jnp.max(jnp.abs(new - old)), trained, params)
+    assert min(jax.tree.leaves(moved)) > 1e-3
+    # Another program: roundings, carried through three steps and inverse roots.
+    chex.assert_trees_all_close(trained, own[0], rtol=1e-4, atol=1e-5)
 
 
 def test_nnx_value_fn_with_batch_statistics():
