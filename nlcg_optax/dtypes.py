@@ -10,12 +10,9 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 PyTree: TypeAlias = Any
-
-NUMBERS = (bool, int, float, complex, np.ndarray, np.generic)
 
 
 def promote(*dtypes: Any) -> jnp.dtype:
@@ -54,50 +51,6 @@ def with_standard_promotion(
             return inner.update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(inner.init, update_fn)
-
-
-def as_arrays(tree: PyTree) -> PyTree:
-    """Returns the tree with the numbers of Python and NumPy in it as arrays of JAX.
-
-    All else stays as it is, also shapes without data (``jax.ShapeDtypeStruct``).
-
-    Examples:
-      >>> as_arrays({"slope": 2.})
-      {'slope': Array(2., dtype=float32, weak_type=True)}
-    """
-    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, NUMBERS) else x, tree)
-
-
-def on_arrays(
-    tx: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
-    """Returns ``tx`` for trees that also hold numbers or, in ``init``, only shapes.
-
-    Every transformation of this package passes through it once, so that none has to
-    ask whether a leaf has a dtype.
-
-    Args:
-      tx: a transformation whose trees have arrays for leaves.
-
-    Returns:
-      The transformation, with the state of ``tx`` and of its type.
-
-    Examples:
-      >>> tx = on_arrays(optax.trace(0.9))
-      >>> tx.update({"slope": 2.}, tx.init({"slope": 1.}))[0]
-      {'slope': Array(2., dtype=float32)}
-    """
-    inner = optax.with_extra_args_support(tx)
-
-    def init_fn(params: PyTree) -> PyTree:
-        return inner.init(strong_types(as_arrays(params)))
-
-    def update_fn(
-        updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
-    ) -> tuple[PyTree, PyTree]:
-        return inner.update(as_arrays(updates), state, as_arrays(params), **extra_args)
-
-    return type(inner)(init_fn, update_fn)
 
 
 def accumulator_dtype(tree: PyTree) -> jnp.dtype:
@@ -186,13 +139,7 @@ def strong_types(tree: PyTree) -> PyTree:
       >>> jnp.asarray(1.).weak_type, strong_types(jnp.asarray(1.)).weak_type
       (True, False)
     """
-
-    def strong(x: Any) -> Any:
-        if isinstance(x, jax.ShapeDtypeStruct):
-            return x.update(weak_type=False)
-        return jnp.asarray(x, x.dtype)
-
-    return jax.tree.map(strong, tree)
+    return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), tree)
 
 
 def zeros_like(tree: PyTree) -> PyTree:

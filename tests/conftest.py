@@ -31,9 +31,6 @@ def pytest_configure(config):
     """Sets the number of devices, and compiles a program once per session only."""
     if config.getoption("--devices"):
         jax.config.update("jax_num_cpu_devices", DEVICES)
-        # Un-jitted steps start many programs at once, whose collectives would wait for
-        # threads of each other.
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
     if _PROGRAMS not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="nlcg_optax-programs-")
         os.environ[_PROGRAMS] = folder.name

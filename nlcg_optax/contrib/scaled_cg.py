@@ -14,8 +14,9 @@ from nlcg_optax.curvature.source import (
     curvature_along_fn,
     value_at_fn,
 )
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, on_arrays, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
 from nlcg_optax.step_size.reduction_ratio import params_after, reduction_ratio
+from nlcg_optax.transformation import as_arrays
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.xla.control_flow import while_loop
 
@@ -168,6 +169,8 @@ def scale_by_scaled_cg_step(
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByScaledCgStepState]:
         name = "scale_by_scaled_cg_step"
+        validation.check_state(name, state, ScaleByScaledCgStepState)
+        updates, params = as_arrays(updates), as_arrays(params)
         last = state.diagnostics._replace(
             step_size=state.step_size, damping=state.damping
         )
@@ -200,7 +203,7 @@ def scale_by_scaled_cg_step(
             diagnostics=diagnostics,
         )
 
-    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _next(

@@ -1,6 +1,5 @@
 """The decision on beta: rule, bounds, average, restarts and guards, on scalars only."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -75,8 +74,10 @@ def decide(
     # If the rule has no β to give, average in zero, not beta_min. If a test restarts,
     # average in the β of the rule.
     restarted = (state.count == 0) | ascends | ~jnp.isfinite(beta)
-    low, high = (_bound(x, beta.dtype) for x in (options.beta_min, options.beta_max))
-    smoothing = jnp.asarray(options.beta_smoothing).astype(beta.dtype)
+    low, high, smoothing = (
+        jnp.asarray(x).astype(beta.dtype)
+        for x in (options.beta_min, options.beta_max, options.beta_smoothing)
+    )
     beta = jnp.where(restarted, 0, jnp.clip(beta, low, high))
     beta_average = smoothing * state.beta_average + (1 - smoothing) * beta
     restarted |= _restart_tests(options, products, state.count) | must_restart
@@ -106,14 +107,6 @@ def decide(
         d_d=d_d,
         d_pinv_d=d_pinv_d,
     )
-
-
-def _bound(value: float | jax.Array, dtype: jnp.dtype) -> jax.Array | None:
-    """A bound for ``jnp.clip``; None for none, as JAX's checks refuse infinity."""
-    is_number = isinstance(value, int | float)
-    if is_number and math.isinf(value):
-        return None
-    return jnp.asarray(value).astype(dtype)
 
 
 def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, on_arrays, times
+from nlcg_optax.dtypes import PyTree, times
+from nlcg_optax.transformation import as_arrays
 from nlcg_optax.trees.inner_products import vdots
 
 
@@ -63,6 +64,7 @@ def scale_by_layerwise_ratio(
         validation.require(
             "scale_by_layerwise_ratio", "params", params, "their norms are used"
         )
+        updates, params = as_arrays(updates), as_arrays(params)
         w_w, g_g = vdots(
             [(params, params), (updates, updates)],
             scope="per_leaf",
@@ -77,7 +79,7 @@ def scale_by_layerwise_ratio(
         scaled = [times(ratio[i], g).astype(g.dtype) for i, g in enumerate(leaves)]
         return jax.tree.unflatten(treedef, scaled), state
 
-    tx = on_arrays(optax.GradientTransformation(_init_empty, update_fn))
+    tx = optax.GradientTransformation(_init_empty, update_fn)
     return tx if mask is None else optax.masked(tx, mask)
 
 

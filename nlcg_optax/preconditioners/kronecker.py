@@ -9,7 +9,7 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.curvature.refresh import if_due, is_due
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, on_arrays
+from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.preconditioners.kronecker_factors import (
     Blocks,
     averaged,
@@ -27,7 +27,9 @@ from nlcg_optax.preconditioners.matrices import (
     vector_mask,
     widened,
 )
-from nlcg_optax.xla.meshes import sharding_of_axes, with_auto_axes
+from nlcg_optax.transformation import transformation
+from nlcg_optax.wrappers.not_schedules import not_schedules
+from nlcg_optax.xla.automatic_sharding import with_automatic_sharding
 
 
 class KroneckerDiagnostics(NamedTuple):
@@ -43,12 +45,12 @@ class KroneckerDiagnostics(NamedTuple):
     num_root_failures: jax.Array
 
 
-class KroneckerSides(NamedTuple):
-    """A factor, or its inverse root, for each side of each matrix.
+class Sides(NamedTuple):
+    """Something for the rows and the columns of each matrix.
 
-    Trees like the parameters with one array in the place of each,
-    ``[matrix in the leaf, row block, column block, size, size]``, and
-    ``optax.MaskedNode`` where a side has no factor or the leaf is not a matrix.
+    Both are trees like the parameters. In the place of a matrix is an array ``[matrix
+    in the leaf, row block, column block, size, size]``; in that of a vector, and where
+    the side has no factor, an ``optax.MaskedNode``.
 
     Attributes:
       rows: of the rows.
@@ -71,12 +73,13 @@ class ScaleByKroneckerState(NamedTuple):
     """
 
     count: jax.Array  # type: ignore[assignment]
-    factors: KroneckerSides
-    roots: KroneckerSides
+    factors: Sides
+    roots: Sides
     diagonal: PyTree
     diagnostics: KroneckerDiagnostics
 
 
+@not_schedules("weight_dimension_numbers")
 def scale_by_kronecker(
     *,
     decay: float | jax.Array = 0.95,
@@ -134,9 +137,7 @@ def scale_by_kronecker(
 
     Under ``jit`` with shardings, a side without a factor is only summed over. A side
     with a factor that is split over devices must be multiplied by the whole factor,
-    so that the matrix is gathered, unless blocks and shards coincide. On explicit axes
-    of a mesh the factors are on every device, except that they are split like the
-    axis that numbers the matrices of a leaf.
+    so that the matrix is gathered, unless blocks and shards coincide.
 
     Raises:
       ValueError: if an argument is out of its range, or (in ``update``) the tree of
@@ -174,18 +175,7 @@ def scale_by_kronecker(
         weight_dimension_numbers,
     )
 
-    def init_fn(params: PyTree) -> ScaleByKroneckerState:
-        return _init(options, params)
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByKroneckerState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByKroneckerState]:
-        return _update(options, updates, state, params, extra_args)
-
-    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
+    return transformation(options, _init, _update)
 
 
 class _Options(NamedTuple):
@@ -209,16 +199,17 @@ def _init(options: _Options, params: PyTree) -> ScaleByKroneckerState:
     def nothing_yet(blocks: Blocks | None, leaf: jax.Array) -> list[jax.Array]:
         if blocks is None:
             return []
-        place = sharding_of_axes(leaf, blocks.placed_axes)
-        return [
-            jnp.zeros(shape, leaf.dtype, device=place)
-            for shape in blocks.shapes_of_factors(leaf)
-        ]
+        # On no mesh, where one with explicit axes would refuse the reshape.
+        unplaced = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        shape = jax.eval_shape(blocks.split, unplaced).shape
+        sizes = [getattr(blocks, side) for side in blocks.sides]
+        return [jnp.zeros((*shape[:3], size, size), leaf.dtype) for size in sizes]
 
-    def zeros() -> KroneckerSides:  # new buffers at every call, as donation needs
-        blocks = _blocks_of(options, wide)
+    blocks = _blocks_of(options, wide)
+
+    def zeros() -> Sides:  # new buffers at every call, as donation needs
         pairs = zip(blocks, leaves, strict=True)
-        return _by_side(blocks, [nothing_yet(*pair) for pair in pairs], treedef)
+        return _as_trees(blocks, treedef, [nothing_yet(*pair) for pair in pairs])
 
     return ScaleByKroneckerState(
         count=jnp.zeros([], jnp.int32),
@@ -239,6 +230,7 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByKroneckerState]:
+    validation.check_state("scale_by_kronecker", state, ScaleByKroneckerState)
     wide = jax.tree.map(widened, updates)
     grads, treedef = jax.tree.flatten(wide)
     blocks = _blocks_of(options, wide)
@@ -250,89 +242,56 @@ def _update(
     count = state.count + finite.astype(jnp.int32)
     due = is_due(state.count, options.refresh_period, extra_args)
 
-    def matrix_work(
-        grads: list[jax.Array | None],
-        old_factors: list[list[jax.Array]],
-        old_roots: list[list[jax.Array]],
-        count: jax.Array,
-        finite: jax.Array,
-        due: bool | jax.Array,
-        decay: Any,
-        relative_damping: Any,
-    ) -> _MatrixWork:
-        own = options._replace(decay=decay, relative_damping=relative_damping)
-        return _matrix_work(
-            own, blocks, grads, old_factors, old_roots, count, finite, due
+    def multiply(arrays: Any, numbers: _Numbers) -> Any:
+        grads, factors, old_roots = arrays
+        split = [
+            None if found is None else found.split(grad)
+            for found, grad in zip(blocks, grads, strict=True)
+        ]
+        factors = _averaged_factors(
+            blocks, split, factors, numbers.decay, numbers.finite
         )
+        roots, failures = if_due(
+            numbers.due,
+            lambda: refreshed_roots(
+                factors,
+                old_roots,
+                numbers.count,
+                numbers.decay,
+                numbers.relative_damping,
+                numbers.finite,
+            ),
+            lambda: (old_roots, jnp.zeros([], jnp.int32)),
+        )
+        products = [
+            grad
+            if found is None or cut is None
+            else found.join(multiplied(cut, root, found.sides), grad)
+            for found, cut, root, grad in zip(blocks, split, roots, grads, strict=True)
+        ]
+        return (products, factors, roots), failures
 
-    matrices = [
-        None if found is None else grad
-        for found, grad in zip(blocks, grads, strict=True)
-    ]
-    # The numbers are arrays of the mesh under `optax.inject_hyperparams`.
-    numbers = (options.decay, options.relative_damping)
-    done: _MatrixWork = with_auto_axes(
-        matrix_work,
-        (matrices, old_factors, old_roots, count, finite, due, *numbers),
-        like=_MatrixWork(matrices, old_factors, old_roots, count),
+    numbers = _Numbers(finite, count, due, options.decay, options.relative_damping)
+    (products, factors, roots), failures = with_automatic_sharding(
+        multiply, (grads, old_factors, old_roots), numbers
     )
     leaves = jax.tree.leaves(diagonals)
-    for i, z in enumerate(done.products):
-        if z is not None:
+    for i, found in enumerate(blocks):
+        if found is not None:
+            z = products[i]
             leaves[i] = of_norm(z, leaves[i]) if options.graft else z
     z = optax.tree.cast_like(jax.tree.unflatten(treedef, leaves), updates)
     return z, ScaleByKroneckerState(
         count=count,
-        factors=_by_side(blocks, done.factors, treedef),
-        roots=_by_side(blocks, done.roots, treedef),
+        factors=_as_trees(blocks, treedef, factors),
+        roots=_as_trees(blocks, treedef, roots),
         diagonal=select(finite, diagonal_state, state.diagonal),
         diagnostics=KroneckerDiagnostics(
             num_refreshes=state.diagnostics.num_refreshes
             + (finite & due).astype(jnp.int32),
-            num_root_failures=state.diagnostics.num_root_failures + done.failures,
+            num_root_failures=state.diagnostics.num_root_failures + failures,
         ),
     )
-
-
-class _MatrixWork(NamedTuple):
-    """What is computed of the matrices, per leaf; None for one that is not a matrix."""
-
-    products: list[jax.Array | None]
-    factors: list[list[jax.Array]]
-    roots: list[list[jax.Array]]
-    failures: jax.Array
-
-
-def _matrix_work(
-    options: _Options,
-    blocks: list[Blocks | None],
-    grads: list[jax.Array | None],
-    old_factors: list[list[jax.Array]],
-    old_roots: list[list[jax.Array]],
-    count: jax.Array,
-    finite: jax.Array,
-    due: bool | jax.Array,
-) -> _MatrixWork:
-    """The averages with this gradient, their roots, and the gradient times these."""
-    split = [
-        None if found is None or grad is None else found.split(grad)
-        for found, grad in zip(blocks, grads, strict=True)
-    ]
-    factors = _averaged_factors(options, blocks, split, old_factors, finite)
-    roots, failures = if_due(
-        due,
-        lambda: refreshed_roots(
-            factors, old_roots, count, options.decay, options.relative_damping, finite
-        ),
-        lambda: (old_roots, jnp.zeros([], jnp.int32)),
-    )
-    products = [
-        None
-        if found is None or cut is None or grad is None
-        else found.join(multiplied(cut, of_leaf, found.sides), grad)
-        for found, cut, of_leaf, grad in zip(blocks, split, roots, grads, strict=True)
-    ]
-    return _MatrixWork(products, factors, roots, failures)
 
 
 def _blocks_of(options: _Options, tree: PyTree) -> list[Blocks | None]:
@@ -346,17 +305,43 @@ def _blocks_of(options: _Options, tree: PyTree) -> list[Blocks | None]:
     ]
 
 
+class _Numbers(NamedTuple):
+    """The scalars of an update."""
+
+    finite: jax.Array
+    count: jax.Array  # type: ignore[assignment]
+    due: bool | jax.Array
+    decay: Any
+    relative_damping: Any
+
+
+def _as_trees(
+    blocks: list[Blocks | None], treedef: Any, of_leaves: list[list[jax.Array]]
+) -> Sides:
+    """One tree per side, from a list per leaf of what its sides have."""
+    by_name = [
+        dict(zip(found.sides, of_leaf, strict=True)) if found is not None else {}
+        for found, of_leaf in zip(blocks, of_leaves, strict=True)
+    ]
+    return Sides(
+        *(
+            treedef.unflatten([x.get(side, optax.MaskedNode()) for x in by_name])
+            for side in Sides._fields
+        )
+    )
+
+
 def _averaged_factors(
-    options: _Options,
     blocks: list[Blocks | None],
     split: list[jax.Array | None],
     old_factors: list[list[jax.Array]],
+    decay: float | jax.Array,
     finite: jax.Array,
 ) -> list[list[jax.Array]]:
     """The averages with the factors of this gradient, per leaf and per side."""
     return [
         [
-            averaged(old, gram(cut, side), options.decay, finite)
+            averaged(old, gram(cut, side), decay, finite)
             for old, side in zip(old_of_leaf, found.sides, strict=True)
         ]
         if found is not None and cut is not None
@@ -365,47 +350,37 @@ def _averaged_factors(
     ]
 
 
-def _by_side(
-    blocks: list[Blocks | None], arrays: list[list[jax.Array]], treedef: Any
-) -> KroneckerSides:
-    """Trees of the arrays that each leaf has, one for each of its sides."""
-    by_side = [
-        {} if found is None else dict(zip(found.sides, of_leaf, strict=True))
-        for found, of_leaf in zip(blocks, arrays, strict=True)
-    ]
-    return KroneckerSides(
-        *(
-            jax.tree.unflatten(
-                treedef, [sides.get(side, optax.MaskedNode()) for sides in by_side]
-            )
-            for side in KroneckerSides._fields
-        )
-    )
-
-
 def _per_leaf(
     blocks: list[Blocks | None], tree: PyTree, state: ScaleByKroneckerState
 ) -> tuple[list[list[jax.Array]], list[list[jax.Array]]]:
     """The factors and the roots of every leaf; raises if the tree is another one."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     treedef: Any = jax.tree.structure(tree)
-
-    def of_leaves(sides: KroneckerSides) -> list[list[jax.Array]]:
-        both = (treedef.flatten_up_to(side) for side in sides)
-        return [jax.tree.leaves(pair) for pair in zip(*both, strict=True)]
-
     try:
-        factors, roots = of_leaves(state.factors), of_leaves(state.roots)
+        factors, roots = (
+            list(zip(*map(treedef.flatten_up_to, sides), strict=True))
+            for sides in (state.factors, state.roots)
+        )
     except ValueError as error:
         raise ValueError(
             f"updates has the tree structure {treedef}, but the state was initialized "
             "for another one"
         ) from error
     for found, (path, leaf), of_leaf in zip(blocks, leaves, factors, strict=True):
-        expected = [] if found is None else found.shapes_of_factors(leaf)
-        if expected != [factor.shape for factor in of_leaf]:
+        sizes = [getattr(x, "shape", [None])[-1] for x in of_leaf]
+        if sizes != [
+            getattr(found, side) if found is not None and side in found.sides else None
+            for side in Sides._fields
+        ]:
             raise ValueError(
                 f"updates{jax.tree_util.keystr(path)} has shape {leaf.shape}, but the "
                 "state was initialized for another one"
             )
-    return factors, roots
+    return _present(factors), _present(roots)
+
+
+def _present(of_leaves: list[tuple[Any, ...]]) -> list[list[jax.Array]]:
+    """What is there for each leaf, without the masked nodes."""
+    return [
+        [x for x in pair if not isinstance(x, optax.MaskedNode)] for pair in of_leaves
+    ]

@@ -25,25 +25,10 @@ class Blocks(NamedTuple):
     columns: int
     sides: tuple[str, ...]
 
-    def _counts(self, leaf: jax.Array) -> tuple[int, int, int]:
-        """How many matrices, row blocks and column blocks there are."""
-        count, rows, columns = self.view.shape_of(leaf)
-        return count, -(-rows // self.rows), -(-columns // self.columns)
-
-    def shapes_of_factors(self, leaf: jax.Array) -> list[tuple[int, ...]]:
-        """``[matrix, row block, column block, size, size]`` for each side."""
-        sizes = [getattr(self, side) for side in self.sides]
-        return [(*self._counts(leaf), size, size) for size in sizes]
-
-    @property
-    def placed_axes(self) -> tuple[int, ...]:
-        """The axes of a leaf by which its factors are split over devices like it."""
-        return self.view.batch if len(self.view.batch) == 1 else ()
-
     def split(self, leaf: jax.Array) -> jax.Array:
         """``[matrix, row block, column block, rows, columns]``, padded with zeros."""
-        _, rows, columns = self.view.shape_of(leaf)
-        count, row_blocks, column_blocks = self._counts(leaf)
+        count, rows, columns = self.view.shape_of(leaf)
+        row_blocks, column_blocks = -(-rows // self.rows), -(-columns // self.columns)
         margins = (
             row_blocks * self.rows - rows,
             column_blocks * self.columns - columns,

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference, on_arrays, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference, times
+from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.trees.split import (
     AxisName,
@@ -121,19 +122,7 @@ def scale_by_limited_memory(
 
     options = _Options(memory, min_cosine)
 
-    def init_fn(params: PyTree) -> ScaleByLimitedMemoryState:
-        return _init(options, params)
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByLimitedMemoryState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByLimitedMemoryState]:
-        del extra_args
-        return _update(options, updates, state, params)
-
-    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
+    return transformation(options, _init, _update)
 
 
 class _Options(NamedTuple):
@@ -201,7 +190,10 @@ def _update(
     updates: PyTree,
     state: ScaleByLimitedMemoryState,
     params: PyTree | None,
+    extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByLimitedMemoryState]:
+    validation.check_state("scale_by_limited_memory", state, ScaleByLimitedMemoryState)
+    del extra_args
     validation.require(
         "scale_by_limited_memory", "params", params, "for the secant pairs"
     )
@@ -273,7 +265,7 @@ def _newest_pair(
     curved &= state.count > 0
     # XLA computes a quotient once, where it would repeat the comparisons in every loop
     # that asks whether the pair is taken.
-    inverse_curvature = curved.astype(acc) / jnp.where(curved, s_y, 1)
+    inverse_curvature = jnp.where(curved, 1 / jnp.where(curved, s_y, 1), 0)
     return _Pair(s, y, s_y, y_y, inverse_curvature, taken=inverse_curvature > 0)
 
 

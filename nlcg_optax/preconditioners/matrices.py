@@ -147,10 +147,7 @@ def second_moment() -> optax.GradientTransformation:
 
 def widened(leaf: jax.Array) -> jax.Array:
     """The leaf in at least float32."""
-    dtype = compute_dtype(leaf.dtype)
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf.update(dtype=dtype)
-    return leaf.astype(dtype)
+    return leaf.astype(compute_dtype(leaf.dtype))
 
 
 def of_norm(leaf: jax.Array, model: jax.Array) -> jax.Array:

@@ -9,7 +9,8 @@ import optax
 from nlcg_optax import validation
 from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.curvature.source import CURVATURES, CurvatureKind, curvature_along_fn
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, on_arrays, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
+from nlcg_optax.transformation import as_arrays
 
 MAX_RATIO = 10.0  # of a minimizer to the average, and of the step to the minimizer
 
@@ -147,6 +148,10 @@ def scale_by_curvature_step(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByCurvatureStepState]:
+        validation.check_state(
+            "scale_by_curvature_step", state, ScaleByCurvatureStepState
+        )
+        updates, params = as_arrays(updates), as_arrays(params)
         along = curvature_along_fn(
             "scale_by_curvature_step",
             curvature,
@@ -171,7 +176,7 @@ def scale_by_curvature_step(
         scaled = jax.tree.map(lambda u: times(new_state.step_size, u), updates)
         return optax.tree.cast_like(scaled, updates), new_state
 
-    return on_arrays(optax.GradientTransformationExtraArgs(init_fn, update_fn))
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _next_state(
@@ -183,9 +188,10 @@ def _next_state(
 ) -> ScaleByCurvatureStepState:
     """Takes a measurement in: ``descent`` is ``-gᵀd``, ``curve`` is ``dᵀBd``."""
     minimizer = descent / jnp.where(curve == 0, 1, curve)
-    highest = MAX_RATIO * _average(state.minimizer_average, state.num_measured, decay)
-    capped = jnp.where(
-        state.num_measured > 0, jnp.minimum(minimizer, highest), minimizer
+    highest = jnp.where(
+        state.num_measured > 0,
+        MAX_RATIO * _average(state.minimizer_average, state.num_measured, decay),
+        jnp.inf,
     )
     zero = due & (descent == 0) & (curve == 0)
     good = due & (curve > 0) & (descent > 0) & jnp.isfinite(minimizer) & (minimizer > 0)
@@ -194,7 +200,7 @@ def _next_state(
     count = state.num_measured + good.astype(jnp.int32)
     average = jnp.where(
         good,
-        decay * state.minimizer_average + (1 - decay) * capped,
+        decay * state.minimizer_average + (1 - decay) * jnp.minimum(minimizer, highest),
         state.minimizer_average,
     )
     corrected = _average(average, count, decay)

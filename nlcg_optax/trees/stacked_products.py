@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, promote
 from nlcg_optax.trees.split import axis_of_parameters
+from nlcg_optax.xla.automatic_sharding import explicit_mesh
 
 # Up to so many elements a sum is as quick as a matrix product, which XLA's CPU
 # compiler works on for longer.
@@ -79,7 +80,7 @@ def stacked_vdots(stack: PyTree, tree: PyTree, *, count: int = 0) -> jax.Array:
             ((row_axes, axes), ((), ())),
             precision=jax.lax.Precision.HIGHEST,
             preferred_element_type=wide,
-            out_sharding=_replicated_if_explicit(),
+            out_sharding=_replicated_if_explicit(leaf),
         )
         return jnp.real(out).astype(acc)
 
@@ -89,9 +90,8 @@ def stacked_vdots(stack: PyTree, tree: PyTree, *, count: int = 0) -> jax.Array:
     return total if axis_name is None else jax.lax.psum(total, axis_name)
 
 
-def _replicated_if_explicit() -> jax.sharding.PartitionSpec | None:
+def _replicated_if_explicit(leaf: jax.Array) -> jax.NamedSharding | None:
     # Under explicit sharding a contraction over a sharded axis must say where its
     # result lives; elsewhere it must not.
-    types = jax.sharding.get_abstract_mesh().axis_types
-    explicit = jax.sharding.AxisType.Explicit in types
-    return jax.sharding.PartitionSpec() if explicit else None
+    mesh = explicit_mesh(leaf)
+    return None if mesh is None else jax.NamedSharding(mesh, jax.P())
