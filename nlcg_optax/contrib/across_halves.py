@@ -78,6 +78,7 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByNlcgState]:
+    validation.check_state(NAME, state, ScaleByNlcgState)
     validation.check_same_structure("updates", g, state.direction)
     a, b = _halves(extra_args.get("half_grads"), g)
     z, preconditioner_state = precondition(options, g, state, params, extra_args)

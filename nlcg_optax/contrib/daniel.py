@@ -95,6 +95,7 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByNlcgState]:
+    validation.check_state(NAME, state, ScaleByNlcgState)
     validation.check_same_structure("updates", g, state.direction)
     h_d = _hessian_product(params, state.direction, extra_args)
     z, preconditioner_state = precondition(options, g, state, params, extra_args)
@@ -113,7 +114,9 @@ def _hessian_product(
 ) -> PyTree:
     why = "it multiplies by the Hessian"
     validation.require(NAME, "params", params, why)
-    value_fn = validation.require(NAME, "value_fn", extra_args.get("value_fn"), why)
+    value_fn = validation.require(
+        NAME, "value_fn", extra_args.get("value_fn"), why, extra_args
+    )
     return hessian_vector_product(
         bind_extra_args(value_fn, extra_args), params, direction
     )

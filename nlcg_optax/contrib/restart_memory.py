@@ -97,6 +97,9 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByNlcgWithRestartMemoryState]:
+    validation.check_state(
+        "scale_by_nlcg_with_restart_memory", both, ScaleByNlcgWithRestartMemoryState
+    )
     options = all_options.direction
     state, recent = both
     validation.check_same_structure("updates", g, state.direction)

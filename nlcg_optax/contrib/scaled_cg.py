@@ -169,6 +169,7 @@ def scale_by_scaled_cg_step(
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByScaledCgStepState]:
         name = "scale_by_scaled_cg_step"
+        validation.check_state(name, state, ScaleByScaledCgStepState)
         updates, params = as_arrays(updates), as_arrays(params)
         last = state.diagnostics._replace(
             step_size=state.step_size, damping=state.damping

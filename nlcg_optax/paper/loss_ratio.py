@@ -179,8 +179,9 @@ def _update(
 ) -> tuple[PyTree, ScaleByLossRatioState]:
     del params
     name = "scale_by_loss_ratio"
+    validation.check_state(name, state, ScaleByLossRatioState)
     value = validation.require(
-        name, "value", extra_args.get("value"), "the loss of this batch"
+        name, "value", extra_args.get("value"), "the loss of this batch", extra_args
     )
     validation.check_scalar_loss(name, value)
     b = state.step_multiplier
@@ -309,6 +310,7 @@ def feed_step_multiplier(
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, PyTree]:
+        validation.check_chain_state("feed_step_multiplier", state, 2)
         multiplier = state[1].step_multiplier
         updates, direction_state = direction.update(
             updates, state[0], params, **extra_args, step_multiplier=multiplier

@@ -28,6 +28,7 @@ from nlcg_optax.preconditioners.matrices import (
     widened,
 )
 from nlcg_optax.transformation import transformation
+from nlcg_optax.wrappers.not_schedules import not_schedules
 from nlcg_optax.xla.automatic_sharding import with_automatic_sharding
 
 
@@ -78,6 +79,7 @@ class ScaleByKroneckerState(NamedTuple):
     diagnostics: KroneckerDiagnostics
 
 
+@not_schedules("weight_dimension_numbers")
 def scale_by_kronecker(
     *,
     decay: float | jax.Array = 0.95,
@@ -228,6 +230,7 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByKroneckerState]:
+    validation.check_state("scale_by_kronecker", state, ScaleByKroneckerState)
     wide = jax.tree.map(widened, updates)
     grads, treedef = jax.tree.flatten(wide)
     blocks = _blocks_of(options, wide)

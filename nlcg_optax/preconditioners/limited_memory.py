@@ -191,6 +191,7 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByLimitedMemoryState]:
+    validation.check_state("scale_by_limited_memory", state, ScaleByLimitedMemoryState)
     del extra_args
     validation.require(
         "scale_by_limited_memory", "params", params, "for the secant pairs"

@@ -23,6 +23,7 @@ from nlcg_optax.preconditioners.matrices import (
 from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import max_abs
 from nlcg_optax.trees.split import parameters_split_over
+from nlcg_optax.wrappers.not_schedules import not_schedules
 from nlcg_optax.xla.automatic_sharding import with_automatic_sharding
 
 NORMALIZATIONS = ("frobenius", "spectral", "aol", "schatten")
@@ -38,6 +39,7 @@ class ScaleByOrthogonalizationState(NamedTuple):
     vectors: PyTree
 
 
+@not_schedules("weight_dimension_numbers")
 def scale_by_orthogonalization(
     *,
     steps: int = 5,
@@ -147,6 +149,9 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByOrthogonalizationState]:
+    validation.check_state(
+        "scale_by_orthogonalization", state, ScaleByOrthogonalizationState
+    )
     views = matrix_views(updates, options.weight_dimension_numbers)
     new, vectors_state = options.vectors.update(
         jax.tree.map(widened, updates), state.vectors, params, **extra_args

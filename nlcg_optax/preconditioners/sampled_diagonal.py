@@ -138,6 +138,9 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleBySampledDiagonalState]:
+    validation.check_state(
+        "preconditioner with a sampled diagonal", state, ScaleBySampledDiagonalState
+    )
     validation.check_same_structure("updates", updates, state.sample_average)
     sample_fn = options.sampler(params, extra_args)
     due = is_due(state.count, options.refresh_period, extra_args)

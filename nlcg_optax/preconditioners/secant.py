@@ -138,6 +138,7 @@ def scale_by_diagonal_secant(
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, missing.
+      TypeError: if ``learning_rate`` is neither a number nor a schedule.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -175,6 +176,11 @@ def checked_options(
 ) -> Options:
     """Returns the `Options` with these values; raises where one is out of its range."""
     validation.check_choice("secant", secant, SECANTS)
+    if learning_rate is not None:
+        remedy = ""
+        if isinstance(learning_rate, str) and learning_rate in SECANTS:
+            remedy = f"; the source of y is a keyword: secant={learning_rate!r}"
+        validation.check_rate("learning_rate", learning_rate, remedy)
     validation.check_positive_int("refresh_period", refresh_period)
     if reset_period is not None:
         validation.check_positive_int("reset_period", reset_period)
@@ -224,6 +230,7 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByDiagonalSecantState]:
+    validation.check_state(NAME, state, ScaleByDiagonalSecantState)
     validation.check_same_structure("updates", g, state.diagonal)
     refresh = is_due(state.count, options.refresh_period, extra_args)
     due = (state.count > 0) & refresh

@@ -148,6 +148,9 @@ def scale_by_curvature_step(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByCurvatureStepState]:
+        validation.check_state(
+            "scale_by_curvature_step", state, ScaleByCurvatureStepState
+        )
         updates, params = as_arrays(updates), as_arrays(params)
         along = curvature_along_fn(
             "scale_by_curvature_step",

@@ -196,6 +196,7 @@ def _update(
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleBySubspaceStepState]:
     name, kind = "scale_by_subspace_step", options.curvature
+    validation.check_state(name, state, ScaleBySubspaceStepState)
     along = curvature_along_fn(name, kind, params, extra_args)
     value_at = None
     if options.adapt_damping:

@@ -123,6 +123,7 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, VirtualBatchState]:
+    validation.check_state("virtual_batch", state, VirtualBatchState)
     validation.check_same_structure("updates", updates, state.mean_grad)
     refused, _ = optax.skip_not_finite(updates, state.count, params)
     value = extra_args.get("value")

@@ -70,7 +70,17 @@ def while_loop(
     return jax.lax.while_loop(cond_fn, body_fn, carry)
 
 
+def is_known(value: bool | jax.Array) -> bool:
+    """Whether a value can be read now, that is, outside of ``jit``, ``vmap`` and so on.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> is_known(jnp.float32(1.))
+      True
+    """
+    return not isinstance(value, jax.core.Tracer)
+
+
 def _is_left_to_lax(predicate: bool | jax.Array) -> bool:
     # Under `jit` the result of an operation is a tracer even if no operand is one.
-    traced = isinstance(jnp.logical_not(predicate), jax.core.Tracer)
-    return traced or not switch.is_on()
+    return not is_known(jnp.logical_not(predicate)) or not switch.is_on()
