@@ -20,6 +20,9 @@ def diagnostics(opt_state: PyTree) -> dict[str, jax.Array]:
       ``step_multiplier``. A name that occurs in several places of the state is
       prefixed with the path of its place.
 
+    Raises:
+      TypeError: if ``opt_state`` is an optimizer.
+
     Examples:
       >>> import jax.numpy as jnp, optax
       >>> from nlcg_optax import scale_by_nlcg
@@ -29,6 +32,11 @@ def diagnostics(opt_state: PyTree) -> dict[str, jax.Array]:
       >>> float(diagnostics(state)["grad_norm"]), float(diagnostics(state)["cosine"])
       (5.0, 1.0)
     """
+    if isinstance(opt_state, optax.GradientTransformation):
+        raise TypeError(
+            "opt_state is an optimizer; allowed is its state, which init and update "
+            "return"
+        )
     found = [
         (jax.tree_util.keystr(path[:-1]), value._asdict())
         for path, value in optax.tree.get_all_with_path(opt_state, "diagnostics")

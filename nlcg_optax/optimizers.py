@@ -9,7 +9,7 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.direction.damped import damp_by_beta
-from nlcg_optax.direction.rules import ConjugacyRule
+from nlcg_optax.direction.rules import RULES, ConjugacyRule
 from nlcg_optax.direction.transform import scale_by_nlcg
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.linesearch.hager_zhang import scale_by_hager_zhang_linesearch
@@ -18,7 +18,8 @@ from nlcg_optax.preconditioners.matrices import vector_mask
 from nlcg_optax.preconditioners.orthogonal import scale_by_orthogonalization
 from nlcg_optax.step_size.slope_ratio import scale_by_slope_ratio
 from nlcg_optax.trees.inner_products import Scope
-from nlcg_optax.wrappers.extra_args import for_linesearch
+from nlcg_optax.wrappers.extra_args import checked_chain, for_linesearch
+from nlcg_optax.wrappers.not_schedules import not_schedules
 
 # For noisy gradients: the decay of the average of beta, and the cap of beta. How they
 # were chosen is in the section on few steps of experiments/README.md.
@@ -30,6 +31,7 @@ RAMP = 0.95  # the decay where the average of beta is meant to rise slowly from 
 MAX_SLOPE_RATIO = 0.1
 
 
+@not_schedules("rule", "weight_decay_mask")
 def nlcg(
     learning_rate: optax.ScalarOrSchedule | None = None,
     rule: str | float | jax.Array | ConjugacyRule = "pr+",
@@ -62,7 +64,7 @@ def nlcg(
     For restarts, other bounds or one β per leaf, chain `scale_by_nlcg` yourself.
 
     Args:
-      learning_rate: step size or schedule; may be None.
+      learning_rate: step size or schedule; None with a line search.
       rule: see `scale_by_nlcg`.
       preconditioner: any Optax transformation that maps g to P g.
       beta_max: upper bound of β; None means 0.95 without a line search, and no bound
@@ -85,9 +87,10 @@ def nlcg(
       The optimizer.
 
     Raises:
-      ValueError: if an argument is out of its range, or weight decay is combined with
-        a line search.
-      TypeError: if an argument is of a wrong kind.
+      ValueError: if an argument is out of its range, or a learning rate or weight
+        decay is combined with a line search.
+      TypeError: if an argument is of a wrong kind or, in ``update``, the state is none
+        of this optimizer.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -112,8 +115,24 @@ def nlcg(
             validation.check_transformation(name, part)
     if weight_decay is not None:
         validation.check_non_negative("weight_decay", weight_decay)
+    if learning_rate is not None:
+        remedy = ""
+        if isinstance(learning_rate, str) and learning_rate in RULES:
+            given = f"{learning_rate!r}"
+            remedy = (
+                f"; the rule is the second argument: nlcg(0.1, {given}), or "
+                f"nlcg(rule={given}) with a line search"
+            )
+        validation.check_rate("learning_rate", learning_rate, remedy)
+    if learning_rate is not None and linesearch is not None:
+        raise ValueError(
+            f"learning_rate={learning_rate!r} cannot be combined with a linesearch, "
+            "which finds the step size; leave one of them out"
+        )
     if learning_rate is None and linesearch is None:
         linesearch = scale_by_hager_zhang_linesearch(max_slope_ratio=MAX_SLOPE_RATIO)
+    elif linesearch is not None:
+        linesearch = for_linesearch(linesearch)
     if weight_decay is not None and linesearch is not None:
         raise ValueError(
             f"weight_decay={weight_decay!r} cannot be combined with a line search, "
@@ -144,10 +163,11 @@ def nlcg(
     else:
         parts.append(optax.scale_by_learning_rate(learning_rate))
     if linesearch is not None:
-        parts.append(for_linesearch(linesearch))
-    return optax.chain(*parts)
+        parts.append(linesearch)
+    return checked_chain("nlcg", parts)
 
 
+@not_schedules("weight_decay_mask", "weight_dimension_numbers")
 def large_batch_nlcg(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -203,6 +223,9 @@ def large_batch_nlcg(
       >>> bool(loss(w) < 1e-2)
       True
     """
+    validation.check_rate(
+        "learning_rate", learning_rate, "; only nlcg() has a line search instead"
+    )
     direction = _large_batch_direction(
         preconditioner,
         scope,
@@ -211,9 +234,11 @@ def large_batch_nlcg(
         weight_dimension_numbers,
         state_dtype,
     )
-    return optax.chain(direction, optax.scale_by_learning_rate(learning_rate))
+    rate = optax.scale_by_learning_rate(learning_rate)
+    return checked_chain("large_batch_nlcg", [direction, rate])
 
 
+@not_schedules("weight_decay_mask", "weight_dimension_numbers")
 def tuning_free_nlcg(
     num_steps: int | jax.Array | None = None,
     *,
@@ -286,7 +311,8 @@ def tuning_free_nlcg(
         weight_dimension_numbers,
         state_dtype,
     )
-    return optax.chain(scale_by_slope_ratio(direction, num_steps), optax.scale(-1.0))
+    step = scale_by_slope_ratio(direction, num_steps)
+    return checked_chain("tuning_free_nlcg", [step, optax.scale(-1.0)])
 
 
 def _large_batch_direction(

@@ -4,12 +4,16 @@ Each message names the argument, what was given and what is allowed. Values that
 JAX arrays are let through: under ``optax.inject_hyperparams`` they are traced.
 """
 
+import difflib
+import functools
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from nlcg_optax.dtypes import PyTree
@@ -58,22 +62,48 @@ def check_non_negative(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must be finite and not below 0")
 
 
+def _is_integer(value: Any) -> bool:
+    """Whether it is an integer of Python or NumPy, or an array of one."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def check_positive_int(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is an integer of at least one."""
     if _is_array(value):
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not _is_integer(value) or value < 1:
         raise ValueError(f"{name}={value!r} must be an integer of at least 1")
 
 
 def check_int(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is an integer."""
-    if not _is_array(value) and (isinstance(value, bool) or not isinstance(value, int)):
+    if not _is_array(value) and not _is_integer(value):
         raise ValueError(f"{name}={value!r} must be an integer")
+
+
+def check_rate(name: str, value: Any, remedy: str = "") -> None:
+    """Raises TypeError unless ``value`` is a number or a schedule.
+
+    ``remedy`` says what was probably meant.
+    """
+    is_number = isinstance(value, numbers.Real) or hasattr(value, "dtype")
+    if not is_number and not callable(value):
+        raise TypeError(
+            f"{name}={value!r} is a {type(value).__name__}; allowed are a number and a "
+            f"schedule, a function of the step count{remedy}"
+        )
 
 
 def check_float_dtype(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` names a real floating-point dtype."""
+    if _is_array(value):
+        raise ValueError(
+            f"{name}={value!r} is an array, not a dtype; under "
+            "optax.inject_hyperparams a dtype such as jnp.bfloat16 is taken for a "
+            f"schedule, so give its name: {name}='bfloat16'"
+        )
     try:
         is_float = jnp.issubdtype(jnp.dtype(value), jnp.floating)
     except TypeError:
@@ -105,10 +135,29 @@ def check_scalar_output(name: str, output: Any) -> None:
     is_array = hasattr(output, "dtype") and hasattr(output, "shape")
     if not is_array or output.shape or not jnp.issubdtype(output.dtype, jnp.floating):
         given = f"shape {output.shape} and dtype {output.dtype}" if is_array else output
+        if isinstance(output, tuple):
+            given = f"a tuple of {len(output)}"
+            if name == "value_fn" and len(output) == 2:
+                given += (
+                    "; if these are the value and auxiliary data, pass has_aux=True"
+                )
         raise TypeError(
             f"{name} must return a real scalar of a floating-point dtype, but "
             f"returned {given}"
         )
+
+
+def returning_scalar(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function ``fn``; it raises TypeError unless it returns a real scalar."""
+
+    @functools.wraps(fn)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        output = fn(*args, **kwargs)
+        if not isinstance(output, float):
+            check_scalar_output(name, output)
+        return output
+
+    return checked
 
 
 def check_same_structure(name: str, tree: PyTree, reference: PyTree) -> None:
@@ -136,15 +185,70 @@ def check_same_structure(name: str, tree: PyTree, reference: PyTree) -> None:
             )
 
 
-def require(transformation: str, name: str, value: Any, why: str) -> Any:
-    """Returns an argument of ``update``, or raises ValueError if it was not passed."""
+def require(
+    transformation: str, name: str, value: Any, why: str, given: Iterable[str] = ()
+) -> Any:
+    """Returns an argument of ``update``, or raises ValueError if it was not passed.
+
+    ``given`` are the names of the extra arguments that were passed.
+    """
     if value is None:
         call = "" if name == "params" else f", {name}=..."
+        close = [other for other in given if is_near_miss(other, name)]
+        hint = f" (is `{close[0]}` misspelled?)" if close else ""
         raise ValueError(
-            f"{transformation}: update needs `{name}` ({why}), but got None; call "
-            f"update(grads, state, params{call})"
+            f"{transformation}: update needs `{name}` ({why}), but got None{hint}; "
+            f"call update(grads, state, params{call})"
         )
     return value
+
+
+OTHER_NAMES = {
+    "value": ("loss",),
+    "value_fn": ("loss_fn", "fun", "loss_function"),
+    "outputs_fn": ("model_fn", "apply_fn", "logits_fn", "predict_fn"),
+    "output_loss_fn": ("loss_fn", "criterion"),
+}
+
+
+def is_near_miss(given: str, name: str) -> bool:
+    """Whether an argument called ``given`` was probably meant to be ``name``.
+
+    Examples:
+      >>> is_near_miss("valuefn", "value_fn"), is_near_miss("value", "value_fn")
+      (True, False)
+    """
+    return given in OTHER_NAMES.get(name, ()) or is_close(given, name)
+
+
+def is_close(given: str, name: str) -> bool:
+    """Whether two names differ in a letter or two.
+
+    Examples:
+      >>> is_close("refesh", "refresh"), is_close("values", "value_fn")
+      (True, False)
+    """
+    return difflib.SequenceMatcher(None, given, name).ratio() > 0.85
+
+
+def check_state(transformation: str, state: Any, kind: type) -> None:
+    """Raises TypeError unless ``state`` is of the kind that ``init`` returns."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"{transformation}: update got a {type(state).__name__} as `state`, but "
+            f"its state is the {kind.__name__} that init returns; call "
+            "update(grads, state, params)"
+        )
+
+
+def check_chain_state(transformation: str, state: Any, count: int) -> None:
+    """Raises TypeError unless ``state`` can be that of a chain of ``count`` parts."""
+    if not isinstance(state, tuple) or len(state) != count:
+        raise TypeError(
+            f"{transformation}: update got a {type(state).__name__} as `state`, but "
+            f"its state is the tuple of {count} that init returns; call "
+            "update(grads, state, params)"
+        )
 
 
 def check_scalar_loss(transformation: str, value: Any) -> None:

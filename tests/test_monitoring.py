@@ -12,7 +12,8 @@ def test_names_of_the_whole_paper_system():
     found = diagnostics(tx.init(jnp.ones(2)))
     assert set(found) == {
         *("beta", "cosine", "grad_norm", "direction_norm", "restarted", "skipped"),
-        *("num_restarts", "num_skips", "curvature", "num_secants", "num_secant_skips"),
+        *("num_restarts", "num_skips", "num_preconditioner_skips"),
+        *("curvature", "num_secants", "num_secant_skips"),
         *("step_multiplier", "loss_ratio", "undone", "num_value_skips"),
     }
     assert all(jnp.ndim(value) == 0 for value in found.values())

@@ -41,6 +41,21 @@ SOLVERS = (
     "jaxopt NonlinearCG zoom",
     "jaxopt NonlinearCG Hager-Zhang",
 )
+# Without the C program, which has no float32, and with the two BFGS of JAX.
+SOLVERS_IN_FLOAT32 = (
+    "nlcg_optax limited-memory",
+    "nlcg_optax hs+",
+    "nlcg_optax hz",
+    "optax lbfgs",
+    "SciPy L-BFGS-B",
+    "SciPy CG",
+    "jax.scipy BFGS",
+    "optimistix BFGS",
+    "optimistix NonlinearCG",
+    "jaxopt NonlinearCG zoom",
+    "jaxopt NonlinearCG Hager-Zhang",
+)
+REFERENCES = (REFERENCE, "optax lbfgs")  # the first of them that has records
 PACKAGES = (
     "nlcg-optax",
     "jax",
@@ -74,21 +89,44 @@ class Config:
 
     Attributes:
         problems: the set of problems.
-        solvers: names of the solvers, as in the table; all by default.
-        records: file of records, one JSON line each; it is appended to.
-        output: folder of classical.md and classical.png.
+        precision: of the objective and of the solvers; in float32 ours have their
+            defaults, the peers run as long as they get lower, and the same problem in
+            float64 tells whether the lowest point is a solution.
+        solvers: names of the solvers, as in the table; all of the precision by default.
+        records: file of records, one JSON line each; it is appended to. By default
+            runs/classical.jsonl or, in float32, runs/classical_float32.jsonl.
+        output: folder of the table and the picture, which have the name of the records.
         max_work: budget per problem in gradient-equivalents.
         max_seconds: limit of processor time per problem.
         report_only: make the table and the picture, run nothing.
     """
 
     problems: Literal["all", "mgh", "development", "small"] = "all"
-    solvers: tuple[str, ...] = SOLVERS
-    records: Path = Path("runs/classical.jsonl")
+    precision: Literal["float64", "float32"] = "float64"
+    solvers: tuple[str, ...] = ()
+    records: Path | None = None
     output: Path = Path("runs")
     max_work: float = 10_000.0
     max_seconds: float = 60.0
     report_only: bool = False
+
+    def filled(self) -> Config:
+        """With solvers and records in place of their defaults.
+
+        Raises:
+            ValueError: if a solver is unknown.
+        """
+        single = self.precision == "float32"
+        known = SOLVERS_IN_FLOAT32 if single else SOLVERS
+        for solver in self.solvers:
+            if solver not in known:
+                raise ValueError(f"solvers has {solver!r}; allowed are {list(known)}")
+        name = "classical_float32.jsonl" if single else "classical.jsonl"
+        return dataclasses.replace(
+            self,
+            solvers=self.solvers or known,
+            records=self.records or Path("runs") / name,
+        )
 
 
 class Worker:
@@ -174,17 +212,20 @@ def run(config: Config, console: Console) -> None:
     # Imported here because only running needs the packages of the solvers.
     from experiments.classical import problems
 
+    assert config.records is not None
     names = problems.select(config.problems)
     done = {(r["solver"], r["problem"]) for r in read(config.records)}
     tasks = [
         {
             "solver": solver,
             "problem": name,
+            "precision": config.precision,
             "max_work": config.max_work,
             "max_seconds": config.max_seconds,
         }
-        for solver in config.solvers
+        # Problem by problem: what checks a point is compiled once.
         for name in names
+        for solver in config.solvers
         if (solver, name) not in done
     ]
     config.records.parent.mkdir(parents=True, exist_ok=True)
@@ -211,6 +252,7 @@ def report(config: Config, console: Console) -> None:
     Raises:
         ValueError: if there is no record of any.
     """
+    assert config.records is not None
     records: profiles.Records = {solver: {} for solver in config.solvers}
     for record in read(config.records):
         if record["solver"] in records:
@@ -218,11 +260,12 @@ def report(config: Config, console: Console) -> None:
     records = {solver: by for solver, by in records.items() if by}
     if not records:
         raise ValueError(f"records={str(config.records)!r} holds none of the solvers")
-    reference = REFERENCE if REFERENCE in records else next(iter(records))
+    reference = next((r for r in REFERENCES if r in records), next(iter(records)))
     text = profiles.table(records, reference)
     config.output.mkdir(parents=True, exist_ok=True)
-    (config.output / "classical.md").write_text(text + "\n", encoding="utf-8")
-    profiles.draw(records, config.output / "classical.png")
+    path = config.output / config.records.stem
+    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    profiles.draw(records, path.with_suffix(".png"))
     console.print(text, soft_wrap=True, markup=False)
 
 
@@ -232,9 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, prog=f"python -m {module}", args=arguments)
     console = Console()
     with ending_with_a_message(module, arguments):
-        for solver in config.solvers:
-            if solver not in SOLVERS:
-                raise ValueError(f"solvers has {solver!r}; allowed are {list(SOLVERS)}")
+        config = config.filled()
         if not config.report_only:
             run(config, console)
         report(config, console)

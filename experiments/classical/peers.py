@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.scipy.optimize
 import jaxopt
 import numpy as np
 import optax
@@ -23,26 +24,29 @@ import nlcg_optax
 from experiments.classical import counting
 from experiments.classical.counting import Counter
 
-TOL = 1e-6
+TOL = 1e-6  # in float64; in float32 every peer runs as long as it gets lower
 MAX_ITERATIONS = 100_000
 
 Solver = Callable[[Counter, np.ndarray], np.ndarray]
 
 
-def _is_small(value: Any, grad: Any) -> Any:
-    return jnp.max(jnp.abs(grad)) <= TOL * (1 + jnp.abs(value))
+def _is_small(tol: float, value: Any, grad: Any) -> Any:
+    return jnp.max(jnp.abs(grad)) <= tol * (1 + jnp.abs(value))
 
 
-def _ours(method: str) -> Solver:
+def _ours(method: str, tol: float) -> Solver:
+    kind: dict[str, Any] = {"tol": tol, "tol_kind": "value"} if tol else {}
+
     def solve(counter: Counter, x0: np.ndarray) -> np.ndarray:
         result = nlcg_optax.minimize(
             counting.counted,
             counting.use(counter, x0),
             method=method,
-            tol=TOL,
+            **kind,
             max_iterations=MAX_ITERATIONS,
             max_evaluations=counter.max_work,
         )
+        counter.says_success = bool(result.success)
         return np.asarray(result.x)[: x0.size]
 
     return solve
@@ -57,7 +61,7 @@ def _compiled(run: Callable[[jax.Array], jax.Array]) -> Solver:
     return solve
 
 
-def _optax_lbfgs(x0: jax.Array) -> jax.Array:
+def _optax_lbfgs(x0: jax.Array, tol: float) -> jax.Array:
     tx = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(counting.counted)
 
@@ -70,14 +74,14 @@ def _optax_lbfgs(x0: jax.Array) -> jax.Array:
         x = optax.apply_updates(x, updates)
         value = optax.tree.get(state, "value")
         grad = optax.tree.get(state, "grad")
-        return x, state, _is_small(value, grad), jnp.all(updates == 0)
+        return x, state, _is_small(tol, value, grad), jnp.all(updates == 0)
 
     stop = jnp.array(False)
     start = (x0, tx.init(x0), stop, stop)
     return jax.lax.while_loop(lambda c: ~(c[2] | c[3]), body, start)[0]
 
 
-def _jaxopt_nlcg(linesearch: str) -> Callable[[jax.Array], jax.Array]:
+def _jaxopt_nlcg(linesearch: str, tol: float) -> Callable[[jax.Array], jax.Array]:
     def run(x0: jax.Array) -> jax.Array:
         solver = jaxopt.NonlinearCG(
             counting.counted,
@@ -94,16 +98,23 @@ def _jaxopt_nlcg(linesearch: str) -> Callable[[jax.Array], jax.Array]:
 
         def goes_on(carry: Any) -> Any:
             _, state, k = carry
-            return ~_is_small(state.value, state.grad) & (k < MAX_ITERATIONS)
+            return ~_is_small(tol, state.value, state.grad) & (k < MAX_ITERATIONS)
 
         return jax.lax.while_loop(goes_on, body, (x0, solver.init_state(x0), 0))[0]
 
     return run
 
 
-def _optimistix_nlcg(x0: jax.Array) -> jax.Array:
+def _jax_scipy(x0: jax.Array) -> jax.Array:
+    options = {"gtol": 0.0, "maxiter": MAX_ITERATIONS}
+    return jax.scipy.optimize.minimize(
+        counting.counted, x0, method="BFGS", options=options
+    ).x
+
+
+def _optimistix(x0: jax.Array, solver_class: Any, tol: float) -> jax.Array:
     # The smallest tolerance, so that only the loop below stops it.
-    solver: Any = optimistix.NonlinearCG(rtol=0.0, atol=0.0)
+    solver: Any = solver_class(rtol=0.0, atol=0.0)
 
     def fn(x: jax.Array, args: Any) -> tuple[jax.Array, None]:
         del args
@@ -137,12 +148,12 @@ def _optimistix_nlcg(x0: jax.Array) -> jax.Array:
     def goes_on(carry: Any) -> Any:
         _, arrays, k = carry
         info = unpack(arrays).f_info
-        return (~_is_small(info.f, info.grad) | (k == 0)) & (k < MAX_ITERATIONS)
+        return (~_is_small(tol, info.f, info.grad) | (k == 0)) & (k < MAX_ITERATIONS)
 
     return jax.lax.while_loop(goes_on, body, (x0, pack(state), 0))[0]
 
 
-def _scipy(method: str) -> Solver:
+def _scipy(method: str, tol: float) -> Solver:
     def solve(counter: Counter, x0: np.ndarray) -> np.ndarray:
         seen: dict[bytes, tuple[float, np.ndarray]] = {}
 
@@ -156,7 +167,7 @@ def _scipy(method: str) -> Solver:
             known = seen.get(np.asarray(intermediate_result.x).tobytes())
             if known is None:
                 known = counter.uncounted(intermediate_result.x)
-            if _is_small(*known):
+            if _is_small(tol, *known):
                 raise StopIteration
 
         options: dict[str, Any] = {"maxiter": MAX_ITERATIONS, "gtol": 0.0}
@@ -195,19 +206,30 @@ def _cg_descent(**options: Any) -> Solver:
 
 
 @functools.cache
-def solvers() -> dict[str, Solver]:
-    """All solvers by name."""
+def solvers(tol: float = TOL) -> dict[str, Solver]:
+    """All solvers by name.
+
+    Args:
+        tol: where they stop; with 0 ours at their defaults, the others never.
+    """
+    bind = functools.partial
     return {
-        "nlcg_optax limited-memory": _ours("limited-memory"),
-        "nlcg_optax hs+": _ours("hs+"),
-        "nlcg_optax hz": _ours("hz"),
+        "nlcg_optax limited-memory": _ours("limited-memory", tol),
+        "nlcg_optax hs+": _ours("hs+", tol),
+        "nlcg_optax hz": _ours("hz", tol),
         "CG_DESCENT default": _cg_descent(),
         "CG_DESCENT L-BFGS": _cg_descent(LBFGS=1),
         "CG_DESCENT memory 0": _cg_descent(memory=0),
-        "optax lbfgs": _compiled(_optax_lbfgs),
-        "SciPy L-BFGS-B": _scipy("L-BFGS-B"),
-        "SciPy CG": _scipy("CG"),
-        "optimistix NonlinearCG": _compiled(_optimistix_nlcg),
-        "jaxopt NonlinearCG zoom": _compiled(_jaxopt_nlcg("zoom")),
-        "jaxopt NonlinearCG Hager-Zhang": _compiled(_jaxopt_nlcg("hager-zhang")),
+        "optax lbfgs": _compiled(bind(_optax_lbfgs, tol=tol)),
+        "SciPy L-BFGS-B": _scipy("L-BFGS-B", tol),
+        "SciPy CG": _scipy("CG", tol),
+        "jax.scipy BFGS": _compiled(_jax_scipy),
+        "optimistix BFGS": _compiled(
+            bind(_optimistix, solver_class=optimistix.BFGS, tol=tol)
+        ),
+        "optimistix NonlinearCG": _compiled(
+            bind(_optimistix, solver_class=optimistix.NonlinearCG, tol=tol)
+        ),
+        "jaxopt NonlinearCG zoom": _compiled(_jaxopt_nlcg("zoom", tol)),
+        "jaxopt NonlinearCG Hager-Zhang": _compiled(_jaxopt_nlcg("hager-zhang", tol)),
     }

@@ -119,7 +119,7 @@ _GAUSSIAN_Y = np.array(
 def gaussian(x: jax.Array) -> jax.Array:
     """(9)."""
     t = (8.0 - jnp.arange(1.0, 16.0)) / 2.0
-    return x[0] * jnp.exp(-x[1] * (t - x[2]) ** 2 / 2.0) - _GAUSSIAN_Y
+    return x[0] * jnp.exp(-x[1] * (t - x[2]) ** 2 / 2.0) - jnp.asarray(_GAUSSIAN_Y)
 
 
 # fmt: off
@@ -133,7 +133,7 @@ _MEYER_Y = np.array(
 def meyer(x: jax.Array) -> jax.Array:
     """(10)."""
     t = 45.0 + 5.0 * jnp.arange(1.0, 17.0)
-    return x[0] * jnp.exp(x[1] / (t + x[2])) - _MEYER_Y
+    return x[0] * jnp.exp(x[1] / (t + x[2])) - jnp.asarray(_MEYER_Y)
 
 
 def gulf(x: jax.Array) -> jax.Array:
@@ -195,7 +195,7 @@ _KOWALIK_U = np.array(
 
 def kowalik_osborne(x: jax.Array) -> jax.Array:
     """(15)."""
-    u = _KOWALIK_U
+    u = jnp.asarray(_KOWALIK_U)
     model = x[0] * (u**2 + u * x[1]) / (u**2 + u * x[2] + x[3])
     return jnp.asarray(_KOWALIK_Y) - model
 
@@ -383,7 +383,10 @@ def _grid(n: int) -> np.ndarray:
 
 
 def _standard() -> list[Problem]:
-    """The 35 problems at their published standard starts."""
+    """The 35 problems at their published standard starts.
+
+    One list in the order of the paper, and so longer than functions are here.
+    """
 
     def start(*values: float, repeat: int = 1) -> np.ndarray:
         return np.tile(np.asarray(values, dtype=np.float64), repeat)

@@ -151,8 +151,29 @@ def table(records: Records, reference: str) -> str:
         "area under profile": [f"{areas[s]:.3f}" for s in order],
         "µs per gradient-equivalent": [f"{micros[s]:.0f}" for s in order],
     }
+    if any("says_success" in r for by in records.values() for r in by.values()):
+        columns |= _own_verdicts(records, order)
     found = make_table([Column(head, head, rows) for head, rows in columns.items()])
     return found.markdown()
+
+
+def _own_verdicts(records: Records, order: list[str]) -> dict[str, list[str]]:
+    """What solvers say of their end, and what it costs to find it, in float32."""
+    says, wrong, extra = [], [], []
+    for solver in order:
+        rows = [r for r in records[solver].values() if r.get("says_success")]
+        has_verdict = any(
+            r.get("says_success") is not None for r in records[solver].values()
+        )
+        says.append(str(len(rows)) if has_verdict else "–")
+        wrong.append(str(sum(not r["solved"] for r in rows)) if has_verdict else "–")
+        logs = [np.log(r["total_work"] / r["work"]) for r in rows if r["solved"]]
+        extra.append(f"{np.exp(np.mean(logs)):.2f}" if logs else "–")
+    return {
+        "says converged": says,
+        "of these not solved": wrong,
+        "work to its end / work": extra,
+    }
 
 
 def looks(solvers: Iterable[str]) -> dict[str, style.Look]:

@@ -5,6 +5,9 @@ logistic regression and a small network on the digits, and on a physics-informed
 for a boundary value problem. Every compiled solver is one program. Running and
 compiling are timed alternately in one process; times are medians of the ratio to
 `optax.lbfgs` within a round.
+
+A second table has the first call in a new process and a call with new data of the same
+shapes, for a fit of ten parameters, in seconds of processor time.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from sklearn.datasets import load_digits
 
 import nlcg_optax
 from experiments.bench.timing import median_ratio, timed
+from experiments.classical import first_calls
 from experiments.errors import ending_with_a_message
 from experiments.registry import look_up
 
@@ -60,12 +64,14 @@ class Config:
         seed: seed of the initial networks.
         output: Markdown file of the table.
         problems: names of the problems; all by default.
+        processes: new processes per solver for the table of first calls.
     """
 
     work: int = 300
     seed: int = 0
     output: Path = Path("runs/real_work.md")
     problems: tuple[str, ...] = ("logistic regression", "network", "boundary value")
+    processes: int = 5
 
 
 def _dense(key: jax.Array, sizes: list[int], dtype: Any) -> list[Any]:
@@ -293,6 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in config.problems:
             for dtype in (jnp.float32, jnp.float64):
                 lines += compare(name, dtype, config)
+        lines += ["", *first_calls.table(config.processes)]
         text = "\n".join(lines)
         config.output.parent.mkdir(parents=True, exist_ok=True)
         config.output.write_text(text + "\n", encoding="utf-8")

@@ -39,10 +39,10 @@ def load_or_open(name: str, options: DataOptions) -> AnyDataset:
 
     Args:
       name: a name in `DATASETS` or `STREAMED`.
-      options: what of it is used, and where it is.
+      options: which part of it to use, and where it is stored.
 
     Raises:
-      ValueError: if the name is unknown or the options do not fit.
+      ValueError: if the name is unknown or an option does not suit the data set.
       NotPreparedError: if it must be prepared first; the message says how.
     """
     known: dict[str, Callable[[DataOptions], AnyDataset]] = {**DATASETS, **STREAMED}
@@ -54,10 +54,11 @@ def load(name: str, options: DataOptions | None = None) -> Dataset:
 
     Args:
       name: a name in `DATASETS`.
-      options: what of it is used, and where it is.
+      options: which part of it to use, and where it is stored.
 
     Raises:
-      ValueError: if the name is unknown or streamed, or the options do not fit.
+      ValueError: if the name is unknown or streamed, or an option does not suit the
+        data set.
       NotPreparedError: if it must be prepared first; the message says how.
     """
     if name in STREAMED:

@@ -20,7 +20,7 @@ CIFAR_MEMBERS = {
         "test": ["cifar-100-binary/test.bin"],
     },
 }
-# A record of CIFAR-100 starts with the coarse label, which is not used here.
+# A CIFAR-100 record starts with the coarse label, which is not used here.
 CIFAR_LABEL_BYTES = {"cifar10": 1, "cifar100": 2}
 
 IDX_UNSIGNED_BYTE = 8
@@ -32,11 +32,11 @@ def read_archives(
     """Reads the splits ``train`` and ``test`` from official archives.
 
     Args:
-      image_set: what is read.
-      paths: where each of ``image_set.archives`` is.
+      image_set: the set to read.
+      paths: path of each of ``image_set.archives``.
 
     Raises:
-      ValueError: if a file is broken or not what its name says.
+      ValueError: if a file is corrupt or does not hold what its name says.
     """
     files = [paths[name] for name in image_set.archives]
     if image_set.name in CIFAR_MEMBERS:
@@ -65,7 +65,7 @@ def _read_cifar(
         )
     except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
         raise ValueError(
-            f"{path} is not the official archive of {image_set.name}, or is broken: "
+            f"{path} is not the official archive of {image_set.name}, or is corrupt: "
             f"{error}"
         ) from error
     images = records[:, label_bytes:].reshape(-1, channels, height, width)
@@ -86,7 +86,7 @@ def _read_idx(path: Path) -> np.ndarray:
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
     except (OSError, EOFError, IndexError, ValueError) as error:
         raise ValueError(
-            f"{path} is not an idx file of bytes, or is broken: {error}"
+            f"{path} is not an idx file of bytes, or is corrupt: {error}"
         ) from error
 
 

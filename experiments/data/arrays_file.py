@@ -1,4 +1,4 @@
-"""Image sets as one file of NumPy arrays, which needs no library but NumPy to read."""
+"""Image sets as one file of NumPy arrays, which NumPy alone can read."""
 
 import os
 from pathlib import Path
@@ -10,14 +10,14 @@ from experiments.data.image_sets import ImageSet, LabeledImages
 
 
 def arrays_path(image_set: ImageSet, data_dir: Path) -> Path:
-    """Where the file of an image set is."""
+    """Path of the file of an image set."""
     return data_dir / f"{image_set.name}.npz"
 
 
 def write(
     image_set: ImageSet, data_dir: Path, splits: dict[str, LabeledImages]
 ) -> None:
-    """Writes both splits; a reader sees the whole file or none."""
+    """Writes both splits atomically: a reader sees the whole file or none."""
     data_dir.mkdir(parents=True, exist_ok=True)
     path = arrays_path(image_set, data_dir)
     incomplete = path.with_suffix(f".incomplete{os.getpid()}")
@@ -38,10 +38,10 @@ def read(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImages]:
     """Reads both splits.
 
     Raises:
-      Exception: of some kind of NumPy's, if the file is missing or broken.
+      Exception: of whatever type NumPy raises, if the file is missing or corrupt.
     """
     path = arrays_path(image_set, data_dir)
-    # NumPy leaves a broken file open unless it was opened outside.
+    # NumPy does not close a corrupt file that it opened itself.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return {
             split: LabeledImages(arrays[f"{split}_images"], arrays[f"{split}_labels"])

@@ -17,21 +17,21 @@ Box = tuple[float, float, float, float]
 def random_resized_crop(
     encoded: bytes, size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Crops a random area of a random aspect, resizes it and flips half of them.
+    """Crops a random box, resizes it and flips it with probability one half.
 
-    As in arXiv 1409.4842, section 6: the area is uniform, so is the logarithm of the
-    aspect.
+    As in arXiv 1409.4842, section 6: the area of the box and the logarithm of its
+    aspect ratio are uniformly distributed.
 
     Args:
       encoded: JPEG or another format that Pillow reads.
       size: height and width of the result.
-      rng: of this image.
+      rng: random number generator for this image.
 
     Returns:
       ``[size, size, 3]``, uint8.
 
     Raises:
-      OSError: if it is no image, or a broken one.
+      OSError: if it is not an image, or a corrupt one.
     """
     with Image.open(io.BytesIO(encoded)) as image:
         pixels = _resized(image, random_box(*image.size, rng), size)
@@ -39,14 +39,14 @@ def random_resized_crop(
 
 
 def central_crop(encoded: bytes, size: int) -> np.ndarray:
-    """Crops the central square of 7/8 of the shorter side; otherwise as the random."""
+    """Crops the central square of 7/8 of the shorter side; see the random crop."""
     with Image.open(io.BytesIO(encoded)) as image:
         side = CENTRAL * min(image.size)
         return _resized(image, _centered(*image.size, side, side), size)
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
-    """Left, upper, right and lower edge; the central square if no attempt fits."""
+    """Left, upper, right and lower edges; the central square if no attempt fits."""
     for _ in range(ATTEMPTS):
         area = rng.uniform(*AREA) * width * height
         aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
@@ -68,7 +68,7 @@ def _centered(width: int, height: int, box_width: float, box_height: float) -> B
 def _resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
     width, height = image.size
     left, upper, right, lower = box
-    # A JPEG is decoded at half, a quarter or an eighth of its size where that suffices.
+    # Decodes a JPEG at 1/2, 1/4 or 1/8 of its size if that is large enough.
     enough = (
         math.ceil(width * size / (right - left)),
         math.ceil(height * size / (lower - upper)),

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package."""
+"""The types by which the rest of the experiments sees a data set."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ class Split(NamedTuple):
 
     Attributes:
       images: ``[examples, height, width, channels]``; standardized floats, or raw
-        uint8 pixels, which `preprocessing` standardizes in the step. For
-        text the numbers of its characters, ``[examples, length]``, int32.
-      labels: ``[examples]``, int32; for text ``[examples, length]``.
+        uint8 pixels, which `preprocessing` standardizes in the step. For text, the
+        character codes, ``[examples, length]``, int32.
+      labels: ``[examples]``, int32; for text, ``[examples, length]``.
     """
 
     images: jax.Array
@@ -22,14 +22,14 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A data set in three splits: to train, to choose, to report once.
+    """A data set in three splits.
 
     Attributes:
       num_classes: number of different labels.
-      train: the examples that are trained on.
-      validation: the examples that hyperparameters are chosen on; None if all are
-        trained on, for a recipe that leaves nothing to choose.
-      test: the examples of the final figure.
+      train: examples to train on.
+      validation: examples to choose hyperparameters on; None if all are used for
+        training, for a recipe without hyperparameters to choose.
+      test: examples for the final result, to be evaluated once.
     """
 
     num_classes: int
@@ -39,7 +39,7 @@ class Dataset(NamedTuple):
 
 
 class StreamedDataset(NamedTuple):
-    """A `Dataset` that is read while it is used."""
+    """A `Dataset` that is read from storage during training."""
 
     num_classes: int
     train: Stream

@@ -13,9 +13,10 @@ SPLIT_SEED = 0
 
 
 def load_digits() -> Dataset:
-    """Loads the digits in fixed stratified splits of 1024, 384 and 389 images.
+    """Loads the digits in fixed, stratified splits of 1024, 384 and 389 images.
 
-    The images are standardized by mean and deviation over all training pixels.
+    The images are standardized by the mean and standard deviation of all training
+    pixels.
     """
     images, labels = sklearn.datasets.load_digits(return_X_y=True)
     train_images, other_images, train_labels, other_labels = train_test_split(

@@ -1,4 +1,4 @@
-"""Reading an image set from files in a directory that the user names."""
+"""Reading an image set from local files in a directory that the user names."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ SPLITS = ("train", "test")
 
 
 def read_files(image_set: ImageSet, folder: Path) -> dict[str, LabeledImages]:
-    """Reads ``train`` and ``test``, from official archives or else from npz parts.
+    """Reads ``train`` and ``test`` from the official archives or else from npz parts.
 
     Raises:
-      FileNotFoundError: if the folder has neither in full.
-      ValueError: if a file is broken, or labels and images do not fit.
+      FileNotFoundError: if the folder has a complete set of neither.
+      ValueError: if a file is corrupt, or labels and images do not match.
     """
     parts = {}
     if folder.is_dir():
@@ -40,8 +40,8 @@ def _checked(
         if len(images) != len(labels) or not len(labels):
             raise ValueError(
                 f"source={str(folder)!r}: the {name} split of {image_set.name} has "
-                f"{len(images)} images and {len(labels)} labels; as many are needed, "
-                "and at least one"
+                f"{len(images)} images and {len(labels)} labels; the numbers must be "
+                "equal, and at least one"
             )
         if labels.min() < 0 or labels.max() >= image_set.num_classes:
             raise ValueError(

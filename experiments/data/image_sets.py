@@ -1,4 +1,4 @@
-"""The sets of small images that can be prepared: what they are and where from."""
+"""The sets of small images that can be prepared: their shapes and sources."""
 
 import dataclasses
 from typing import NamedTuple
@@ -24,11 +24,11 @@ class ImageSet:
 
     Attributes:
       name: as in TensorFlow Datasets.
-      version: of the prepared data set, as in TensorFlow Datasets.
+      version: version of the prepared data set, as in TensorFlow Datasets.
       num_classes: number of different labels.
       shape: height, width and channels of an image.
       url: folder of the official archives.
-      archives: their file names, which are also looked for among files at hand.
+      archives: their file names, also those of local files.
     """
 
     name: str

@@ -14,7 +14,7 @@ NAME = "imagenet2012"
 
 
 class Rows:
-    """Some rows of a source, which is read when they are asked for."""
+    """Some rows of a source, each of which is read when it is accessed."""
 
     def __init__(self, source: Sequence[Any], rows: np.ndarray):
         self._source = source
@@ -30,11 +30,11 @@ class Rows:
 def load_imagenet(options: DataOptions) -> StreamedDataset:
     """Opens ImageNet (ILSVRC 2012), whose validation split is the test split here.
 
-    A permutation of the training images by ``options.split_seed`` comes first; its
-    head is held out for validation and what follows is trained on.
+    The training images are permuted by ``options.split_seed``; the first ones are held
+    out for validation and the following ones are used for training.
 
     Raises:
-      NotPreparedError: if the data set is missing or half-written.
+      NotPreparedError: if the data set is missing or incomplete.
       ValueError: if it is too small for the options.
     """
     try:
@@ -44,10 +44,10 @@ def load_imagenet(options: DataOptions) -> StreamedDataset:
         training = store.open_split(options.data_dir, "train")
         validation = store.open_split(options.data_dir, "validation")
         num_classes = store.num_classes(options.data_dir)
-    # What a broken store raises is up to its library, down to bare RuntimeErrors.
+    # A corrupt store raises whatever its library does, even a bare RuntimeError.
     except Exception as error:
         raise NotPreparedError(
-            f"the data set {NAME!r} is missing or half-written in "
+            f"the data set {NAME!r} is missing or incomplete in "
             f"{str(options.data_dir)!r}; run\n  "
             f"python -m experiments.data.prepare {NAME} --data-dir {options.data_dir} "
             "--source DIRECTORY\nwith the official "

@@ -1,8 +1,8 @@
-"""ImageNet as TensorFlow Datasets keeps it: ArrayRecord files of the original JPEGs.
+"""ImageNet as TensorFlow Datasets stores it: ArrayRecord files of the original JPEGs.
 
-The stock generator needs TensorFlow; this builder does not, and what it writes is read
-in the same way. Name, version and features are the stock ones, so that a data set that
-was prepared elsewhere (with ``file_format=array_record``) is read as well.
+The stock generator needs TensorFlow; this builder does not, and its files are read in
+the same way. Name, version and features are the stock ones, so that a data set prepared
+elsewhere (with ``file_format=array_record``) can be read, too.
 """
 
 import io
@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 Example = dict[str, Any]
 
 NAME, VERSION = "imagenet2012", "5.1.0"
-TRAINING_ARCHIVE = "ILSVRC2012_img_train.tar"  # a tar file of each class
+TRAINING_ARCHIVE = "ILSVRC2012_img_train.tar"  # one tar file per class
 VALIDATION_ARCHIVE = "ILSVRC2012_img_val.tar"
 
 
@@ -55,7 +55,7 @@ class ImageNetBuilder(  # type: ignore[call-arg]  # its base is seen as Any
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[str, Example]]]:
-        del dl_manager  # the archives are given to registered users only
+        del dl_manager  # only registered users can download the archives
         return {
             "train": self._generate_examples(training_images(self.source)),
             "validation": self._generate_examples(validation_images(self.source)),
@@ -77,7 +77,7 @@ def class_names() -> list[str]:
 
 
 def validation_class_names() -> list[str]:
-    """The synset of each validation image, by the name of its file."""
+    """The synset of each validation image, in the order of the file names."""
     return _stock_lines("validation_labels.txt")
 
 
@@ -85,7 +85,7 @@ def training_images(source: Path) -> Iterator[tuple[str, str, bytes]]:
     """Name, synset and content of every training image.
 
     Raises:
-      ValueError: if the archive is broken or holds something else.
+      ValueError: if the archive is corrupt or holds something else.
     """
     known = set(class_names())
     for archive_name, archive in _members(source / TRAINING_ARCHIVE):
@@ -93,7 +93,7 @@ def training_images(source: Path) -> Iterator[tuple[str, str, bytes]]:
         if synset not in known:
             raise ValueError(
                 f"{source / TRAINING_ARCHIVE} holds {archive_name!r}; allowed are tar "
-                "files that are named after the 1000 synsets of ILSVRC 2012"
+                "files named after the 1000 synsets of ILSVRC 2012"
             )
         inner = _members(source / TRAINING_ARCHIVE, io.BytesIO(archive))
         for name, encoded in inner:
@@ -111,14 +111,14 @@ def validation_images(source: Path) -> Iterator[tuple[str, str, bytes]]:
 
 
 def prepare(data_dir: Path, source: Path | None) -> dict[str, int]:
-    """Prepares ImageNet anew; an attempt that failed leaves none.
+    """Prepares ImageNet from scratch; a failed attempt leaves no data set behind.
 
     Returns:
-      The number of images in each split.
+      The number of images per split.
 
     Raises:
       FileNotFoundError: if an archive is missing.
-      ValueError: if one is broken.
+      ValueError: if one is corrupt.
     """
     archives = (TRAINING_ARCHIVE, VALIDATION_ARCHIVE)
     if source is None or not all((source / name).exists() for name in archives):
@@ -130,34 +130,36 @@ def prepare(data_dir: Path, source: Path | None) -> dict[str, int]:
         builder = ImageNetBuilder(data_dir, source)
         builder.download_and_prepare()
     except (EOFError, tarfile.TarError) as error:
-        raise ValueError(f"an archive in {str(source)!r} is broken: {error}") from error
+        raise ValueError(
+            f"an archive in {str(source)!r} is corrupt: {error}"
+        ) from error
     return {name: split.num_examples for name, split in builder.info.splits.items()}
 
 
 def open_split(data_dir: Path, split: str) -> Sequence[Example]:
-    """A split by row, with encoded images.
+    """The examples of a split, with encoded images.
 
-    The last example of each shard is read, since a shard that is cut short cannot be
-    read there, or holds nothing.
+    The last example of each shard is read as a check: in a truncated shard it is
+    unreadable or empty.
 
     Raises:
-      Exception: of some kind of the storage's, if it is missing or broken.
+      Exception: of whatever type the storage raises, if it is missing or corrupt.
     """
     builder = tfds.builder_from_directory(data_dir / NAME / VERSION)
     source = builder.as_data_source(
         split, decoders={"image": tfds.decode.SkipDecoding()}
     )
     lengths = builder.info.splits[split].shard_lengths
-    # All at once: there are a thousand, and storage may be far away.
+    # In one call: there are a thousand, and storage may be remote.
     ends = source.__getitems__([end - 1 for end in itertools.accumulate(lengths)])
     for shard, example in enumerate(ends):
         if example["image"] is None:
-            raise ValueError(f"shard {shard} of split {split!r} is cut short")
+            raise ValueError(f"shard {shard} of split {split!r} is truncated")
     return source
 
 
 def num_classes(data_dir: Path) -> int:
-    """Of the prepared data set."""
+    """Number of classes of the prepared data set."""
     builder = tfds.builder_from_directory(data_dir / NAME / VERSION)
     return int(builder.info.features["label"].num_classes)
 

@@ -1,9 +1,9 @@
-"""Reading image sets kept as npz parts: columns of images as lossless WebP.
+"""Reading image sets stored as npz parts: columns of images as lossless WebP.
 
-A part holds ``webp`` (the concatenated files, uint8), ``offsets`` of the files in it,
-``shape`` (height, width, channels), ``labels``, and ``raw_sha256`` of the decoded
-images. A split is one file ``NAME_SPLIT.npz``, or ``NAME_SPLIT_partIofN.npz`` for I
-from 0 to N - 1.
+A part holds ``webp`` (the concatenated files, uint8), ``offsets`` (where each file
+begins and ends), ``shape`` (height, width, channels), ``labels``, and ``raw_sha256``,
+the checksum of the decoded images. A split is one file ``NAME_SPLIT.npz``, or the files
+``NAME_SPLIT_partIofN.npz`` for I from 0 to N - 1.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ MODES = {1: "L", 3: "RGB"}  # Pillow's, by number of channels
 
 
 def find_parts(image_set: ImageSet, split: str, folder: Path) -> list[Path]:
-    """The parts of a split in their order; empty unless all of them are there."""
+    """The parts of a split in order; an empty list unless all of them exist."""
     whole = folder / f"{image_set.name}_{split}.npz"
     if whole.exists():
         return [whole]
@@ -38,10 +38,10 @@ def find_parts(image_set: ImageSet, split: str, folder: Path) -> list[Path]:
 
 
 def read_parts(image_set: ImageSet, paths: list[Path]) -> LabeledImages:
-    """Reads the parts of a split, one after the other.
+    """Reads and concatenates the parts of a split.
 
     Raises:
-      ValueError: if a part is broken or holds images of another shape.
+      ValueError: if a part is corrupt or holds images of another shape.
     """
     parts = [_read_part(image_set, path) for path in paths]
     images, labels = zip(*parts, strict=True)
@@ -50,7 +50,7 @@ def read_parts(image_set: ImageSet, paths: list[Path]) -> LabeledImages:
 
 def _read_part(image_set: ImageSet, path: Path) -> LabeledImages:
     try:
-        # NumPy leaves a broken file open unless it was opened outside.
+        # NumPy does not close a corrupt file that it opened itself.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
             shape = tuple(int(size) for size in part["shape"])
             if shape != image_set.shape:
@@ -66,11 +66,11 @@ def _read_part(image_set: ImageSet, path: Path) -> LabeledImages:
         ]
         images = np.concatenate(columns)
         if hashlib.sha256(images.tobytes()).hexdigest() != expected:
-            raise ValueError("the images do not have the checksum that is written")
+            raise ValueError("the images do not match the stored checksum")
         if len(labels) != len(images):
             raise ValueError(f"{len(images)} images have {len(labels)} labels")
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path} is not a part of {image_set.name}, or is broken: {error}"
+            f"{path} is not a part of {image_set.name}, or is corrupt: {error}"
         ) from error
     return LabeledImages(images, labels)

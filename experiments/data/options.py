@@ -1,4 +1,4 @@
-"""What of a data set is used, and where prepared data sets are."""
+"""Which part of a data set to use, and where prepared data sets are stored."""
 
 import dataclasses
 from pathlib import Path
@@ -10,17 +10,17 @@ DATA_DIR = Path("data")
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """What of a set of prepared images is used; sets in fixed splits ignore it.
+    """Which part of a prepared image set to use; sets with fixed splits ignore it.
 
     Attributes:
       data_dir: folder of all prepared data sets.
-      validation_examples: training images that are held out; with zero there is no
+      validation_examples: number of training images to hold out; with zero there is no
         validation split.
-      train_examples: training images that are used, None for all that are left.
-      classes: the labels below this number are used, None for all.
-      halved: whether height and width are halved, by means over 2x2 pixels.
-      split_seed: of the choice of both.
-      image_size: side of the images of a streamed set.
+      train_examples: number of training images to use; None for all that remain.
+      classes: number of classes to use, those of the lowest labels; None for all.
+      halved: whether to halve height and width, by averaging over 2x2 pixels.
+      split_seed: seed of the choice of training and validation images.
+      image_size: height and width of the images of a streamed set, in pixels.
       decode_workers: processes that decode a streamed set; zero for threads.
     """
 
@@ -34,10 +34,10 @@ class DataOptions:
     decode_workers: int = 0
 
     def split(self, examples: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The rows that are held out, and those that are trained on.
+        """The rows of the validation split and those of the training split.
 
         Raises:
-          ValueError: if there are too few examples; ``name`` is that of the data set.
+          ValueError: if the data set, ``name``, has too few examples.
         """
         left = examples - self.validation_examples
         trained_on = left if self.train_examples is None else self.train_examples
@@ -45,7 +45,7 @@ class DataOptions:
             raise ValueError(
                 f"train_examples={self.train_examples!r} and validation_examples="
                 f"{self.validation_examples!r} must leave at least one training image "
-                f"and not exceed the {examples} of {name!r} together"
+                f"and add up to at most the {examples} of {name!r}"
             )
         rows = np.random.default_rng(self.split_seed).permutation(examples)
         end = self.validation_examples + trained_on

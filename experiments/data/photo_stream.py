@@ -1,4 +1,4 @@
-"""Encoded photographs as a stream, decoded by grain in threads or processes."""
+"""Encoded photographs as a stream, decoded by Grain in threads or processes."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from experiments.data.stream import PADDING_LABEL, Share
 
 Example = Mapping[str, Any]
 
-WORKER_BATCHES = 2  # that each process keeps ready
+WORKER_BATCHES = 2  # decoded in advance by each process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,9 @@ class PhotoStream:
     """A `Stream` of photographs.
 
     Attributes:
-      source: examples with ``image``, encoded, ``label`` and ``file_name``.
-      size: height and width of what is yielded.
-      workers: processes that decode; zero for threads of this one.
+      source: examples with an encoded ``image``, a ``label`` and a ``file_name``.
+      size: height and width of the images that are yielded.
+      workers: processes that decode; zero for threads of this process.
     """
 
     source: Sequence[Example]
@@ -33,19 +33,19 @@ class PhotoStream:
 
     @property
     def examples(self) -> int:
-        """How many there are."""
+        """Number of examples."""
         return len(self.source)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image."""
+        """Shape of one image."""
         return (self.size, self.size, 3)
 
     def training_batches(
         self, *, seed: int, first: int, batch_size: int, share: Share
     ) -> Iterator[LabeledImages]:
         """Randomly cropped and flipped; see `Stream`."""
-        # The random numbers of an example are those of its place in the endless order.
+        # An example's random numbers depend on its position in the endless sequence.
         examples = (
             grain.MapDataset.source(self.source)
             .seed(seed)
@@ -69,9 +69,9 @@ class PhotoStream:
         mine = examples[share.index :: share.count]
         size = batch_size // share.count
         if self.workers:
-            if not flags.FLAGS.is_parsed():  # Grain reads its own from a command line
+            if not flags.FLAGS.is_parsed():  # Grain reads flags of a command line
                 flags.FLAGS.mark_as_parsed()
-            # A worker makes whole batches, so that what they hold is the same as here.
+            # Each worker makes whole batches, so that they hold the same as without.
             batches = mine.batch(size, drop_remainder=True).to_iter_dataset(
                 grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
             )
@@ -106,7 +106,7 @@ class _CentralCrop(grain.transforms.Map):
 
 
 class _Padded:
-    """The examples, and nothing in their place up to the end of the last batch."""
+    """The examples, followed by empty ones up to the end of the last batch."""
 
     def __init__(self, source: Sequence[Example], batch_size: int):
         self._source = source

@@ -33,7 +33,8 @@ class PrepareArguments:
 
     Attributes:
       dataset: cifar10, cifar100, mnist, fashion_mnist or imagenet2012.
-      source: directory of the official archives or of npz parts; downloads by default.
+      source: directory of the official archives or of npz parts; by default the
+        archives are downloaded.
       data_dir: folder of all prepared data sets.
       form: ``tfds`` for ArrayRecord files as TensorFlow Datasets writes them,
         ``arrays`` for one file of NumPy arrays, made from ``source``, or by default
@@ -47,7 +48,7 @@ class PrepareArguments:
 
 
 def prepare(arguments: PrepareArguments) -> dict[str, int]:
-    """Prepares the data set and returns how many images of each split there are."""
+    """Prepares the data set and returns the number of images per split."""
     if arguments.dataset == IMAGENET:
         if arguments.form != "tfds":
             raise ValueError(f"form={arguments.form!r} must be 'tfds' for {IMAGENET}")

@@ -1,4 +1,4 @@
-"""Loading a prepared image set, in whichever form it is kept."""
+"""Loading a prepared image set, in whichever form it is stored."""
 
 import importlib
 from collections.abc import Callable
@@ -10,17 +10,17 @@ from experiments.errors import UserError
 
 
 class NotPreparedError(UserError):
-    """A data set is missing or half-written; the message says what to run."""
+    """A data set is missing or incomplete; the message says what to run."""
 
 
 def read_prepared(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImages]:
     """Reads the splits ``train`` and ``test``.
 
-    The file of arrays is taken if there is one; TensorFlow Datasets is needed only
-    if there is none.
+    They come from the file of arrays if it exists; TensorFlow Datasets is needed only
+    if it does not.
 
     Raises:
-      NotPreparedError: if the data set is missing or broken.
+      NotPreparedError: if the data set is missing or corrupt.
     """
     if not arrays_file.arrays_path(image_set, data_dir).exists():
         return read_tfds(image_set, data_dir)
@@ -28,10 +28,10 @@ def read_prepared(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImage
 
 
 def read_tfds(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImages]:
-    """Reads both splits from the ArrayRecord files, also if there is a file of arrays.
+    """Reads both splits from the ArrayRecord files, even if a file of arrays exists.
 
     Raises:
-      NotPreparedError: if they are missing or broken.
+      NotPreparedError: if they are missing or corrupt.
     """
 
     def read(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImages]:
@@ -54,10 +54,10 @@ def _read(
         for images, labels in splits.values():
             if images.shape != (len(labels), *image_set.shape):
                 raise ValueError(f"it holds {len(labels)} images of {images.shape}")
-    # What a broken store raises is up to its library, down to bare RuntimeErrors.
+    # A corrupt store raises whatever its library does, even a bare RuntimeError.
     except Exception as error:
         raise NotPreparedError(
-            f"the data set {image_set.name!r} is missing or half-written in "
+            f"the data set {image_set.name!r} is missing or incomplete in "
             f"{str(data_dir)!r}; run\n"
             f"  python -m experiments.data.prepare {image_set.name} "
             f"--data-dir {data_dir}{options}\n"

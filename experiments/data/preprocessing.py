@@ -1,4 +1,4 @@
-"""What happens to images on the device, inside the compiled step."""
+"""Augmentation and standardization of images, inside the compiled step."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from experiments.registry import look_up
 
-PADDING = 1 / 8  # of a side, on each end: 32x32 pixels are cropped from 40x40
+PADDING = 1 / 8  # of a side, at each end: 32x32 pixels are cropped from 40x40
 
-# Of ImageNet's training set, as everybody since arXiv 1512.03385 takes them.
+# Of ImageNet's training set, per channel: the values in common use.
 CHANNEL_MEANS = (123.675, 116.28, 103.53)
 CHANNEL_DEVIATIONS = (58.395, 57.12, 57.375)
 
@@ -17,10 +17,10 @@ Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def standardize(images: jax.Array) -> jax.Array:
-    """Gives raw uint8 images mean 0 and deviation 1 each; floats are as they shall be.
+    """Standardizes raw uint8 images, each to mean 0 and deviation 1.
 
-    The deviation of an image of n pixels counts as at least ``1 / sqrt(n)`` grey
-    levels, so that an image of one color becomes zero.
+    Floats are returned unmodified. The deviation of an image of n numbers is taken to
+    be at least ``1 / sqrt(n)`` gray levels, so that an image of one color becomes zero.
     """
     if images.dtype != jnp.uint8:
         return images
@@ -33,9 +33,9 @@ def standardize(images: jax.Array) -> jax.Array:
 
 
 def standardize_channels(images: jax.Array) -> jax.Array:
-    """Takes off the mean of ImageNet's training pixels and divides by their deviation.
+    """Standardizes raw uint8 images by ImageNet's channel means and deviations.
 
-    Both are of each channel, and raw; floats are as they shall be.
+    Floats are returned unmodified.
     """
     if images.dtype != jnp.uint8:
         return images
@@ -43,7 +43,7 @@ def standardize_channels(images: jax.Array) -> jax.Array:
 
 
 def crop_and_flip(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Pads with zeros, crops each image to its size at a random place, flips half."""
+    """Pads with zeros, crops at a random position, flips with probability one half."""
     corner_key, flip_key = jax.random.split(key)
     count, height, width, channels = images.shape
     down, right = round(PADDING * height), round(PADDING * width)

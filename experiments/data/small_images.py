@@ -1,4 +1,4 @@
-"""Prepared sets of small images, whole on the device as uint8."""
+"""Prepared sets of small images, held entirely on the device as uint8."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +12,12 @@ from experiments.data.prepared import read_prepared
 def load_small_images(image_set: ImageSet, options: DataOptions) -> Dataset:
     """Loads an image set.
 
-    A permutation of the training images of the wanted classes by
-    ``options.split_seed`` comes first; its head is held out for validation and what
-    follows is trained on.
+    The training images of the chosen classes are permuted by ``options.split_seed``;
+    the first ones are held out for validation and the following ones are used for
+    training.
 
     Raises:
-      NotPreparedError: if the data set is missing or half-written.
+      NotPreparedError: if the data set is missing or incomplete.
       ValueError: if it is too small for the options, or its images cannot be halved.
     """
     num_classes = _checked_classes(image_set, options.classes)
@@ -42,8 +42,8 @@ def _checked_classes(image_set: ImageSet, classes: int | None) -> int:
         return image_set.num_classes
     if not 1 <= classes <= image_set.num_classes:
         raise ValueError(
-            f"classes={classes!r} must be from 1 to the {image_set.num_classes} of "
-            f"{image_set.name!r}, or None for all"
+            f"classes={classes!r} must be from 1 to {image_set.num_classes}, the "
+            f"classes of {image_set.name!r}, or None for all"
         )
     return classes
 

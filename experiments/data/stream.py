@@ -1,4 +1,4 @@
-"""Splits that are too large for a device: batches that are decoded while it trains."""
+"""Splits that are too large for a device: batches decoded during training."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import Protocol
 
 from experiments.data.image_sets import LabeledImages
 
-PADDING_LABEL = -1  # of what fills the last batch of an evaluation
+PADDING_LABEL = -1  # of the images that fill the last batch of an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,8 +14,8 @@ class Share:
     """The part of each batch that one process reads.
 
     Attributes:
-      index: of the process.
-      count: of processes, which divides the size of a batch.
+      index: index of the process.
+      count: number of processes, a divisor of the batch size.
     """
 
     index: int = 0
@@ -27,25 +27,25 @@ class Stream(Protocol):
 
     @property
     def examples(self) -> int:
-        """How many there are."""
+        """Number of examples."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image."""
+        """Shape of one image."""
 
     def training_batches(
         self, *, seed: int, first: int, batch_size: int, share: Share
     ) -> Iterator[LabeledImages]:
-        """Batches without an end, every example once an epoch in an order of its own.
+        """Batches without end; each epoch has every example once, in a new order.
 
-        What a batch holds depends on ``seed`` and its number alone: to go on after an
-        interruption is to begin at that number, with any number of processes.
+        The content of a batch depends only on ``seed`` and the number of the batch. So
+        a run resumes by starting at that number, with any number of processes.
 
         Args:
-          seed: of the order and the augmentation.
+          seed: seed of the order and the augmentation.
           first: number of the first batch.
-          batch_size: of all processes together.
-          share: which part of each batch is yielded.
+          batch_size: batch size of all processes together.
+          share: the part of each batch to yield.
         """
 
     def evaluation_batches(

@@ -1,4 +1,4 @@
-"""Text of one's own as a data set: the next character is to be predicted."""
+"""The user's own text as a data set: the task is to predict the next character."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,20 +8,20 @@ from experiments.data.options import DataOptions
 from experiments.data.prepared import NotPreparedError
 
 FOLDER = "text"
-LENGTH = 128  # characters of an example
+LENGTH = 128  # characters per example
 HELD_OUT = 0.05  # share of the text for validation, and again for the test
 
 
 def load_text(options: DataOptions) -> Dataset:
     """Reads all ``*.txt`` files (UTF-8) in the folder ``text`` of the data folder.
 
-    The files, in the order of their names, make one text. Its last twentieth is the
-    test split and the one before the validation split; each split is cut into examples
-    of `LENGTH` characters, of which all are predicted from those before. A character's
-    number is its rank among those of the text.
+    The files are concatenated in the order of their names. The last twentieth of the
+    text is the test split and the twentieth before it the validation split. Each split
+    is cut into examples of `LENGTH` characters, each to be predicted from those before
+    it. A character's code is its rank among the characters of the text.
 
     Raises:
-      NotPreparedError: if there is no such file, or too little text.
+      NotPreparedError: if there is no such file, or not enough text.
     """
     folder = options.data_dir / FOLDER
     paths = sorted(folder.glob("*.txt"))

@@ -1,4 +1,4 @@
-"""Image sets as TensorFlow Datasets keeps them: ArrayRecord files of PNG images.
+"""Image sets as TensorFlow Datasets stores them: ArrayRecord files of PNG images.
 
 The stock generators of these sets need TensorFlow; this builder does not. Its files
 are read by ``tfds.data_source`` like those of any prepared data set.
@@ -30,10 +30,10 @@ class ImageSetBuilder(  # type: ignore[call-arg]  # its base is seen as Any
 ):
     """Prepares an `ImageSet`.
 
-    The checksums of what is downloaded are in ``checksums.tsv`` beside this file.
+    The checksums of the downloads are in ``checksums.tsv`` next to this file.
 
     Args:
-      image_set: what is prepared.
+      image_set: the set to prepare.
       data_dir: folder of all prepared data sets.
       source: directory of files; None to download the official archives.
     """
@@ -84,16 +84,16 @@ class ImageSetBuilder(  # type: ignore[call-arg]  # its base is seen as Any
 
 
 def check_reachable(urls: Iterable[str], downloads: Path) -> None:
-    """Gives up within seconds on archives that cannot be downloaded.
+    """Fails within seconds if an archive cannot be downloaded.
 
     TensorFlow Datasets itself would retry for minutes.
 
     Args:
-      urls: of the archives.
+      urls: addresses of the archives.
       downloads: folder of archives that were downloaded before.
 
     Raises:
-      UserError: if the host of an archive that is not there does not answer.
+      UserError: if the host of an archive that must be downloaded does not answer.
     """
     known = [path.read_text(encoding="utf-8") for path in downloads.rglob("*.INFO")]
     for url in urls:
@@ -102,7 +102,7 @@ def check_reachable(urls: Iterable[str], downloads: Path) -> None:
         try:
             urllib.request.urlopen(url, timeout=CONNECT_SECONDS).close()
         except urllib.error.HTTPError:
-            continue  # the host answers; the download tells the rest
+            continue  # the host answers; the download reports the rest
         except (OSError, http.client.HTTPException) as error:
             raise UserError(
                 f"{url} cannot be reached ({getattr(error, 'reason', error)}); "
@@ -112,21 +112,21 @@ def check_reachable(urls: Iterable[str], downloads: Path) -> None:
 
 
 def prepare(image_set: ImageSet, data_dir: Path, source: Path | None) -> None:
-    """Prepares an image set; a failed attempt leaves none.
+    """Prepares an image set; a failed attempt leaves no data set behind.
 
     Args:
-      image_set: what is prepared.
+      image_set: the set to prepare.
       data_dir: folder of all prepared data sets.
       source: directory of files; None to download the official archives.
 
     Raises:
       FileNotFoundError: if files are missing in ``source``.
       UserError: if an archive cannot be downloaded.
-      ValueError: if a file is broken.
+      ValueError: if a file is corrupt.
     """
     ImageSetBuilder(image_set, data_dir, source).download_and_prepare(
         download_config=tfds.download.DownloadConfig(
-            # Keeps what was downloaded, but not a prepared data set that is broken.
+            # Keeps downloads, but not a prepared data set that is corrupt.
             download_mode=tfds.download.GenerateMode.REUSE_CACHE_IF_EXISTS,
             force_checksums_validation=True,
         )
@@ -137,7 +137,7 @@ def read(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImages]:
     """Reads both splits of a prepared image set.
 
     Raises:
-      Exception: of some kind of the storage's, if it is missing or broken.
+      Exception: of whatever type the storage raises, if it is missing or corrupt.
     """
     folder = data_dir / image_set.name / image_set.version
     builder = tfds.builder_from_directory(folder)

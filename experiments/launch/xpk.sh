@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # On GKE: xpk.sh WORKLOAD [arguments of experiments.run]
-# Environment: CLUSTER, IMAGE (with this repository and its extras experiments and tpu),
+# Environment: CLUSTER, IMAGE (with this repository and its extras "experiments" and "tpu"),
 # BUCKET (gs://...); TPU_TYPE for another size. JobSet restarts all processes together, in new
-# containers: the record begins anew at the checkpoint unless --record names a mounted folder.
+# containers: a new record starts at the checkpoint unless --record names a mounted folder.
 # The image needs Python 3.11 or newer. Not run by the authors.
 set -euo pipefail
 workload=${1:?name of the workload}

@@ -1,8 +1,8 @@
 """Flax models by name.
 
-Every model is called as ``model.apply(variables, images, train=...)``, a model of text
-with the numbers of characters instead, and returns logits; what it keeps in the
-collection ``batch_stats`` the training loop carries along.
+Every model is called as ``model.apply(variables, images, train=...)``, with character
+codes in place of images if it is a model of text, and returns logits. The training loop
+keeps track of the collection ``batch_stats``.
 """
 
 import functools
@@ -19,8 +19,8 @@ from experiments.models.resnet_cifar import DEPTHS, ResNetCifar
 from experiments.models.transformer import Transformer
 from experiments.registry import look_up
 
-# Width of the models that a CPU trains, and the momentum of their statistics: after
-# the few steps of such a run the paper's .99 still holds the initial ones.
+# Width of the models for CPUs, and the momentum of their statistics: with the paper's
+# .99 the initial statistics would still dominate after the few steps of such a run.
 NARROW, NARROW_MOMENTUM = 0.5, 0.9
 
 # Called with the number of classes and the dtype of the computation.
@@ -63,12 +63,12 @@ def build(
       name: a name in `MODELS`.
       num_classes: width of the output.
       compute_dtype: a name in `DTYPES`; parameters and logits stay float32.
-
-      ghost_batch_size: examples that batch normalization sees together, None for all.
+      ghost_batch_size: examples that batch normalization normalizes together; None for
+        all of them.
 
     Raises:
-      ValueError: if a name is unknown, or ghost batches are asked of a model without
-        batch normalization.
+      ValueError: if a name is unknown, or ``ghost_batch_size`` is given for a model
+        without batch normalization.
     """
     model = look_up("model", name, MODELS)
     dtype = look_up("compute_dtype", compute_dtype, DTYPES)

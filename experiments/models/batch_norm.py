@@ -1,4 +1,4 @@
-"""Batch normalization, with the statistics of parts of the batch if wanted."""
+"""Batch normalization, optionally with the statistics of parts of the batch."""
 
 import flax.linen as nn
 import jax
@@ -9,11 +9,11 @@ class BatchNorm(nn.BatchNorm):
     """Flax's batch normalization, or "ghost" batch normalization (arXiv 1705.08741).
 
     Each ghost batch is normalized by its own mean and variance, as if it were a
-    micro-batch; the running statistics are moved by one ghost batch after the other.
+    micro-batch; the running statistics are updated by one ghost batch after another.
 
     Attributes:
-      ghost_batch_size: examples that are normalized together, a divisor of the batch;
-        None for all of them.
+      ghost_batch_size: examples that are normalized together, a divisor of the batch
+        size; None for all of them.
     """
 
     ghost_batch_size: int | None = None
@@ -36,7 +36,7 @@ class BatchNorm(nn.BatchNorm):
         mean = jnp.mean(exact, axes)
         var = jnp.maximum(jnp.mean(jnp.square(exact), axes) - jnp.square(mean), 0.0)
         count = len(ghosts)
-        # What is left of each ghost batch after those behind it have moved the mean.
+        # Weight of each ghost batch after the later ones have updated the mean.
         share = (1 - self.momentum) * self.momentum ** jnp.arange(count - 1, -1, -1)
         old_mean.value = self.momentum**count * old_mean.value + share @ mean
         old_var.value = self.momentum**count * old_var.value + share @ var

@@ -10,13 +10,13 @@ from experiments.models.batch_norm import BatchNorm
 
 
 class Cnn(nn.Module):
-    """Normalized convolutions and a mean over space.
+    """Convolutions with batch normalization, then a mean over all positions.
 
     Attributes:
       num_classes: width of the output.
-      features: channels of each convolution.
-      strides: of each convolution; by default 2, but 1 of the first.
-      dtype: of the computation; parameters and logits are float32.
+      features: output channels per convolution.
+      strides: stride per convolution; by default 1 for the first and 2 for the others.
+      dtype: dtype of the computation; parameters and logits are float32.
       ghost_batch_size: see `BatchNorm`.
     """
 
@@ -28,7 +28,7 @@ class Cnn(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Returns logits; with ``train`` the statistics of the batch normalize."""
+        """Returns logits; with ``train`` the batch is normalized by its statistics."""
         x = images
         strides = self.strides or (1, *[2] * (len(self.features) - 1))
         for features, stride in zip(self.features, strides, strict=True):

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 
 class Mlp(nn.Module):
-    """Dense layers with tanh between them, smooth so that curvature means something.
+    """Dense layers with tanh between them, which is smooth, so that curvature exists.
 
     Attributes:
       num_classes: width of the output.
-      width: of each hidden layer.
+      width: width of each hidden layer.
       depth: number of hidden layers.
-      dtype: of the hidden layers; parameters and logits are float32.
+      dtype: dtype of the hidden layers; parameters and logits are float32.
     """
 
     num_classes: int

@@ -1,8 +1,9 @@
 """ResNet-50 v1.5 for ImageNet, the network of the large-batch records.
 
 Residual bottlenecks (arXiv 1512.03385) with the stride in the 3x3 convolution, which
-is what "v1.5" means. The last scale of a block starts at zero, weights and momentum of
-batch normalization are those of arXiv 1706.02677, section 5.1.
+is what "v1.5" means. As in arXiv 1706.02677, section 5.1, the last scale of a block
+starts at zero; the initial weights and the momentum of batch normalization are from
+there, too.
 """
 
 import functools
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from experiments.models.batch_norm import BatchNorm
 
 STAGE_BLOCKS = (3, 4, 6, 3)
-EXPANSION = 4  # channels behind a block over channels within
+EXPANSION = 4  # output channels of a block, relative to those inside it
 
 Normalization = functools.partial(BatchNorm, momentum=0.9, epsilon=1e-5)
 Conv = functools.partial(
@@ -29,9 +30,9 @@ class Bottleneck(nn.Module):
     """Convolutions 1x1, 3x3 and 1x1, each normalized, around a shortcut.
 
     Attributes:
-      filters: of the first two convolutions; the third has four times as many.
-      strides: of the 3x3 convolution and of the projection.
-      dtype: of the computation.
+      filters: filters of the first two convolutions; the third has four times as many.
+      strides: stride of the 3x3 convolution and of the projection.
+      dtype: dtype of the computation.
       ghost_batch_size: see `BatchNorm`.
     """
 
@@ -42,7 +43,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Returns the images after the block."""
+        """Returns the output of the block."""
         conv = functools.partial(Conv, dtype=self.dtype)
         normalize = functools.partial(
             Normalization,
@@ -70,9 +71,9 @@ class ResNet50(nn.Module):
 
     Attributes:
       num_classes: width of the output.
-      width: factor of the numbers of filters.
-      stage_blocks: blocks of each stage.
-      dtype: of the computation; parameters, statistics and logits are float32.
+      width: multiplier of the numbers of filters.
+      stage_blocks: number of blocks per stage.
+      dtype: dtype of the computation; parameters, statistics and logits are float32.
       ghost_batch_size: see `BatchNorm`.
     """
 
@@ -84,7 +85,7 @@ class ResNet50(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Returns logits; with ``train`` the statistics of the batch normalize."""
+        """Returns logits; with ``train`` the batch is normalized by its statistics."""
         stem = max(1, round(64 * self.width))
         x = Conv(stem, (7, 7), strides=2, padding=3, dtype=self.dtype)(images)
         x = Normalization(

@@ -1,7 +1,7 @@
 """The residual networks of arXiv 1812.02886 for images of 32x32 pixels.
 
-Pre-activation ("v2", arXiv 1603.05027): three stages with 16, 32 and 64 filters, each
-of (depth - 2) / 6 blocks of two 3x3 convolutions.
+Pre-activation ("v2", arXiv 1603.05027): three stages with 16, 32 and 64 filters, of
+(depth - 2) / 6 blocks each, which have two 3x3 convolutions.
 """
 
 import functools
@@ -25,14 +25,14 @@ Conv = functools.partial(
 
 
 class PreActivationBlock(nn.Module):
-    """Twice batch normalization, ReLU and a 3x3 convolution, around a shortcut.
+    """Batch normalization, ReLU and a 3x3 convolution, twice, around a shortcut.
 
     Attributes:
-      filters: of both convolutions.
-      strides: of the first one, and of the projection.
-      project: whether the shortcut is a 1x1 convolution, behind the first ReLU.
-      norm_momentum: of the statistics of batch normalization.
-      dtype: of the computation.
+      filters: filters of both convolutions.
+      strides: stride of the first convolution and of the projection.
+      project: whether the shortcut is a 1x1 convolution, after the first ReLU.
+      norm_momentum: momentum of the statistics of batch normalization.
+      dtype: dtype of the computation.
       ghost_batch_size: see `BatchNorm`.
     """
 
@@ -45,7 +45,7 @@ class PreActivationBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Returns the images after the block."""
+        """Returns the output of the block."""
         normalize = functools.partial(
             Normalization,
             momentum=self.norm_momentum,
@@ -76,10 +76,10 @@ class ResNetCifar(nn.Module):
 
     Attributes:
       num_classes: width of the output.
-      depth: number of convolutions in series, plus one for the dense layer: 6n + 2.
-      width: factor of the numbers of filters.
-      norm_momentum: of the statistics of batch normalization.
-      dtype: of the computation; parameters and logits are float32.
+      depth: number of convolutions in series plus the dense layer, 6n + 2.
+      width: multiplier of the numbers of filters.
+      norm_momentum: momentum of the statistics of batch normalization.
+      dtype: dtype of the computation; parameters and logits are float32.
       ghost_batch_size: see `BatchNorm`.
     """
 
@@ -92,7 +92,7 @@ class ResNetCifar(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Returns logits; with ``train`` the statistics of the batch normalize."""
+        """Returns logits; with ``train`` the batch is normalized by its statistics."""
         filters = [max(1, round(self.width * count)) for count in STAGE_FILTERS]
         x = Conv(filters[0], (3, 3), padding=1, dtype=self.dtype)(images)
         for stage, stage_filters in enumerate(filters):

@@ -1,7 +1,7 @@
 """A small transformer that predicts the next character.
 
-A decoder with normalization before each part, learned positions and the embedding of
-the characters as the weights of the output (arXiv 1706.03762, 1608.05859).
+A decoder with layer normalization before each part, learned positions, and output
+weights tied to the embedding of the characters (arXiv 1706.03762, 1608.05859).
 """
 
 from typing import Any
@@ -14,11 +14,11 @@ EMBEDDING_DEVIATION = 0.02
 
 
 class Block(nn.Module):
-    """Causal self-attention and two dense layers, each added to what came in.
+    """Causal self-attention and two dense layers, each with a residual connection.
 
     Attributes:
-      heads: of the attention, a divisor of the width.
-      dtype: of the computation.
+      heads: number of attention heads, a divisor of the width.
+      dtype: dtype of the computation.
     """
 
     heads: int
@@ -26,7 +26,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns ``[texts, length, width]``, as it gets."""
+        """Maps ``[texts, length, width]`` to the same shape."""
         width = x.shape[-1]
         causal = nn.make_causal_mask(x[..., 0])
         y = nn.LayerNorm(dtype=self.dtype)(x)
@@ -39,14 +39,14 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """From the numbers of characters to logits of the one that follows each.
+    """Maps character codes to logits of the character that follows each.
 
     Attributes:
-      num_classes: characters that there are.
-      width: of the residual stream.
+      num_classes: number of different characters.
+      width: width of the residual stream.
       depth: number of blocks.
-      heads: of each attention.
-      dtype: of the blocks; parameters and logits are float32.
+      heads: number of heads per attention.
+      dtype: dtype of the blocks; parameters and logits are float32.
     """
 
     num_classes: int

@@ -1,4 +1,4 @@
-"""``python -m experiments.scaling``: weak scaling here, and a model of pods.
+"""``python -m experiments.scaling``: weak scaling on this machine, and a model of pods.
 
 The first part times steps on virtual devices of this machine and gives ratios. The
 second models a step on many chips from the figures that
@@ -29,11 +29,11 @@ class ScalingArguments:
     Attributes:
       compiled: files that experiments.scaling.compile wrote; none to omit the model.
       batch_size: images per step on all chips together, for the model.
-      optimizers: compared in weak scaling; the first is the reference.
+      optimizers: optimizers to compare in weak scaling; the first is the reference.
       devices: numbers of virtual devices in weak scaling; the first must be 1.
       images_per_device: images per step and device in weak scaling.
       rounds: timed steps per optimizer; 0 to omit weak scaling.
-      out: folder of scaling.md and scaling.png.
+      out: folder for scaling.md and scaling.png.
     """
 
     compiled: tuple[Path, ...] = (Path("runs/scaling/compiled.jsonl"),)
@@ -86,7 +86,7 @@ def run(given: ScalingArguments, console: rich.console.Console) -> None:
     """Measures, models and writes the report.
 
     Raises:
-      ValueError: if a name is unknown, or the model is for no compiled step.
+      ValueError: if a name is unknown, or no compiled step suits the model.
     """
     entries = [entry for path in given.compiled for entry in read_entries(path)]
     if given.compiled:
@@ -110,7 +110,7 @@ def run(given: ScalingArguments, console: rich.console.Console) -> None:
 if __name__ == "__main__":
     flag = "--xla_force_host_platform_device_count"
     if flag not in os.environ.get("XLA_FLAGS", ""):
-        # Read when JAX starts its backend, which no import does.
+        # Read when JAX starts its backend, which is after the imports.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=8".strip()
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # where virtual devices are
     main()

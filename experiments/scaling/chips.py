@@ -1,9 +1,9 @@
-"""Published figures of Cloud TPU chips.
+"""Published specifications of Cloud TPU chips.
 
 Source: the pages "TPU v5e" (https://cloud.google.com/tpu/docs/v5e) and "TPU v5p"
 (https://cloud.google.com/tpu/docs/v5p) of the Cloud TPU documentation, tables of key
-specifications, as read in 2025. The pages give the bandwidth between chips in both
-directions together; half of it goes out.
+specifications, as read in 2025. The pages give the bandwidth between chips as the sum
+of both directions; half of it is outgoing.
 """
 
 from typing import NamedTuple
@@ -17,11 +17,11 @@ class Chip(NamedTuple):
     """Peak figures of one chip.
 
     Attributes:
-      flops: floating-point operations a second in bfloat16.
+      flops: floating-point operations per second in bfloat16.
       memory: bytes of high-bandwidth memory.
-      memory_bandwidth: bytes a second to and from it.
-      link_bandwidth: bytes a second that leave the chip over all its links.
-      network_dimensions: of the torus.
+      memory_bandwidth: bytes per second to and from it.
+      link_bandwidth: bytes per second that leave the chip over all its links.
+      network_dimensions: number of dimensions of the torus.
     """
 
     flops: float
@@ -41,7 +41,7 @@ def chip_of(topology: str) -> Chip:
     """The chip of a topology such as ``v5e:16x16``.
 
     Raises:
-      ValueError: if the figures of this kind are not here.
+      ValueError: if the kind of chip is not in `CHIPS`.
 
     Examples:
       >>> chip_of("v5e:2x2").flops

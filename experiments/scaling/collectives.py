@@ -21,14 +21,14 @@ KINDS = (
     "collective-broadcast",
 )
 
-# An instruction is `name = type kind(operands), attributes`. The start of an
-# asynchronous one counts, its end is `kind-done`.
+# An instruction is `name = type kind(operands), attributes`. An asynchronous one is
+# counted at `kind-start`, not at `kind-done`.
 _INSTRUCTION = re.compile(
     rf"^\s*(?:ROOT )?%?[\w.-]+ = (?P<type>.*?) (?P<kind>{'|'.join(KINDS)})"
     r"(?P<start>-start)?\((?P<rest>.*)$"
 )
 _ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+\w*)\[([\d,]*)\]")
-# Three ways to write who takes part: {{0,1},{2,3}}, [2,2]<=[4], mesh['a'=4] {'a'}.
+# Three notations for groups of devices: {{0,1},{2,3}}, [2,2]<=[4], mesh['a'=4] {'a'}.
 _GROUPS_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _GROUPS_IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _GROUPS_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
@@ -39,10 +39,10 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: one of `KINDS`.
-      arrays: dtype and shape of each array that it yields, on one device.
-      group_size: devices that take part together; 0 if the text does not say.
-      times: how often it runs; None within a loop of which the text does not say how
-        often it turns, such as a line search.
+      arrays: dtype and shape of each result array, on one device.
+      group_size: number of devices per group; 0 if the text does not say.
+      times: how often it runs; None in a loop whose number of iterations is not in the
+        text, such as a line search.
     """
 
     kind: str
@@ -52,12 +52,12 @@ class Collective(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Bytes of the whole array, once: the result, or a reduce-scatter's operand."""
+        """Bytes of the whole array: of the result, or of a reduce-scatter's operand."""
         return sum(self.bytes_by_dtype.values())
 
     @property
     def bytes_by_dtype(self) -> dict[str, int]:
-        """The same for each dtype, such as the gradients' in bfloat16."""
+        """The same per dtype, for example of gradients in bfloat16."""
         parts = self.group_size if self.kind == "reduce-scatter" else 1
         sizes: collections.Counter[str] = collections.Counter()
         for dtype, shape in self.arrays:
@@ -68,10 +68,10 @@ class Collective(NamedTuple):
     def sent_bytes(self) -> float:
         """Bytes that one device sends in the best algorithm for long arrays.
 
-        An all-reduce of n bytes over p devices takes ``2 n (p - 1) / p``, its halves
-        (all-gather, reduce-scatter) and an all-to-all ``n (p - 1) / p``, the rest n
+        An all-reduce of n bytes over p devices sends ``2 n (p - 1) / p``, its halves
+        (all-gather, reduce-scatter) and an all-to-all ``n (p - 1) / p``, the others n
         (Chan et al., *Collective communication: theory, practice, and experience*,
-        2007). It is one turn of a loop, as in `bytes`.
+        2007). As in `bytes`, one iteration of a loop is counted.
         """
         share = 1 - 1 / self.group_size if self.group_size else 1.0
         if self.kind == "all-reduce":
@@ -82,16 +82,16 @@ class Collective(NamedTuple):
 
     @property
     def is_scalar(self) -> bool:
-        """Whether all that travels is single numbers."""
+        """Whether every array is a single number."""
         return all(math.prod(shape) == 1 for _, shape in self.arrays)
 
 
 class Total(NamedTuple):
-    """What runs of one kind, with every turn of a loop, or one of unknown many.
+    """Sums for one kind; a loop counts once if its number of iterations is unknown.
 
     Attributes:
-      operations: how many.
-      bytes: of their arrays.
+      operations: number of operations.
+      bytes: bytes of their arrays.
     """
 
     operations: int
@@ -102,7 +102,7 @@ def collectives(hlo: str) -> list[Collective]:
     """All collective instructions of a compiled program, in order.
 
     Args:
-      hlo: of ``jax.jit(...).lower(...).compile().as_text()``.
+      hlo: text from ``jax.jit(...).lower(...).compile().as_text()``.
 
     Examples:
       >>> text = "%s = f32[4,2]{1,0} all-reduce(%x), replica_groups={{0,1}}"
@@ -130,7 +130,7 @@ def collectives(hlo: str) -> list[Collective]:
 
 
 def totals(found: Iterable[Collective]) -> dict[str, Total]:
-    """Count and bytes of each kind that there is."""
+    """Count and bytes of each kind that occurs."""
     sums: dict[str, Total] = {}
     for one in found:
         before, times = sums.get(one.kind, Total(0, 0)), one.times or 1
@@ -141,7 +141,7 @@ def totals(found: Iterable[Collective]) -> dict[str, Total]:
 
 
 def bytes_by_dtype(found: Iterable[Collective]) -> dict[str, int]:
-    """Bytes of each dtype, which sum to those of `totals`."""
+    """Bytes of each dtype; their sum is that of `totals`."""
     sums: collections.Counter[str] = collections.Counter()
     for one in found:
         for dtype, size in one.bytes_by_dtype.items():
@@ -152,7 +152,7 @@ def bytes_by_dtype(found: Iterable[Collective]) -> dict[str, int]:
 def added(
     found: Sequence[Collective], reference: Sequence[Collective]
 ) -> dict[str, Total]:
-    """Count and bytes of each kind beyond those of a reference, where they differ."""
+    """Count and bytes of each kind minus those of a reference, where they differ."""
     mine, other, nothing = totals(found), totals(reference), Total(0, 0)
     differences = {
         kind: Total(
@@ -165,7 +165,7 @@ def added(
 
 
 def itemsize(dtype: str) -> int:
-    """Bytes of an element of a dtype of HLO; at least one.
+    """Bytes per element of an HLO dtype, at least one.
 
     Examples:
       >>> itemsize("bf16"), itemsize("pred"), itemsize("c64"), itemsize("f8e4m3fn")
@@ -178,9 +178,9 @@ def itemsize(dtype: str) -> int:
 def _results_of_start(
     kind: str, arrays: list[tuple[str, tuple[int, ...]]]
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """Without operands, and without the counters of a permutation."""
+    """The results, without the operands and the counters of a permutation."""
     if kind == "all-reduce":
-        return arrays  # yields what the plain instruction does
+        return arrays  # the same as for the synchronous instruction
     if kind == "collective-permute":
         return arrays[1:2]
     return arrays[len(arrays) // 2 :]

@@ -1,11 +1,11 @@
 """``python -m experiments.scaling.compile``: the step of ResNet-50, compiled for pods.
 
 No TPU is needed, only its compiler (``pip install '.[tpu]'``). For each topology,
-layout and optimizer it tells what a chip needs: memory, operations, communication.
-``JAX_OPTIMIZATION_LEVEL=O0`` in the environment, the default here, makes it a matter of
-a minute each; figures that are there already are not made again. Each is compiled in
-a process of its own: a program that does not fit, and that the compiler goes on
-rearranging, is given up.
+layout and optimizer it reports what a chip needs: memory, operations, communication.
+With ``JAX_OPTIMIZATION_LEVEL=O0`` in the environment, the default here, each takes
+about a minute; figures that exist are not computed again. Each step is compiled in a
+separate process with a time limit, because the compiler may search very long for a
+schedule of a program that does not fit.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from experiments.training import meshes
 
 ENVIRONMENT = {
     "JAX_OPTIMIZATION_LEVEL": "O0",
-    "JAX_PLATFORMS": "cpu",  # libtpu compiles, it does not run
+    "JAX_PLATFORMS": "cpu",  # libtpu only compiles
 }
 
 MODULE = "experiments.scaling.compile"
@@ -44,20 +44,21 @@ class CompileArguments:
 
     Attributes:
       topologies: slices to compile for.
-      layouts: ``data`` (parallel) and ``hybrid``, where parameters and state are split
-        over the first dimension of the slice.
+      layouts: ``data`` (data-parallel) and ``hybrid``, where parameters and state are
+        split over the first dimension of the slice.
       optimizers: names of `experiments.optimizers.OPTIMIZERS` with options, such as
         ``nlcg,rule=fr``; also ``lbfgs_search`` and ``nlcg_search``, which have line
         searches.
       model: a name in `experiments.models.MODELS`.
-      image_size: pixels in a row.
-      batch_size: examples in a step, on all chips together.
-      images_per_chip: what a chip computes at a time; a larger share of the batch is
-        split into micro-batches. None for no limit.
+      image_size: height and width of the images, in pixels.
+      batch_size: examples per step, on all chips together.
+      images_per_chip: most images that a chip computes at a time; a larger share of the
+        batch is split into micro-batches. None for no limit.
       partitioning: ``jit`` or ``shard_map``, see `experiments.config.RunConfig`.
-      compute_dtype: of the network.
-      minutes: after which the compilation of a step is given up.
-      out: JSON lines with the figures, which are added to; the table goes beside it.
+      compute_dtype: dtype of the network.
+      minutes: time limit for compiling a step.
+      out: file of JSON lines to which figures are appended; the table is written next
+        to it.
     """
 
     topologies: tuple[str, ...] = ("v5e:2x2", "v5e:16x16", "v5p:8x8x8")
@@ -76,7 +77,8 @@ class CompileArguments:
         for layout in self.layouts:
             if layout not in ("data", "hybrid"):
                 raise ValueError(
-                    f"layouts has {layout!r}; allowed are 'data' and 'hybrid'"
+                    f"layouts={self.layouts!r} has {layout!r}; allowed are 'data' and "
+                    "'hybrid'"
                 )
         for name in ("image_size", "batch_size", "images_per_chip"):
             value = getattr(self, name)
@@ -90,7 +92,7 @@ def cases_of(arguments: CompileArguments, topology: str, chips: int) -> list[Cas
     """The steps to compile for one topology.
 
     Raises:
-      ValueError: if the batch does not split into equal parts.
+      ValueError: if the batch cannot be split into equal parts.
     """
     share = arguments.images_per_chip or arguments.batch_size
     micro_batches = max(1, -(-arguments.batch_size // (chips * share)))
@@ -131,7 +133,7 @@ def compile_case(case: Case) -> StepCost:
 
 
 def compile_within(case: Case, minutes: float) -> StepCost:
-    """Compiles one step in a process of its own, or says that it was given up."""
+    """Compiles one step in a separate process; the result says if it was stopped."""
     begin = time.perf_counter()
     try:
         return call_in_process(compile_case, case, seconds=60 * minutes)
@@ -144,7 +146,7 @@ def compile_within(case: Case, minutes: float) -> StepCost:
 def compile_all(
     arguments: CompileArguments, console: rich.console.Console
 ) -> list[Entry]:
-    """Compiles what is not in the file yet, and returns all that was asked for."""
+    """Compiles the steps that are not in the file; returns all that were requested."""
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     known = {entry.case: entry for entry in read_entries(arguments.out)}
     asked = []
@@ -163,7 +165,7 @@ def compile_all(
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """The figures of a file; none if it does not exist."""
+    """The entries of a file; an empty list if it does not exist."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -216,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     if any(name not in os.environ for name in ENVIRONMENT):
-        # They are read when JAX is imported, which has happened by now.
+        # JAX, which is imported by now, has read them already.
         os.environ.update({**ENVIRONMENT, **os.environ})
         os.execv(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]])
     main()

@@ -1,4 +1,4 @@
-"""A training step compiled for a mesh, from shapes alone, and what it will take."""
+"""A training step compiled for a mesh, from shapes alone, and its cost."""
 
 import dataclasses
 import re
@@ -30,10 +30,10 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What the network sees.
+    """The input and output sizes of the network.
 
     Attributes:
-      image_size: pixels in a row; images have three channels of a byte each.
+      image_size: height and width of the images, of three channels of one byte each.
       num_classes: width of the output.
     """
 
@@ -46,20 +46,20 @@ class StepCost:
     """What one device needs for a step.
 
     Attributes:
-      argument_bytes: state and batch.
-      temporary_bytes: activations, gradients and the like.
-      peak_bytes: the most that lives at a time, arguments included.
-      flops: as the compiler counts; the body of a loop counts once.
-      bytes_accessed: likewise.
+      argument_bytes: bytes of state and batch.
+      temporary_bytes: bytes of activations, gradients and the like.
+      peak_bytes: peak memory in bytes, arguments included.
+      flops: operations as counted by the compiler, with one iteration per loop.
+      bytes_accessed: bytes read and written, counted likewise.
       collectives: count and bytes of each kind; see
         `experiments.scaling.collectives.Collective`.
-      collective_bytes: of all kinds.
-      collective_bytes_by_dtype: likewise, by dtype.
-      sent_bytes: that the device sends.
-      scalar_collectives: how many carry single numbers only.
-      compile_seconds: lowering included.
-      out_of_memory: what the compiler said, or None.
-      not_compiled: why the compiler came to no end, or None.
+      collective_bytes: bytes of all kinds.
+      collective_bytes_by_dtype: the same, by dtype.
+      sent_bytes: bytes that the device sends.
+      scalar_collectives: number of collectives of single numbers only.
+      compile_seconds: time of compiling, without lowering.
+      out_of_memory: message of the compiler, or None.
+      not_compiled: why the compilation did not finish, or None.
     """
 
     argument_bytes: int = 0
@@ -92,13 +92,13 @@ def lower_step(config: RunConfig, problem: Problem, mesh: Mesh) -> jax.stages.Lo
     """Traces the step of a configuration on abstract arrays.
 
     Args:
-      config: of the run; ``batch_size`` must be a number. ``optimizer`` may also be
-        one of `experiments.scaling.peers.SEARCHING`.
-      problem: of the images.
-      mesh: of real devices, or of a topology's.
+      config: configuration of the run; ``batch_size`` must be a number. ``optimizer``
+        may also be one of `experiments.scaling.peers.SEARCHING`.
+      problem: sizes of images and outputs.
+      mesh: mesh of real devices, or of those of a topology.
 
     Raises:
-      ValueError: if a name is unknown or the batch cannot be shared equally.
+      ValueError: if a name is unknown or the batch cannot be split equally.
     """
     state, batch = abstract_arguments(config, problem, mesh)
     step = make_step(config, problem.num_classes, SCHEDULE_STEPS, mesh, peers.build)
@@ -139,7 +139,7 @@ def abstract_arguments(
 
 
 def cost_of(lowered: jax.stages.Lowered) -> StepCost:
-    """Compiles a step; that it does not fit into memory is a result too."""
+    """Compiles a step; if it does not fit into memory the result says so."""
     start = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -147,7 +147,8 @@ def cost_of(lowered: jax.stages.Lowered) -> StepCost:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return StepCost(
-            compile_seconds=time.perf_counter() - start, out_of_memory=_told(error)
+            compile_seconds=time.perf_counter() - start,
+            out_of_memory=_essence_of(error),
         )
     seconds = time.perf_counter() - start
     memory: Any = compiled.memory_analysis()
@@ -165,9 +166,9 @@ def cost_of(lowered: jax.stages.Lowered) -> StepCost:
 
 
 def communication_of(found: list[Collective]) -> dict[str, Any]:
-    """The fields of a `StepCost` that tell of communication.
+    """The fields of a `StepCost` that describe communication.
 
-    Every turn of a loop counts, one where the text does not say how many there are.
+    All iterations of a loop are counted, or one if the text does not give the number.
     """
     kinds = totals(found)
     return {
@@ -183,8 +184,8 @@ def _at(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeSt
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _told(error: Exception) -> str:
-    """The numbers, out of pages of them."""
+def _essence_of(error: Exception) -> str:
+    """The essential numbers of a message that is pages long."""
     text = str(error)
     needed = re.search(r"\(([\d.]+\w+)\) exceeds available HBM \(([\d.]+\w+)\)", text)
     if needed is None:

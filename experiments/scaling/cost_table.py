@@ -1,4 +1,4 @@
-"""What was compiled, and tables of it."""
+"""Compiled steps, and tables of their costs."""
 
 import dataclasses
 import itertools
@@ -21,7 +21,7 @@ HEADINGS = (
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is compiled; see `experiments.scaling.compile.CompileArguments`."""
+    """A step to compile; see `experiments.scaling.compile.CompileArguments`."""
 
     topology: str
     layout: str
@@ -46,10 +46,10 @@ class Entry:
     """A case and its cost.
 
     Attributes:
-      case: what was compiled.
-      chips: of the topology.
-      commit: of the code.
-      cost: of one chip.
+      case: the step that was compiled.
+      chips: number of chips of the topology.
+      commit: commit of the code.
+      cost: cost per chip.
     """
 
     case: Case
@@ -59,7 +59,7 @@ class Entry:
 
 
 def markdown(entries: Sequence[Entry]) -> str:
-    """A table for each topology, layout and batch, with ratios to the two peers."""
+    """One table per topology, layout and batch, with ratios to AdamW and momentum."""
     tables = []
     for _, group in itertools.groupby(entries, key=lambda entry: entry.case.setting):
         tables.append(_table(list(group)))

@@ -16,11 +16,11 @@ Turns = int | None
 
 
 def lines_with_turns(hlo: str) -> Iterator[tuple[str, Turns]]:
-    r"""Every line of the computations that run, and how often it does.
+    r"""Every line of the computations that run, and how often it runs.
 
-    A branch counts as if it were taken. The turns of a loop come from the compiler's
-    own note or, without one, from the only constant that its condition compares with;
-    None means that the text does not tell.
+    Every branch is counted as taken. The number of iterations of a loop comes from the
+    compiler's annotation or, without one, from the only constant that its condition
+    compares with; None means that the text does not determine it.
 
     Args:
       hlo: the text of a compiled program, or lines of one computation.
@@ -49,7 +49,7 @@ def lines_with_turns(hlo: str) -> Iterator[tuple[str, Turns]]:
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    """Lines by computation, and the one where the program begins."""
+    """Lines by computation, and the name of the entry computation."""
     name = entry = ""
     lines: dict[str, list[str]] = {"": []}
     for line in hlo.splitlines():

@@ -14,14 +14,14 @@ from experiments.scaling.pod_model import StepTime, memory_bytes, step_time
 
 TITLE = "A model, not a measurement"
 CHIP_COUNTS = {2: [1, 4, 16, 64, 256], 3: [1, 8, 64, 512, 4096]}
-MICRO_BATCHES = "Open markers: in micro-batches, whose cost is left out."
+MICRO_BATCHES = "Open markers: in micro-batches, whose cost is not modeled."
 
 
 def modeled(entries: Sequence[Entry]) -> list[Entry]:
-    """Those that the model is for.
+    """The entries that the model applies to.
 
     Raises:
-      ValueError: if it is for none of them.
+      ValueError: if it applies to none of them.
     """
     found = [
         entry
@@ -32,9 +32,9 @@ def modeled(entries: Sequence[Entry]) -> list[Entry]:
     ]
     if not found:
         raise ValueError(
-            f"none of the {len(entries)} compiled steps is one that the model is for, "
-            "data-parallel, without micro-batches and within memory; compile for a "
-            "larger slice, or leave the model out with --compiled"
+            f"the model applies to none of the {len(entries)} compiled steps: it needs "
+            "one that is data-parallel, without micro-batches and fits into memory; "
+            "compile for a larger slice, or omit the model with --compiled"
         )
     return found
 
@@ -62,10 +62,10 @@ def reference_of(entry: Entry, entries: Sequence[Entry]) -> Entry:
 
 
 def model_table(entries: Sequence[Entry], batch_size: int) -> str:
-    """Modeled times and efficiency of what is `modeled`."""
+    """Modeled times and efficiency of entries that are `modeled`."""
     lines = [
         f"{TITLE}: batch {batch_size:,}, milliseconds per step. Numbers of chips on "
-        "which the batch does not fit into memory at once are left out.",
+        "which the batch does not fit into memory at once are omitted.",
         "",
         "| chip | optimizer | chips | work | update | communication | efficiency |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -83,7 +83,7 @@ def model_table(entries: Sequence[Entry], batch_size: int) -> str:
 
 
 def draw(entries: Sequence[Entry], batch_size: int, path: Path) -> None:
-    """Overhead against chips of what is `modeled`, one panel per kind of chip.
+    """Draws overhead against number of chips, one panel per kind of chip.
 
     The overhead is the share of a step that is not work on images: the update and the
     communication. Markers are open where the batch does not fit into memory at once.

@@ -1,4 +1,4 @@
-"""Calls in a process of their own, so that a compiler may run wild in there."""
+"""Calls in a separate process, with a time limit and without risk to this one."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -7,21 +7,21 @@ from typing import Any
 
 
 class StoppedError(RuntimeError):
-    """The call was given up, or its process died."""
+    """The call was stopped, or its process died."""
 
 
 def call_in_process(function: Callable[..., Any], *args: Any, seconds: float) -> Any:
     """Returns ``function(*args)``, called in a new process.
 
     Args:
-      function: of a module, so that it can be found there.
-      *args: that can be pickled, like the result.
-      seconds: after which the process is killed.
+      function: a module-level function, so that the process can import it.
+      *args: its arguments, which can be pickled, as the result must be.
+      seconds: time after which the process is killed.
 
     Raises:
-      Exception: what the function raises.
-      StoppedError: if the time is over, or the process dies, as when the machine has
-        no memory left.
+      Exception: whatever the function raises.
+      StoppedError: if the time is over, or the process dies, for example because the
+        machine is out of memory.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

@@ -1,4 +1,4 @@
-"""The optimizers that are compared: those of the registry, and line searches."""
+"""The optimizers to compare: those of the registry, and two with line searches."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ SEARCH_EXTRAS = ("value", "grad", "value_fn")
 # Deterministic methods: their line search finds the step size.
 SEARCHING: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
     "lbfgs_search": optax.lbfgs,
-    # The search of `optax.lbfgs`, so that the two differ in their directions alone.
+    # With the search of `optax.lbfgs`, so that the two differ in their directions only.
     "nlcg_search": lambda: nlcg_optax.nlcg(
         linesearch=optax.scale_by_zoom_linesearch(
             max_linesearch_steps=30, curv_rtol=0.1, initial_guess_strategy="one"

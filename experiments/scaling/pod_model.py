@@ -1,20 +1,21 @@
-"""A model of a step on many chips, from what was compiled and published figures.
+"""A model of a step on many chips, from compiled programs and published figures.
 
-It is a model, no measurement. Its assumptions:
+It is a model, not a measurement. Its assumptions:
 
-- A pass over the images takes the time of its operations at the chip's peak, or of its
-  bytes at the peak of its memory, whichever is longer; both as the compiler counts
-  them for a reference, momentum SGD, and in proportion to the images of a chip. An
-  optimizer makes as many passes as its operations are times those of the reference.
-- The reference reads and writes its state once besides. What another optimizer reads
-  and writes beyond its passes takes the same time on any number of chips.
-- Collectives run when nothing else does. Each takes the time of its bytes on all links
-  of the chip in one direction, and one latency for each hop around the torus. Links
-  wrap around in every dimension, which those of a part of a pod may not.
-- Arguments take the memory that was compiled, temporaries in proportion to the images
-  of a chip. Where both exceed the chip's memory the step is not modeled: it would
+- A pass over the images takes the time of its operations at the chip's peak rate, or of
+  its bytes at the peak bandwidth of its memory, whichever is longer. Both are as the
+  compiler counts them for a reference, momentum SGD, in proportion to the images per
+  chip. The number of passes of an optimizer is its number of operations divided by that
+  of the reference.
+- In addition, the reference reads and writes its state once. What another optimizer
+  reads and writes beyond its passes takes the same time on any number of chips.
+- Collectives do not overlap with computation. Each takes the time of its bytes on all
+  links of the chip in one direction, plus one latency per hop around the torus. Links
+  wrap around in every dimension, which may not hold in a part of a pod.
+- Arguments take the memory of the compiled program, temporaries in proportion to the
+  images per chip. If both exceed the chip's memory the step is not modeled: it would
   need micro-batches.
-- Data arrive in time, all chips are equally fast, nothing fails.
+- Chips never wait for data, all chips are equally fast, and nothing fails.
 """
 
 import math
@@ -27,12 +28,12 @@ HOP_SECONDS = 1e-6  # assumed; not published
 
 
 class StepTime(NamedTuple):
-    """Seconds of a step on each chip.
+    """Seconds per step on each chip.
 
     Attributes:
-      work: on images.
-      update: of the state.
-      communication: between chips.
+      work: time for the passes over the images.
+      update: time for the update of the state.
+      communication: time for communication between chips.
     """
 
     work: float
@@ -58,9 +59,9 @@ def step_time(
     Args:
       entry: a compiled data-parallel step without micro-batches, for this kind of chip.
       reference: the same with momentum SGD.
-      chip: its published figures.
-      chips: how many there shall be.
-      batch_size: images in a step on all of them together.
+      chip: published figures of the chip.
+      chips: number of chips.
+      batch_size: images per step on all chips together.
 
     Raises:
       ValueError: if the entry is of another kind.
@@ -95,14 +96,14 @@ def step_time(
 
 
 def memory_bytes(entry: Entry, chips: int, batch_size: int) -> float:
-    """Bytes that a step without micro-batches takes on each of a number of chips."""
+    """Bytes per chip that a step without micro-batches needs."""
     images = entry.case.batch_size // entry.chips
     share = batch_size / chips / images
     return entry.cost.argument_bytes + share * entry.cost.temporary_bytes
 
 
 def latency(chip: Chip, chips: int) -> float:
-    """Seconds of an all-reduce of nothing: there and back half around each ring.
+    """Seconds of an empty all-reduce: half around each ring and back.
 
     Examples:
       >>> from experiments.scaling.chips import CHIPS

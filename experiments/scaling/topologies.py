@@ -1,4 +1,4 @@
-"""Descriptions of TPU slices, to compile for without having one."""
+"""Descriptions of TPU slices, for compiling without a TPU."""
 
 import os
 
@@ -7,8 +7,8 @@ from jax.experimental import topologies
 
 from experiments.errors import UserError
 
-# What libtpu asks the metadata server of a TPU machine for, where there is none; and
-# leave to load it in several processes, which no chip forbids here.
+# Replaces the metadata that libtpu would request from the server of a TPU machine, and
+# allows several processes to load it, which is safe without a chip.
 INSTEAD_OF_A_TPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",

@@ -1,8 +1,8 @@
 """Weak scaling over virtual devices of one machine: ratios that show overhead.
 
 Virtual devices share the cores of the machine, so ``n`` of them, each with the same
-number of images, need ``n`` times as long as one at best. Seconds say nothing about
-pods; the ratios tell whether an optimizer or a layout adds work with every device.
+number of images, take at best ``n`` times as long as one. Seconds say nothing about
+pods; the ratios show whether an optimizer or a layout adds work with every device.
 """
 
 import statistics
@@ -29,12 +29,12 @@ class WeakScaling(NamedTuple):
     """One optimizer on a number of devices.
 
     Attributes:
-      optimizer: its name.
-      devices: how many.
-      ratio: time of a step over that of one device, divided by the devices: 1 if
-        nothing but the images takes time.
-      to_reference: time of a step over that of the first optimizer on as many devices,
-        median over turns.
+      optimizer: name of the optimizer.
+      devices: number of devices.
+      ratio: time per step relative to one device, divided by the number of devices: 1
+        if the time is proportional to the images.
+      to_reference: time per step relative to the first optimizer on the same number of
+        devices, median over rounds.
     """
 
     optimizer: str
@@ -49,21 +49,21 @@ def measure(
     images_per_device: int,
     rounds: int,
 ) -> list[WeakScaling]:
-    """Times steps of a small convolutional network, the optimizers in turns.
+    """Times steps of a small convolutional network, alternating between optimizers.
 
     Args:
-      optimizers: the first is the reference.
-      counts: numbers of devices; the first is what the others are compared with.
-      images_per_device: in each step.
-      rounds: turns of each.
+      optimizers: names of the optimizers; the first is the reference.
+      counts: numbers of devices; the others are compared with the first.
+      images_per_device: images per step and device.
+      rounds: timed steps per optimizer and number of devices.
 
     Raises:
-      ValueError: if there are not that many devices.
+      ValueError: if there are fewer devices than needed.
     """
     if max(counts) > jax.device_count():
         raise ValueError(
-            f"devices={max(counts)} are more than the {jax.device_count()} that there "
-            "are; set XLA_FLAGS=--xla_force_host_platform_device_count"
+            f"devices={max(counts)} exceeds the {jax.device_count()} devices of this "
+            "machine; set XLA_FLAGS=--xla_force_host_platform_device_count"
         )
     times: dict[tuple[str, int], list[float]] = {}
     for count in counts:
@@ -112,7 +112,7 @@ class _Run:
         self.seconds()  # compiles
 
     def seconds(self) -> float:
-        """Takes a step and tells how long it took."""
+        """Takes a step and returns how long it took."""
         start = time.perf_counter()
         self.state, metrics = self.step(self.state, self.batch)
         jax.block_until_ready((self.state, metrics))

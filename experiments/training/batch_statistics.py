@@ -1,4 +1,4 @@
-"""Statistics of batch normalization for weights that were never trained with any."""
+"""Batch statistics for weights that have none, such as an average of weights."""
 
 import functools
 from collections.abc import Callable
@@ -21,19 +21,20 @@ def recomputed_statistics(
     batch_size: int,
     standardize: Callable[[jax.Array], jax.Array],
 ) -> PyTree:
-    """The means, over a split, of the statistics of its batches.
+    """The mean, over a split, of the statistics of its batches.
 
-    One batch ``b`` moves running statistics ``r`` to ``m r + (1 - m) b``. From what it
-    makes of zeros and of ones follow ``m`` and ``b``, for any model.
+    One batch with statistics ``b`` moves running statistics ``r`` to
+    ``m r + (1 - m) b``. The results for ``r`` of zeros and of ones determine ``m`` and
+    ``b``, for any model.
 
     Args:
-      model: with or without batch normalization, without ghost batches.
+      model: a network with or without batch normalization, but without ghost batches.
       params: the weights.
-      batch_stats: of the structure that the model has; the values do not matter.
+      batch_stats: statistics with the structure of the model's; values are ignored.
       split: images without augmentation, as in an evaluation.
       batch_size: images that are normalized together; the last batch may be smaller,
-        and counts less.
-      standardize: from raw images to what the model takes.
+        and has a smaller weight.
+      standardize: function from raw images to the input of the model.
     """
     if not batch_stats:
         return batch_stats

@@ -1,11 +1,11 @@
-"""Checkpoints of a run: what they hold, when they are whole, how a run goes on.
+"""Checkpoints of a run: their content, their integrity, and how a run resumes.
 
 Orbax writes them in the background, each into a folder that gets its name only once it
-is complete: a process killed in the middle of a write leaves the earlier ones as they
-were. A checkpoint holds the state, which decides the order of the data and the
-augmentation too, the configuration, and a checksum of the bits of every array. The
+is complete: a process killed in the middle of a write leaves the earlier ones intact.
+A checkpoint holds the state, which also determines the order of the data and the
+augmentation, the configuration, and a checksum of the bits of every array. The
 checksums do not depend on how arrays are split over devices or processes, so a run may
-go on with others than it began with.
+resume with a different number of either.
 """
 
 import errno
@@ -35,15 +35,15 @@ SECONDS = 45.0  # of work that a killed run loses, and the time of a call
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be written, or none of a folder can be read."""
+    """A checkpoint cannot be written, or none in the folder can be read."""
 
 
 class Restored(NamedTuple):
-    """What a run goes on from.
+    """What a run resumes from.
 
     Attributes:
-      step: at which the checkpoint was taken.
-      state: of the structure, the shapes and the shardings of the target.
+      step: step at which the checkpoint was taken.
+      state: the state, with the structure, shapes and shardings of the target.
       progress: numbers that the caller saved with the state.
     """
 
@@ -53,13 +53,14 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager that ends with all of them written.
+    """The checkpoints of one run; a context manager that waits until all are written.
 
     Args:
-      directory: of this run alone; made if missing. A path, or the address of a bucket.
-      config: of the run, saved with each checkpoint.
-      every: reports from one checkpoint to the next; the last report always has one.
-      keep: newest checkpoints that are kept.
+      directory: folder for this run alone, created if missing: a path, or the address
+        of a bucket.
+      config: configuration of the run, saved with each checkpoint.
+      every: number of reports between checkpoints; the last report always has one.
+      keep: number of checkpoints to keep, the newest ones.
       seconds: time after which a checkpoint is saved within a report, at the end of a
         compiled call. Not in runs of several processes, whose clocks differ.
 
@@ -121,11 +122,11 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps of complete checkpoints, in order."""
+        """The steps of the complete checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def is_due(self, report: int) -> bool:
-        """Whether a checkpoint is wanted after that many reports."""
+        """Whether a checkpoint is due after this number of reports."""
         return report % self.every == 0 or report == self._last_report
 
     def save(self, step: int, state: PyTree, progress: Mapping[str, float]) -> None:
@@ -152,15 +153,15 @@ class Checkpoints:
             )
 
     def restore(self, target: PyTree) -> Restored | None:
-        """Reads the newest checkpoint that is whole; None if there is none at all.
+        """Reads the newest checkpoint that is intact; None if there are no checkpoints.
 
-        What is broken and newer is kept under another name, and a warning tells of it.
+        Newer ones that are corrupt are kept under another name, and a warning says so.
 
         Args:
-          target: a state of the wanted structure, shapes, dtypes and shardings.
+          target: a state with the wanted structure, shapes, dtypes and shardings.
 
         Raises:
-          ValueError: if the configuration is not the one that was saved.
+          ValueError: if the configuration differs from the saved one.
           CheckpointError: if there are checkpoints but none can be read.
         """
         broken: dict[int, Exception] = {}
@@ -174,13 +175,13 @@ class Checkpoints:
                     state = _with_keys(arrays, target)
                     return Restored(step, state, run["progress"])
             broken[step] = failure or ValueError(
-                "the arrays are not those that were saved"
+                "the arrays differ from those that were saved"
             )
         if broken:
             raise CheckpointError(
-                f"none of the checkpoints in {str(self.directory)!r} can be read, "
-                f"nothing was changed; move the folder away to start anew. "
-                f"{_told(broken)}"
+                f"none of the checkpoints in {str(self.directory)!r} can be read; "
+                f"nothing was changed; move the folder away to start again. "
+                f"{_reasons(broken)}"
             )
         return None
 
@@ -198,7 +199,7 @@ class Checkpoints:
 
     @contextmanager
     def _reader(self) -> Iterator[ocp.CheckpointManager]:
-        """Reads without waiting for the other processes, of which one may fail."""
+        """Reads without waiting for the other processes, since one of them may fail."""
         if jax.process_count() == 1:
             yield self._manager
             return
@@ -229,8 +230,8 @@ class Checkpoints:
         multihost_utils.sync_global_devices("broken checkpoints are set aside")
         self._manager.reload()
         warnings.warn(
-            f"in {str(self.directory)!r} an earlier checkpoint is taken and what is "
-            f"broken was renamed. {_told(broken)}",
+            f"in {str(self.directory)!r} an earlier checkpoint is used, and "
+            f"corrupt ones were renamed. {_reasons(broken)}",
             stacklevel=3,
         )
 
@@ -238,13 +239,13 @@ class Checkpoints:
     def _writing(self, what: str) -> Iterator[None]:
         try:
             yield
-        # From the thread that writes: an OSError, or whatever TensorStore makes of it.
+        # From the writing thread: an OSError, or whatever TensorStore turns it into.
         except Exception as error:
             full = os.strerror(errno.ENOSPC) in str(error)
             raise CheckpointError(
                 f"{what} could not be written to {str(self.directory)!r}"
-                f"{', the disk is full' if full else ''}; what was complete there "
-                "still is, and the same command goes on from it once there is room "
+                f"{', the disk is full' if full else ''}; complete checkpoints there "
+                "are intact, and the same command resumes from them once there is room "
                 f"({_line(error)})"
             ) from error
 
@@ -252,14 +253,14 @@ class Checkpoints:
 def _agreed(
     read: Callable[[], PyTree],
 ) -> tuple[PyTree, None] | tuple[None, Exception]:
-    """What was read, or why it was not, on this process or, for all, on another.
+    """What was read, or why reading failed, on this process or on any other.
 
-    All processes then go on with the same checkpoint.
+    So all processes continue with the same checkpoint.
     """
     found, failure = None, None
     try:
         found = read()
-    # What a broken checkpoint raises is up to Orbax and TensorStore.
+    # A corrupt checkpoint raises whatever Orbax and TensorStore do.
     except Exception as error:
         failure = error
     failed = multihost_utils.process_allgather(np.int32(failure is not None))
@@ -269,18 +270,18 @@ def _agreed(
     return (found, None) if failure is None else (None, failure)
 
 
-def _told(broken: Mapping[int, Exception]) -> str:
+def _reasons(broken: Mapping[int, Exception]) -> str:
     return "; ".join(f"step {step}: {_line(error)}" for step, error in broken.items())
 
 
 def _line(error: Exception) -> str:
-    """The start of a message: TensorStore appends whole specifications to its own."""
+    """The start of a message: TensorStore appends entire specifications to its own."""
     first = str(error).partition("\n")[0]
     return f"{type(error).__name__}: {first[:MESSAGE_LENGTH]}"
 
 
 def _count(folder: epath.Path) -> int:
-    """How many broken checkpoints of this step there are already."""
+    """Number of corrupt checkpoints of this step that were set aside before."""
     return len(list(folder.parent.glob(f"{folder.name}.broken-*")))
 
 
@@ -289,7 +290,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _without_keys(tree: PyTree) -> PyTree:
-    """The tree with the bits of random keys in their place."""
+    """The tree, with random keys replaced by their bits."""
     return jax.tree.map(
         lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree
     )
@@ -309,7 +310,7 @@ def _with_keys(tree: PyTree, like: PyTree) -> PyTree:
 
 def _checksums(tree: PyTree) -> list[int]:
     sums = _bit_sums(jax.tree.leaves(tree))
-    # Sums over a whole array: every device holds the same.
+    # Each sum is over a whole array, so every device holds the same number.
     return [int(np.asarray(leaf.addressable_shards[0].data)) for leaf in sums]
 
 

@@ -1,4 +1,4 @@
-"""The driver: a compiled program, called until the run is over."""
+"""The driver: calls a compiled program until the run is over."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ class Report(NamedTuple):
     """What `run_epochs` yields after ``config.epochs_per_report`` epochs, or earlier.
 
     Attributes:
-      number: complete reports so far, with those before a restart.
-      state: the state so far; the next call takes it over.
-      metrics: of each step since the last report, as NumPy vectors.
-      seconds: that these steps took, without compilation.
+      number: number of complete reports so far, including those before a restart.
+      state: the state so far; the next call donates its memory.
+      metrics: metrics of each step since the last report, as NumPy vectors.
+      seconds: time that these steps took, without compilation.
       complete: whether these steps end ``config.epochs_per_report`` epochs; False for a
         pause before.
     """
@@ -43,8 +43,8 @@ class CompiledProgram(NamedTuple):
 
     Attributes:
       program: the functions.
-      train: the compiled call, which takes over the memory of the state.
-      compile_seconds: tracing included.
+      train: the compiled call, which donates the memory of the state.
+      compile_seconds: time of tracing and compiling.
     """
 
     program: Program
@@ -53,7 +53,7 @@ class CompiledProgram(NamedTuple):
 
 
 def compile_program(program: Program, dataset: AnyDataset) -> CompiledProgram:
-    """Compiles the training call ahead of time, so that no timing holds it."""
+    """Compiles the training call ahead of time, so that no timing includes it."""
     start = time.perf_counter()
     shapes = program.feed(dataset.train).shapes
     train: Callable[[TrainState, Split], tuple[TrainState, Metrics]]
@@ -77,14 +77,14 @@ def run_epochs(
 ) -> Iterator[Report]:
     """Trains to the end of ``config.epochs``, with a report per ``epochs_per_report``.
 
-    A state that was restored from a checkpoint continues at its step. Between two calls
-    a loss that is not finite ends the run, with a report that `check_finite` refuses.
+    A state that was restored from a checkpoint resumes at its step. If a call returns a
+    loss that is not finite, the run ends with a report that `check_finite` rejects.
 
     Args:
       compiled: the compiled program.
       config: settings of the run.
-      dataset: what to train on.
-      state: before the first step, or restored.
+      dataset: the data to train on.
+      state: the state before the first step, or a restored one.
       pause_seconds: time after which a report is yielded before it is complete, at the
         end of a call, so that the caller can save the state.
     """
@@ -98,7 +98,7 @@ def run_epochs(
     for call in range(done // program.steps_per_call + 1, reports * per_report + 1):
         state, metrics = compiled.train(state, next(feed))
         calls.append(metrics)
-        # Looks at the call before, so that the device always has work.
+        # Checks the previous call, so that the device always has work queued.
         finite = len(calls) == 1 or bool(np.isfinite(calls[-2]["loss"]).all())
         complete = call % per_report == 0
         pause = (

@@ -35,16 +35,16 @@ def evaluate_split(
     standardize: Standardize,
     mesh: Mesh | None = None,
 ) -> Evaluation:
-    """Goes through a split in batches; the means are over all labels.
+    """Evaluates a split in batches; the means are over all labels.
 
     Args:
       model: the network.
       variables: its weights and statistics.
-      split: on the device or streamed; a negative label does not count.
-      standardize: what is done to images before.
-      mesh: of the devices over which a streamed batch is split; all by default.
+      split: the split, on the device or streamed; negative labels are ignored.
+      standardize: function from raw images to the input of the model.
+      mesh: mesh of the devices that share a streamed batch; all devices by default.
     """
-    # No loop within the compiled call: on CPUs XLA is slow at convolutions in loops.
+    # No loop inside the compiled call: on CPUs, convolutions in XLA loops are slow.
     sums = [
         _evaluate_batch(model, standardize, variables, batch)
         for batch in _batches(split, mesh)

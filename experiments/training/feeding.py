@@ -1,4 +1,4 @@
-"""What a compiled call is fed with: a whole split, or the next batches of a stream."""
+"""The input of a compiled call: a whole split, or the next batches of a stream."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -16,12 +16,12 @@ from experiments.training.meshes import AXES, joined
 
 
 class Feed(NamedTuple):
-    """What a call takes, time after time.
+    """The inputs of successive calls.
 
     Attributes:
-      shapes: arrays, or their shapes, as `jax.jit` lowers them.
-      open: from a seed and the number of the next step to what the calls take from
-        there on.
+      shapes: arrays or their shapes, for `jax.jit` to lower.
+      open: function from a seed and the number of the next step to the inputs of the
+        calls from that step on.
     """
 
     shapes: Split
@@ -29,7 +29,7 @@ class Feed(NamedTuple):
 
 
 class CallShape(NamedTuple):
-    """Examples of a call, by step, by micro-batch."""
+    """Numbers of steps, micro-batches per step and examples per micro-batch."""
 
     steps: int
     micro_batches: int
@@ -37,7 +37,7 @@ class CallShape(NamedTuple):
 
 
 def make_feed(train: Split | Stream, shape: CallShape, mesh: Mesh) -> Feed:
-    """A split that is on the device is fed whole; a stream, as ``shape`` says."""
+    """A split on the device is passed whole, a stream in batches of ``shape``."""
     if isinstance(train, Split):
         return Feed(train, lambda *_: itertools.repeat(train))
     sharding = NamedSharding(mesh, P(None, None, AXES))
@@ -63,7 +63,7 @@ def make_feed(train: Split | Stream, shape: CallShape, mesh: Mesh) -> Feed:
 
 
 def evaluation_batches(stream: Stream, batch_size: int, mesh: Mesh) -> Iterator[Split]:
-    """All examples of a stream once, the last batch padded, over all devices."""
+    """All examples of a stream once, over all devices; the last batch is padded."""
     sharding = NamedSharding(mesh, P(AXES))
     whole = -(-batch_size // mesh.size) * mesh.size
     share = _share_of_process()

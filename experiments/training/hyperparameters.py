@@ -1,4 +1,4 @@
-"""What runs that share a compiled program may differ in: numbers of the state."""
+"""The numbers in the state by which runs of one compiled program may differ."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ def hyperparameters_of(config: RunConfig) -> dict[str, float]:
 
 
 def program_of(config: RunConfig) -> RunConfig:
-    """A configuration that is the same for all runs which share a program."""
+    """A configuration that is the same for all runs that share a program."""
     options = {
         name: PLACEHOLDER if isinstance(value, float) else value
         for name, value in config.optimizer_options.items()

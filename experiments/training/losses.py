@@ -1,4 +1,4 @@
-"""Cross-entropy, with smoothed labels if wanted, accuracy and the L2 term."""
+"""Cross-entropy, optionally with smoothed labels, accuracy and the L2 term."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ def cross_entropies(
 ) -> jax.Array:
     """The cross-entropy of each label.
 
-    With smoothing ``a`` the target of ``k`` classes is ``(1 - a) onehot + a / k``
+    With smoothing ``a`` the target over ``k`` classes is ``(1 - a) onehot + a / k``
     (Szegedy et al., arXiv 1512.00567, section 7).
 
     Args:
       logits: ``[..., classes]``.
       labels: ``[...]``, integers.
-      label_smoothing: a, from 0 to below 1.
+      label_smoothing: ``a``, in [0, 1).
     """
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
     if not label_smoothing:
@@ -32,12 +32,12 @@ def cross_entropies(
 
 
 def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Whether the greatest logit is that of the label."""
+    """Whether the largest logit is that of the label."""
     return jnp.argmax(logits, axis=-1) == labels
 
 
 def l2(factor: float | jax.Array, params: PyTree) -> jax.Array:
-    """Returns ``factor / 2`` times the sum of the squares of what decays."""
+    """Returns ``factor / 2`` times the sum of squares of the parameters that decay."""
     squares = jax.tree.map(
         lambda leaf, decays: jnp.sum(jnp.square(leaf)) if decays else 0.0,
         params,

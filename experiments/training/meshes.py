@@ -1,9 +1,9 @@
 """Where arrays live: a mesh with two axes, and one rule from shapes to shardings.
 
-A batch is split over all devices, ``data`` times ``shard``. Parameters, and whatever of
-the optimizer's state has a shape of its own, are split over ``shard`` and copied along
-``data``: one device along ``shard`` is data parallelism, one along ``data`` is fully
-sharded, anything between is hybrid.
+A batch is split over all devices, ``data`` times ``shard``. Parameters and the arrays
+of the optimizer's state are split over ``shard`` and replicated along ``data``: one
+device along ``shard`` is data parallelism, one along ``data`` is fully sharded,
+anything in between is hybrid.
 """
 
 import functools
@@ -26,7 +26,7 @@ DATA, SHARD = AXES = ("data", "shard")
 AXIS_TYPES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 BATCH = P(None, AXES)  # micro-batches, then examples
 
-# Gathering a small array costs more time than its copies cost memory.
+# For smaller arrays, gathering costs more than the memory of the replicas.
 SMALLEST_SHARDED = 2048
 
 _log = logging.getLogger(__name__)
@@ -42,11 +42,11 @@ def make_mesh(
     """Arranges devices along the axes ``data`` and ``shard``.
 
     Args:
-      data_devices: size of the first axis; None for what the other one leaves.
-      shard_devices: size of the second; at most one of the two is None. Neighboring
-        devices share a copy of the parameters.
+      data_devices: size of the first axis; None to use all remaining devices.
+      shard_devices: size of the second axis, likewise; at most one of the two may be
+        None. Neighboring devices share one replica of the parameters.
       axis_types: a name in `AXIS_TYPES`.
-      devices: what to arrange; all devices of all processes by default.
+      devices: devices to arrange; all devices of all processes by default.
 
     Raises:
       ValueError: if the sizes do not multiply to the number of devices, or the kind
@@ -70,8 +70,8 @@ def _filled(data: int | None, shard: int | None, count: int) -> tuple[int, int]:
     known = (data or 1) * (shard or 1)
     if count % known or (None not in (data, shard) and known != count):
         raise ValueError(
-            f"{given} do not multiply to the {count} devices that there are; allowed "
-            "are two numbers whose product that is, or one that divides it and None"
+            f"{given} do not multiply to {count}, the number of devices; allowed are "
+            "two numbers with that product, or a divisor of it and None"
         )
     rest = count // known
     return data or rest, shard or rest
@@ -86,8 +86,8 @@ def spec_of(shape: tuple[int, ...], shards: int) -> P:
     """Splits the largest dimension that ``shards`` divides, the last among equals.
 
     Scalars, arrays of fewer than `SMALLEST_SHARDED` numbers and those without such a
-    dimension are copied to every device. The rule reads nothing but the shape, so a
-    state that has the shape of its parameter is split like it.
+    dimension are replicated. The rule depends on nothing but the shape, so a state with
+    the shape of its parameter is split like it.
 
     Examples:
       >>> spec_of((3, 3, 256, 128), 8)
@@ -103,7 +103,7 @@ def spec_of(shape: tuple[int, ...], shards: int) -> P:
 
 
 def shardings_of(mesh: Mesh, tree: PyTree) -> PyTree:
-    """The sharding of every leaf of a tree of arrays or of their shapes."""
+    """The sharding of every leaf of a tree of arrays or abstract arrays."""
     shards = mesh.shape[SHARD]
     return jax.tree.map(
         lambda leaf: NamedSharding(mesh, spec_of(leaf.shape, shards)), tree
@@ -111,7 +111,7 @@ def shardings_of(mesh: Mesh, tree: PyTree) -> PyTree:
 
 
 def report_copies(mesh: Mesh, params: PyTree) -> None:
-    """Logs, once and on the first process, what is not split although it is large."""
+    """Logs, once and on the first process, large parameters that cannot be split."""
     shards = mesh.shape[SHARD]
     leaves = jax.tree_util.tree_leaves_with_path(params)
     copied = [
@@ -133,17 +133,17 @@ def _warn_once(message: str) -> None:
 
 
 def place(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Puts arrays, which every process holds in full, where they belong."""
+    """Places arrays, which every process holds in full, with the given shardings."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
-    # A device of another process cannot be put to, but computed on.
+    # `device_put` cannot reach devices of other processes, but a computation can.
     return jax.jit(lambda arrays: arrays, out_shardings=shardings)(tree)
 
 
 def constrain(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Tells the compiler where arrays live; on a mesh of one device nothing is told.
+    """Constrains the shardings of arrays, except on a mesh of one device.
 
-    A step on one device can then be mapped over other devices.
+    So a step on one device can be mapped over other devices.
     """
     if all(sharding.mesh.size == 1 for sharding in jax.tree.leaves(shardings)):
         return tree
@@ -158,11 +158,11 @@ def on_all_devices(tree: PyTree) -> PyTree:
 
 
 def joined(parts: PyTree, sharding: NamedSharding) -> PyTree:
-    """One batch out of what each process holds of it.
+    """Joins the parts of a batch that the processes hold.
 
     Args:
       parts: arrays of the examples of this process, of equal shape on all processes.
-      sharding: of the whole arrays, such as that of `BATCH`.
+      sharding: sharding of the whole arrays, such as that of `BATCH`.
 
     Returns:
       Arrays of the examples of all processes, in the order of the processes.

@@ -1,8 +1,8 @@
 """Virtual batches: one step on the mean loss and gradient of several micro-batches.
 
 A loss function is called as ``loss_fn(params, batch_stats, batch)`` and returns the
-loss and a pair: the statistics after the batch and the accuracy. Micro-batches are
-stacked along the first axis. Batch normalization sees one micro-batch at a time.
+loss and a pair: the updated batch statistics and the accuracy. Micro-batches are
+stacked along the first axis. Batch normalization uses one micro-batch at a time.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ class Outcome(NamedTuple):
     """Means over micro-batches.
 
     Attributes:
-      loss: of the virtual batch.
-      accuracy: likewise.
-      grads: likewise.
+      loss: mean loss.
+      accuracy: mean accuracy.
+      grads: mean gradient.
     """
 
     loss: jax.Array
@@ -44,16 +44,16 @@ def mean_gradient(
     unroll: bool = False,
     varying_over: tuple[str, ...] = (),
 ) -> tuple[Outcome, PyTree]:
-    """Goes through the micro-batches, in the memory of one.
+    """Computes the mean gradient in the memory of one micro-batch.
 
     Args:
       loss_fn: see above.
       params: the weights.
-      batch_stats: before the first micro-batch.
+      batch_stats: batch statistics before the first micro-batch.
       batches: micro-batches.
-      unroll: write them out one after the other instead of a loop, for CPUs, where
-        XLA is slow at convolutions in loops.
-      varying_over: within `jax.shard_map`, the axes over which the examples are split
+      unroll: whether to unroll the loop over micro-batches, for CPUs, where
+        convolutions in XLA loops are slow.
+      varying_over: inside `jax.shard_map`, the axes over which the examples are split
         and ``params`` and ``batch_stats`` are marked as varying.
 
     Returns:
@@ -93,7 +93,7 @@ def mean_gradient(
 def mean_loss(
     loss_fn: LossFn, params: PyTree, batch_stats: PyTree, batches: PyTree
 ) -> jax.Array:
-    """The loss of the virtual batch, of which derivatives need the memory of one."""
+    """The loss of the virtual batch; its derivatives need the memory of one part."""
 
     def loss_of(batch: PyTree) -> jax.Array:
         return loss_fn(params, batch_stats, batch)[0]
@@ -109,14 +109,14 @@ def half_gradients(
     batch_stats: PyTree,
     batches: PyTree,
 ) -> tuple[Outcome, tuple[PyTree, PyTree], PyTree]:
-    """The gradients of the two halves of the virtual batch, beside its own.
+    """The gradients of the two halves of the virtual batch, in addition to its own.
 
     Args:
-      gradient: such as `mean_gradient`.
-      loss_fn: as for `mean_gradient`, like all that follows.
+      gradient: a function such as `mean_gradient`.
+      loss_fn: as for `mean_gradient`, like the following arguments.
       params: the weights.
-      batch_stats: before the first micro-batch.
-      batches: the micro-batches.
+      batch_stats: batch statistics before the first micro-batch.
+      batches: micro-batches.
 
     Returns:
       The means, the pair of gradients, and the statistics after the last micro-batch.
@@ -142,7 +142,7 @@ def half_gradients(
 def stacked_outputs(
     outputs_fn: OutputsFn, params: PyTree, batch_stats: PyTree, batches: PyTree
 ) -> jax.Array:
-    """What a model makes of each micro-batch, one after the other, stacked."""
+    """The model's outputs for each micro-batch, computed in turn and stacked."""
 
     def outputs_of(batch: PyTree) -> jax.Array:
         return outputs_fn(params, batch_stats, batch)
@@ -153,7 +153,7 @@ def stacked_outputs(
 
 
 def varying(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
-    """Marks what is the same on all devices of `jax.shard_map` as if it were not."""
+    """Marks arrays as varying over devices inside `jax.shard_map`."""
     if not axes:
         return tree
     if _pcast is None:
@@ -170,7 +170,7 @@ def _map_parts(function: Callable[[PyTree], jax.Array], batches: PyTree) -> jax.
 
 
 def _unrolls() -> bool:
-    """Whether to do without loops: on CPUs XLA is slow at convolutions in them."""
+    """Whether to avoid loops: on CPUs, convolutions in XLA loops are slow."""
     return jax.default_backend() == "cpu"
 
 

@@ -1,4 +1,4 @@
-"""How loss, gradient and outputs of a batch are computed: on one mesh, in two forms."""
+"""Loss, gradient and outputs of a batch on a mesh: under ``jit`` or ``shard_map``."""
 
 import functools
 from collections.abc import Callable
@@ -26,12 +26,12 @@ PyTree = Any
 
 
 class OnBatches(NamedTuple):
-    """How quantities of a batch are computed from its micro-batches.
+    """Functions that compute quantities of a batch from its micro-batches.
 
     Attributes:
-      gradient: of a loss, with the loss, the accuracy and the batch statistics.
-      loss: the mean loss.
-      outputs: of the model, stacked.
+      gradient: gradient of a loss, with loss, accuracy and batch statistics.
+      loss: mean loss.
+      outputs: outputs of the model, stacked.
     """
 
     gradient: Callable[..., tuple[Outcome, PyTree]]
@@ -53,8 +53,8 @@ def on_batches(config: RunConfig, mesh: Mesh) -> OnBatches:
         )
 
     def on_copies(function: Callable[..., Any]) -> Callable[..., Any]:
-        # Split weights are gathered where they are used. Otherwise the compiler would
-        # carry their sharding over to activations.
+        # Gathers split weights where they are used. Otherwise the compiler would
+        # propagate their sharding to activations.
         def function_on_copies(params: PyTree, *rest: PyTree) -> Any:
             copies = meshes.constrain(params, meshes.replicated(mesh))
             return function(copies, *rest)

@@ -1,8 +1,8 @@
-"""Gradients and losses in the `jax.shard_map` form: each device by itself, then a mean.
+"""Gradients and losses under `jax.shard_map`: computed per device, then averaged.
 
-Beside the form that the compiler partitions (`experiments.training.micro_batches` under
-``jit``) it differs in two things that are to be chosen: batch normalization sees the
-examples of one device only, and gradients travel in a dtype of one's choice.
+This form differs from the one that the compiler partitions
+(`experiments.training.micro_batches` under ``jit``) in two ways: batch normalization
+uses the examples of one device only, and gradients are sent in a dtype of choice.
 """
 
 from typing import Any
@@ -35,15 +35,15 @@ def mean_gradient_over_devices(
     gradient_dtype: Any = jnp.float32,
     unroll: bool = False,
 ) -> tuple[Outcome, PyTree]:
-    """`mean_gradient` of each device's part, averaged.
+    """`mean_gradient` of each device's part, averaged over devices.
 
     Args:
-      mesh: of the devices.
+      mesh: mesh of the devices.
       loss_fn: see `experiments.training.micro_batches`.
-      params: the same on every device.
-      batch_stats: likewise.
+      params: the weights, replicated.
+      batch_stats: batch statistics, replicated.
       batches: micro-batches, whose examples are split over all axes of the mesh.
-      gradient_dtype: in which gradients are sent; they return in their own.
+      gradient_dtype: dtype in which gradients are sent; the result has their own dtype.
       unroll: see `mean_gradient`.
 
     Returns:
@@ -53,8 +53,8 @@ def mean_gradient_over_devices(
     def on_device(
         params: PyTree, batch_stats: PyTree, batches: PyTree
     ) -> tuple[Outcome, PyTree]:
-        # Without the cast the parameters are invariant over the devices, and their
-        # gradient comes summed over them: an average of it would be a sum.
+        # Without the cast the parameters would be invariant over devices, and their
+        # gradient already summed over them: its average would be that sum.
         params, batch_stats = varying((params, batch_stats), AXES)
         outcome, batch_stats = mean_gradient(
             loss_fn, params, batch_stats, batches, unroll=unroll, varying_over=AXES
@@ -76,7 +76,7 @@ def mean_gradient_over_devices(
 def mean_loss_over_devices(
     mesh: Mesh, loss_fn: LossFn, params: PyTree, batch_stats: PyTree, batches: PyTree
 ) -> jax.Array:
-    """`mean_loss` of each device's part, averaged; it can be differentiated."""
+    """`mean_loss` of each device's part, averaged over devices; differentiable."""
 
     def on_device(params: PyTree, batch_stats: PyTree, batches: PyTree) -> jax.Array:
         params, batch_stats = varying((params, batch_stats), AXES)
@@ -94,7 +94,7 @@ def stacked_outputs_over_devices(
     batch_stats: PyTree,
     batches: PyTree,
 ) -> jax.Array:
-    """`stacked_outputs` of each device's part, where the examples are."""
+    """`stacked_outputs` of each device's part, split like the examples."""
 
     def on_device(params: PyTree, batch_stats: PyTree, batches: PyTree) -> jax.Array:
         params, batch_stats = varying((params, batch_stats), AXES)

@@ -1,8 +1,8 @@
-"""Several processes as one program: how they find each other and how they part.
+"""Several processes as one program: how they connect and synchronize.
 
-Every process runs the same command on its own devices; `connect` comes before anything
-else, and from then on `jax.devices()` are those of all. Launching and restarting is the
-business of a cluster's own tools, see ``experiments/launch``.
+Every process runs the same command on its own devices. `connect` must be called before
+anything else; after it `jax.devices()` lists the devices of all processes. Launching
+and restarting processes is left to the tools of a cluster, see ``experiments/launch``.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ BARRIER_SECONDS = 600
 
 
 class CoordinatorError(UserError):
-    """The processes did not find each other."""
+    """The processes could not connect to each other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +27,14 @@ class ProcessOptions:
     """How this process joins the others; by default it is the only one.
 
     Attributes:
-      auto: take everything from the environment, as on a TPU slice, GKE or Slurm.
+      auto: whether to read the other options from the environment, as on a TPU slice,
+        GKE or Slurm.
       coordinator: address and port of process 0, such as ``10.0.0.1:8476``.
       count: number of processes.
-      index: which one this is, from 0.
-      start_seconds: how long to wait for all to be there.
-      heartbeat_seconds: after which a process that is silent counts as dead, and the
-        others end.
+      index: index of this process, from 0.
+      start_seconds: how long to wait for all processes to start.
+      heartbeat_seconds: time without a heartbeat after which a process counts as dead
+        and the others exit.
     """
 
     auto: bool = False
@@ -52,7 +53,7 @@ class ProcessOptions:
         if any(value is not None for value in by_hand) and None in by_hand:
             raise ValueError(f"{given}: give all three of them, or none")
         if self.auto and self.coordinator is not None:
-            raise ValueError(f"auto=True does not go with {given}")
+            raise ValueError(f"auto=True cannot be combined with {given}")
         if self.coordinator is not None:
             host, _, port = self.coordinator.rpartition(":")
             if not host or not port.isdigit():
@@ -70,16 +71,17 @@ class ProcessOptions:
 
 
 def connect(options: ProcessOptions) -> None:
-    """Joins the other processes; does nothing for a process that is alone.
+    """Joins the other processes; does nothing if this is the only process.
 
     Raises:
-      CoordinatorError: if the coordinator cannot be reached, or not all come in time.
+      CoordinatorError: if the coordinator cannot be reached, or not all processes start
+        in time.
     """
     if not options.auto and options.coordinator is None:
         return
     if options.coordinator is not None and options.index != 0:
         _wait_for(options.coordinator, options.start_seconds)
-    # Of use where devices are CPUs only.
+    # Only has an effect on CPUs.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -92,7 +94,7 @@ def connect(options: ProcessOptions) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise CoordinatorError(
-            f"the processes did not find each other in {options.start_seconds} s: "
+            f"the processes did not connect in {options.start_seconds} s: "
             f"coordinator={options.coordinator!r}, count={options.count!r}, "
             f"index={options.index!r}; all must be started with the same coordinator "
             f"and count ({str(error).partition(chr(10))[0]})"
@@ -100,7 +102,7 @@ def connect(options: ProcessOptions) -> None:
 
 
 def _wait_for(coordinator: str, seconds: int) -> None:
-    """Tries to reach the coordinator, which JAX itself would not survive in vain."""
+    """Waits for the coordinator; JAX itself would abort if it cannot reach it."""
     host, _, port = coordinator.rpartition(":")
     end = time.monotonic() + seconds
     while True:
@@ -118,14 +120,14 @@ def _wait_for(coordinator: str, seconds: int) -> None:
 
 
 def wait_for_all(what: str) -> None:
-    """Lets no process go on before all have come here; ``what`` names the place.
+    """Blocks until all processes have called it; ``what`` names the place.
 
-    The first exchange between devices of CPUs fails if a process is half a minute late
-    for it, as after a compilation on a busy host.
+    The first exchange between CPU devices fails if a process is half a minute late for
+    it, as after a compilation on a busy host.
     """
     multihost.get_barrier_sync_fn()(key=what, timeout_ms=1000 * BARRIER_SECONDS)
 
 
 def is_first() -> bool:
-    """Whether this process writes what all of them would write alike."""
+    """Whether this process writes the output that all would write identically."""
     return jax.process_index() == 0

@@ -1,8 +1,8 @@
 """A run as pure functions: the state, and the compiled call for whole epochs.
 
 The learning rate, the L2 factor and the float options of the optimizer are part of the
-state, so that all trials of a search share one compiled program, one after the other or
-under ``vmap``.
+state, so that all trials of a search share one compiled program, in sequence or under
+``vmap``.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ class Program:
     Attributes:
       config: settings of the run.
       step: one step of the run.
-      mesh: of devices, with axes of the types that the configuration asks for.
+      mesh: mesh of devices, with the axis types of the configuration.
       example: one image, or an array shaped like one.
       examples: number of training images.
       batch_size: examples per step.
-      steps_per_call: steps per call of ``train``; the examples that are left over when
-        the last batch of a call is full are taken by the next call.
-      calls_per_report: calls of ``train`` in ``config.epochs_per_report`` epochs.
+      steps_per_call: steps per call of ``train``; examples that are left over after the
+        last batch of a call are used by the next call.
+      calls_per_report: calls of ``train`` per ``config.epochs_per_report`` epochs.
       streamed: whether the training split is streamed.
     """
 
@@ -54,7 +54,7 @@ class Program:
 
     @property
     def gradient_equivalents(self) -> float:
-        """Mean cost of a step."""
+        """Mean cost of a step, in gradients."""
         return self.step.gradient_equivalents
 
     def init(
@@ -66,9 +66,9 @@ class Program:
         """The state before the first step.
 
         Args:
-          seed: of the run.
+          seed: seed of the run.
           learning_rate: peak of the schedule.
-          hyperparameters: where they are not those of the configuration.
+          hyperparameters: values that differ from those of the configuration.
         """
         given = {**hyperparameters_of(self.config), **(hyperparameters or {})}
         state = self.step.init(seed, learning_rate, given, self.example)
@@ -86,7 +86,7 @@ class Program:
         """The state after ``steps_per_call`` steps, and the metrics of each, stacked.
 
         Args:
-          state: before these steps.
+          state: the state before these steps.
           split: the training split, or the batches of the call if it is streamed.
         """
         call = self._train_on_batches if self.streamed else self._train_on_split
@@ -96,7 +96,7 @@ class Program:
         return jax.sharding.auto_axes(call, out_sharding=out)(state, split)
 
     def feed(self, split: Split | Stream) -> Feed:
-        """From a training split to what the calls of ``train`` take."""
+        """The inputs of the calls of ``train`` for a training split."""
         micro_batch_size = self.batch_size // self.config.micro_batches
         shape = CallShape(
             self.steps_per_call, self.config.micro_batches, micro_batch_size
@@ -147,7 +147,7 @@ class Program:
         return jax.lax.scan(self.step.update, state, batches)
 
     def rows(self, state: TrainState, steps: int) -> jax.Array | None:
-        """The examples of the next steps, from one permutation per epoch.
+        """The rows of the examples of the next steps, one permutation per epoch.
 
         Returns:
           Indices by step, micro-batch and example; None where a batch is the whole
@@ -177,12 +177,12 @@ def make_program(
 
     Args:
       config: settings of the run.
-      dataset: what to train on.
-      devices: all devices of all processes by default.
+      dataset: the data to train on.
+      devices: devices to use; all devices of all processes by default.
 
     Raises:
-      ValueError: if the configuration has an unknown name, or a batch size that the
-        training set or the devices do not allow, or a mesh that is not theirs.
+      ValueError: if the configuration has an unknown name, or a batch size or mesh that
+        does not fit the training set or the devices.
     """
     streamed = not isinstance(dataset.train, Split)
     examples = _count(dataset.train)
@@ -200,7 +200,7 @@ def make_program(
     steps_per_call = config.steps_per_call or (1 if streamed else steps_per_report)
     _check_steps_per_call(steps_per_call, steps_per_report)
     total_steps = config.epochs // config.epochs_per_report * steps_per_report
-    # Within a call the compiler splits the work, whatever the types show outside.
+    # Inside a call the compiler partitions the work, whatever the axis types outside.
     within = meshes.with_auto_axes(mesh)
     return Program(
         config=config,
@@ -222,14 +222,14 @@ def _check_batch_size(
     if batch_size > examples:
         raise ValueError(
             f"{given} exceeds the training set; allowed are 1 to {examples}, or None "
-            "for all of it"
+            "for the whole set"
         )
     parts = config.micro_batches
     if batch_size % (parts * devices):
         raise ValueError(
-            f"{given} gives batches of {batch_size}, which {devices} devices cannot "
-            f"share equally in {parts} micro-batches; allowed are multiples of "
-            f"{parts * devices}"
+            f"{given} gives batches of {batch_size}, which cannot be split equally "
+            f"with devices={devices} and micro_batches={parts}; allowed are multiples "
+            f"of {parts * devices}"
         )
     together = config.ghost_batch_size
     if together is not None and batch_size // parts % together:
@@ -266,7 +266,7 @@ def _count(train: Split | Stream) -> int:
 
 
 def _example(train: Split | Stream) -> jax.Array:
-    """One image, or what is shaped like one."""
+    """One image, or an array shaped like one."""
     if isinstance(train, Split):
         return train.images[:1]
     return jnp.zeros([1, *train.shape], jnp.uint8)
@@ -277,6 +277,6 @@ def _in_parts(split: Split, parts: int) -> Split:
 
 
 def _stacked(outcome: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-    """The outcome of one step as that of a scan over one step."""
+    """The result of one step, in the form of a scan over one step."""
     state, metrics = outcome
     return state, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)

@@ -30,12 +30,12 @@ class TrainState(NamedTuple):
     Attributes:
       step: number of steps taken.
       params: the weights.
-      average: exponential average of the weights for evaluation; empty without one.
+      average: exponential average of the weights for evaluation; empty if not used.
       batch_stats: statistics of batch normalization; empty if the model has none.
       opt_state: state of the optimizer.
       learning_rate: peak of the schedule.
-      hyperparameters: the numbers that `hyperparameters_of` gives for the run.
-      key: random key of the order of the data and the augmentation.
+      hyperparameters: the run's numbers from `hyperparameters_of`.
+      key: random key for the order of the data and the augmentation.
     """
 
     step: jax.Array
@@ -55,13 +55,13 @@ class TrainStep:
     Attributes:
       config: settings of the run.
       total_steps: length of the schedule.
-      mesh: of devices.
+      mesh: mesh of devices.
       model: the network.
-      augment: from a key and images to augmented images.
-      standardize: from raw images to what the model takes.
-      build_optimizer: from a name, a schedule and options to an optimizer.
-      optimizer: of plain numbers, which are checked.
-      on_batches: how quantities of a batch are computed.
+      augment: function from a key and images to augmented images.
+      standardize: function from raw images to the input of the model.
+      build_optimizer: function from a name, a schedule and options to an optimizer.
+      optimizer: optimizer built from plain numbers, which are thereby checked.
+      on_batches: functions that compute quantities of a batch.
     """
 
     config: RunConfig
@@ -76,7 +76,7 @@ class TrainStep:
 
     @property
     def gradient_equivalents(self) -> float:
-        """Mean cost of a step."""
+        """Mean cost of a step, in gradients."""
         return self.optimizer.gradient_equivalents
 
     def init(
@@ -89,10 +89,10 @@ class TrainStep:
         """The state before the first step, not yet placed on the mesh.
 
         Args:
-          seed: of the initial weights and of the run's key.
+          seed: seed of the initial weights and of the run's key.
           learning_rate: peak of the schedule.
           hyperparameters: see `hyperparameters_of`.
-          images: one image or more, for the shapes of the weights.
+          images: one image or more, which determine the shapes of the weights.
         """
         init_key, data_key = jax.random.split(jax.random.key(seed))
         variables = _init_model(self.model, init_key, self.standardize(images))
@@ -124,7 +124,7 @@ class TrainStep:
         )
 
     def shardings(self, state: TrainState) -> TrainState:
-        """The sharding of every leaf of a state, or of the shapes of one."""
+        """The sharding of every leaf of a state, which may be abstract."""
         copied: Any = meshes.replicated(self.mesh)
         return TrainState(
             step=copied,
@@ -141,7 +141,7 @@ class TrainStep:
         """The next state and the metrics of a step.
 
         Args:
-          state: before the step.
+          state: the state before the step.
           batches: micro-batches, stacked along the first axis.
         """
         batches = self._prepare(state, batches, slice(None))
@@ -216,7 +216,7 @@ class TrainStep:
     def _gradient(
         self, state: TrainState, batches: Split
     ) -> tuple[Outcome, tuple[PyTree, PyTree] | None, PyTree]:
-        """Loss and gradient, gradients of halves if needed, and batch statistics."""
+        """Loss and gradient, those of the halves if needed, and batch statistics."""
         loss_fn = self._batch_loss_fn(state)
         if "half_grads" in self.optimizer.extras:
             return half_gradients(
@@ -234,13 +234,13 @@ class TrainStep:
     def _functions_of_batch(
         self, state: TrainState, batches: Split
     ) -> dict[str, Callable[..., Any]]:
-        """The functions among the extra arguments, all of the same mini-batch.
+        """The functions among the extra arguments, all for the same mini-batch.
 
-        The batch is normalized by its own statistics, which stay unmodified.
+        The batch is normalized by its own statistics; running ones stay unmodified.
         """
         l2_factor = state.hyperparameters["l2"]
-        # The L2 term of the loss is a function of the weights, which then are an
-        # output. Sampling labels from the logits needs the logits alone.
+        # The L2 term of the loss depends on the weights, which are therefore a second
+        # output. To sample labels the logits alone are needed.
         with_weights = "output_loss_fn" in self.optimizer.extras
 
         def outputs(params: PyTree) -> PyTree:
@@ -267,7 +267,7 @@ class TrainStep:
     def _batch_loss_fn(
         self, state: TrainState
     ) -> Callable[[PyTree, PyTree, Split], tuple[jax.Array, tuple[PyTree, jax.Array]]]:
-        """Loss of a batch, with its batch statistics and accuracy."""
+        """The loss of a batch, with new batch statistics and the accuracy."""
         l2_factor = state.hyperparameters["l2"]
 
         def loss_fn(
@@ -283,7 +283,7 @@ class TrainStep:
     def _apply(
         self, params: PyTree, batch_stats: PyTree, batch: Split
     ) -> tuple[jax.Array, PyTree]:
-        """The logits, and the statistics after the batch."""
+        """The logits, and the batch statistics after the batch."""
         logits, updated = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
             batch.images,
@@ -319,7 +319,7 @@ class TrainStep:
         return _schedule(self.config, self.total_steps, peak)
 
     def _optimizer_of(self, state: TrainState) -> optimizers.Optimizer:
-        """The optimizer with the numbers of the state, which may be traced."""
+        """The optimizer built from the numbers in the state, which may be traced."""
         options = {
             name: state.hyperparameters.get(name, value)
             for name, value in self.config.optimizer_options.items()
@@ -340,10 +340,10 @@ def make_step(
 
     Args:
       config: settings of the run.
-      num_classes: number of labels in the data.
+      num_classes: number of different labels in the data.
       total_steps: length of the schedule.
-      mesh: a mesh of `experiments.training.meshes.make_mesh`.
-      build_optimizer: from a name, a schedule and options to an optimizer.
+      mesh: a mesh from `experiments.training.meshes.make_mesh`.
+      build_optimizer: function from a name, a schedule and options to an optimizer.
 
     Raises:
       ValueError: if the configuration has an unknown name.

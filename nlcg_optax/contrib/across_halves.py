@@ -13,6 +13,7 @@ from nlcg_optax.direction.rules import products_used
 from nlcg_optax.direction.state import ScaleByNlcgState
 from nlcg_optax.direction.transform import advance, init, precondition
 from nlcg_optax.dtypes import PyTree
+from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import vdots
 
 NAME = "scale_by_nlcg_across_halves"
@@ -67,18 +68,7 @@ def scale_by_nlcg_across_halves(
             "correct; use another rule, such as 'pr+'"
         )
 
-    def init_fn(params: PyTree) -> ScaleByNlcgState:
-        return init(options, params)
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByNlcgState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByNlcgState]:
-        return _update(options, updates, state, params, extra_args)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(options, init, _update)
 
 
 def _update(
@@ -88,6 +78,7 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByNlcgState]:
+    validation.check_state(NAME, state, ScaleByNlcgState)
     validation.check_same_structure("updates", g, state.direction)
     a, b = _halves(extra_args.get("half_grads"), g)
     z, preconditioner_state = precondition(options, g, state, params, extra_args)

@@ -14,6 +14,7 @@ from nlcg_optax.direction.rules import ratio
 from nlcg_optax.direction.state import ScaleByNlcgState
 from nlcg_optax.direction.transform import advance, init, precondition
 from nlcg_optax.dtypes import PyTree
+from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import named_vdots
 from nlcg_optax.wrappers.extra_args import bind_extra_args
 
@@ -84,18 +85,7 @@ def scale_by_daniel(
         state_dtype=state_dtype,
     )
 
-    def init_fn(params: PyTree) -> ScaleByNlcgState:
-        return init(options, params)
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByNlcgState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByNlcgState]:
-        return _update(options, updates, state, params, extra_args)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(options, init, _update)
 
 
 def _update(
@@ -105,6 +95,7 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByNlcgState]:
+    validation.check_state(NAME, state, ScaleByNlcgState)
     validation.check_same_structure("updates", g, state.direction)
     h_d = _hessian_product(params, state.direction, extra_args)
     z, preconditioner_state = precondition(options, g, state, params, extra_args)
@@ -123,7 +114,9 @@ def _hessian_product(
 ) -> PyTree:
     why = "it multiplies by the Hessian"
     validation.require(NAME, "params", params, why)
-    value_fn = validation.require(NAME, "value_fn", extra_args.get("value_fn"), why)
+    value_fn = validation.require(
+        NAME, "value_fn", extra_args.get("value_fn"), why, extra_args
+    )
     return hessian_vector_product(
         bind_extra_args(value_fn, extra_args), params, direction
     )

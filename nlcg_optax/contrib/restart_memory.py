@@ -13,6 +13,7 @@ from nlcg_optax.direction.products import measure
 from nlcg_optax.direction.state import ScaleByNlcgState
 from nlcg_optax.direction.transform import advance, init, precondition
 from nlcg_optax.dtypes import PyTree
+from nlcg_optax.transformation import transformation
 
 
 class ScaleByNlcgWithRestartMemoryState(NamedTuple):
@@ -71,31 +72,35 @@ def scale_by_nlcg_with_restart_memory(
             "subspace of all parameters"
         )
 
-    def init_fn(params: PyTree) -> ScaleByNlcgWithRestartMemoryState:
-        state = init(options, params)
-        return ScaleByNlcgWithRestartMemoryState(
-            state,
-            recent_directions.none_yet(state.direction, memory, state.d_d.dtype),
-        )
+    return transformation(_Options(memory, options), _init, _update)
 
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByNlcgWithRestartMemoryState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByNlcgWithRestartMemoryState]:
-        return _update(options, updates, state, params, extra_args)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+class _Options(NamedTuple):
+    """The number of directions, and the options of the direction."""
+
+    memory: int
+    direction: Options
+
+
+def _init(options: _Options, params: PyTree) -> ScaleByNlcgWithRestartMemoryState:
+    state = init(options.direction, params)
+    return ScaleByNlcgWithRestartMemoryState(
+        state,
+        recent_directions.none_yet(state.direction, options.memory, state.d_d.dtype),
+    )
 
 
 def _update(
-    options: Options,
+    all_options: _Options,
     g: PyTree,
     both: ScaleByNlcgWithRestartMemoryState,
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByNlcgWithRestartMemoryState]:
+    validation.check_state(
+        "scale_by_nlcg_with_restart_memory", both, ScaleByNlcgWithRestartMemoryState
+    )
+    options = all_options.direction
     state, recent = both
     validation.check_same_structure("updates", g, state.direction)
     z, preconditioner_state = precondition(options, g, state, params, extra_args)

@@ -16,6 +16,7 @@ from nlcg_optax.curvature.source import (
 )
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
 from nlcg_optax.step_size.reduction_ratio import params_after, reduction_ratio
+from nlcg_optax.transformation import as_arrays
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.xla.control_flow import while_loop
 
@@ -168,6 +169,8 @@ def scale_by_scaled_cg_step(
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByScaledCgStepState]:
         name = "scale_by_scaled_cg_step"
+        validation.check_state(name, state, ScaleByScaledCgStepState)
+        updates, params = as_arrays(updates), as_arrays(params)
         last = state.diagnostics._replace(
             step_size=state.step_size, damping=state.damping
         )

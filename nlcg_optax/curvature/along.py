@@ -6,8 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nlcg_optax import validation
-from nlcg_optax.curvature.products import tangents_of
+from nlcg_optax.curvature.products import (
+    output_scalar_fn,
+    outputs_alone_fn,
+    scalar_fn,
+    tangents_of,
+)
 from nlcg_optax.dtypes import PyTree, accumulator_dtype
 
 
@@ -26,7 +30,11 @@ class DirectionalCurvature(NamedTuple):
 
 
 def hessian_along(
-    value_fn: Callable[[PyTree], Any], params: PyTree, directions: Sequence[PyTree]
+    value_fn: Callable[[PyTree], Any],
+    params: PyTree,
+    directions: Sequence[PyTree],
+    *,
+    has_aux: bool = False,
 ) -> DirectionalCurvature:
     r"""Computes slopes and Hessian of a loss within the span of some directions.
 
@@ -43,6 +51,8 @@ def hessian_along(
       params: a tree of arrays; leaves that are not floating point take no part.
       directions: trees like ``params``, cast to its dtypes; one or two of them as a
         rule, for the cost grows with the number of pairs.
+      has_aux: whether ``value_fn`` returns a pair of the value and auxiliary data; the
+        latter are discarded.
 
     Returns:
       The `DirectionalCurvature`, in float32 or wider.
@@ -58,9 +68,9 @@ def hessian_along(
       >>> out.slopes, out.matrix  # the Hessian is [[4, 2], [2, 0]]
       (Array([3.], dtype=float32), Array([[0.]], dtype=float32))
     """
-    validation.check_callable("value_fn", value_fn)
+    value_fn = scalar_fn(value_fn, has_aux=has_aux)
     tangents = _tangents(params, directions)
-    value, slopes, matrix = _second_derivatives("value_fn", value_fn, params, tangents)
+    value, slopes, matrix = _second_derivatives(value_fn, params, tangents)
     return _in_accumulator(value, slopes, matrix)
 
 
@@ -69,6 +79,8 @@ def gauss_newton_along(
     output_loss_fn: Callable[[PyTree], Any],
     params: PyTree,
     directions: Sequence[PyTree],
+    *,
+    has_aux: bool = False,
 ) -> DirectionalCurvature:
     r"""Computes slopes and Gauss-Newton curvature within the span of some directions.
 
@@ -86,6 +98,8 @@ def gauss_newton_along(
       output_loss_fn: from the outputs to a real scalar.
       params: a tree of arrays; leaves that are not floating point take no part.
       directions: trees like ``params``, cast to its dtypes.
+      has_aux: whether ``outputs_fn`` returns a pair of the outputs and auxiliary data,
+        which are discarded.
 
     Returns:
       The `DirectionalCurvature`, in float32 or wider.
@@ -104,15 +118,13 @@ def gauss_newton_along(
       Array([[1., 2.],
              [2., 5.]], dtype=float32)
     """
-    validation.check_callable("outputs_fn", outputs_fn)
-    validation.check_callable("output_loss_fn", output_loss_fn)
+    outputs_fn = outputs_alone_fn(outputs_fn, has_aux=has_aux)
+    output_loss_fn = output_scalar_fn(output_loss_fn)
     changes = []
     for tangent in _tangents(params, directions):
         outputs, change = jax.jvp(outputs_fn, (params,), (tangent,))
         changes.append(change)
-    value, slopes, matrix = _second_derivatives(
-        "output_loss_fn", output_loss_fn, outputs, changes
-    )
+    value, slopes, matrix = _second_derivatives(output_loss_fn, outputs, changes)
     return _in_accumulator(value, slopes, matrix)
 
 
@@ -125,7 +137,7 @@ def _tangents(params: PyTree, directions: Sequence[PyTree]) -> list[PyTree]:
 
 
 def _second_derivatives(
-    name: str, fn: Callable[[PyTree], Any], point: PyTree, tangents: Sequence[PyTree]
+    fn: Callable[[PyTree], Any], point: PyTree, tangents: Sequence[PyTree]
 ) -> tuple[jax.Array, list[jax.Array], list[list[jax.Array]]]:
     count = len(tangents)
     slopes: dict[int, jax.Array] = {}
@@ -133,9 +145,7 @@ def _second_derivatives(
     for i in range(count):
 
         def slope(p: PyTree, tangent: PyTree = tangents[i]) -> Any:
-            value, change = jax.jvp(fn, (p,), (tangent,))
-            validation.check_scalar_output(name, value)
-            return value, change
+            return jax.jvp(fn, (p,), (tangent,))
 
         for j in range(i, count):
             (value, slopes[i]), (_, second[i, j]) = jax.jvp(

@@ -9,10 +9,15 @@ import numpy as np
 
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree
+from nlcg_optax.wrappers.extra_args import check_has_aux, without_aux
 
 
 def hessian_vector_product(
-    value_fn: Callable[[PyTree], Any], params: PyTree, vector: PyTree
+    value_fn: Callable[[PyTree], Any],
+    params: PyTree,
+    vector: PyTree,
+    *,
+    has_aux: bool = False,
 ) -> PyTree:
     r"""Computes the Hessian-vector product by forward over reverse differentiation.
 
@@ -29,6 +34,8 @@ def hessian_vector_product(
       value_fn: a real scalar function of ``params``.
       params: a tree of arrays; leaves that are not floating point take no part.
       vector: a tree like ``params``; it is cast to the dtypes of ``params``.
+      has_aux: whether ``value_fn`` returns a pair of the value and auxiliary data, such
+        as new batch statistics; the latter are discarded.
 
     Returns:
       A tree like ``params``.
@@ -43,7 +50,7 @@ def hessian_vector_product(
       >>> hessian_vector_product(f, jnp.array([1., 2.]), jnp.array([1., 0.]))
       Array([4., 2.], dtype=float32)
     """
-    validation.check_callable("value_fn", value_fn)
+    value_fn = scalar_fn(value_fn, has_aux=has_aux)
     tangents = tangents_of(params, vector, "vector")
     grad_fn = jax.grad(value_fn, allow_int=True)
     _, product = jax.jvp(grad_fn, (params,), (tangents,))
@@ -95,7 +102,7 @@ def value_grad_and_hessian_vector_product(
       >>> float(out.value), float(out.slope), out.product
       (2.0, 4.0, Array([4., 2.], dtype=float32))
     """
-    validation.check_callable("value_fn", value_fn)
+    value_fn = scalar_fn(value_fn)
     tangents = tangents_of(params, vector, "vector")
     (value, grad), (slope, product) = jax.jvp(
         jax.value_and_grad(value_fn, allow_int=True), (params,), (tangents,)
@@ -110,6 +117,8 @@ def gauss_newton_vector_product(
     output_loss_fn: Callable[[PyTree], Any],
     params: PyTree,
     vector: PyTree,
+    *,
+    has_aux: bool = False,
 ) -> PyTree:
     r"""Computes the product of the generalized Gauss-Newton matrix with a vector.
 
@@ -129,6 +138,8 @@ def gauss_newton_vector_product(
         mean belongs here.
       params: a tree of arrays; leaves that are not floating point take no part.
       vector: a tree like ``params``; it is cast to the dtypes of ``params``.
+      has_aux: whether ``outputs_fn`` returns a pair of the outputs and auxiliary data,
+        such as new batch statistics; the latter are discarded.
 
     Returns:
       A tree like ``params``.
@@ -146,8 +157,8 @@ def gauss_newton_vector_product(
       ...     model, loss, jnp.array([2., 1.]), jnp.array([1., 0.]))
       Array([1., 2.], dtype=float32)
     """
-    validation.check_callable("outputs_fn", outputs_fn)
-    validation.check_callable("output_loss_fn", output_loss_fn)
+    outputs_fn = outputs_alone_fn(outputs_fn, has_aux=has_aux)
+    output_loss_fn = output_scalar_fn(output_loss_fn)
     tangents = tangents_of(params, vector, "vector")
     outputs, changes = jax.jvp(outputs_fn, (params,), (tangents,))
     grad_fn = jax.grad(output_loss_fn, allow_int=True)
@@ -155,6 +166,65 @@ def gauss_newton_vector_product(
     _, pull_back = jax.vjp(outputs_fn, params)
     (product,) = pull_back(cotangents)
     return _steepest_ascent(product)
+
+
+def scalar_fn(
+    value_fn: Callable[[PyTree], Any], *, has_aux: bool = False
+) -> Callable[[PyTree], Any]:
+    """A value function without auxiliary data that raises unless it gives a scalar.
+
+    Args:
+      value_fn: the function.
+      has_aux: whether it returns a pair of the value and auxiliary data.
+
+    Returns:
+      A function from parameters to the value.
+
+    Raises:
+      TypeError: if ``value_fn`` cannot be called or, in a call, returns no real scalar.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> scalar_fn(lambda x: (jnp.sum(x), x), has_aux=True)(jnp.ones(2))
+      Array(2., dtype=float32)
+    """
+    validation.check_callable("value_fn", value_fn)
+    check_has_aux(has_aux)
+    value_fn = without_aux("value_fn", value_fn) if has_aux else value_fn
+    return validation.returning_scalar("value_fn", value_fn)
+
+
+def outputs_alone_fn(
+    outputs_fn: Callable[[PyTree], PyTree], *, has_aux: bool = False
+) -> Callable[[PyTree], PyTree]:
+    """An outputs function without auxiliary data, with arguments as in `scalar_fn`."""
+    validation.check_callable("outputs_fn", outputs_fn)
+    check_has_aux(has_aux)
+    return without_aux("outputs_fn", outputs_fn) if has_aux else outputs_fn
+
+
+def output_scalar_fn(
+    output_loss_fn: Callable[[PyTree], Any],
+) -> Callable[[PyTree], Any]:
+    """The loss of outputs; it raises TypeError unless it gives a real scalar.
+
+    If it raises for a pair of outputs, the error says what the pair may be.
+    """
+    validation.check_callable("output_loss_fn", output_loss_fn)
+    output_loss_fn = validation.returning_scalar("output_loss_fn", output_loss_fn)
+
+    def checked(outputs: PyTree) -> Any:
+        try:
+            return output_loss_fn(outputs)
+        except Exception as error:
+            if not isinstance(outputs, tuple) or len(outputs) != 2:
+                raise
+            raise TypeError(
+                "output_loss_fn failed for the pair that outputs_fn returned; if it is "
+                "the outputs and auxiliary data, pass has_aux=True"
+            ) from error
+
+    return checked
 
 
 def tangents_of(params: PyTree, vector: PyTree, name: str) -> PyTree:

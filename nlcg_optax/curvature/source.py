@@ -15,6 +15,8 @@ from nlcg_optax.curvature.along import (
 from nlcg_optax.curvature.products import (
     gauss_newton_vector_product,
     hessian_vector_product,
+    output_scalar_fn,
+    scalar_fn,
 )
 from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.trees.inner_products import vdots
@@ -85,15 +87,16 @@ def value_at_fn(
     if curvature == "hessian" or extra_args.get("value_fn") is not None:
         value_fn = function("value_fn")
     else:
-        outputs_fn, output_loss_fn = function("outputs_fn"), function("output_loss_fn")
+        outputs_fn = function("outputs_fn")
+        output_loss_fn = output_scalar_fn(function("output_loss_fn"))
 
         def value_fn(params: PyTree) -> Any:
             return output_loss_fn(outputs_fn(params))
 
+    value_fn = scalar_fn(value_fn)
+
     def value_at(params: PyTree) -> jax.Array:
-        value = value_fn(params)
-        validation.check_scalar_output("value_fn", value)
-        return value.astype(accumulator_dtype(params))
+        return jnp.asarray(value_fn(params)).astype(accumulator_dtype(params))
 
     return value_at
 
@@ -129,7 +132,7 @@ def _readers(
     transformation: str, curvature: str, extra_args: dict[str, Any]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     def require(name: str, value: Any, why: str) -> Any:
-        return validation.require(transformation, name, value, why)
+        return validation.require(transformation, name, value, why, extra_args)
 
     def function(name: str, num_positional: int = 1) -> Callable[..., Any]:
         value = require(name, extra_args.get(name), f"curvature={curvature!r} uses it")

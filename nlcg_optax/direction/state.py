@@ -22,6 +22,10 @@ class NlcgDiagnostics(NamedTuple):
         other fields are then those of the last step that was taken.
       num_restarts: restarts so far, the first step included.
       num_skips: skipped steps so far.
+      num_preconditioner_skips: steps so far at which ``gᵀP g`` was not positive (in
+        any leaf) although the gradient was not zero, so that ``P = I`` replaced the
+        preconditioner. At every step it means a sign-flipped preconditioner, such as
+        ``optax.adam(1e-2)`` in place of ``optax.scale_by_adam()``.
     """
 
     beta: jax.Array
@@ -32,6 +36,7 @@ class NlcgDiagnostics(NamedTuple):
     skipped: jax.Array
     num_restarts: jax.Array
     num_skips: jax.Array
+    num_preconditioner_skips: jax.Array
 
 
 def no_diagnostics(dtype: jnp.dtype) -> NlcgDiagnostics:
@@ -51,6 +56,7 @@ def no_diagnostics(dtype: jnp.dtype) -> NlcgDiagnostics:
         skipped=jnp.zeros([], jnp.bool_),
         num_restarts=jnp.zeros([], jnp.int32),
         num_skips=jnp.zeros([], jnp.int32),
+        num_preconditioner_skips=jnp.zeros([], jnp.int32),
     )
 
 

@@ -1,5 +1,6 @@
 """The NLCG search direction as an Optax transformation."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -24,11 +25,18 @@ from nlcg_optax.dtypes import (
     strong_types,
     times,
 )
+from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import Scope
+from nlcg_optax.wrappers.extra_args import warn_of_near_misses
+from nlcg_optax.wrappers.not_schedules import not_schedules
 from nlcg_optax.xla import scalars
+from nlcg_optax.xla.control_flow import is_known
 from nlcg_optax.xla.in_place import selected
 
+NAME = "scale_by_nlcg"
 
+
+@not_schedules("rule")
 def scale_by_nlcg(
     rule: str | float | jax.Array | ConjugacyRule = "pr+",
     *,
@@ -58,14 +66,19 @@ def scale_by_nlcg(
     The direction restarts (:math:`\beta_t = 0`) at the first step, where a test asks
     for it, where β is not finite, and where :math:`d_t` would not be a descent
     direction beyond rounding. Where :math:`g^\top P g` is not positive, the step falls
-    back to P = I. A step with a non-finite gradient or preconditioned gradient (or one
-    whose squared norm overflows the accumulator, which in float32 means a norm above
-    1.8e19) leaves the state unchanged and gives a zero update.
+    back to P = I, and ``num_preconditioner_skips`` of the diagnostics counts it;
+    outside of ``jit`` there is a warning as well if it happens at the first update. A
+    step with a non-finite gradient or preconditioned gradient (or one whose squared
+    norm overflows the accumulator, which in float32 means a norm above 1.8e19) leaves
+    the state unchanged and gives a zero update.
 
     Args:
       rule: name of a conjugacy rule (see `nlcg_optax.direction.rules`), a number for a
-        constant β, or a callable from `InnerProducts` to a scalar.
-      preconditioner: an Optax transformation :math:`g \mapsto P g`. It receives the
+        constant β, or a callable from `InnerProducts` to a scalar (under
+        ``optax.inject_hyperparams``, which takes callables for schedules, with
+        ``static_args=("rule",)``).
+      preconditioner: an Optax transformation :math:`g \mapsto P g`, without a learning
+        rate and its sign: ``optax.scale_by_adam()``, not ``optax.adam``. It gets the
         extra arguments of ``update`` and, as ``previous_direction``, the tree
         :math:`d_{t-1}` (zeros at first). None for the identity.
       beta_min: lower bound of β, which may be ``-inf``. None for that of the rule: 0
@@ -93,7 +106,8 @@ def scale_by_nlcg(
       ValueError: if an argument is out of its range or (in ``update``) the tree of
         updates does not match the state.
       TypeError: if the rule or the preconditioner has a wrong type, or (in ``init``
-        and ``update``) a leaf is not floating point.
+        and ``update``) a leaf is not floating point, or (in ``update``) the state is
+        none of this transformation.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -123,19 +137,7 @@ def scale_by_nlcg(
 
 def build(options: Options) -> optax.GradientTransformationExtraArgs:
     """Returns the direction with these options, see `checked_options`."""
-
-    def init_fn(params: PyTree) -> ScaleByNlcgState:
-        return init(options, params)
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByNlcgState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByNlcgState]:
-        return update(options, updates, state, params, extra_args)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(options, init, update)
 
 
 def init(options: Options, params: PyTree) -> ScaleByNlcgState:
@@ -171,11 +173,25 @@ def update(
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByNlcgState]:
     """One step: the updates ``-d``, and the state after it."""
+    validation.check_state(NAME, state, ScaleByNlcgState)
     validation.check_same_structure("updates", g, state.direction)
+    warn_of_near_misses(extra_args)
     z, preconditioner_state = precondition(options, g, state, params, extra_args)
     measured = measure(options.needs, g, z, state, options.scope)
     decision = decide(options, measured, state)
     return advance(options, decision, g, z, preconditioner_state, state)
+
+
+def _warn_of_the_sign(state: ScaleByNlcgState, new_state: ScaleByNlcgState) -> None:
+    """Warns if the first update replaced the preconditioner; not inside of ``jit``."""
+    refused = new_state.diagnostics.num_preconditioner_skips
+    if is_known(refused) and is_known(state.count) and state.count == 0 and refused > 0:
+        warnings.warn(
+            "preconditioner: gᵀP g is not positive at the first update, so P = I is "
+            "used. A preconditioner maps g to P g, without a learning rate and its "
+            "sign: for example, pass optax.scale_by_adam() instead of optax.adam(...)",
+            stacklevel=2,
+        )
 
 
 def precondition(
@@ -224,7 +240,7 @@ def advance(
         lambda d, g_: jnp.where(finite, -d, 0).astype(g_.dtype), direction, g
     )
     needs = options.needs
-    return updates, ScaleByNlcgState(
+    new_state = ScaleByNlcgState(
         count=jnp.where(finite, optax.safe_increment(state.count), state.count),
         direction=optax.tree.cast_like(direction, state.direction),
         grad_prev=keep(g, state.grad_prev) if needs.grad_prev else (),
@@ -244,6 +260,9 @@ def advance(
         ),
         diagnostics=_diagnostics(decision, state.diagnostics),
     )
+    if options.preconditioned:
+        _warn_of_the_sign(state, new_state)
+    return updates, new_state
 
 
 def next_direction(decision: Decision, z: PyTree, d: PyTree) -> PyTree:
@@ -271,6 +290,8 @@ def _diagnostics(decision: Decision, last: NlcgDiagnostics) -> NlcgDiagnostics:
         skipped=jnp.zeros_like(restarted),
         num_restarts=last.num_restarts + restarted.astype(jnp.int32),
         num_skips=last.num_skips,
+        num_preconditioner_skips=last.num_preconditioner_skips
+        + jnp.any(decision.ascends & (decision.g_g > 0)).astype(jnp.int32),
     )
     skipped = last._replace(
         skipped=jnp.ones_like(restarted), num_skips=last.num_skips + 1

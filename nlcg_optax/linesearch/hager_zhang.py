@@ -1,6 +1,7 @@
 """The Hager-Zhang approximate-Wolfe line search as an Optax transformation."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, strong_types, times
 from nlcg_optax.linesearch import trial_step, wolfe_search
 from nlcg_optax.linesearch.options import Options, checked_options
 from nlcg_optax.linesearch.state import (
@@ -18,9 +19,10 @@ from nlcg_optax.linesearch.state import (
 )
 from nlcg_optax.linesearch.trial_step import ErrorEstimate
 from nlcg_optax.linesearch.wolfe_search import SearchState, WolfeRules
+from nlcg_optax.transformation import as_arrays, transformation
 from nlcg_optax.trees.inner_products import products_and_maxima, vdots
 from nlcg_optax.wrappers.extra_args import bind_extra_args
-from nlcg_optax.xla.control_flow import cond, while_loop
+from nlcg_optax.xla.control_flow import cond, is_known, while_loop
 
 NAME = "scale_by_hager_zhang_linesearch"
 
@@ -60,9 +62,11 @@ def scale_by_hager_zhang_linesearch(
                     scale_by_hager_zhang_linesearch())
 
     Value and gradient are measured together, at one place in the program; the trial of
-    the quadratic step is a value alone. Values that are not finite shrink the
-    bracket. Nothing raises inside ``jit``: where the direction does not descend or no
-    lower point is found the update is zero and ``accepted`` is False.
+    the quadratic step is a value alone. Values that are not finite shrink the bracket.
+    Nothing raises inside ``jit``: if the direction does not descend or no lower point
+    is found the update is zero and ``accepted`` is False. Updates along which the
+    objective rises, as without the ``optax.scale(-1.)``, are counted as
+    ``num_ascent_directions``; outside of ``jit`` there is a warning, too.
 
     Args:
       sufficient_decrease: δ in (0, 1/2).
@@ -81,7 +85,8 @@ def scale_by_hager_zhang_linesearch(
     Returns:
       A transformation. Its ``update`` needs ``params`` and the extra arguments
       ``value``, ``grad`` (of ``value_fn`` at ``params``, as ``jax.grad`` gives it) and
-      ``value_fn``; further extra arguments go to ``value_fn`` if it accepts them and
+      ``value_fn`` (with ``has_aux=True``, if it returns a pair of the value and
+      auxiliary data); further extra arguments go to ``value_fn`` if it accepts them and
       are ignored otherwise. ``optax.value_and_grad_from_state(value_fn)`` reads the
       next value and gradient from the state.
 
@@ -116,16 +121,22 @@ def scale_by_hager_zhang_linesearch(
         quadratic_step=quadratic_step,
         max_evaluations=max_evaluations,
     )
+    return transformation(options, _init, _update)
 
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByHagerZhangLinesearchState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByHagerZhangLinesearchState]:
-        return _update(options, updates, state, params, **extra_args)
 
-    return optax.GradientTransformationExtraArgs(_init, update_fn)
+def _warn_of_the_sign(slope: jax.Array) -> None:
+    """Warns of updates that ascend; not inside of ``jit``."""
+    if is_known(slope) and _ascends(slope):
+        warnings.warn(
+            f"{NAME}: value_fn rises along the updates, so the step is zero. A search "
+            "needs a direction of descent: put optax.scale(-1.) before it, as in "
+            "optax.chain(scale_by_nlcg(), optax.scale(-1.), search)",
+            stacklevel=2,
+        )
+
+
+def _ascends(slope: jax.Array) -> jax.Array:
+    return (slope > 0) & jnp.isfinite(slope)
 
 
 class _Trial(NamedTuple):
@@ -140,14 +151,15 @@ class _Trial(NamedTuple):
     num_gradients: jax.Array
 
 
-def _init(params: PyTree) -> ScaleByHagerZhangLinesearchState:
+def _init(options: Options, params: PyTree) -> ScaleByHagerZhangLinesearchState:
+    del options
     acc = accumulator_dtype(params)
     return ScaleByHagerZhangLinesearchState(
         count=jnp.zeros([], jnp.int32),
         previous_step=jnp.zeros([], acc),
         unit_step_fits=jnp.zeros([], jnp.bool_),
         value=jnp.full([], jnp.inf, acc),
-        grad=jax.tree.map(jnp.zeros_like, params),
+        grad=strong_types(jax.tree.map(jnp.zeros_like, params)),
         error=trial_step.no_error_estimate(acc),
         diagnostics=HagerZhangDiagnostics(
             step_size=jnp.zeros([], acc),
@@ -155,6 +167,7 @@ def _init(params: PyTree) -> ScaleByHagerZhangLinesearchState:
             num_values=jnp.zeros([], jnp.int32),
             num_gradients=jnp.zeros([], jnp.int32),
             num_failed_searches=jnp.zeros([], jnp.int32),
+            num_ascent_directions=jnp.zeros([], jnp.int32),
         ),
     )
 
@@ -164,20 +177,25 @@ def _update(
     updates: PyTree,
     state: ScaleByHagerZhangLinesearchState,
     params: PyTree | None,
-    *,
-    value: Any = None,
-    grad: PyTree | None = None,
-    value_fn: Callable[..., Any] | None = None,
-    **extra_args: Any,
+    extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByHagerZhangLinesearchState]:
+    validation.check_state(NAME, state, ScaleByHagerZhangLinesearchState)
+    others = dict(extra_args)
+    value, grad, value_fn = (
+        others.pop(name, None) for name in ("value", "grad", "value_fn")
+    )
     validation.require(NAME, "params", params, "the point to search from")
-    validation.require(NAME, "value", value, "the objective at params")
-    validation.require(NAME, "grad", grad, "its gradient at params")
-    value_fn = validation.require(NAME, "value_fn", value_fn, "the objective")
+    validation.require(NAME, "value", value, "the objective at params", others)
+    grad = as_arrays(
+        validation.require(NAME, "grad", grad, "its gradient at params", others)
+    )
+    value_fn = validation.require(NAME, "value_fn", value_fn, "the objective", others)
     validation.check_scalar_loss(NAME, value)
     validation.check_same_structure("updates", updates, state.grad)
     validation.check_same_structure("grad", grad, state.grad)
-    objective = bind_extra_args(value_fn, extra_args)
+    objective = validation.returning_scalar(
+        "value_fn", bind_extra_args(value_fn, others)
+    )
     acc = state.previous_step.dtype
     rules = jax.tree.map(
         lambda x: x.astype(acc) if isinstance(x, jax.Array) else x, options.rules
@@ -187,6 +205,7 @@ def _update(
     search, resolution = _start(
         options, updates, state, params, grad, start_value, error
     )
+    _warn_of_the_sign(search.start_slope)
     end = while_loop(
         lambda trial: wolfe_search.is_running(trial.search),
         lambda trial: _measured(rules, objective, updates, params, resolution, trial),
@@ -314,6 +333,8 @@ def _after(
             num_values=end.num_values,
             num_gradients=end.num_gradients,
             num_failed_searches=state.diagnostics.num_failed_searches + failed,
+            num_ascent_directions=state.diagnostics.num_ascent_directions
+            + _ascends(end.search.start_slope).astype(jnp.int32),
         ),
     )
 

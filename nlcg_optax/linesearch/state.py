@@ -17,6 +17,8 @@ class HagerZhangDiagnostics(NamedTuple):
       num_values: values measured without a gradient so far.
       num_gradients: values measured together with a gradient so far.
       num_failed_searches: searches so far that ended without an accepted step.
+      num_ascent_directions: searches so far along updates of positive slope, which take
+        no step; at every step it means that ``optax.scale(-1.)`` was forgotten.
     """
 
     step_size: jax.Array
@@ -24,6 +26,7 @@ class HagerZhangDiagnostics(NamedTuple):
     num_values: jax.Array
     num_gradients: jax.Array
     num_failed_searches: jax.Array
+    num_ascent_directions: jax.Array
 
 
 class ScaleByHagerZhangLinesearchState(NamedTuple):

@@ -25,7 +25,7 @@ class Coordinates(NamedTuple):
     Attributes:
       like: shapes and dtypes of the tree.
       is_vector: whether its coordinates are one vector; of several arrays with zeros
-        behind them.
+        after them.
     """
 
     like: PyTree

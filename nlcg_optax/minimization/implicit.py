@@ -1,4 +1,4 @@
-"""Derivatives of a minimiser by the implicit function theorem."""
+"""The result of a minimization as a function with derivatives."""
 
 import functools
 from collections.abc import Callable
@@ -9,36 +9,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlcg_optax.dtypes import PyTree
-from nlcg_optax.minimization.state import MinimizeState
+from nlcg_optax.minimization.result import MinimizeResult
 
-# Of the conjugate gradients that solve with the Hessian, relative to the right side.
-TOLERANCE = 1e-10
-
-Objective = Callable[..., tuple[jax.Array, PyTree]]
-Run = Callable[[Objective, PyTree, tuple[Any, ...], PyTree], MinimizeState]
+Run = Callable[[PyTree, Any, PyTree], MinimizeResult]
+Tangents = Callable[[PyTree, Any, Any, jax.Array], tuple[PyTree, jax.Array, PyTree]]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def solve_implicitly(
-    run: Run, objective: Objective, x0: PyTree, args: tuple[Any, ...], settings: PyTree
-) -> MinimizeState:
-    r"""Runs a minimisation whose best point has derivatives with respect to ``args``.
-
-    At a minimiser :math:`\nabla f(x, a) = 0`, hence
-
-    .. math:: \nabla^2_{xx} f\; \dot x = -\nabla^2_{xa} f\; \dot a,
-
-    solved by conjugate gradients. All other parts of the state have derivative zero.
+    run: Run, tangents: Tangents, u0: PyTree, inputs: Any, settings: PyTree
+) -> MinimizeResult:
+    """Runs a minimization whose result has derivatives with respect to ``inputs``.
 
     Args:
-      run: the minimisation, ``run(objective, x0, args, settings)``.
-      objective: ``objective(x, *args)``, the value and an auxiliary tree.
-      x0: where to begin; the minimiser does not depend on it.
-      args: what the objective depends on.
+      run: the minimization, ``run(u0, inputs, settings)``.
+      tangents: ``tangents(x, inputs, inputs_dot, success)``, the tangents of ``x``,
+        ``fun`` and ``aux`` at a minimizer.
+      u0: where to begin; the minimizer does not depend on it.
+      inputs: what the objective depends on.
       settings: whatever else ``run`` needs; without derivatives.
 
     Returns:
-      The last state of the run.
+      The result. Its ``x``, ``fun`` and ``aux`` have derivatives, those of all other
+      parts are zero.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -49,38 +42,23 @@ def solve_implicitly(
       Array([[1., 0.],
              [0., 1.]], dtype=float32)
     """
-    return run(objective, x0, args, settings)
+    del tangents
+    return run(u0, inputs, settings)
 
 
 @solve_implicitly.defjvp
 def _solve_implicitly_jvp(
     run: Run,
-    objective: Objective,
-    primals: tuple[PyTree, tuple[Any, ...], PyTree],
-    tangents: tuple[PyTree, tuple[Any, ...], PyTree],
-) -> tuple[MinimizeState, MinimizeState]:
-    (x0, args, settings), (_, args_dot, _) = primals, tangents
-    end = solve_implicitly(run, objective, x0, args, settings)
-    x = end.best_params
-
-    def gradient(x_: PyTree, *args_: Any) -> PyTree:
-        return jax.grad(lambda v: objective(v, *args_)[0])(x_)
-
-    def hessian(v: PyTree) -> PyTree:
-        return jax.jvp(lambda x_: gradient(x_, *args), (x,), (v,))[1]
-
-    _, right = jax.jvp(lambda *args_: gradient(x, *args_), args, args_dot)
-    minus = jax.tree.map(jnp.negative, right)
-    # cg alone has no transpose where its right side is linear in a tangent, and so no
-    # reverse mode (jax 0.10.2); the wrapper has.
-    x_dot = jax.lax.custom_linear_solve(
-        hessian,
-        minus,
-        lambda matvec, b: jax.scipy.sparse.linalg.cg(matvec, b, tol=TOLERANCE)[0],
-        symmetric=True,
-    )
-    end_dot = jax.tree.map(_zero_tangent, end)
-    return end, end_dot._replace(best_params=x_dot)
+    tangents: Tangents,
+    primals: tuple[PyTree, Any, PyTree],
+    primals_dot: tuple[PyTree, Any, PyTree],
+) -> tuple[MinimizeResult, MinimizeResult]:
+    (u0, inputs, settings), (_, inputs_dot, _) = primals, primals_dot
+    end = solve_implicitly(run, tangents, u0, inputs, settings)
+    x_dot, fun_dot, aux_dot = tangents(end.x, inputs, inputs_dot, end.success)
+    zero = jax.tree.map(_zero_tangent, end)
+    fun_dot = fun_dot.astype(end.fun.dtype)
+    return end, zero._replace(x=x_dot, fun=fun_dot, aux=aux_dot)
 
 
 def _zero_tangent(x: jax.Array) -> Any:

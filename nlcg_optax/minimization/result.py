@@ -1,5 +1,6 @@
 """What `minimize` returns, and how it says why it ended."""
 
+import collections
 import enum
 from typing import Any, NamedTuple
 
@@ -20,30 +21,63 @@ class Status(enum.IntEnum):
     STAGNATION = 5
     NON_FINITE_START = 6
     UNBOUNDED_BELOW = 7
+    CONVERGED_TO_ROUNDING = 8
+    STOPPED = 9
 
 
+SUCCESSES = (Status.CONVERGED, Status.CONVERGED_TO_ROUNDING)
 MESSAGES: dict[Status, str] = {
-    Status.CONVERGED: "the gradient is as small as tol asks",
+    Status.CONVERGED: "converged: the tolerance is met",
     Status.RUNNING: "still running",
-    Status.MAX_ITERATIONS: "max_iterations reached before the gradient was small",
-    Status.MAX_EVALUATIONS: "max_evaluations reached before the gradient was small",
+    Status.MAX_ITERATIONS: (
+        "not converged: max_iterations reached; pass state=result.state and a larger "
+        "max_iterations to continue"
+    ),
+    Status.MAX_EVALUATIONS: (
+        "not converged: max_evaluations reached; pass state=result.state and a larger "
+        "max_evaluations to continue"
+    ),
     Status.NO_PROGRESS: (
-        "no lower point found along the negative gradient: rounding hides the "
-        "decrease, or the gradient does not belong to the objective"
+        "not converged: no lower point found along the negative gradient; check that "
+        "fun is smooth and its gradient right, or use float64 (jax_enable_x64)"
     ),
     Status.STAGNATION: (
-        "neither the objective nor its gradient has got smaller for `patience` "
-        "iterations: rounding hides the decrease"
+        "not converged: neither the objective nor its gradient got smaller for "
+        "`patience` iterations; check that fun is smooth, or use float64 "
+        "(jax_enable_x64)"
     ),
     Status.NON_FINITE_START: (
-        "the objective or its gradient is not finite at x0; nothing was done"
+        "not started: the objective or its gradient is not finite at x0 (overflow, or "
+        "outside of the domain); choose another x0, or use float64 (jax_enable_x64)"
     ),
-    Status.UNBOUNDED_BELOW: "the objective fell below -1e30: it seems unbounded below",
+    Status.UNBOUNDED_BELOW: (
+        "not converged: the objective fell without limit and seems unbounded below; "
+        "check its sign and its domain"
+    ),
+    Status.CONVERGED_TO_ROUNDING: (
+        "converged to rounding: neither the objective nor its gradient can get smaller "
+        "in this precision"
+    ),
+    Status.STOPPED: (
+        "not converged: the callback ended the run; pass state=result.state to continue"
+    ),
 }
 
 
+# What SciPy's results have besides.
+ABSENT = {
+    "hess_inv": (
+        "no inverse Hessian is kept; for the covariance of a fit invert "
+        "jax.hessian(fun)(result.x), for products use nlcg_optax.hessian_vector_product"
+    ),
+    "nhev": "no Hessian is measured",
+    "hess": "no Hessian is measured; take jax.hessian(fun)(result.x)",
+}
+WIDEST = 70  # characters of a value in the printed result
+
+
 class MinimizeResult(NamedTuple):
-    """The result of `minimize`, named like SciPy's.
+    """The result of `minimize`, named like SciPy's; ``result["x"]`` works, too.
 
     Attributes:
       x: the best point, like ``x0``.
@@ -52,7 +86,8 @@ class MinimizeResult(NamedTuple):
         ascent, the conjugate of what ``jax.grad`` gives).
       aux: the auxiliary output there, or None.
       status: a `Status` as an int32 scalar.
-      success: whether ``status`` is ``Status.CONVERGED``.
+      success: whether ``status`` is ``Status.CONVERGED`` or
+        ``Status.CONVERGED_TO_ROUNDING``.
       nit: iterations, that is, line searches that moved.
       nfev: values that were measured without a gradient.
       ngev: values that were measured together with a gradient.
@@ -77,9 +112,77 @@ class MinimizeResult(NamedTuple):
         return self.ngev.astype(thirds.dtype) + thirds
 
     @property
+    def jac(self) -> PyTree:
+        """``grad`` by SciPy's name."""
+        return self.grad
+
+    @property
+    def njev(self) -> jax.Array:
+        """``ngev`` by SciPy's name."""
+        return self.ngev
+
+    @property
     def message(self) -> str | list[str]:
         """Why it ended, in words; a list for a batch. Not inside ``jit``."""
         status = np.asarray(self.status)
         if status.ndim == 0:
             return MESSAGES[Status(int(status))]
         return [MESSAGES[Status(int(s))] for s in status.ravel()]
+
+    def keys(self) -> tuple[str, ...]:
+        """The names that ``result[name]`` takes."""
+        return ("message", *self._fields, "jac", "njev")
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return tuple.__getitem__(self, key)
+        if key not in self.keys():
+            raise KeyError(f"{key!r}; there are {', '.join(self.keys())}")
+        return getattr(self, key)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only for what there is not.
+        if name in ABSENT:
+            raise AttributeError(f"result.{name}: {ABSENT[name]}")
+        raise AttributeError(
+            f"a MinimizeResult has no {name!r}; there are {', '.join(self.keys())}"
+        )
+
+    def __repr__(self) -> str:
+        lines = {"message": self._message_line()}
+        for name in ("success", "status", "fun", "x", "grad", "aux"):
+            value = getattr(self, name)
+            if value is not None:
+                lines[name] = _in_a_line(value)
+        for name in ("nit", "nfev", "ngev"):
+            lines[name] = _in_a_line(getattr(self, name))
+        return "\n".join(f"{name:>9}: {line}" for name, line in lines.items())
+
+    def _message_line(self) -> str:
+        if isinstance(self.status, jax.core.Tracer):
+            return "traced, not yet computed"
+        message = self.message
+        if isinstance(message, str):
+            return message
+        counts = collections.Counter(message)
+        return "; ".join(
+            f"{count} of {len(message)} {m}" for m, count in counts.items()
+        )
+
+
+def _in_a_line(tree: PyTree) -> str:
+    """The first characters of a tree."""
+    parts = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.core.Tracer):
+            text = str(leaf.aval)
+        else:
+            text = np.array2string(
+                np.asarray(leaf), precision=6, threshold=8, edgeitems=3
+            )
+        name = jax.tree_util.keystr(path)
+        parts.append(f"{name}: {text}" if name else text)
+        if sum(map(len, parts)) > WIDEST:
+            break
+    line = " ".join(", ".join(parts).split())
+    return line if len(line) <= WIDEST else f"{line[: WIDEST - 4]} ..."

@@ -1,248 +1,246 @@
-"""Minimisation of a deterministic function: the whole loop, compiled."""
+"""Minimization of a deterministic function: the whole loop, compiled."""
 
-import functools
-import math
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype
-from nlcg_optax.minimization import loop as minimize_loop
-from nlcg_optax.minimization import state as minimize_state
+from nlcg_optax.dtypes import PyTree
+from nlcg_optax.minimization import arguments
+from nlcg_optax.minimization.convergence import TolKind
 from nlcg_optax.minimization.coordinates import coordinates_of
 from nlcg_optax.minimization.implicit import solve_implicitly
 from nlcg_optax.minimization.methods import Method, get_method
-from nlcg_optax.minimization.result import MinimizeResult, Status
-from nlcg_optax.minimization.state import (
-    Iterations,
-    Limits,
-    MinimizeState,
-    Progress,
-    TolKind,
+from nlcg_optax.minimization.problem import Problem, pose
+from nlcg_optax.minimization.program import (
+    Program,
+    Setup,
+    program_for,
+    tangents_of,
 )
-from nlcg_optax.xla.shared_constants import share_constants
-
-TOLERANCES = get_args(TolKind)
+from nlcg_optax.minimization.result import MinimizeResult
+from nlcg_optax.minimization.state import MinimizeState
 
 
 def minimize(
     fun: Callable[..., Any],
     x0: PyTree,
+    args: Any = (),
     *,
-    args: tuple[Any, ...] = (),
     has_aux: bool = False,
     method: str | Method | optax.GradientTransformation = "limited-memory",
-    tol: float | jax.Array = 1e-6,
-    tol_kind: TolKind = "value",
+    tol: float | jax.Array | None = None,
+    tol_kind: TolKind = "decrease",
     max_iterations: int | jax.Array = 10_000,
     max_evaluations: float | jax.Array = 10_000,
     patience: int | jax.Array = 1000,
     state: MinimizeState | None = None,
     new_objective: bool = False,
-    callback: Callable[[Progress], None] | None = None,
+    callback: Callable[..., Any] | None = None,
+    **unknown: Any,
 ) -> MinimizeResult:
-    r"""Minimises a smooth function of a pytree of arrays.
+    r"""Minimizes a smooth function of a pytree of arrays.
 
-    A descent direction from ``method``, the Hager-Zhang line search
-    (`scale_by_hager_zhang_linesearch`) along it, merged into one loop that has one
-    gradient in it. It ends when
+    A descent direction from ``method`` and the Hager-Zhang line search
+    (`scale_by_hager_zhang_linesearch`) along it are one compiled loop with one gradient
+    in it. By default it has converged when the next steps promise next to nothing,
+
+    .. math:: \tfrac12 t |\varphi'(0)| \le \max(\mathrm{tol}^2, \epsilon/100)\,
+        \min(|f|,\; f(x_0) - f),
+
+    with the slope :math:`\varphi'(0)` along the next direction, the length t of its
+    first step and the unit of rounding :math:`\epsilon` (`promises_little` in
+    `nlcg_optax.minimization.convergence` has the details). Scaling f or x, or shifting
+    them, does not change that. With the other kinds of ``tol_kind`` it has converged
+    when
 
     .. math:: \max_i |g_i| \le \mathrm{tol} \cdot
         \{1 + |f|, \; 1, \; \max_i |g_i(x_0)|\}
 
-    for the ``tol_kind`` ``"value"``, ``"absolute"`` and ``"relative"``. Where f is
-    below :math:`-|f(x_0)|` its size counts only once the gradient has fallen to a
-    tenth of the largest one seen: on the way to minus infinity any gradient gets small
-    against the value.
+    for ``"value"``, ``"absolute"`` and ``"relative"``; for ``"value"`` the size of f
+    counts only after a decrease. With every kind it ends with success when
+    neither the objective nor its gradient can get smaller in the precision of the
+    parameters, with the default kind ten iterations later at most:
+    ``result.message`` says "converged to rounding".
 
-    It works under ``jit`` and ``vmap``. The solution ``x`` has derivatives with respect
-    to everything that ``fun`` depends on, ``args`` and closed-over arrays, by the
-    implicit function theorem, :math:`\nabla^2 f\, dx = -d\nabla f`, solved by
-    conjugate gradients on Hessian-vector products; they are those of an exact
-    stationary point with a positive definite Hessian. The other results carry none.
+    ``fun`` is traced at every call, so that whatever it reads is read anew. The arrays
+    and numbers it closes over become arguments of the compiled program: the same
+    function of other data, or a new closure, compiles nothing.
+
+    It works under ``jit`` and ``vmap``. The results ``x``, ``fun`` and ``aux`` have
+    derivatives with respect to everything that ``fun`` depends on, ``args`` and
+    closed-over arrays: by the implicit function theorem,
+    :math:`\nabla^2 f\, dx = -d\nabla f`, solved by conjugate gradients on
+    Hessian-vector products, and :math:`df = \partial_a f\, da`. They are those of an
+    exact stationary point with a positive definite Hessian, and not a number if the run
+    had no success. The other results carry none.
 
     Inside, the arrays are real, and those of a small tree are one vector (at most 8192
     numbers of one dtype, with a method that `Method.may_be_vector`, as by name): that
-    compiles and runs faster. Large floating-point arrays that ``fun`` closes over are
-    held once.
+    compiles and runs faster. Outside of ``jit`` the run returns to Python several times
+    a second, so that Ctrl-C ends it.
 
     Args:
-      fun: ``fun(x, *args)``, a real scalar, or a pair of it and an auxiliary tree.
-      x0: where to begin: a tree of real or complex floating-point arrays.
-      args: further arguments of ``fun``.
+      fun: ``fun(x, *args)``, a real scalar, or a pair of it and an auxiliary tree. Any
+        callable: a closure, a bound method, a module with arrays.
+      x0: where to begin: a tree of real or complex floating-point arrays; a number, or
+        a list or tuple of numbers, is cast to an array.
+      args: further arguments of ``fun``; what is no tuple is the only one.
       has_aux: whether ``fun`` returns that pair.
       method: a name out of `nlcg_optax.minimization.methods.names`, that is
         ``"limited-memory"`` (31 secant pairs as the metric of NLCG) or a conjugacy
         rule such as ``"hs+"`` or ``"hz"`` for two-term NLCG; a `Method`; or a
         transformation whose updates are -d.
-      tol: tolerance, positive.
-      tol_kind: what it is relative to.
+      tol: tolerance, positive; None for 1e-6. With the default kind it is about the
+        accuracy of x relative to the way from x0, and as much as the precision allows
+        in float32.
+      tol_kind: what the tolerance is relative to.
       max_iterations: limit on iterations.
       max_evaluations: limit on the work: a value with its gradient counts one, a
         value alone a third.
       patience: iterations without a smaller objective or a halved gradient after
         which it gives up.
       state: ``result.state`` of an earlier call with the same ``method`` and shapes, to
-        go on where that ended, under new limits; the counters go on, too. ``x0`` then
+        resume where that ended, under new limits; the counters continue. ``x0`` then
         only gives the shapes.
       new_objective: whether ``fun`` or ``args`` are others than in the call that
         ``state`` is of, as along a path of problems (continuation). The point is then
         measured anew and the counters begin at zero; kept are the secant pairs or
         the previous direction, and the last step.
-      callback: called on the host with a `Progress` after each iteration; for
-        display, not for control.
+      callback: called on the host after each iteration with a
+        `nlcg_optax.minimization.state.Progress`. A parameter named ``x`` or ``xk`` gets
+        the point, too, and ``intermediate_result`` is a progress with the point as its
+        ``x``. The run ends when it returns True or raises ``StopIteration``.
+      **unknown: an error that names the argument to use.
 
     Returns:
       A `MinimizeResult`. The best point is kept: ``fun`` is never above f(x0).
 
     Raises:
-      TypeError: if ``fun`` does not return a real floating-point scalar or ``x0`` has
-        a leaf that is not floating point.
-      ValueError: if an argument is out of its range, or ``new_objective`` comes without
-        a ``state``.
+      TypeError: if ``fun`` does not return a real floating-point scalar, ``x0`` has
+        a leaf that is not floating point, or an argument is unknown.
+      ValueError: if an argument is out of its range, ``state`` does not fit, or
+        ``new_objective`` comes without a ``state``.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> def rosenbrock(x, scale):
       ...     return jnp.sum((1 - x[:-1])**2 + scale * (x[1:] - x[:-1]**2)**2)
-      >>> result = minimize(rosenbrock, jnp.array([-1.2, 1.]), args=(100.,), tol=1e-4)
+      >>> result = minimize(rosenbrock, jnp.array([-1.2, 1.]), args=(100.,))
       >>> bool(result.success), result.message
-      (True, 'the gradient is as small as tol asks')
+      (True, 'converged: the tolerance is met')
       >>> bool(jnp.max(jnp.abs(result.x - 1.)) < 1e-2)
       True
     """
-    _check(fun, tol, tol_kind, max_iterations, max_evaluations, patience)
+    arguments.check_unknown(unknown)
+    validation.check_callable("fun", fun)
+    limits = arguments.check_limits(
+        tol, tol_kind, max_iterations, max_evaluations, patience
+    )
     if new_objective and state is None:
         raise ValueError(
             "new_objective=True needs a state, of an earlier call; got None"
         )
     chosen = get_method(method)
-    x0 = jax.tree.map(jnp.asarray, x0)
-    accumulator_dtype(x0)
-    _check_objective(fun, x0, args, has_aux)
-    limits = {
-        "tol": tol,
-        "max_iterations": max_iterations,
-        "max_evaluations": max_evaluations,
-        "patience": patience,
-    }
-    # Traced as part of a larger program, numbers become constants of that: XLA has
-    # fewer operands of the loop to look after. Else they must not cost a compilation.
-    leaves = jax.tree.leaves((x0, args, state))
-    is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-    fixed = {
-        name: limit
-        for name, limit in limits.items()
-        if is_traced and isinstance(limit, (int, float))
-    }
-    return _minimize(
-        fun,
-        has_aux,
+    setup = Setup(
         chosen,
-        callback,
-        bool(new_objective),
-        (("tol_kind", tol_kind), *fixed.items()),
-        x0,
-        args,
-        {name: limits[name] for name in limits.keys() - fixed.keys()},
-        state,
+        tol_kind,
+        _begins(state, new_objective),
+        callback is not None,
+        arguments.wants_point(callback),
     )
+    start = arguments.as_start(x0)
+    coordinates = coordinates_of(start, may_be_vector=chosen.may_be_vector)
+    u0 = coordinates.of(start)
+    problem = pose(fun, arguments.as_args(args), has_aux, coordinates, u0)
+    text = _shapes_of(start)
+    program = program_for(problem, setup, text)
+    if state is not None:
+        _check_state(program, problem, state, u0, text)
+    return _solve(problem, program, u0, limits, state, callback)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _minimize(
-    fun: Callable[..., Any],
-    has_aux: bool,
-    method: Method,
-    callback: Callable[[Progress], None] | None,
-    new_objective: bool,
-    fixed_limits: tuple[tuple[str, Any], ...],
-    x0: PyTree,
-    args: tuple[Any, ...],
+def _solve(
+    problem: Problem,
+    program: Program,
+    u0: PyTree,
     limits: dict[str, Any],
     state: MinimizeState | None,
+    callback: Callable[..., Any] | None,
 ) -> MinimizeResult:
-    coordinates = coordinates_of(x0, may_be_vector=method.may_be_vector)
+    """Solves it on its own or, if something is traced, as part of another program."""
+    # JAX keeps `tangents` for longer than the trace that the inputs may belong to.
+    lean = problem.without_inputs()
 
-    def objective(u: PyTree, *args: Any) -> tuple[jax.Array, PyTree]:
-        out = fun(coordinates.tree(u), *args)
-        return out if has_aux else (out, None)
-
-    def run(
-        objective_: Callable[..., Any],
-        u: PyTree,
-        differentiable: tuple[Any, ...],
-        settings: tuple[dict[str, Any], MinimizeState | None],
-    ) -> MinimizeState:
-        def bound(v: PyTree) -> tuple[jax.Array, PyTree]:
-            return objective_(v, *differentiable)
-
-        shared = share_constants(bound, u)
+    def run(u: PyTree, inputs: Any, settings: Any) -> MinimizeResult:
+        if _is_traced((u, inputs, settings)):
+            return program.whole(callback, u, inputs, *settings)
         given, earlier = settings
-        limits_ = Limits(**dict(fixed_limits), **given)
-        if earlier is None:
-            begin = minimize_state.initial_state(shared, method, u)
-        elif new_objective:
-            begin = minimize_state.onto_new_objective(shared, method, earlier)
-        else:
-            begin = minimize_state.resume(limits_, earlier)
-        return minimize_loop.run(shared, method, limits_, begin, callback)
+        return program.solve(u, inputs, given, earlier, callback)
 
-    u0 = coordinates.of(x0)
-    # What `fun` closes over has derivatives, too: it becomes further arguments.
-    hoisted, closed_over = jax.closure_convert(objective, u0, *args)
-    end = solve_implicitly(run, hoisted, u0, (*args, *closed_over), (limits, state))
-    num_values, num_gradients = end.evaluations
-    return MinimizeResult(
-        x=coordinates.tree(end.best_params),
-        fun=end.best.value,
-        grad=coordinates.tree(end.best.grad),
-        aux=end.best.aux,
-        status=end.status,
-        success=end.status == Status.CONVERGED,
-        nit=Iterations(*end.iterations).nit,
-        nfev=num_values,
-        ngev=num_gradients,
-        state=end,
-    )
+    def tangents(x: PyTree, inputs: Any, inputs_dot: Any, success: jax.Array) -> Any:
+        if lean.value.has_custom_rules:
+            return tangents_of(lean, x, inputs, inputs_dot, success)
+        return program.tangents(x, inputs, inputs_dot, success)
+
+    return solve_implicitly(run, tangents, u0, problem.inputs, (limits, state))
 
 
-def _check(
-    fun: Any,
-    tol: Any,
-    tol_kind: Any,
-    max_iterations: Any,
-    max_evaluations: Any,
-    patience: Any,
-) -> None:
-    validation.check_callable("fun", fun)
-    validation.check_positive("tol", tol)
-    validation.check_choice("tol_kind", tol_kind, TOLERANCES)
-    validation.check_positive_int("max_iterations", max_iterations)
-    if not isinstance(max_evaluations, jax.Array) and math.isnan(max_evaluations):
-        raise ValueError("max_evaluations=nan must be a number greater than 0")
-    validation.check_positive("max_evaluations", max_evaluations)
-    validation.check_positive_int("patience", patience)
+def _is_traced(tree: PyTree) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def _check_objective(
-    fun: Callable[..., Any], x0: PyTree, args: tuple[Any, ...], has_aux: bool
-) -> None:
-    out = jax.eval_shape(fun, x0, *args)
-    if has_aux:
-        if not (isinstance(out, tuple) and len(out) == 2):
-            raise TypeError(
-                f"fun returns {out}; with has_aux=True it must return a pair of a "
-                "real scalar and an auxiliary tree"
-            )
-        out = out[0]
-    shape, dtype = getattr(out, "shape", None), getattr(out, "dtype", None)
-    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+def _begins(state: Any, new_objective: bool) -> str:
+    if state is None:
+        return "new"
+    if not isinstance(state, MinimizeState):
+        what = type(state).__name__
+        hint = "; pass its .state" if isinstance(state, MinimizeResult) else ""
         raise TypeError(
-            f"fun returns {out}; it must return a real floating-point scalar"
-            + ("" if has_aux else " (or set has_aux=True for a pair)")
+            f"state= is a {what}; allowed is the `state` of an earlier result{hint}"
         )
+    return "onto a new objective" if new_objective else "resumed"
+
+
+def _shapes_of(tree: PyTree) -> str:
+    shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
+    return str(shapes).replace("'", "")
+
+
+def _check_state(
+    program: Program,
+    problem: Problem,
+    state: MinimizeState,
+    u0: PyTree,
+    text: str,
+) -> None:
+    """Raises ValueError if a state is of another tree, method or objective."""
+    if state.layout.text != text:
+        raise ValueError(
+            f"state= is of parameters with the shapes {state.layout.text}, but x0 has "
+            f"the shapes {text}"
+        )
+    fresh = jax.eval_shape(program.begin_anew, u0, problem.inputs)
+    for name in ("direction_state", "current"):
+        if not _are_alike(getattr(state, name), getattr(fresh, name)):
+            raise ValueError(
+                f"state= was made with another `method` or dtype: its {name} has the "
+                f"shapes {_shapes_of(getattr(state, name))}, but needed are "
+                f"{_shapes_of(getattr(fresh, name))}"
+            )
+    if program.resumes and not _are_alike(state, fresh):
+        given, needed = _shapes_of(state.best.aux), _shapes_of(fresh.best.aux)
+        raise ValueError(
+            "state= is of an objective with another auxiliary output: it has the "
+            f"shapes {given}, but needed are {needed}"
+        )
+
+
+def _are_alike(x: PyTree, y: PyTree) -> bool:
+    structures: list[Any] = [jax.tree.structure(x), jax.tree.structure(y)]
+    if structures[0] != structures[1]:
+        return False
+    pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+    return all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)

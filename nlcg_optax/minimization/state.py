@@ -1,7 +1,8 @@
-"""State of `minimize`: what its loop keeps, how it begins and how it goes on."""
+"""State of `minimize`: what its loop keeps, how it begins and how it resumes."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,37 +10,53 @@ import jax.numpy as jnp
 from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.linesearch import trial_step, wolfe_search
 from nlcg_optax.linesearch.wolfe_search import SearchState
+from nlcg_optax.minimization.convergence import (
+    Limits,
+    has_small_gradient,
+    no_sizes,
+    promises_little,
+)
 from nlcg_optax.minimization.methods import Method
 from nlcg_optax.minimization.result import Status
 
-FALLEN = 0.1  # of the largest gradient, if the value counts in the tolerance
 
-Objective = Callable[[PyTree], tuple[jax.Array, PyTree]]
-
-
-TolKind: TypeAlias = Literal["value", "absolute", "relative"]
-
-
-class Limits(NamedTuple):
-    """When to end; scalars, but for a name.
+class Objective(NamedTuple):
+    """The function to minimize, times a scale, in the coordinates of `minimize`.
 
     Attributes:
-      tol_kind: what the tolerance is relative to.
-      tol: the tolerance.
-      max_iterations: of iterations.
-      max_evaluations: of gradients plus a third of the values.
-      patience: of iterations without a smaller objective or gradient.
+      value: ``value(x, scale)``, a scalar of the dtype of ``scale``.
+      value_and_grad: ``value_and_grad(x, scale)``, that is ``((value, aux), grad)``.
     """
 
-    tol_kind: TolKind
-    tol: Any
-    max_iterations: Any
-    max_evaluations: Any
-    patience: Any
+    value: Callable[[PyTree, jax.Array], jax.Array]
+    value_and_grad: Callable[
+        [PyTree, jax.Array], tuple[tuple[jax.Array, PyTree], PyTree]
+    ]
+
+
+def objective_of(fun: Callable[[PyTree], tuple[jax.Array, PyTree]]) -> Objective:
+    """Makes an `Objective` of a function that returns a value and an auxiliary tree.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> half = objective_of(lambda x: (x**2, None))
+      >>> half.value_and_grad(jnp.float32(3.), jnp.float32(0.5))[1]
+      Array(3., dtype=float32)
+    """
+
+    def value_and_aux(x: PyTree, scale: jax.Array) -> tuple[jax.Array, PyTree]:
+        value, aux = fun(x)
+        # The scale multiplies what reverse mode begins with: no pass over the gradient.
+        return value.astype(scale.dtype) * scale, aux
+
+    return Objective(
+        value=lambda x, scale: value_and_aux(x, scale)[0],
+        value_and_grad=jax.value_and_grad(value_and_aux, has_aux=True),
+    )
 
 
 class Progress(NamedTuple):
-    """What the callback of `minimize` is told after each iteration.
+    """Argument of the callback of `minimize`, after each iteration.
 
     Attributes:
       nit: iterations so far.
@@ -48,6 +65,7 @@ class Progress(NamedTuple):
       step_size: the step just taken.
       nfev: values measured so far without a gradient.
       ngev: values measured so far with one.
+      x: the point, like ``x0``, if the callback asks for it, else None.
     """
 
     nit: jax.Array
@@ -56,6 +74,19 @@ class Progress(NamedTuple):
     step_size: jax.Array
     nfev: jax.Array
     ngev: jax.Array
+    x: PyTree = None
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The tree that the coordinates of a state stand for; no arrays.
+
+    Attributes:
+      text: its shapes and dtypes.
+    """
+
+    text: str
 
 
 class Evaluated(NamedTuple):
@@ -74,20 +105,6 @@ class Evaluated(NamedTuple):
     aux: PyTree
 
 
-class Sizes(NamedTuple):
-    """How large the objective and its gradient have been, for the tolerance.
-
-    Attributes:
-      start_value: the objective at x0.
-      start_grad_max: largest absolute entry of the gradient there.
-      largest_grad_max: the same of the largest gradient so far.
-    """
-
-    start_value: jax.Array
-    start_grad_max: jax.Array
-    largest_grad_max: jax.Array
-
-
 class Iterations(NamedTuple):
     """Counts of iterations.
 
@@ -95,11 +112,13 @@ class Iterations(NamedTuple):
       nit: line searches that moved.
       num_stalled: iterations since objective or gradient last got smaller.
       num_failed: failed searches in a row.
+      num_small: promises in a row as small as the tolerance asks.
     """
 
     nit: jax.Array
     num_stalled: jax.Array
     num_failed: jax.Array
+    num_small: jax.Array
 
 
 class MinimizeState(NamedTuple):
@@ -110,10 +129,11 @@ class MinimizeState(NamedTuple):
     vector: every array that the loop carries may cost a copy.
 
     Attributes:
-      current: where the line search set out.
+      current: the start of the line search.
       candidate: the best point that this search has measured, at first ``current``.
       candidate_step: its step.
       candidate_slope: the slope there along the direction.
+      current_grad_max: largest absolute entry of the gradient at ``current``.
       best: the best point of all.
       best_params: where it lies.
       updates: -d for the direction d.
@@ -122,16 +142,19 @@ class MinimizeState(NamedTuple):
       error: an `ErrorEstimate` of the objective, as a vector.
       previous_step: the last step taken.
       sizes: `Sizes` as a vector.
-      smallest_grad_max: largest absolute entry of the smallest gradient so far.
+      scale: factor of the objective and its gradient, a power of two, so that products
+        of gradients neither overflow nor underflow; all values in the state have it.
       iterations: `Iterations` as a vector.
       evaluations: number of values without a gradient and with one.
       status: a `Status`.
+      layout: the tree of parameters, by its shapes.
     """
 
     current: PyTree
     candidate: Evaluated
     candidate_step: jax.Array
     candidate_slope: jax.Array
+    current_grad_max: jax.Array
     best: Evaluated
     best_params: PyTree
     updates: PyTree
@@ -140,16 +163,11 @@ class MinimizeState(NamedTuple):
     error: jax.Array
     previous_step: jax.Array
     sizes: jax.Array
-    smallest_grad_max: jax.Array
+    scale: jax.Array
     iterations: jax.Array
     evaluations: jax.Array
     status: jax.Array
-
-    @property
-    def num_measured(self) -> jax.Array:
-        """Points measured, with a gradient or without."""
-        num_values, num_gradients = self.evaluations
-        return num_values + num_gradients
+    layout: Layout
 
     @property
     def work(self) -> jax.Array:
@@ -159,21 +177,24 @@ class MinimizeState(NamedTuple):
         return num_gradients.astype(thirds.dtype) + thirds
 
 
-def initial_state(objective: Objective, method: Method, x0: PyTree) -> MinimizeState:
+def initial_state(
+    objective: Objective, method: Method, x0: PyTree, layout: Layout
+) -> MinimizeState:
     """The state before the first measurement, which is that of ``x0`` itself.
 
     Args:
-      objective: x -> (f(x), aux).
+      objective: the function to minimize.
       method: direction and line search.
       x0: a tree of real floating-point arrays.
+      layout: the tree that these are coordinates of.
 
     Returns:
       A state whose first turn measures ``x0``.
     """
     acc = accumulator_dtype(x0)
-    aux = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(objective, x0)[1]
-    )
+    scale = jnp.ones([], acc)
+    (_, aux_shape), _ = jax.eval_shape(objective.value_and_grad, x0, scale)
+    aux = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), aux_shape)
     infinite, zero = jnp.full([], jnp.inf, acc), jnp.zeros([], acc)
     zeros = jax.tree.map(jnp.zeros_like, x0)
     nothing = Evaluated(infinite, zeros, infinite, aux)
@@ -182,6 +203,7 @@ def initial_state(objective: Objective, method: Method, x0: PyTree) -> MinimizeS
         candidate=nothing,
         candidate_step=zero,
         candidate_slope=zero,
+        current_grad_max=infinite,
         best=nothing,
         best_params=x0,
         updates=zeros,
@@ -190,37 +212,42 @@ def initial_state(objective: Objective, method: Method, x0: PyTree) -> MinimizeS
         search=wolfe_search.start(infinite, zero, zero, zero, probe=False),
         error=jnp.stack(trial_step.no_error_estimate(acc)),
         previous_step=zero,
-        sizes=jnp.stack(Sizes(infinite, infinite, zero)),
-        smallest_grad_max=infinite,
-        iterations=jnp.zeros([3], jnp.int32),
+        sizes=jnp.stack(no_sizes(acc)),
+        scale=scale,
+        iterations=jnp.zeros([len(Iterations._fields)], jnp.int32),
         evaluations=jnp.zeros([2], jnp.int32),
-        status=jnp.full([], Status.RUNNING, jnp.int32),
+        status=jnp.asarray(int(Status.RUNNING), jnp.int32),
+        layout=layout,
     )
 
 
 def resume(limits: Limits, state: MinimizeState) -> MinimizeState:
-    """Lets a run that a limit has ended go on under new limits.
+    """Resumes a run under new limits.
 
     Args:
       limits: the new limits.
       state: the state of an earlier run.
 
     Returns:
-      The state, running again if a limit had ended it or if the new tolerance is
-      tighter than what was reached.
+      The state. It runs again if a limit or the callback had ended it and the new
+      limits leave room, or if it had converged to a looser tolerance. It has converged
+      if it had ended for any reason but the new tolerance is met.
     """
-    limited = (state.status == Status.MAX_ITERATIONS) | (
-        state.status == Status.MAX_EVALUATIONS
-    )
+    nit, num_stalled, *_ = Iterations(*state.iterations)
+    best, status = state.best, state.status
+    is_met = has_small_gradient(limits, state.sizes, best.value, best.grad_max)
+    is_met |= promises_little(limits, state.sizes, state.candidate.value)
+    is_met &= jnp.isfinite(best.value) & (status != Status.UNBOUNDED_BELOW)
     within = state.work < limits.max_evaluations
-    within &= Iterations(*state.iterations).nit < limits.max_iterations
-    loose = (state.status == Status.CONVERGED) & ~is_converged(
-        limits, state.sizes, state.candidate.value, state.candidate.grad_max
+    within &= nit < limits.max_iterations
+    limited = (status == Status.MAX_ITERATIONS) | (status == Status.MAX_EVALUATIONS)
+    limited |= status == Status.STOPPED
+    limited |= (status == Status.STAGNATION) & (num_stalled < limits.patience)
+    runs = (limited & within) | (status == Status.CONVERGED)
+    status = jnp.where(
+        is_met, Status.CONVERGED, jnp.where(runs, Status.RUNNING, status)
     )
-    running = (limited & within) | loose
-    return state._replace(
-        status=jnp.where(running, Status.RUNNING, state.status).astype(jnp.int32)
-    )
+    return state._replace(status=status.astype(jnp.int32))
 
 
 def onto_new_objective(
@@ -229,7 +256,7 @@ def onto_new_objective(
     """Begins with another objective where an earlier run ended.
 
     Args:
-      objective: x -> (f(x), aux), the new one.
+      objective: the new function.
       method: that of the earlier run.
       state: the state of the earlier run.
 
@@ -237,38 +264,35 @@ def onto_new_objective(
       A state whose first turn measures the point that the earlier run had come to.
       It keeps what the direction remembers and the last step, nothing else.
     """
-    fresh = initial_state(objective, method, state.current)
+    fresh = initial_state(objective, method, state.current, state.layout)
     return fresh._replace(
         direction_state=state.direction_state, previous_step=state.previous_step
     )
 
 
-def is_converged(
-    limits: Limits, sizes: jax.Array, value: jax.Array, grad_max: jax.Array
-) -> jax.Array:
-    """Whether the gradient at a point is as small as the limits ask.
+def rescaled(
+    objective: Objective, method: Method, state: MinimizeState, scale: jax.Array
+) -> MinimizeState:
+    """Begins anew at the current point with another scale of the objective.
 
     Args:
-      limits: the tolerance and what it is relative to.
-      sizes: `Sizes` as a vector.
-      value: the objective there.
-      grad_max: largest absolute entry of the gradient there.
+      objective: the function to minimize.
+      method: that of the run.
+      state: a state whose ``current`` is the point to continue from.
+      scale: the new factor of the objective.
 
     Returns:
-      A boolean scalar.
+      A state whose first turn measures that point; the counters continue.
     """
-    if limits.tol_kind == "absolute":
-        return grad_max <= limits.tol
-    known = Sizes(*sizes)
-    if limits.tol_kind == "relative":
-        return grad_max <= limits.tol * known.start_grad_max
+    fresh = initial_state(objective, method, state.current, state.layout)
+    return fresh._replace(
+        scale=scale,
+        iterations=state.iterations,
+        evaluations=state.evaluations,
+        status=state.status,
+    )
 
-    def is_small(size: jax.Array) -> jax.Array:
-        return grad_max <= limits.tol * (1 + size)
 
-    # On the way to minus infinity any gradient gets small against the value. Below
-    # -|f(x0)| it must have fallen, too.
-    size = jnp.abs(value)
-    has_fallen = grad_max <= FALLEN * known.largest_grad_max
-    small_by_both = is_small(jnp.minimum(size, jnp.abs(known.start_value)))
-    return small_by_both | (is_small(size) & has_fallen)
+def is_first_measurement(state: MinimizeState) -> jax.Array:
+    """Whether the search measures its own start, whose value is unknown."""
+    return jnp.isposinf(state.search.start_value)

@@ -9,6 +9,7 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, times
+from nlcg_optax.transformation import as_arrays
 from nlcg_optax.trees.inner_products import vdots
 
 
@@ -63,6 +64,7 @@ def scale_by_layerwise_ratio(
         validation.require(
             "scale_by_layerwise_ratio", "params", params, "their norms are used"
         )
+        updates, params = as_arrays(updates), as_arrays(params)
         w_w, g_g = vdots(
             [(params, params), (updates, updates)],
             scope="per_leaf",

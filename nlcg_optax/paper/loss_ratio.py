@@ -14,6 +14,7 @@ from nlcg_optax.dtypes import (
     times,
     zeros_like,
 )
+from nlcg_optax.transformation import transformation
 
 MODES = ("step", "online")
 
@@ -130,21 +131,7 @@ def scale_by_loss_ratio(
 
     options = _Options(mode, period, threshold, undo)
 
-    def init_fn(params: PyTree) -> ScaleByLossRatioState:
-        return _init(options, params)
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByLossRatioState,
-        params: PyTree | None = None,
-        *,
-        value: Any = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByLossRatioState]:
-        del params, extra_args
-        return _update(options, updates, state, value)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(options, _init, _update)
 
 
 class _Options(NamedTuple):
@@ -184,10 +171,18 @@ def _init(options: _Options, params: PyTree) -> ScaleByLossRatioState:
 
 
 def _update(
-    options: _Options, updates: PyTree, state: ScaleByLossRatioState, value: Any
+    options: _Options,
+    updates: PyTree,
+    state: ScaleByLossRatioState,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByLossRatioState]:
+    del params
     name = "scale_by_loss_ratio"
-    validation.require(name, "value", value, "the loss of this batch")
+    validation.check_state(name, state, ScaleByLossRatioState)
+    value = validation.require(
+        name, "value", extra_args.get("value"), "the loss of this batch", extra_args
+    )
     validation.check_scalar_loss(name, value)
     b = state.step_multiplier
     value = jnp.asarray(value).astype(b.dtype)
@@ -258,8 +253,10 @@ def _ratio(new: jax.Array, old: jax.Array) -> jax.Array:
     """``new / old`` for positive losses; above one for a rise whatever the sign."""
     tiny = jnp.finfo(old.dtype).tiny
     largest = jnp.finfo(old.dtype).max
-    rise = (new - old) / jnp.maximum(jnp.abs(old), tiny)
-    return jnp.clip(1 + rise, -largest, largest)
+    change = new - old
+    # The quotient stays finite, also where the old loss is zero.
+    least = jnp.maximum(jnp.abs(change) / (largest / 2), tiny)
+    return 1 + change / jnp.maximum(jnp.abs(old), least)
 
 
 def _look_up(ratio: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -313,6 +310,7 @@ def feed_step_multiplier(
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, PyTree]:
+        validation.check_chain_state("feed_step_multiplier", state, 2)
         multiplier = state[1].step_multiplier
         updates, direction_state = direction.update(
             updates, state[0], params, **extra_args, step_multiplier=multiplier

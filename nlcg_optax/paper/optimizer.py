@@ -14,6 +14,7 @@ from nlcg_optax.paper.loss_ratio import feed_step_multiplier, scale_by_loss_rati
 from nlcg_optax.paper.rules import PAPER_RULES
 from nlcg_optax.preconditioners.secant import build as build_secant
 from nlcg_optax.preconditioners.secant import checked_options as secant_options
+from nlcg_optax.wrappers.extra_args import checked_chain
 
 PAPER_CONTROLS = (None, "step", "online")
 
@@ -62,6 +63,8 @@ def paper_nlcg(
     Raises:
       ValueError: if an argument is out of its range, or sets diagonal BFGS while that
         is off.
+      TypeError: if ``learning_rate`` is neither a number nor a schedule or, in
+        ``update``, the state is none of this optimizer.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -71,6 +74,10 @@ def paper_nlcg(
       >>> updates
       Array([-0.1, -0.2], dtype=float32)
     """
+    remedy = ""
+    if isinstance(learning_rate, str) and learning_rate in PAPER_RULES:
+        remedy = f"; the rule comes second: paper_nlcg(0.1, {learning_rate!r})"
+    validation.check_rate("learning_rate", learning_rate, remedy)
     validation.check_choice("rule", rule, tuple(PAPER_RULES))
     validation.check_choice("step_control", step_control, PAPER_CONTROLS)
     if not diagonal_bfgs and (reset_period is not None or spectral_scaling):
@@ -106,7 +113,7 @@ def paper_nlcg(
     parts = [direction, optax.scale_by_learning_rate(learning_rate)]
     if layerwise_eta is not None:
         parts.insert(0, scale_by_layerwise_ratio(layerwise_eta))
-    return optax.chain(*parts)
+    return checked_chain("paper_nlcg", parts)
 
 
 def paper_schedule(

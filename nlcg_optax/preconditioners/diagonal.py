@@ -17,6 +17,8 @@ from nlcg_optax.preconditioners.sampled_diagonal import (
     scale_by_sampled_diagonal,
 )
 from nlcg_optax.wrappers.extra_args import bind_extra_args
+from nlcg_optax.wrappers.not_schedules import not_schedules
+from nlcg_optax.xla.varying import axes_of, varying_over
 
 Likelihood: TypeAlias = (
     Literal["categorical", "gaussian"] | Callable[[jax.Array, PyTree], PyTree]
@@ -175,6 +177,7 @@ def scale_by_equilibration(
     )
 
 
+@not_schedules("likelihood")
 def scale_by_gauss_newton_bartlett(
     likelihood: Likelihood = "categorical",
     *,
@@ -238,7 +241,11 @@ def scale_by_gauss_newton_bartlett(
         validation.require(name, "params", params, "the model is differentiated there")
         outputs_fn = bind_extra_args(
             validation.require(
-                name, "outputs_fn", extra_args.get("outputs_fn"), "labels are drawn"
+                name,
+                "outputs_fn",
+                extra_args.get("outputs_fn"),
+                "labels are drawn",
+                extra_args,
             ),
             extra_args,
             name="outputs_fn",
@@ -246,7 +253,9 @@ def scale_by_gauss_newton_bartlett(
 
         def sample(key: jax.Array) -> PyTree:
             outputs, pull_back = jax.vjp(outputs_fn, params)
-            cotangents = _sampled_cotangents(likelihood, key, outputs)
+            cotangents = varying_over(
+                _sampled_cotangents(likelihood, key, outputs), axes_of(outputs)
+            )
             (sampled_gradient,) = pull_back(cotangents)
             return jax.tree.map(abs_squared, sampled_gradient)
 
@@ -280,9 +289,12 @@ def _sampled_cotangents(
         return optax.tree.cast_like(cotangents, outputs)
     fits = hasattr(outputs, "ndim") and outputs.ndim >= 1
     if not fits or not jnp.issubdtype(outputs.dtype, jnp.floating):
+        is_pair = isinstance(outputs, tuple) and len(outputs) == 2
+        remedy = "; if these are outputs and auxiliary data, pass has_aux=True"
         raise TypeError(
             f"likelihood={likelihood!r} needs outputs_fn to return one real array with "
             f"at least one axis, but it returned {jax.tree.map(jnp.shape, outputs)}"
+            f"{remedy if is_pair else ''}"
         )
     wide = outputs.astype(compute_dtype(outputs.dtype))
     if likelihood == "gaussian":

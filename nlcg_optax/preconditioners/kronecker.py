@@ -27,6 +27,9 @@ from nlcg_optax.preconditioners.matrices import (
     vector_mask,
     widened,
 )
+from nlcg_optax.transformation import transformation
+from nlcg_optax.wrappers.not_schedules import not_schedules
+from nlcg_optax.xla.automatic_sharding import with_automatic_sharding
 
 
 class KroneckerDiagnostics(NamedTuple):
@@ -42,27 +45,41 @@ class KroneckerDiagnostics(NamedTuple):
     num_root_failures: jax.Array
 
 
+class Sides(NamedTuple):
+    """Something for the rows and the columns of each matrix.
+
+    Both are trees like the parameters. In the place of a matrix is an array ``[matrix
+    in the leaf, row block, column block, size, size]``; in that of a vector, and where
+    the side has no factor, an ``optax.MaskedNode``.
+
+    Attributes:
+      rows: of the rows.
+      columns: of the columns.
+    """
+
+    rows: PyTree
+    columns: PyTree
+
+
 class ScaleByKroneckerState(NamedTuple):
     """State of `scale_by_kronecker`.
 
     Attributes:
       count: number of updates with a finite gradient.
-      factors: exponential averages of the factors, not corrected for their bias. A
-        tree like the parameters with a list for each leaf: of the factors of rows and
-        columns, ``[matrix in the leaf, row block, column block, size, size]``. Where a
-        side has no factor there is none, and a vector has the empty list.
-      roots: the inverse roots by which gradients are multiplied, likewise.
+      factors: exponential averages of the factors, not corrected for their bias.
+      roots: the inverse roots by which gradients are multiplied.
       diagonal: state of the nested diagonal transformation.
       diagnostics: counters.
     """
 
     count: jax.Array  # type: ignore[assignment]
-    factors: PyTree
-    roots: PyTree
+    factors: Sides
+    roots: Sides
     diagonal: PyTree
     diagnostics: KroneckerDiagnostics
 
 
+@not_schedules("weight_dimension_numbers")
 def scale_by_kronecker(
     *,
     decay: float | jax.Array = 0.95,
@@ -158,18 +175,7 @@ def scale_by_kronecker(
         weight_dimension_numbers,
     )
 
-    def init_fn(params: PyTree) -> ScaleByKroneckerState:
-        return _init(options, params)
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByKroneckerState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByKroneckerState]:
-        return _update(options, updates, state, params, extra_args)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(options, _init, _update)
 
 
 class _Options(NamedTuple):
@@ -193,13 +199,17 @@ def _init(options: _Options, params: PyTree) -> ScaleByKroneckerState:
     def nothing_yet(blocks: Blocks | None, leaf: jax.Array) -> list[jax.Array]:
         if blocks is None:
             return []
-        shape = jax.eval_shape(blocks.split, leaf).shape
+        # On no mesh, where one with explicit axes would refuse the reshape.
+        unplaced = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        shape = jax.eval_shape(blocks.split, unplaced).shape
         sizes = [getattr(blocks, side) for side in blocks.sides]
         return [jnp.zeros((*shape[:3], size, size), leaf.dtype) for size in sizes]
 
-    def zeros() -> PyTree:  # new buffers at every call, as donation needs
-        pairs = zip(_blocks_of(options, wide), leaves, strict=True)
-        return jax.tree.unflatten(treedef, [nothing_yet(*pair) for pair in pairs])
+    blocks = _blocks_of(options, wide)
+
+    def zeros() -> Sides:  # new buffers at every call, as donation needs
+        pairs = zip(blocks, leaves, strict=True)
+        return _as_trees(blocks, treedef, [nothing_yet(*pair) for pair in pairs])
 
     return ScaleByKroneckerState(
         count=jnp.zeros([], jnp.int32),
@@ -220,6 +230,7 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByKroneckerState]:
+    validation.check_state("scale_by_kronecker", state, ScaleByKroneckerState)
     wide = jax.tree.map(widened, updates)
     grads, treedef = jax.tree.flatten(wide)
     blocks = _blocks_of(options, wide)
@@ -228,30 +239,52 @@ def _update(
     diagonals, diagonal_state = options.diagonal.update(
         wide, state.diagonal, params, **extra_args
     )
-    split = [
-        None if found is None else found.split(grad)
-        for found, grad in zip(blocks, grads, strict=True)
-    ]
-    factors = _averaged_factors(options, blocks, split, old_factors, finite)
     count = state.count + finite.astype(jnp.int32)
     due = is_due(state.count, options.refresh_period, extra_args)
-    roots, failures = if_due(
-        due,
-        lambda: refreshed_roots(
-            factors, old_roots, count, options.decay, options.relative_damping, finite
-        ),
-        lambda: (old_roots, jnp.zeros([], jnp.int32)),
+
+    def multiply(arrays: Any, numbers: _Numbers) -> Any:
+        grads, factors, old_roots = arrays
+        split = [
+            None if found is None else found.split(grad)
+            for found, grad in zip(blocks, grads, strict=True)
+        ]
+        factors = _averaged_factors(
+            blocks, split, factors, numbers.decay, numbers.finite
+        )
+        roots, failures = if_due(
+            numbers.due,
+            lambda: refreshed_roots(
+                factors,
+                old_roots,
+                numbers.count,
+                numbers.decay,
+                numbers.relative_damping,
+                numbers.finite,
+            ),
+            lambda: (old_roots, jnp.zeros([], jnp.int32)),
+        )
+        products = [
+            grad
+            if found is None or cut is None
+            else found.join(multiplied(cut, root, found.sides), grad)
+            for found, cut, root, grad in zip(blocks, split, roots, grads, strict=True)
+        ]
+        return (products, factors, roots), failures
+
+    numbers = _Numbers(finite, count, due, options.decay, options.relative_damping)
+    (products, factors, roots), failures = with_automatic_sharding(
+        multiply, (grads, old_factors, old_roots), numbers
     )
     leaves = jax.tree.leaves(diagonals)
-    for i, (found, cut) in enumerate(zip(blocks, split, strict=True)):
-        if found is not None and cut is not None:
-            z = found.join(multiplied(cut, roots[i], found.sides), grads[i])
+    for i, found in enumerate(blocks):
+        if found is not None:
+            z = products[i]
             leaves[i] = of_norm(z, leaves[i]) if options.graft else z
     z = optax.tree.cast_like(jax.tree.unflatten(treedef, leaves), updates)
     return z, ScaleByKroneckerState(
         count=count,
-        factors=jax.tree.unflatten(treedef, factors),
-        roots=jax.tree.unflatten(treedef, roots),
+        factors=_as_trees(blocks, treedef, factors),
+        roots=_as_trees(blocks, treedef, roots),
         diagonal=select(finite, diagonal_state, state.diagonal),
         diagnostics=KroneckerDiagnostics(
             num_refreshes=state.diagnostics.num_refreshes
@@ -272,17 +305,43 @@ def _blocks_of(options: _Options, tree: PyTree) -> list[Blocks | None]:
     ]
 
 
+class _Numbers(NamedTuple):
+    """The scalars of an update."""
+
+    finite: jax.Array
+    count: jax.Array  # type: ignore[assignment]
+    due: bool | jax.Array
+    decay: Any
+    relative_damping: Any
+
+
+def _as_trees(
+    blocks: list[Blocks | None], treedef: Any, of_leaves: list[list[jax.Array]]
+) -> Sides:
+    """One tree per side, from a list per leaf of what its sides have."""
+    by_name = [
+        dict(zip(found.sides, of_leaf, strict=True)) if found is not None else {}
+        for found, of_leaf in zip(blocks, of_leaves, strict=True)
+    ]
+    return Sides(
+        *(
+            treedef.unflatten([x.get(side, optax.MaskedNode()) for x in by_name])
+            for side in Sides._fields
+        )
+    )
+
+
 def _averaged_factors(
-    options: _Options,
     blocks: list[Blocks | None],
     split: list[jax.Array | None],
     old_factors: list[list[jax.Array]],
+    decay: float | jax.Array,
     finite: jax.Array,
 ) -> list[list[jax.Array]]:
     """The averages with the factors of this gradient, per leaf and per side."""
     return [
         [
-            averaged(old, gram(cut, side), options.decay, finite)
+            averaged(old, gram(cut, side), decay, finite)
             for old, side in zip(old_of_leaf, found.sides, strict=True)
         ]
         if found is not None and cut is not None
@@ -298,18 +357,30 @@ def _per_leaf(
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     treedef: Any = jax.tree.structure(tree)
     try:
-        factors = treedef.flatten_up_to(state.factors)
-        roots = treedef.flatten_up_to(state.roots)
+        factors, roots = (
+            list(zip(*map(treedef.flatten_up_to, sides), strict=True))
+            for sides in (state.factors, state.roots)
+        )
     except ValueError as error:
         raise ValueError(
             f"updates has the tree structure {treedef}, but the state was initialized "
             "for another one"
         ) from error
     for found, (path, leaf), of_leaf in zip(blocks, leaves, factors, strict=True):
-        expected = [] if found is None else [getattr(found, s) for s in found.sides]
-        if expected != [factor.shape[-1] for factor in of_leaf]:
+        sizes = [getattr(x, "shape", [None])[-1] for x in of_leaf]
+        if sizes != [
+            getattr(found, side) if found is not None and side in found.sides else None
+            for side in Sides._fields
+        ]:
             raise ValueError(
                 f"updates{jax.tree_util.keystr(path)} has shape {leaf.shape}, but the "
                 "state was initialized for another one"
             )
-    return factors, roots
+    return _present(factors), _present(roots)
+
+
+def _present(of_leaves: list[tuple[Any, ...]]) -> list[list[jax.Array]]:
+    """What is there for each leaf, without the masked nodes."""
+    return [
+        [x for x in pair if not isinstance(x, optax.MaskedNode)] for pair in of_leaves
+    ]

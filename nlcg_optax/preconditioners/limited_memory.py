@@ -9,6 +9,7 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference, times
+from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.trees.split import (
     AxisName,
@@ -16,6 +17,7 @@ from nlcg_optax.trees.split import (
     parameters_split_over,
 )
 from nlcg_optax.trees.stacked_products import combination, stacked_vdots
+from nlcg_optax.xla import varying
 
 
 class LimitedMemoryDiagnostics(NamedTuple):
@@ -120,19 +122,7 @@ def scale_by_limited_memory(
 
     options = _Options(memory, min_cosine)
 
-    def init_fn(params: PyTree) -> ScaleByLimitedMemoryState:
-        return _init(options, params)
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByLimitedMemoryState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByLimitedMemoryState]:
-        del extra_args
-        return _update(options, updates, state, params)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(options, _init, _update)
 
 
 class _Options(NamedTuple):
@@ -200,7 +190,10 @@ def _update(
     updates: PyTree,
     state: ScaleByLimitedMemoryState,
     params: PyTree | None,
+    extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByLimitedMemoryState]:
+    validation.check_state("scale_by_limited_memory", state, ScaleByLimitedMemoryState)
+    del extra_args
     validation.require(
         "scale_by_limited_memory", "params", params, "for the secant pairs"
     )
@@ -272,7 +265,7 @@ def _newest_pair(
     curved &= state.count > 0
     # XLA computes a quotient once, where it would repeat the comparisons in every loop
     # that asks whether the pair is taken.
-    inverse_curvature = 1 / jnp.where(curved, s_y, jnp.inf)
+    inverse_curvature = jnp.where(curved, 1 / jnp.where(curved, s_y, 1), 0)
     return _Pair(s, y, s_y, y_y, inverse_curvature, taken=inverse_curvature > 0)
 
 
@@ -317,7 +310,7 @@ def _product(
         rows = jnp.arange(memory.slopes.size, dtype=jnp.int32)
         holds_pair = (rows != memory.spare) & (memory.num_pairs > memory.num_new)
         kept = jnp.where(holds_pair[None] & holds_pair[:, None], memory.inverse, 0)
-        slopes = stacked_vdots(steps, updates)
+        slopes = stacked_vdots(steps, updates, count=rows.size)
         inverse, a = _solve(
             kept, slopes, memory.slopes, memory.slot, memory.inverse_curvature
         )
@@ -327,7 +320,7 @@ def _product(
     # After a conditional the products read the memory that was just written; outside,
     # XLA would fuse the writing into each of them and copy the memory.
     with parameters_split_over(axis_name):
-        return jax.lax.cond(
+        return varying.cond(
             memory.num_pairs > 0,
             multiply,
             lambda: (updates, memory.slopes, memory.inverse),
@@ -372,7 +365,7 @@ def _multiply(
         return times(scaling, g_.astype(y_a.dtype) - y_a)
 
     q = jax.tree.map(initial, g, combination(a, grad_changes))
-    y_q = stacked_vdots(grad_changes, q)
+    y_q = stacked_vdots(grad_changes, q, count=a.size)
     b = _matmul(inverse.T, curvatures * a - y_q)
     return jax.tree.map(
         lambda q_, s_b, g_: (q_ + s_b).astype(g_.dtype), q, combination(b, steps), g

@@ -20,8 +20,11 @@ from nlcg_optax.preconditioners.matrices import (
     vector_mask,
     widened,
 )
+from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import max_abs
 from nlcg_optax.trees.split import parameters_split_over
+from nlcg_optax.wrappers.not_schedules import not_schedules
+from nlcg_optax.xla.automatic_sharding import with_automatic_sharding
 
 NORMALIZATIONS = ("frobenius", "spectral", "aol", "schatten")
 
@@ -36,6 +39,7 @@ class ScaleByOrthogonalizationState(NamedTuple):
     vectors: PyTree
 
 
+@not_schedules("weight_dimension_numbers")
 def scale_by_orthogonalization(
     *,
     steps: int = 5,
@@ -118,19 +122,7 @@ def scale_by_orthogonalization(
         weight_dimension_numbers,
     )
 
-    def init_fn(params: PyTree) -> ScaleByOrthogonalizationState:
-        wide = jax.tree.map(widened, params)
-        return ScaleByOrthogonalizationState(options.vectors.init(wide))
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByOrthogonalizationState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByOrthogonalizationState]:
-        return _update(options, updates, state, params, extra_args)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(options, _init, _update)
 
 
 class _Options(NamedTuple):
@@ -144,6 +136,12 @@ class _Options(NamedTuple):
     weight_dimension_numbers: Any
 
 
+def _init(options: _Options, params: PyTree) -> ScaleByOrthogonalizationState:
+    return ScaleByOrthogonalizationState(
+        options.vectors.init(jax.tree.map(widened, params))
+    )
+
+
 def _update(
     options: _Options,
     updates: PyTree,
@@ -151,6 +149,9 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByOrthogonalizationState]:
+    validation.check_state(
+        "scale_by_orthogonalization", state, ScaleByOrthogonalizationState
+    )
     views = matrix_views(updates, options.weight_dimension_numbers)
     new, vectors_state = options.vectors.update(
         jax.tree.map(widened, updates), state.vectors, params, **extra_args
@@ -158,15 +159,20 @@ def _update(
     leaves, treedef = jax.tree.flatten(new)
     places = [i for i, view in enumerate(views) if view is not None]
     matrices = [_scaled_to_one(leaves[i]) for i in places]
-    factors = _orthogonalized(
-        matrices,
-        options.coefficients,
-        numbers=tuple(
-            DimensionNumbers(v.rows, v.columns) for v in views if v is not None
-        ),
-        steps=options.steps,
-        normalization=options.normalization,
-    )
+    numbers = tuple(DimensionNumbers(v.rows, v.columns) for v in views if v is not None)
+
+    def orthogonalized(
+        matrices: list[jax.Array], coefficients: Any
+    ) -> tuple[list[jax.Array], None]:
+        return _orthogonalized(
+            matrices,
+            coefficients,
+            numbers=numbers,
+            steps=options.steps,
+            normalization=options.normalization,
+        ), None
+
+    factors, _ = with_automatic_sharding(orthogonalized, matrices, options.coefficients)
     if options.restore_norm:
         grads = [leaves[i] for i in places]
         factors = [of_norm(z, g) for z, g in zip(factors, grads, strict=True)]

@@ -11,6 +11,7 @@ from nlcg_optax import validation
 from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype
 from nlcg_optax.preconditioners.diagonal_scaling import divide_by_diagonal
+from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import mean
 from nlcg_optax.trees.split import axis_of_parameters
 
@@ -107,18 +108,7 @@ def scale_by_sampled_diagonal(
     validation.check_positive("power", options.power)
     validation.check_int("seed", options.seed)
 
-    def init_fn(params: PyTree) -> ScaleBySampledDiagonalState:
-        return _init(options, params)
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleBySampledDiagonalState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleBySampledDiagonalState]:
-        return _update(options, updates, state, params, extra_args)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(options, _init, _update)
 
 
 def _init(
@@ -148,6 +138,9 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleBySampledDiagonalState]:
+    validation.check_state(
+        "preconditioner with a sampled diagonal", state, ScaleBySampledDiagonalState
+    )
     validation.check_same_structure("updates", updates, state.sample_average)
     sample_fn = options.sampler(params, extra_args)
     due = is_due(state.count, options.refresh_period, extra_args)

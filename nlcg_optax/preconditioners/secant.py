@@ -17,6 +17,7 @@ from nlcg_optax.dtypes import (
 )
 from nlcg_optax.preconditioners.diagonal_scaling import divide_by_diagonal
 from nlcg_optax.preconditioners.secant_pair import SecantPair, judge, refreshed
+from nlcg_optax.transformation import transformation
 from nlcg_optax.xla.in_place import SelfGuardedTransformation, flag_per_leaf
 
 NAME = "scale_by_diagonal_secant"
@@ -137,6 +138,7 @@ def scale_by_diagonal_secant(
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, missing.
+      TypeError: if ``learning_rate`` is neither a number nor a schedule.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -174,6 +176,11 @@ def checked_options(
 ) -> Options:
     """Returns the `Options` with these values; raises where one is out of its range."""
     validation.check_choice("secant", secant, SECANTS)
+    if learning_rate is not None:
+        remedy = ""
+        if isinstance(learning_rate, str) and learning_rate in SECANTS:
+            remedy = f"; the source of y is a keyword: secant={learning_rate!r}"
+        validation.check_rate("learning_rate", learning_rate, remedy)
     validation.check_positive_int("refresh_period", refresh_period)
     if reset_period is not None:
         validation.check_positive_int("reset_period", reset_period)
@@ -197,19 +204,7 @@ def checked_options(
 
 def build(options: Options) -> SelfGuardedTransformation:
     """Returns the transformation with these options."""
-
-    def init_fn(params: PyTree) -> ScaleByDiagonalSecantState:
-        return _init(options, params)
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByDiagonalSecantState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByDiagonalSecantState]:
-        return _update(options, updates, state, params, extra_args)
-
-    return SelfGuardedTransformation(init_fn, update_fn)
+    return transformation(options, _init, _update, SelfGuardedTransformation)
 
 
 def _init(options: Options, params: PyTree) -> ScaleByDiagonalSecantState:
@@ -235,6 +230,7 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByDiagonalSecantState]:
+    validation.check_state(NAME, state, ScaleByDiagonalSecantState)
     validation.check_same_structure("updates", g, state.diagonal)
     refresh = is_due(state.count, options.refresh_period, extra_args)
     due = (state.count > 0) & refresh

@@ -10,6 +10,7 @@ from nlcg_optax import validation
 from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.curvature.source import CURVATURES, CurvatureKind, curvature_along_fn
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
+from nlcg_optax.transformation import as_arrays
 
 MAX_RATIO = 10.0  # of a minimizer to the average, and of the step to the minimizer
 
@@ -147,6 +148,10 @@ def scale_by_curvature_step(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByCurvatureStepState]:
+        validation.check_state(
+            "scale_by_curvature_step", state, ScaleByCurvatureStepState
+        )
+        updates, params = as_arrays(updates), as_arrays(params)
         along = curvature_along_fn(
             "scale_by_curvature_step",
             curvature,
@@ -186,7 +191,7 @@ def _next_state(
     highest = jnp.where(
         state.num_measured > 0,
         MAX_RATIO * _average(state.minimizer_average, state.num_measured, decay),
-        jnp.inf,
+        jnp.finfo(descent.dtype).max,
     )
     zero = due & (descent == 0) & (curve == 0)
     good = due & (curve > 0) & (descent > 0) & jnp.isfinite(minimizer) & (minimizer > 0)

@@ -210,8 +210,9 @@ def went_on(
     ratio = jnp.where(steering < 0, end / jnp.where(steering < 0, steering, -1), target)
     if options.num_steps is None:
         # No decrease, so that the steps go beyond twice the minimizer.
-        ratio = jnp.where(end > 0, jnp.where(inferred < 0, ratio, -jnp.inf), ratio)
-        ratio = jnp.maximum(ratio, 2 * target - 1)
+        lowest = 2 * target - 1
+        ratio = jnp.where((end > 0) & ~(inferred < 0), lowest, ratio)
+        ratio = jnp.maximum(ratio, lowest)
     ratio = jnp.where(found, ratio, judgment.ratio)
     wanted = jnp.log((1 - target) / jnp.maximum(1 - ratio, 1e-3))
     increment = jnp.clip(wanted, MOST_DOWN, MOST_UP)
@@ -272,11 +273,15 @@ def with_step(
         old.begun & (usual > 0) & (promise > 0), jnp.minimum(promise, usual), promise
     )
     bounded = (promise > 0) & (ascent > 0)
-    ceiling = jnp.where(bounded, promise, jnp.inf) / jnp.where(bounded, ascent, 1)
+    ceiling = jnp.where(
+        bounded, promise / jnp.where(bounded, ascent, 1), jnp.exp(LOG_BOUND)
+    ).astype(ascent.dtype)
     factor = jnp.exp(new.log_step_size) * anneal(options, old.count, ascent.dtype)
     factor = jnp.minimum(factor, ceiling)
     slack = jnp.where(old.begun, SLACK, 0).astype(ascent.dtype)
-    log_step_size = jnp.minimum(new.log_step_size, jnp.log(ceiling) + slack)
+    tiny = jnp.finfo(ascent.dtype).tiny  # a quotient may underflow
+    bound = jnp.log(jnp.maximum(ceiling, tiny)) + slack
+    log_step_size = jnp.minimum(new.log_step_size, bound)
     log_step_size = jnp.maximum(log_step_size, -LOG_BOUND)
     return new._replace(log_step_size=log_step_size, slope=-factor * ascent), factor
 

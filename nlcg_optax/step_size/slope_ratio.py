@@ -27,6 +27,8 @@ from nlcg_optax.step_size.slope_control import (
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.xla import scalars
 
+NAME = "scale_by_slope_ratio"
+
 
 class SlopeRatioDiagnostics(NamedTuple):
     """What `scale_by_slope_ratio` did, as scalars.
@@ -220,10 +222,11 @@ def _update(
     value: jax.Array | float | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleBySlopeRatioState]:
+    validation.check_state(NAME, state, ScaleBySlopeRatioState)
     value = validation.require(
-        "scale_by_slope_ratio", "value", value, "the loss at the gradient"
+        NAME, "value", value, "the loss at the gradient", extra_args
     )
-    validation.check_scalar_loss("scale_by_slope_ratio", value)
+    validation.check_scalar_loss(NAME, value)
     validation.check_same_structure("updates", g, state.last_step)
     control = state.control
     loss = jnp.asarray(value).astype(control.value.dtype)

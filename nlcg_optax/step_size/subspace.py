@@ -25,6 +25,7 @@ from nlcg_optax.dtypes import (
 )
 from nlcg_optax.step_size.plane import Plane, adapted, best_in_plane
 from nlcg_optax.step_size.reduction_ratio import params_after, reduction_ratio
+from nlcg_optax.transformation import transformation
 from nlcg_optax.xla.control_flow import cond
 
 
@@ -155,18 +156,7 @@ def scale_by_subspace_step(
 
     options = _Options(curvature, initial_damping, adapt_damping, refresh_period)
 
-    def init_fn(params: PyTree) -> ScaleBySubspaceStepState:
-        return _init(options, params)
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleBySubspaceStepState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleBySubspaceStepState]:
-        return _update(options, updates, state, params, extra_args)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(options, _init, _update)
 
 
 class _Options(NamedTuple):
@@ -206,6 +196,7 @@ def _update(
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleBySubspaceStepState]:
     name, kind = "scale_by_subspace_step", options.curvature
+    validation.check_state(name, state, ScaleBySubspaceStepState)
     along = curvature_along_fn(name, kind, params, extra_args)
     value_at = None
     if options.adapt_damping:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, promote
 from nlcg_optax.trees.split import axis_of_parameters
+from nlcg_optax.xla.automatic_sharding import explicit_mesh
 
 # Up to so many elements a sum is as quick as a matrix product, which XLA's CPU
 # compiler works on for longer.
@@ -43,12 +44,13 @@ def combination(coefficients: jax.Array, stack: PyTree) -> PyTree:
     return jax.tree.map(leaf_sum, stack)
 
 
-def stacked_vdots(stack: PyTree, tree: PyTree) -> jax.Array:
+def stacked_vdots(stack: PyTree, tree: PyTree, *, count: int = 0) -> jax.Array:
     r"""Computes the real inner products of m stacked trees with one tree.
 
     Args:
       stack: a tree whose leaves have one more axis than those of ``tree``, in front.
       tree: a tree of real or complex arrays.
+      count: m, which a stack without leaves does not tell.
 
     Returns:
       A vector of shape ``(m,)`` in the dtype of `accumulator_dtype`; element i is
@@ -78,19 +80,18 @@ def stacked_vdots(stack: PyTree, tree: PyTree) -> jax.Array:
             ((row_axes, axes), ((), ())),
             precision=jax.lax.Precision.HIGHEST,
             preferred_element_type=wide,
-            out_sharding=_replicated_if_explicit(),
+            out_sharding=_replicated_if_explicit(leaf),
         )
         return jnp.real(out).astype(acc)
 
     products = jax.tree.leaves(jax.tree.map(leaf_products, stack, tree))
-    total = functools.reduce(jnp.add, products)
+    total = functools.reduce(jnp.add, products or [jnp.zeros([count], acc)])
     axis_name = axis_of_parameters()
     return total if axis_name is None else jax.lax.psum(total, axis_name)
 
 
-def _replicated_if_explicit() -> jax.sharding.PartitionSpec | None:
+def _replicated_if_explicit(leaf: jax.Array) -> jax.NamedSharding | None:
     # Under explicit sharding a contraction over a sharded axis must say where its
     # result lives; elsewhere it must not.
-    types = jax.sharding.get_abstract_mesh().axis_types
-    explicit = jax.sharding.AxisType.Explicit in types
-    return jax.sharding.PartitionSpec() if explicit else None
+    mesh = explicit_mesh(leaf)
+    return None if mesh is None else jax.NamedSharding(mesh, jax.P())

@@ -14,6 +14,7 @@ from nlcg_optax.dtypes import (
     strong_types,
     times,
 )
+from nlcg_optax.transformation import transformation
 from nlcg_optax.xla.control_flow import cond
 
 
@@ -89,41 +90,40 @@ def virtual_batch(
     """
     validation.check_transformation("tx", tx)
     validation.check_positive_int("micro_batches", micro_batches)
-    inner = optax.with_extra_args_support(tx)
+    options = _Options(optax.with_extra_args_support(tx), micro_batches)
+    return transformation(options, _init, _update)
 
-    def init_fn(params: PyTree) -> VirtualBatchState:
-        return VirtualBatchState(
-            count=jnp.zeros([], jnp.int32),
-            micro_step=jnp.zeros([], jnp.int32),
-            mean_grad=jax.tree.map(
-                lambda p: jnp.zeros_like(p, dtype=compute_dtype(p.dtype)), params
-            ),
-            mean_value=jnp.zeros([], accumulator_dtype(params)),
-            inner_state=strong_types(inner.init(strong_types(params))),
-            diagnostics=VirtualBatchDiagnostics(
-                num_micro_batch_skips=jnp.zeros([], jnp.int32)
-            ),
-        )
 
-    def update_fn(
-        updates: PyTree,
-        state: VirtualBatchState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, VirtualBatchState]:
-        return _update(inner, micro_batches, updates, state, params, extra_args)
+class _Options(NamedTuple):
+    """The arguments of `virtual_batch`."""
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    inner: optax.GradientTransformationExtraArgs
+    micro_batches: int
+
+
+def _init(options: _Options, params: PyTree) -> VirtualBatchState:
+    return VirtualBatchState(
+        count=jnp.zeros([], jnp.int32),
+        micro_step=jnp.zeros([], jnp.int32),
+        mean_grad=jax.tree.map(
+            lambda p: jnp.zeros_like(p, dtype=compute_dtype(p.dtype)), params
+        ),
+        mean_value=jnp.zeros([], accumulator_dtype(params)),
+        inner_state=strong_types(options.inner.init(params)),
+        diagnostics=VirtualBatchDiagnostics(
+            num_micro_batch_skips=jnp.zeros([], jnp.int32)
+        ),
+    )
 
 
 def _update(
-    inner: optax.GradientTransformationExtraArgs,
-    micro_batches: int,
+    options: _Options,
     updates: PyTree,
     state: VirtualBatchState,
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, VirtualBatchState]:
+    validation.check_state("virtual_batch", state, VirtualBatchState)
     validation.check_same_structure("updates", updates, state.mean_grad)
     refused, _ = optax.skip_not_finite(updates, state.count, params)
     value = extra_args.get("value")
@@ -146,7 +146,7 @@ def _update(
         if "grad" in extra_args:
             # As jax.grad gives it: the conjugate of the steepest ascent.
             given = {**extra_args, "grad": jax.tree.map(jnp.conj, grad)}
-        result: tuple[PyTree, PyTree] = inner.update(
+        result: tuple[PyTree, PyTree] = options.inner.update(
             grad, state.inner_state, params, **given
         )
         return strong_types(result)
@@ -159,7 +159,7 @@ def _update(
         return zeros, state.inner_state
 
     micro_step = state.micro_step + (~refused).astype(jnp.int32)
-    due = micro_step == micro_batches
+    due = micro_step == options.micro_batches
     new_updates, inner_state = cond(due, step, wait)
     skips = state.diagnostics.num_micro_batch_skips + refused.astype(jnp.int32)
     return new_updates, VirtualBatchState(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree
-from nlcg_optax.xla import switch
+from nlcg_optax.xla import switch, varying
 
 
 def cond(
@@ -38,7 +38,7 @@ def cond(
       Array(2., dtype=float32)
     """
     if _is_left_to_lax(predicate):
-        return jax.lax.cond(predicate, true_fn, false_fn, *operands)
+        return varying.cond(predicate, true_fn, false_fn, *operands)
     return true_fn(*operands) if predicate else false_fn(*operands)
 
 
@@ -67,10 +67,20 @@ def while_loop(
         if not predicate:
             return carry
         carry = body_fn(carry)
-    return jax.lax.while_loop(cond_fn, body_fn, carry)
+    return varying.while_loop(cond_fn, body_fn, carry)
+
+
+def is_known(value: bool | jax.Array) -> bool:
+    """Whether a value can be read now, that is, outside of ``jit``, ``vmap`` and so on.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> is_known(jnp.float32(1.))
+      True
+    """
+    return not isinstance(value, jax.core.Tracer)
 
 
 def _is_left_to_lax(predicate: bool | jax.Array) -> bool:
     # Under `jit` the result of an operation is a tracer even if no operand is one.
-    traced = isinstance(jnp.logical_not(predicate), jax.core.Tracer)
-    return traced or not switch.is_on()
+    return not is_known(jnp.logical_not(predicate)) or not switch.is_on()

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.cases import BY_NAME
-
 HERE = Path(__file__).parent
 
 # One case for each form (stochastic, with and without the loss, line search) and kind
@@ -14,6 +12,9 @@ FAST = {"pr+", "rms", "secant_rate", "secant_hvp", "paper_fr_step", "search"}
 
 
 def pytest_collection_modifyitems(items):
+    # Not before: the cases run JAX, whose devices are set in tests/conftest.py.
+    from tests.contract.cases import BY_NAME
+
     for item in items:
         if HERE not in item.path.parents or not hasattr(item, "callspec"):
             continue

@@ -12,7 +12,7 @@ import optimistix
 import pytest
 
 import nlcg_optax as n
-from tests.contract.test_eager_compilations import ROWS
+from tests.contract.table import ROWS
 
 
 def parts(tx):

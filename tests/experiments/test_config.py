@@ -69,7 +69,7 @@ def test_options_of_another_optimizer_are_refused():
     ("settings", "message"),
     [
         ({"batch_size": 1025}, "batch_size=1025 exceeds .* allowed are 1 to 1024"),
-        ({"micro_batches": 3}, "batch_size=256 .* in 3 micro-batches; .* multiples of"),
+        ({"micro_batches": 3}, "batch_size=256 .* micro_batches=3; .* multiples of"),
         ({"data_devices": 3}, "data_devices=3 and shard_devices=1 do not multiply"),
         ({"ghost_batch_size": 8}, "ghost_batch_size=8 must be None with model='mlp'"),
         (

@@ -161,6 +161,7 @@ def test_non_finite_trials_are_survived(x64):
 @pytest.mark.parametrize(
     "direction", [[1.0, 1.0], [0.0, 0.0], [jnp.nan, -1.0], [jnp.inf, -1.0]]
 )
+@pytest.mark.filterwarnings("ignore:.*value_fn rises along the updates")
 def test_directions_that_do_not_descend_give_no_step(direction):
     tx = scale_by_hager_zhang_linesearch()
     x = jnp.array([1.0, 2.0])

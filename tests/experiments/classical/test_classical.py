@@ -10,7 +10,7 @@ import pytest
 import scipy.optimize
 
 import nlcg_optax
-from experiments.classical import counting, problems_mgh, profiles
+from experiments.classical import counting, problems_mgh, profiles, verdict
 from experiments.classical.__main__ import SOLVERS, main
 
 PROBLEMS = {problem.name: problem for problem in problems_mgh.problems()}
@@ -145,7 +145,7 @@ def test_the_report_reads_records_of_a_killed_run(tmp_path, capsys):
     given = ["--report-only", f"--records={path}", f"--output={tmp_path}"]
     main(given)
     assert f"| {SOLVERS[1]} | 2 | 4.00 |" in capsys.readouterr().out
-    assert (tmp_path / "classical.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "records.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_wrong_input_ends_with_one_line(tmp_path):
@@ -158,6 +158,37 @@ def test_wrong_input_ends_with_one_line(tmp_path):
         main(given)
     with pytest.raises(SystemExit, match=r"error: solvers has 'newton'; allowed are"):
         main([*given, "--solvers", "newton"])
+
+
+def test_a_solution_in_float32_is_one_that_float64_hardly_improves(x64):
+    third = np.float32(1 / 3)
+    problem = verdict.Judge(lambda x: jnp.sum((x - 1 / 3) ** 2) + 1.0)
+    points = [np.float32([0, 0]), np.float32([0.3, 0.4]), np.float32([third, third])]
+    path = list(zip([1.0, 2.0, 3.0], points, strict=True))
+    found = verdict.judge(problem, path, start_value=1 + 2 / 9)
+    assert found.solved
+    assert found.work == 3.0
+    assert 0 <= found.left <= 2e-15  # (1/3 - third)², twice
+    # Of 1 + something tiny: half a unit in the last place, or one of f itself.
+    assert 2**-24 <= found.rounding <= 2**-22
+    early = verdict.judge(problem, path[:2], start_value=1 + 2 / 9)
+    assert not early.solved
+    np.testing.assert_allclose(
+        early.left, (1 / 3 - 0.3) ** 2 + (0.4 - 1 / 3) ** 2, 1e-5
+    )
+    # A point above the start is none, however flat it is there.
+    assert not verdict.judge(problem, path, start_value=0.5).solved
+
+
+def test_a_run_without_a_lower_value_ends(x64):
+    counter = counting.Counter(
+        lambda x: jnp.sum(x**2), 100.0, 60.0, 1, patience=2.0, keeps_path=True
+    )
+    values = [counter.value_and_grad(np.array([x]))[0] for x in (3.0, 2.0, 2.5, 4.0)]
+    assert values == [9.0, 4.0, 6.25, 16.0]
+    assert [(work, float(x[0])) for work, x in counter.path] == [(1, 3.0), (2, 2.0)]
+    with pytest.raises(counting.OutOfBudget):
+        counter.value_and_grad(np.array([1.0]))
 
 
 def test_problem_objective_is_the_sum_of_squares():

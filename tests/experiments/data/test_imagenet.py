@@ -166,14 +166,12 @@ def test_what_is_missing_or_half_written_says_what_to_run(prepared, tmp_path):
     source = write_archives(tmp_path / "source")
     archive = source / "ILSVRC2012_img_train.tar"
     archive.write_bytes(archive.read_bytes()[:30_000])
-    with pytest.raises(SystemExit, match="error: an archive in .* is broken"):
+    with pytest.raises(SystemExit, match="error: an archive in .* is corrupt"):
         prepare.main(["imagenet2012", f"--source={source}", f"--data-dir={tmp_path}"])
-    with pytest.raises(data.NotPreparedError, match="is missing or half-written"):
+    with pytest.raises(data.NotPreparedError, match="is missing or incomplete"):
         data.load_or_open("imagenet2012", data.DataOptions(tmp_path))
     options = data.DataOptions(prepared, validation_examples=EXAMPLES)
-    with pytest.raises(
-        ValueError, match="not exceed the 48 of 'imagenet2012' together"
-    ):
+    with pytest.raises(ValueError, match="add up to at most the 48 of 'imagenet2012'"):
         data.load_or_open("imagenet2012", options)
 
 
@@ -195,7 +193,7 @@ def test_a_broken_shard_says_what_to_run(damage, shard, in_two_shards, tmp_path)
     command = (
         f"run\n  python -m experiments.data.prepare imagenet2012 --data-dir {folder} "
     )
-    with pytest.raises(data.NotPreparedError, match=f"half-written .*{command}"):
+    with pytest.raises(data.NotPreparedError, match=f"incomplete .*{command}"):
         data.load_or_open("imagenet2012", options)
 
 

@@ -178,15 +178,15 @@ def test_files_that_are_missing_or_broken_are_refused(tmp_path):
     wrong = random_images("cifar100", 40, 5)
     part = folder / "cifar100_train_part0of2.npz"
     write_npz_part(part, wrong, raw_sha256=np.array("0"))
-    refuses("part0of2.npz is not a part of cifar100, or is broken: .* checksum")
+    refuses("part0of2.npz is not a part of cifar100, or is corrupt: .* checksum")
     write_npz_part(part, wrong, labels=np.arange(39))
     refuses("40 images have 39 labels")
     write_npz_part(part, LabeledImages(wrong.images, wrong.labels + 100))
     refuses("labels from .* allowed are 0 to 99")
     part.write_bytes(part.read_bytes()[:1000])
-    refuses("is not a part of cifar100, or is broken")
+    refuses("is not a part of cifar100, or is corrupt")
     (folder / "cifar-100-binary.tar.gz").write_bytes(b"no archive")
-    refuses("is not the official archive of cifar100, or is broken")
+    refuses("is not the official archive of cifar100, or is corrupt")
 
 
 def test_a_broken_idx_file_is_refused(tmp_path):

@@ -83,7 +83,9 @@ def test_figures_that_the_model_is_not_for_are_told(tmp_path):
     large = entry(cost=StepCost(out_of_memory="20.1G of 15.75G"))
     for unusable in (large, entry(micro_batches=2), entry(layout="hybrid")):
         path.write_text(json.dumps(dataclasses.asdict(unusable)) + "\n")
-        with pytest.raises(SystemExit, match="error: none of the 1 compiled steps is"):
+        with pytest.raises(
+            SystemExit, match="error: the model applies to none of the 1 compiled steps"
+        ):
             report.main(["--compiled", str(path), "--rounds=0", f"--out={tmp_path}"])
     assert not (tmp_path / "scaling.md").exists()
 
@@ -157,7 +159,7 @@ def test_a_call_in_a_process_of_its_own_ends_in_time_and_may_die():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layouts": ("rows",)}, "layouts has 'rows'; allowed are"),
+        ({"layouts": ("rows",)}, "has 'rows'; allowed are"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"minutes": 0.0}, "minutes=0.0 must be above 0"),
     ],

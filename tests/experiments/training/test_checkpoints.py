@@ -126,7 +126,7 @@ def test_what_a_killed_process_left_half_written_is_no_checkpoint(tmp_path):
 def test_a_broken_checkpoint_gives_way_to_the_one_before(damage, tmp_path):
     save(tmp_path, 1, 2)
     damage(largest_file(tmp_path / "2"))
-    with pytest.warns(UserWarning, match=r"what is broken was renamed\. step 2: "):
+    with pytest.warns(UserWarning, match=r"corrupt ones were renamed\. step 2: "):
         found = restore(tmp_path)
     assert found.step == 1
     chex.assert_trees_all_equal(found.state, state_of(1))
@@ -141,7 +141,7 @@ def test_nothing_is_touched_if_all_checkpoints_are_broken(tmp_path):
     for step in (1, 2):
         flip_a_bit(largest_file(tmp_path / str(step)))
     with pytest.raises(
-        CheckpointError, match=r"none .* can be read, .* step 2: .* step 1"
+        CheckpointError, match=r"none .* can be read; .* step 2: .* step 1"
     ):
         restore(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
@@ -168,7 +168,7 @@ def test_a_full_disk_loses_nothing_that_was_complete(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(
-            CheckpointError, match=r"could not be written to .* still is"
+            CheckpointError, match=r"could not be written to .* are intact"
         ):
             save(tmp_path, 2)
     finally:

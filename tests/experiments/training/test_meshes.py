@@ -24,9 +24,9 @@ def test_sizes_of_the_mesh(data, shard, shape):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((3, None), "data_devices=3 and shard_devices=None do not multiply to the 8"),
-        ((2, 2), "data_devices=2 and shard_devices=2 do not multiply to the 8 dev"),
-        ((None, 16), "data_devices=None and shard_devices=16 do not multiply to the 8"),
+        ((3, None), "data_devices=3 and shard_devices=None do not multiply to 8"),
+        ((2, 2), "data_devices=2 and shard_devices=2 do not multiply to 8, the"),
+        ((None, 16), "data_devices=None and shard_devices=16 do not multiply to 8"),
         ((None, None), "at most one of them may be None"),
     ],
 )

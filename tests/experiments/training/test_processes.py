@@ -272,6 +272,6 @@ def test_processes_that_do_not_come(tmp_path):
     finally:
         stop([process])
     assert re.search(
-        "did not find each other in 3 s|Terminating process because the JAX distrib",
+        "did not connect in 3 s|Terminating process because the JAX distrib",
         (tmp_path / "log").read_text(),
     )

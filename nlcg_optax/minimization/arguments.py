@@ -1,0 +1,218 @@
+"""What `minimize` accepts, checked and cast before any work."""
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nlcg_optax import validation
+from nlcg_optax.dtypes import PyTree, accumulator_dtype
+from nlcg_optax.minimization.convergence import DEFAULT_TOL, TolKind
+
+TOLERANCES = get_args(TolKind)
+_TRANSFORM = (
+    "minimize over unbounded parameters instead, such as jnp.exp(u) for a positive "
+    "one or low + (high - low) * jax.nn.sigmoid(u) for one in an interval"
+)
+_DERIVATIVES = "derivatives are taken by JAX; leave it out"
+# What SciPy, jaxopt and others call it, or have besides, and what there is here.
+ELSEWHERE = {
+    "maxiter": "use max_iterations",
+    "max_steps": "use max_iterations",
+    "maxfun": "use max_evaluations",
+    "maxfev": "use max_evaluations",
+    "gtol": 'use tol with tol_kind="absolute"',
+    "ftol": "use tol",
+    "xtol": "use tol",
+    "rtol": "use tol",
+    "atol": 'use tol with tol_kind="absolute"',
+    "options": "use max_iterations, max_evaluations, tol and tol_kind",
+    "jac": f"{_DERIVATIVES} (a pair of value and auxiliary output: has_aux=True)",
+    "value_and_grad": f"{_DERIVATIVES} (auxiliary output: has_aux=True)",
+    "hess": _DERIVATIVES,
+    "hessp": _DERIVATIVES,
+    "bounds": _TRANSFORM,
+    "constraints": f"only unconstrained problems; {_TRANSFORM}",
+    "disp": "print the result, or pass a callback",
+}
+POINT_NAMES = ("x", "xk", "intermediate_result")
+_warned: set[str] = set()
+
+
+def check_unknown(unknown: dict[str, Any]) -> None:
+    """Raises TypeError for arguments that `minimize` does not have.
+
+    Examples:
+      >>> check_unknown({"maxiter": 5})
+      Traceback (most recent call last):
+      TypeError: minimize has no argument maxiter=5: use max_iterations
+    """
+    for name, value in unknown.items():
+        hint = ELSEWHERE.get(name, "see help(nlcg_optax.minimize) for what it has")
+        raise TypeError(f"minimize has no argument {name}={value!r}: {hint}")
+
+
+def check_limits(
+    tol: Any, tol_kind: Any, max_iterations: Any, max_evaluations: Any, patience: Any
+) -> dict[str, Any]:
+    """Returns the limits by name, the default of ``tol`` filled in.
+
+    Raises:
+      ValueError: if one of them is out of its range.
+    """
+    tol = DEFAULT_TOL if tol is None else tol
+    validation.check_positive("tol", tol)
+    validation.check_choice("tol_kind", tol_kind, TOLERANCES)
+    validation.check_positive_int("max_iterations", max_iterations)
+    if not isinstance(max_evaluations, jax.Array) and math.isnan(max_evaluations):
+        raise ValueError("max_evaluations=nan must be a number greater than 0")
+    validation.check_positive("max_evaluations", max_evaluations)
+    validation.check_positive_int("patience", patience)
+    return {
+        "tol": tol,
+        "max_iterations": max_iterations,
+        "max_evaluations": max_evaluations,
+        "patience": patience,
+    }
+
+
+def as_args(args: Any) -> tuple[Any, ...]:
+    """Returns the further arguments as a tuple, as SciPy does.
+
+    Examples:
+      >>> as_args(3.), as_args((1, 2))
+      ((3.0,), (1, 2))
+    """
+    return args if isinstance(args, tuple) else (args,)
+
+
+def as_start(x0: Any) -> PyTree:
+    """Returns the start as a tree of floating-point arrays.
+
+    A list or tuple of numbers is an array, as in SciPy; Python and NumPy integers
+    become floats.
+
+    Args:
+      x0: the start as given.
+
+    Returns:
+      A tree of JAX arrays.
+
+    Raises:
+      ValueError: if there is no leaf.
+      TypeError: if a leaf is no real or complex floating-point array; the message names
+        the leaf.
+
+    Examples:
+      >>> as_start([1, 2.5])
+      Array([1. , 2.5], dtype=float32)
+    """
+    if type(x0) in (list, tuple) and _holds_numbers(x0):
+        numbers = np.asarray(x0)
+        x0 = jnp.asarray(numbers.astype(np.result_type(float, numbers.dtype)))
+    leaves, structure = jax.tree_util.tree_flatten_with_path(x0)
+    if not leaves:
+        raise ValueError(f"x0={x0!r} has no leaves: there is nothing to minimize over")
+    arrays = []
+    for path, leaf in leaves:  # no comprehension: the warning counts frames
+        arrays.append(_as_array(path, leaf))
+    start = jax.tree.unflatten(structure, arrays)
+    accumulator_dtype(start)
+    return start
+
+
+def _holds_numbers(x0: Any) -> bool:
+    leaves = jax.tree.leaves(x0)
+    return (
+        bool(leaves)
+        and all(_is_number(leaf) for leaf in leaves)
+        and all(type(part) in (list, tuple) or np.isscalar(part) for part in x0)
+    )
+
+
+def _is_number(leaf: Any) -> bool:
+    is_boolean = isinstance(leaf, (bool, np.bool_))
+    return isinstance(leaf, (int, float, complex, np.generic)) and not is_boolean
+
+
+def _as_array(path: Any, leaf: Any) -> jax.Array:
+    name = f"x0{jax.tree_util.keystr(path)}"
+    if isinstance(leaf, jax.Array):
+        return leaf
+    if not _is_number(leaf) and not isinstance(leaf, np.ndarray):
+        raise TypeError(
+            f"{name}={leaf!r} is a {type(leaf).__name__}; allowed are real and complex "
+            "floating-point arrays and numbers. Close over other leaves, such as after "
+            "equinox.partition"
+        )
+    given = np.asarray(leaf)
+    if np.issubdtype(given.dtype, np.integer):
+        return jnp.asarray(given.astype(float))
+    out = jnp.asarray(leaf)
+    is_array = isinstance(leaf, (np.ndarray, np.generic))
+    if is_array and out.dtype.itemsize < given.dtype.itemsize and not _warned:
+        _warned.add(name)
+        warnings.warn(
+            f"{name} is {given.dtype} and becomes {out.dtype}, JAX's default; "
+            'for float64 call jax.config.update("jax_enable_x64", True) at the start '
+            "of the program; or pass a float32 array",
+            stacklevel=4,
+        )
+    return out
+
+
+def wants_point(callback: Callable[..., Any] | None) -> bool:
+    """Whether a callback has a parameter that asks for the point.
+
+    Examples:
+      >>> wants_point(lambda progress: None), wants_point(lambda xk: None)
+      (False, True)
+    """
+    if callback is None:
+        return False
+    validation.check_callable("callback", callback)
+    return bool(_parameters(callback) & set(POINT_NAMES))
+
+
+def _parameters(callback: Callable[..., Any]) -> set[str]:
+    try:
+        return set(inspect.signature(callback).parameters)
+    except (TypeError, ValueError):  # such as a built-in function without signature
+        return set()
+
+
+def host_callback(callback: Callable[..., Any], on_error: Callable[..., Any]) -> Any:
+    """Returns what the loop calls: ``(active, progress) -> whether to end``.
+
+    Args:
+      callback: as given to `minimize`.
+      on_error: called with an exception of the callback.
+
+    Returns:
+      A function for the host.
+    """
+    names = _parameters(callback)
+    by_name = sorted(names & {"x", "xk"})
+    is_alone = len(names) == 1 and bool(by_name)
+
+    def call(active: Any, progress: Any) -> np.ndarray:
+        if not active:
+            return np.zeros([], np.bool_)
+        progress = jax.tree.map(np.asarray, progress)
+        try:
+            named = dict.fromkeys(by_name, progress.x)
+            ends = callback(**named) if is_alone else callback(progress, **named)
+        except StopIteration:
+            ends = True
+        except BaseException as error:
+            on_error(error)
+            ends = True
+        is_boolean = getattr(ends, "dtype", None) == np.bool_ and np.ndim(ends) == 0
+        return np.asarray(ends is True or (is_boolean and bool(ends)))
+
+    return call

@@ -1,0 +1,231 @@
+"""When `minimize` may end: the tolerance, and what rounding leaves to be gained.
+
+All of it is scalars. With the default ``tol_kind="decrease"`` the measure is the
+decrease that the next step promises, half of its slope times its length. Its ratio to
+the decrease so far stays the same when f or x is scaled or shifted.
+"""
+
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+TolKind: TypeAlias = Literal["decrease", "value", "absolute", "relative"]
+
+DEFAULT_TOL = 1e-6
+FALLEN = 0.1  # of the largest gradient, if the value counts in the tolerance
+# Steps in a row that must promise next to nothing: where the gradient, too, is small
+# against the largest one, and else. Of a direction not yet explored it says little.
+SMALL_STEPS, SMALL_STEPS_OF_LARGE = 3, 8
+# Units of rounding of f below which no decrease is asked for. Slopes still measure such
+# decreases, and along a narrow valley hundreds of steps may gain as much each.
+ROUNDINGS = 0.01
+# Iterations without progress after which rounding is considered: with the default kind,
+# and with those that ask for a size of the gradient, which may rest for dozens of
+# iterations before it falls again.
+STALLED, STALLED_GRADIENT = 10, 40
+SEARCHES = 2  # failed searches in a row, likewise
+# Units of rounding of f, and of its terms (whose squares f may be the sum of), that a
+# promised decrease may be above and still be rounding.
+NOISE = 30.0
+NOISE_OF_TERMS = 300.0
+NEARLY_ZERO = 100.0  # times the decrease asked for that f may be, to be called zero
+FASTER = 1.2  # the least power of the gradient with which f must vanish
+NOISE_OF_PARAMS = 4.0  # units of rounding of x that a step may be long and still be it
+
+
+class Limits(NamedTuple):
+    """When to end; scalars, but for a name.
+
+    Attributes:
+      tol_kind: what the tolerance is relative to.
+      tol: the tolerance.
+      max_iterations: of iterations.
+      max_evaluations: of gradients plus a third of the values.
+      patience: of iterations without a smaller objective or gradient.
+    """
+
+    tol_kind: TolKind
+    tol: Any
+    max_iterations: Any
+    max_evaluations: Any
+    patience: Any
+
+
+class Sizes(NamedTuple):
+    """How large the objective and its gradient have been.
+
+    Attributes:
+      start_value: the objective at x0.
+      start_grad_max: largest absolute entry of the gradient there.
+      largest_grad_max: the same of the largest gradient so far.
+      smallest_grad_max: the same of the smallest gradient so far.
+      level: the objective when it last got smaller by more than rounding.
+      promise: the decrease last promised by a step of known length, at first infinity.
+      relative_step: the largest change that this step makes to a parameter, relative
+        to the parameter.
+      relative_max: the same for the step one along the direction.
+    """
+
+    start_value: jax.Array
+    start_grad_max: jax.Array
+    largest_grad_max: jax.Array
+    smallest_grad_max: jax.Array
+    level: jax.Array
+    promise: jax.Array
+    relative_step: jax.Array
+    relative_max: jax.Array
+
+
+def no_sizes(dtype: Any) -> Sizes:
+    """The sizes before the first measurement.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> no_sizes(jnp.float32).promise
+      Array(inf, dtype=float32)
+    """
+    infinite = jnp.full([], jnp.inf, dtype)
+    sizes = dict.fromkeys(Sizes._fields, infinite)
+    return Sizes(**sizes)._replace(largest_grad_max=jnp.zeros([], dtype))
+
+
+def has_small_gradient(
+    limits: Limits, sizes: jax.Array, value: jax.Array, grad_max: jax.Array
+) -> jax.Array:
+    """Whether the gradient at a point is as small as the limits ask.
+
+    Args:
+      limits: the tolerance and what it is relative to.
+      sizes: `Sizes` as a vector.
+      value: the objective there.
+      grad_max: largest absolute entry of the gradient there.
+
+    Returns:
+      A boolean scalar; with the kind ``"decrease"``, which asks for no size of the
+      gradient, whether it is zero.
+    """
+    known = Sizes(*sizes)
+    if limits.tol_kind == "decrease":
+        return grad_max <= 0
+    if limits.tol_kind == "absolute":
+        return grad_max <= limits.tol
+    if limits.tol_kind == "relative":
+        return grad_max <= limits.tol * known.start_grad_max
+
+    def is_small(size: jax.Array) -> jax.Array:
+        return grad_max <= limits.tol * (1 + size)
+
+    # On the way to minus infinity any gradient gets small against the value. Below
+    # -|f(x0)| it must have fallen, too; and so it must before f(x0) itself counts.
+    size = jnp.abs(value)
+    has_fallen = grad_max <= FALLEN * known.largest_grad_max
+    is_start = value >= known.start_value
+    believed = jnp.where(is_start, 0, jnp.minimum(size, jnp.abs(known.start_value)))
+    return is_small(believed) | (is_small(size) & has_fallen)
+
+
+def promises_little(limits: Limits, sizes: jax.Array, value: jax.Array) -> jax.Array:
+    r"""Whether the next step promises no decrease that the tolerance asks for.
+
+    .. math:: \tfrac12 t |\varphi'(0)| \le \mathrm{tol}^2 \min(|f|, f_0 - f)
+
+    with a hundredth of a unit of rounding in place of :math:`\mathrm{tol}^2` where that
+    is less. Where f comes down to zero, as a sum of squares may, that would ask for its
+    last digit: for a step that changes no parameter by more than ``tol`` of itself
+    :math:`\mathrm{tol}^3 (f_0 - f)` is enough, or the rounding of the terms of f, if f
+    itself is not much larger than that.
+
+    Args:
+      limits: the tolerance.
+      sizes: `Sizes` as a vector.
+      value: f.
+
+    Returns:
+      A boolean scalar; False for the other kinds of tolerance.
+    """
+    if limits.tol_kind != "decrease":
+        return jnp.zeros([], jnp.bool_)
+    known, eps = Sizes(*sizes), float(jnp.finfo(value.dtype).eps)
+    tol = jnp.asarray(limits.tol, value.dtype)
+    fraction = jnp.maximum(tol * tol, ROUNDINGS * eps)
+    decrease = known.start_value - value
+    is_little = known.promise <= fraction * jnp.minimum(decrease, jnp.abs(value))
+    short = known.relative_step <= jnp.maximum(tol, NOISE_OF_PARAMS * eps)
+    least = jnp.maximum(tol * tol * tol, NOISE_OF_TERMS * eps * eps)
+    is_zero = jnp.abs(value) <= NEARLY_ZERO * least * decrease
+    return is_little | (short & is_zero & (known.promise <= least * decrease))
+
+
+def steps_to_trust(limits: Limits, sizes: jax.Array, grad_max: jax.Array) -> jax.Array:
+    """How many steps in a row must promise little before the tolerance is met.
+
+    Args:
+      limits: the tolerance.
+      sizes: `Sizes` as a vector.
+      grad_max: largest absolute entry of the gradient.
+
+    Returns:
+      An integer.
+    """
+    eps = float(jnp.finfo(grad_max.dtype).eps)
+    tol = jnp.maximum(
+        jnp.asarray(limits.tol, grad_max.dtype), 2 * NOISE_OF_PARAMS * eps
+    )
+    is_small = grad_max <= tol * Sizes(*sizes).largest_grad_max
+    return jnp.where(is_small, SMALL_STEPS, SMALL_STEPS_OF_LARGE)
+
+
+def has_vanished(
+    limits: Limits, sizes: jax.Array, value: jax.Array, grad_max: jax.Array
+) -> jax.Array:
+    r"""Whether a minimum of zero is reached as far as rounding can tell.
+
+    The gradient is below :math:`10 \epsilon^2` of the largest one, with the kind
+    ``"decrease"`` below :math:`\mathrm{tol}^3` of it, and f has fallen by more than it,
+    as at the bottom of a parabola and not on the way down a steep wall. Where x, too,
+    goes to zero both could halve until they underflow.
+
+    Args:
+      limits: the tolerance.
+      sizes: `Sizes` as a vector.
+      value: f.
+      grad_max: largest absolute entry of its gradient.
+
+    Returns:
+      A boolean scalar.
+    """
+    known, eps = Sizes(*sizes), float(jnp.finfo(value.dtype).eps)
+    fall = grad_max / known.largest_grad_max
+    below = jnp.abs(value) <= jnp.abs(known.start_value) * jnp.power(fall, FASTER)
+    least = jnp.asarray(10 * eps * eps, value.dtype)
+    if limits.tol_kind == "decrease":
+        tol = jnp.asarray(limits.tol, value.dtype)
+        least = jnp.maximum(least, tol * tol * tol)
+    return (fall <= least) & below
+
+
+def is_rounding(sizes: jax.Array, value: jax.Array, grad_max: jax.Array) -> jax.Array:
+    r"""Whether what the last step promised is below rounding.
+
+    A promise is rounding if it is below some units of that of f; or of that of its
+    terms, :math:`\epsilon^2 (f_0 - f)`, where f is a sum of squares; or if its step
+    does not reach the next numbers to x. The gradient must have fallen, too, unless
+    the start was nearly as good: a kink, too, leaves steps without length.
+
+    Args:
+      sizes: `Sizes` as a vector.
+      value: f.
+      grad_max: largest absolute entry of its gradient.
+
+    Returns:
+      A boolean scalar.
+    """
+    known, eps = Sizes(*sizes), float(jnp.finfo(value.dtype).eps)
+    decrease = known.start_value - value
+    rounding = NOISE * eps * jnp.abs(value) + NOISE_OF_TERMS * eps * (eps * decrease)
+    too_short = known.relative_step <= NOISE_OF_PARAMS * eps
+    is_noise = (known.promise <= rounding) | too_short
+    near_start = decrease <= 1e3 * (known.promise + eps * jnp.abs(value))
+    has_fallen = grad_max <= FALLEN * known.largest_grad_max
+    return is_noise & (has_fallen | near_start)

@@ -1,0 +1,275 @@
+"""One iteration of `minimize`, between two line searches.
+
+The step of the search that has ended is taken, the direction's transformation gives the
+next direction, the next search begins, and the status says whether there is one.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nlcg_optax.dtypes import PyTree
+from nlcg_optax.linesearch import trial_step
+from nlcg_optax.linesearch.trial_step import ErrorEstimate
+from nlcg_optax.linesearch.wolfe_search import SearchState
+from nlcg_optax.minimization.convergence import (
+    FALLEN,
+    SEARCHES,
+    STALLED,
+    STALLED_GRADIENT,
+    Limits,
+    Sizes,
+    has_small_gradient,
+    has_vanished,
+    is_rounding,
+    promises_little,
+    steps_to_trust,
+)
+from nlcg_optax.minimization.methods import Method
+from nlcg_optax.minimization.next_search import Direction, next_direction, next_search
+from nlcg_optax.minimization.result import Status
+from nlcg_optax.minimization.selection import apply_if
+from nlcg_optax.minimization.state import (
+    Iterations,
+    MinimizeState,
+    Objective,
+    Progress,
+    rescaled,
+)
+from nlcg_optax.minimization.step_taken import Taken, take_step
+from nlcg_optax.trees.inner_products import max_abs
+
+UNBOUNDED = -1e30  # times the size of the objective at the start, if that is above 1
+MAX_FAILED_SEARCHES = 4  # in a row
+STALLED_MEMORY = 8  # iterations without progress, doubled, at which memory is given up
+COUNTS = 1e-4  # of the decrease so far, that a promise may be for its step to count
+
+
+class Callback(NamedTuple):
+    """What is called on the host after each iteration.
+
+    Attributes:
+      call: ``call(active, progress)``, whether the run ends; on the host.
+      reach: `jax.experimental.io_callback` or, inside of other programs, a
+        `jax.pure_callback`: ``vmap`` knows no other in a loop.
+      point: the ``x`` of the progress for the coordinates of a point.
+    """
+
+    call: Callable[[Any, Progress], Any]
+    reach: Callable[..., jax.Array]
+    point: Callable[[PyTree], PyTree]
+
+
+def iterate(
+    objective: Objective,
+    method: Method,
+    limits: Limits,
+    state: MinimizeState,
+    callback: Callback | None,
+    active: jax.Array,
+) -> MinimizeState:
+    """Takes the step of a search that has ended and starts the next one.
+
+    Args:
+      objective: the function to minimize.
+      method: direction and line search.
+      limits: when to end.
+      state: a state whose search has ended.
+      callback: called on the host; a true return value ends the run.
+      active: whether the result counts; only the callback depends on it.
+
+    Returns:
+      The state of the next search, or the last one.
+    """
+    taken = take_step(limits, state)
+    scale = _scale_for(state.scale, taken)
+    status, is_rescaled = state.status, scale != state.scale
+    num_failed = Iterations(*state.iterations).num_failed
+    num_failed = jnp.where(taken.moved, 0, num_failed + 1)
+    # If a search found no lower point, reset the direction and follow the negative
+    # gradient. Likewise if nothing has got smaller for 8, 16, 32, ... iterations: the
+    # memory then consists of rounding errors.
+    restart = jax.lax.population_count(taken.num_stalled) == 1
+    restart &= taken.num_stalled >= STALLED_MEMORY
+    restart |= ~taken.moved
+    direction = next_direction(method, state, taken, restart)
+    error = trial_step.after_search(ErrorEstimate(*state.error), taken.accepted)
+    error = trial_step.observe(error, taken.evaluated.value)
+    search, step, is_natural = next_search(
+        method, state, taken, direction, error, restart, num_failed
+    )
+    sizes = jnp.stack(_promise(state, taken, direction, search, is_natural))
+    iterations = _count(limits, state, taken, sizes, is_natural, num_failed)
+    descends = (direction.slope < 0) | is_rescaled
+    status = _status(limits, taken, descends, sizes, iterations, status)
+    if callback is not None:
+        status = _call_back(
+            callback, active & ~is_rescaled, state, taken, step, iterations, status
+        )
+    new = state._replace(
+        current=taken.params,
+        candidate=taken.evaluated,
+        candidate_step=jnp.zeros_like(step),
+        candidate_slope=direction.slope,
+        current_grad_max=taken.evaluated.grad_max,
+        best=taken.best,
+        best_params=taken.best_params,
+        updates=direction.updates,
+        direction_state=direction.state,
+        search=search,
+        error=jnp.stack(error),
+        previous_step=step,
+        sizes=sizes,
+        iterations=jnp.stack(iterations),
+        status=status.astype(jnp.int32),
+    )
+    return apply_if(
+        is_rescaled & (status == Status.RUNNING),
+        lambda _, s: rescaled(objective, method, s, scale),
+        new,
+    )
+
+
+def _scale_for(scale: jax.Array, taken: Taken) -> jax.Array:
+    """The scale with which products of gradients neither overflow nor underflow.
+
+    It changes only where the gradient has left a wide range: one more measurement is
+    made then.
+    """
+    info = jnp.finfo(scale.dtype)
+    largest, value = taken.evaluated.grad_max, jnp.abs(taken.evaluated.value)
+    exponent = jnp.where(taken.is_first, 1 / 6, 1 / 3).astype(scale.dtype)
+    most = jnp.exp2(info.maxexp * exponent)
+    outside = (largest > most) | (largest * most < 1)
+    outside &= (largest > 0) & jnp.isfinite(largest) & jnp.isfinite(value)
+    # The next power of two to the gradient; the value must not overflow.
+    size = jnp.maximum(largest, value * jnp.exp2(jnp.asarray(-0.7 * info.maxexp)))
+    power = jax.lax.reduce_precision(size, exponent_bits=info.nexp, mantissa_bits=0)
+    furthest = 2.0 ** (info.maxexp - 8)
+    new = jnp.clip(scale / power, 1 / furthest, furthest)
+    return jnp.where(outside, new, scale).astype(scale.dtype)
+
+
+def _promise(
+    state: MinimizeState,
+    taken: Taken,
+    direction: Direction,
+    search: SearchState,
+    is_natural: jax.Array,
+) -> Sizes:
+    """The sizes with what the next step promises, if its length is known.
+
+    After a search that failed although slopes enclose a minimizer that is known, too:
+    what the secant promises from the same point.
+    """
+    known, ended = taken.sizes, state.search
+    high_step, _, high_slope = ended.bracket[1]
+    enclosed = ~taken.moved & (high_slope >= 0) & jnp.isfinite(high_slope)
+    secant = ended.start_slope * (high_step / (ended.start_slope - high_slope))
+    new_promise = 0.5 * search.step * jnp.abs(direction.slope)
+    # A pass over the parameters, made only where it may count.
+    counts = new_promise <= COUNTS * (known.start_value - taken.evaluated.value)
+    counts |= (taken.num_stalled > 1) | ~taken.moved
+    relative_max = jax.lax.cond(
+        counts,
+        lambda: max_abs(jax.tree.map(_relative, direction.updates, taken.params)),
+        lambda: jnp.full_like(secant, jnp.inf),
+    )
+    step, promise, relative = (
+        jnp.where(is_natural, new, old)
+        for new, old in (
+            (search.step, secant),
+            (new_promise, 0.5 * secant * jnp.abs(ended.start_slope)),
+            (relative_max, known.relative_max),
+        )
+    )
+    is_known = is_natural | enclosed
+    return known._replace(
+        promise=jnp.where(is_known, promise, known.promise),
+        relative_step=jnp.where(is_known, step * relative, known.relative_step),
+        relative_max=relative_max,
+    )
+
+
+def _relative(update: jax.Array, param: jax.Array) -> jax.Array:
+    return jnp.where(update == 0, 0, jnp.abs(update) / jnp.abs(param))
+
+
+def _count(
+    limits: Limits,
+    state: MinimizeState,
+    taken: Taken,
+    sizes: jax.Array,
+    is_natural: jax.Array,
+    num_failed: jax.Array,
+) -> Iterations:
+    nit, _, _, num_small = Iterations(*state.iterations)
+    little = promises_little(limits, sizes, taken.evaluated.value)
+    return Iterations(
+        nit=nit + (taken.moved & ~taken.is_first).astype(jnp.int32),
+        num_stalled=taken.num_stalled,
+        num_failed=num_failed,
+        num_small=jnp.where(is_natural, jnp.where(little, num_small + 1, 0), num_small),
+    )
+
+
+def _status(
+    limits: Limits,
+    taken: Taken,
+    descends: jax.Array,
+    sizes: jax.Array,
+    iterations: Iterations,
+    status: jax.Array,
+) -> jax.Array:
+    """The status after an iteration; the last of these that holds."""
+    evaluated = taken.evaluated
+    is_finite = jnp.isfinite(evaluated.value) & jnp.isfinite(evaluated.grad_max)
+    converged = has_small_gradient(limits, sizes, evaluated.value, evaluated.grad_max)
+    trusted = steps_to_trust(limits, sizes, evaluated.grad_max)
+    has_fallen = evaluated.grad_max <= FALLEN * Sizes(*sizes).largest_grad_max
+    converged |= has_fallen & (iterations.num_small >= trusted)
+    stalled = STALLED if limits.tol_kind == "decrease" else STALLED_GRADIENT
+    at_rest = (iterations.num_stalled >= stalled) | (iterations.num_failed >= SEARCHES)
+    at_rest &= is_rounding(sizes, evaluated.value, evaluated.grad_max)
+    at_rest |= has_vanished(limits, sizes, evaluated.value, evaluated.grad_max)
+    start_size = jnp.maximum(1, jnp.abs(Sizes(*sizes).start_value))
+    for condition, code in (
+        (iterations.nit >= limits.max_iterations, Status.MAX_ITERATIONS),
+        (iterations.num_stalled >= limits.patience, Status.STAGNATION),
+        (iterations.num_failed >= MAX_FAILED_SEARCHES, Status.NO_PROGRESS),
+        (~descends, Status.NO_PROGRESS),
+        (evaluated.value < UNBOUNDED * start_size, Status.UNBOUNDED_BELOW),
+        (at_rest, Status.CONVERGED_TO_ROUNDING),
+        (converged, Status.CONVERGED),
+        (taken.is_first & ~is_finite, Status.NON_FINITE_START),
+    ):
+        status = jnp.where(condition, code, status)
+    return status.astype(jnp.int32)
+
+
+def _call_back(
+    callback: Callback,
+    active: jax.Array,
+    state: MinimizeState,
+    taken: Taken,
+    step: jax.Array,
+    iterations: Iterations,
+    status: jax.Array,
+) -> jax.Array:
+    """Calls the callback; the status after it."""
+    evaluated, scale = taken.evaluated, state.scale
+    progress = Progress(
+        iterations.nit,
+        evaluated.value / scale,
+        evaluated.grad_max / scale,
+        step,
+        state.evaluations[0],
+        state.evaluations[1],
+        callback.point(taken.params),
+    )
+    ends = callback.reach(
+        callback.call, jax.ShapeDtypeStruct((), jnp.bool_), active, progress
+    )
+    return jnp.where(ends & (status == Status.RUNNING), Status.STOPPED, status)

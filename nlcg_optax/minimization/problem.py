@@ -1,0 +1,200 @@
+"""An objective that `minimize` has traced, in its coordinates, with its data."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+from nlcg_optax.dtypes import PyTree, accumulator_dtype
+from nlcg_optax.minimization.coordinates import Coordinates
+from nlcg_optax.minimization.state import Objective, objective_of
+from nlcg_optax.minimization.tracing import Traced, evaluate, largest, trace
+
+SMALL = 512  # numbers in the largest array of a problem for which compiling is the work
+
+
+class Problem(NamedTuple):
+    """A traced objective.
+
+    Attributes:
+      coordinates: how the parameters are written.
+      aux: shapes and dtypes of the auxiliary tree.
+      value: the traced value and auxiliary leaves, of coordinates and arguments.
+      gradient: the same with the gradient; None where that follows from ``value``.
+      args: leaves of the arguments.
+      plain: a program of values, parameters and arguments without custom derivatives,
+        to be used in place of ``value``.
+    """
+
+    coordinates: Coordinates
+    aux: PyTree
+    value: Traced
+    gradient: Traced | None
+    args: list[Any]
+    plain: ClosedJaxpr | None = None
+
+    @property
+    def inputs(self) -> tuple[list[Any], ...]:
+        """All that the value depends on, besides the parameters."""
+        gradient = [] if self.gradient is None else self.gradient.values
+        return self.args, self.value.values, gradient
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for problems that the same compiled program solves."""
+        gradient = None if self.gradient is None else self.gradient.key
+        leaves, structure = jax.tree.flatten((self.coordinates.like, self.aux))
+        likes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        is_vector = self.coordinates.is_vector
+        return self.value.key, gradient, structure, likes, is_vector
+
+    @property
+    def is_small(self) -> bool:
+        """Whether all its arrays are small, without loops over them."""
+        used = self.value if self.plain is None else self.plain
+        return largest(used.jaxpr) <= SMALL
+
+    def without_inputs(self) -> "Problem":
+        """The problem without the caller's arrays, which may belong to a trace."""
+        value, gradient = self.value._replace(values=[]), self.gradient
+        if gradient is not None:
+            gradient = gradient._replace(values=[])
+        return self._replace(value=value, gradient=gradient, args=[])
+
+    def without_data(self) -> "Problem":
+        """The problem without the caller's arrays and functions."""
+        value, plain = self.value, None
+        if self.gradient is not None:
+            # Functions with custom derivatives may close over data. The value does not
+            # need the derivatives, which are in the traced gradient.
+            jaxpr = value.jaxpr
+            plain = jax.make_jaxpr(
+                lambda values, args: evaluate(jaxpr, values, args, custom=False)
+            )(value.values, self._likes())
+            value = value._replace(jaxpr=None)
+        return self._replace(value=value, plain=plain).without_inputs()
+
+    def _likes(self) -> list[Any]:
+        likes: list[Any] = [variable.aval for variable in self.value.jaxpr.invars]
+        return [jax.ShapeDtypeStruct(like.shape, like.dtype) for like in likes]
+
+
+def pose(
+    fun: Callable[..., Any],
+    args: tuple[Any, ...],
+    has_aux: bool,
+    coordinates: Coordinates,
+    u: PyTree,
+) -> Problem:
+    """Traces an objective.
+
+    Args:
+      fun: ``fun(x, *args)``, a real scalar, or a pair of it and an auxiliary tree.
+      args: further arguments of ``fun``.
+      has_aux: whether it returns a pair.
+      coordinates: how the parameters are written.
+      u: coordinates of parameters, for their shapes.
+
+    Returns:
+      The problem.
+
+    Raises:
+      TypeError: if ``fun`` returns something else.
+    """
+    leaves, structure = jax.tree.flatten(args)
+
+    def value_and_aux(v: PyTree, leaves: list[Any]) -> tuple[jax.Array, PyTree]:
+        out = fun(coordinates.tree(v), *jax.tree.unflatten(structure, leaves))
+        return _checked(out, has_aux)
+
+    value = trace(value_and_aux, u, leaves)
+    gradient = None
+    if value.has_custom_rules:
+        scale = jnp.ones([], accumulator_dtype(u))
+
+        def value_and_grad(v: PyTree, scale: jax.Array, leaves: list[Any]) -> Any:
+            objective = objective_of(lambda v_: value_and_aux(v_, leaves))
+            return objective.value_and_grad(v, scale)
+
+        gradient = trace(value_and_grad, u, scale, leaves)
+    return Problem(coordinates, value.shape[1], value, gradient, leaves)
+
+
+def value_and_aux(problem: Problem, u: PyTree, inputs: Sequence[list[Any]]) -> Any:
+    """The objective and the auxiliary tree, with the derivatives of ``fun``.
+
+    Args:
+      problem: a problem with the functions of the caller.
+      u: coordinates.
+      inputs: as `Problem.inputs`.
+
+    Returns:
+      The value and the tree.
+    """
+    args, values, _ = inputs
+    leaves = [*jax.tree.leaves(u), *args]
+    if problem.plain is not None:
+        out = jaxpr_as_fun(problem.plain)(*values, *leaves)
+    else:
+        out = evaluate(problem.value.jaxpr, values, leaves)
+    return out[0], jax.tree.unflatten(jax.tree.structure(problem.aux), out[1:])
+
+
+def objective_from(problem: Problem, inputs: Sequence[list[Any]]) -> Objective:
+    """The objective of the loop.
+
+    Args:
+      problem: a problem, with or without its data.
+      inputs: as `Problem.inputs`.
+
+    Returns:
+      The objective.
+    """
+    plain = objective_of(lambda u: value_and_aux(problem, u, inputs))
+    if problem.gradient is None:
+        return plain
+    gradient = problem.gradient
+    args, _, values = inputs
+
+    def value_and_grad(u: PyTree, scale: jax.Array) -> Any:
+        leaves = [*jax.tree.leaves(u), scale, *args]
+        out = evaluate(gradient.jaxpr, values, leaves)
+        return jax.tree.unflatten(jax.tree.structure(gradient.shape), out)
+
+    return Objective(plain.value, value_and_grad)
+
+
+def _checked(out: Any, has_aux: bool) -> tuple[jax.Array, PyTree]:
+    """The value and the auxiliary tree as arrays."""
+    aux = None
+    if has_aux:
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(
+                f"fun returns {out}; with has_aux=True it must return a pair of a "
+                "real scalar and an auxiliary tree"
+            )
+        out, aux = out
+    if isinstance(out, (int, float)) and not isinstance(out, bool):
+        out = jnp.asarray(float(out))
+    shape, dtype = getattr(out, "shape", None), getattr(out, "dtype", None)
+    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"fun returns {out}; it must return a real floating-point scalar"
+            + ("" if has_aux else " (or set has_aux=True for a pair)")
+        )
+    leaves, structure = jax.tree_util.tree_flatten_with_path(aux)
+    arrays = [_aux_array(*pair) for pair in leaves]
+    return jnp.asarray(out), jax.tree.unflatten(structure, arrays)
+
+
+def _aux_array(path: Any, leaf: Any) -> jax.Array:
+    try:
+        return jnp.asarray(leaf, jnp.result_type(leaf))
+    except TypeError:
+        name = f"aux{jax.tree_util.keystr(path)}"
+        raise TypeError(
+            f"fun returns {name}={leaf!r}, a {type(leaf).__name__}; the auxiliary tree "
+            "may hold arrays and numbers"
+        ) from None

@@ -1,0 +1,322 @@
+"""Compiled programs of `minimize`, found again by what they compute."""
+
+import collections
+import functools
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import io_callback
+
+from nlcg_optax.dtypes import PyTree
+from nlcg_optax.minimization import loop
+from nlcg_optax.minimization import state as states
+from nlcg_optax.minimization.arguments import host_callback
+from nlcg_optax.minimization.convergence import Limits, TolKind
+from nlcg_optax.minimization.iteration import Callback
+from nlcg_optax.minimization.methods import Method
+from nlcg_optax.minimization.problem import Problem, objective_from, value_and_aux
+from nlcg_optax.minimization.result import SUCCESSES, MinimizeResult, Status
+from nlcg_optax.minimization.state import Iterations, MinimizeState, Objective
+from nlcg_optax.xla.compiler_options import compiler_options
+from nlcg_optax.xla.shared_constants import share_constants
+
+MOST_PROGRAMS = 256  # kept; the longest unused goes first
+FIRST_TURNS = 16  # of the loop of a small problem until Python is in control again
+MOST_SECONDS = 0.2  # between two such looks
+MOST_GROWTH = 8  # of the number of turns from one look to the next
+
+
+class Setup(NamedTuple):
+    """All that a program depends on besides the objective; hashable.
+
+    Attributes:
+      method: direction and line search.
+      tol_kind: what the tolerance is relative to.
+      begins: ``"new"``, ``"resumed"`` or ``"onto a new objective"``.
+      has_callback: whether there is a callback.
+      wants_point: whether it asks for the point.
+    """
+
+    method: Method
+    tol_kind: TolKind
+    begins: str
+    has_callback: bool
+    wants_point: bool
+
+
+class Program:
+    """The compiled parts of a minimization.
+
+    Attributes:
+      begin: jitted, ``begin(u, inputs, limits, state)``, the state to run from.
+      run: jitted, ``run(state, inputs, limits, max_turns)``, the result.
+      whole: jitted, ``whole(callback, u, inputs, limits, state)``, the result, for use
+        inside of other programs.
+      tangents: jitted, the derivatives of the result; see `tangents_of`.
+    """
+
+    def __init__(self, problem: Problem, setup: Setup, text: str) -> None:
+        self._problem = problem
+        self._setup = setup
+        self._layout = states.Layout(text)
+        # Who is called back; set while a run lasts, so that no program depends on it.
+        self._callback: Callable[[Any, Any], Any] | None = None
+        is_large = not problem.coordinates.is_vector
+        options = compiler_options(is_small=problem.is_small)
+        self.begin = jax.jit(self._begin, compiler_options=options)
+        self.run = jax.jit(
+            self._run,
+            donate_argnums=(0,) if is_large else (),
+            compiler_options=options,
+        )
+        self.whole = jax.jit(self._whole, static_argnums=0)
+        self.tangents = jax.jit(self._tangents)
+        self.must_copy = is_large
+        self._first_turns = FIRST_TURNS if problem.is_small else 1
+        self._lock = threading.Lock()
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it begins with the state of an earlier run of the same objective."""
+        return self._setup.begins == "resumed"
+
+    def begin_anew(self, u: PyTree, inputs: Any) -> MinimizeState:
+        """The state of a run that begins at ``u``."""
+        objective = objective_from(self._problem, inputs)
+        return states.initial_state(objective, self._setup.method, u, self._layout)
+
+    def solve(
+        self,
+        u: PyTree,
+        inputs: Any,
+        limits: dict[str, Any],
+        state: MinimizeState | None,
+        callback: Callable[..., Any] | None,
+    ) -> MinimizeResult:
+        """Runs outside of other programs, in pieces, so that Ctrl-C ends it."""
+        errors: list[BaseException] = []
+        # The open end of a bracket is infinite, which is no fault of the caller's.
+        with jax.debug_infs(False):
+            if callback is None:
+                return self._solve(u, inputs, limits, state, errors)
+            with self._lock:
+                self._callback = host_callback(callback, errors.append)
+                try:
+                    return self._solve(u, inputs, limits, state, errors)
+                finally:
+                    jax.effects_barrier()
+                    self._callback = None
+
+    def _solve(
+        self, u: PyTree, inputs: Any, limits: Any, state: Any, errors: list[Any]
+    ) -> MinimizeResult:
+        if self.must_copy and state is not None:
+            state = jax.tree.map(jnp.copy, state)  # `run` writes over its state
+        state, turns = self.begin(u, inputs, limits, state), self._first_turns
+        result: MinimizeResult = self.run(state, inputs, limits, turns)
+        while True:
+            status = int(result.status)
+            if errors:
+                raise errors[0]
+            if status != Status.RUNNING:
+                return result
+            start = time.perf_counter()
+            result = self.run(result.state, inputs, limits, turns)
+            jax.block_until_ready(result.status)
+            seconds = max(time.perf_counter() - start, 1e-6)
+            growth = min(MOST_SECONDS / seconds, MOST_GROWTH)
+            turns = max(int(turns * growth), 1)
+
+    def _begin(
+        self,
+        u: PyTree,
+        inputs: Any,
+        limits: dict[str, Any],
+        state: MinimizeState | None,
+    ) -> MinimizeState:
+        if state is None:
+            return self.begin_anew(u, inputs)
+        if self.resumes:
+            return states.resume(self._limits(limits), state)
+        objective, method = objective_from(self._problem, inputs), self._setup.method
+        return states.onto_new_objective(objective, method, state)
+
+    def _run(
+        self,
+        state: MinimizeState,
+        inputs: Any,
+        limits: dict[str, Any],
+        max_turns: jax.Array,
+    ) -> MinimizeResult:
+        callback = None
+        if self._setup.has_callback:
+            callback = self._callback_of(
+                lambda *args: self._call_back(*args), io_callback
+            )
+        objective = objective_from(self._problem, inputs)
+        return self._result(
+            loop.run(
+                objective,
+                self._setup.method,
+                self._limits(limits),
+                state,
+                callback,
+                max_turns,
+            )
+        )
+
+    def _whole(
+        self,
+        callback: Callable[..., Any] | None,
+        u: PyTree,
+        inputs: Any,
+        limits: dict[str, Any],
+        state: MinimizeState | None,
+    ) -> MinimizeResult:
+        inputs = share_constants(inputs)
+        objective: Objective = objective_from(self._problem, inputs)
+        called = None
+        if callback is not None:
+            called = self._callback_of(
+                host_callback(callback, _raise),
+                functools.partial(jax.pure_callback, vmap_method="sequential"),
+            )
+        begin = self._begin(u, inputs, limits, state)
+        return self._result(
+            loop.run(objective, self._setup.method, self._limits(limits), begin, called)
+        )
+
+    def _call_back(self, active: Any, progress: Any) -> Any:
+        assert self._callback is not None
+        return self._callback(active, progress)
+
+    def _callback_of(
+        self, call: Callable[[Any, Any], Any], reach: Callable[..., jax.Array]
+    ) -> Callback:
+        if self._setup.wants_point:
+            return Callback(call, reach, self._problem.coordinates.tree)
+        return Callback(call, reach, lambda _: None)
+
+    def _limits(self, limits: dict[str, Any]) -> Limits:
+        return Limits(self._setup.tol_kind, **limits)
+
+    def _result(self, end: MinimizeState) -> MinimizeResult:
+        tree = self._problem.coordinates.tree
+        grad = jax.tree.map(lambda g: g / end.scale.astype(g.dtype), end.best.grad)
+        num_values, num_gradients = end.evaluations
+        return MinimizeResult(
+            x=tree(end.best_params),
+            fun=end.best.value / end.scale,
+            grad=tree(grad),
+            aux=end.best.aux,
+            status=end.status,
+            success=jnp.any(jnp.stack([end.status == code for code in SUCCESSES])),
+            nit=Iterations(*end.iterations).nit,
+            nfev=num_values,
+            ngev=num_gradients,
+            state=end,
+        )
+
+    def _tangents(self, x: PyTree, inputs: Any, inputs_dot: Any, success: Any) -> Any:
+        return tangents_of(self._problem, x, inputs, inputs_dot, success)
+
+
+def tangents_of(
+    problem: Problem, x: PyTree, inputs: Any, inputs_dot: Any, success: jax.Array
+) -> tuple[PyTree, jax.Array, PyTree]:
+    r"""Derivatives of a minimizer, of the objective there, and of what comes with it.
+
+    .. math:: \nabla^2_{xx} f\; \dot x = -\nabla^2_{xa} f\; \dot a, \qquad
+        \dot f = \partial_a f\, \dot a, \qquad
+        \dot h = \partial_x h\, \dot x + \partial_a h\, \dot a.
+
+    The first by the implicit function theorem, the second by the envelope theorem.
+
+    Args:
+      problem: the problem, with the functions of the caller.
+      x: the minimizer, in the coordinates or as the tree of parameters.
+      inputs: as `Problem.inputs`.
+      inputs_dot: their tangents.
+      success: whether x is a minimizer; the derivatives are not numbers else.
+
+    Returns:
+      Tangents of the parameters, of the objective and of the auxiliary tree.
+    """
+    u = problem.coordinates.of(x)
+
+    def gradient(v: PyTree, given: Any) -> PyTree:
+        return jax.grad(lambda w: value_and_aux(problem, w, given)[0])(v)
+
+    def hessian(v: PyTree) -> PyTree:
+        return jax.jvp(lambda w: gradient(w, inputs), (u,), (v,))[1]
+
+    _, right = jax.jvp(lambda given: gradient(u, given), (inputs,), (inputs_dot,))
+
+    def valid(tangent: Any) -> Any:
+        if tangent.dtype == jax.dtypes.float0:
+            return tangent
+        # A product, and so linear: reverse mode would lose the nan of a selection.
+        return tangent * jnp.where(success, 1, jnp.nan).astype(tangent.dtype)
+
+    # On both sides of the solution: cg makes zero of what is not a number, and reverse
+    # mode begins on the other side.
+    minus = jax.tree.map(lambda x: valid(-x), right)
+    # cg alone has no transpose where its right side is linear in a tangent, and so no
+    # reverse mode (jax 0.10.2); the wrapper has.
+    u_dot = jax.lax.custom_linear_solve(
+        hessian,
+        minus,
+        lambda matvec, b: jax.scipy.sparse.linalg.cg(matvec, b, tol=TOLERANCE)[0],
+        symmetric=True,
+    )
+    _, (value_dot, _) = jax.jvp(
+        lambda given: value_and_aux(problem, u, given), (inputs,), (inputs_dot,)
+    )
+    _, (_, aux_dot) = jax.jvp(
+        lambda v, given: value_and_aux(problem, v, given),
+        (u, inputs),
+        (u_dot, inputs_dot),
+    )
+
+    x_dot = jax.tree.map(valid, problem.coordinates.tree(u_dot))
+    return x_dot, valid(value_dot), jax.tree.map(valid, aux_dot)
+
+
+# Of the conjugate gradients that solve with the Hessian, relative to the right side.
+TOLERANCE = 1e-10
+
+_programs: collections.OrderedDict[Hashable, Program] = collections.OrderedDict()
+_programs_lock = threading.Lock()
+
+
+def program_for(problem: Problem, setup: Setup, text: str) -> Program:
+    """The program of a problem, a new one if no problem before was like it.
+
+    Args:
+      problem: the problem.
+      setup: what else the program depends on.
+      text: the tree of parameters, by its shapes.
+
+    Returns:
+      The program; it holds no data of the problem.
+    """
+    key = problem.key, setup
+    with _programs_lock:
+        found = _programs.get(key)
+        if found is not None:
+            _programs.move_to_end(key)
+            return found
+    made = Program(problem.without_data(), setup, text)
+    with _programs_lock:
+        _programs[key] = made
+        while len(_programs) > MOST_PROGRAMS:
+            _programs.popitem(last=False)
+    return made
+
+
+def _raise(error: BaseException) -> None:
+    raise error

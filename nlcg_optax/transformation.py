@@ -1,0 +1,86 @@
+"""The pair of functions that Optax calls, made of functions of options."""
+
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlcg_optax.dtypes import PyTree
+
+
+def transformation(
+    options: Any,
+    init: Callable[[Any, PyTree], PyTree],
+    update: Callable[
+        [Any, PyTree, PyTree, PyTree, dict[str, Any]], tuple[PyTree, PyTree]
+    ],
+    kind: type[optax.GradientTransformationExtraArgs] = (
+        optax.GradientTransformationExtraArgs
+    ),
+) -> optax.GradientTransformationExtraArgs:
+    """Returns a transformation whose trees are arrays, whatever the caller passes.
+
+    Leaves of the parameters and updates may be Python or NumPy numbers and NumPy
+    arrays, and those of ``init`` ``jax.ShapeDtypeStruct``, as Optax's own allow.
+
+    Args:
+      options: the first argument of both functions.
+      init: from the options and the parameters to the first state.
+      update: from the options, the updates, the state, the parameters and a dictionary
+        of the extra arguments to the new updates and state.
+      kind: the class of the result.
+
+    Returns:
+      The transformation.
+
+    Examples:
+      >>> tx = transformation(
+      ...     2., lambda k, params: k * params,
+      ...     lambda k, updates, state, params, extra_args: (k * updates, state))
+      >>> tx.init(1.), tx.init(jax.ShapeDtypeStruct([2], "float32"))
+      (Array(2., dtype=float32), Array([0., 0.], dtype=float32))
+    """
+
+    def init_fn(params: PyTree) -> PyTree:
+        return init(options, jax.tree.map(_initial, params))
+
+    def update_fn(
+        updates: PyTree,
+        state: PyTree,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, PyTree]:
+        return update(options, as_arrays(updates), state, as_arrays(params), extra_args)
+
+    return kind(init_fn, update_fn)
+
+
+def as_arrays(tree: PyTree) -> PyTree:
+    """Returns the tree with numbers and NumPy arrays as JAX arrays.
+
+    Examples:
+      >>> as_arrays({"w": 1.})
+      {'w': Array(1., dtype=float32)}
+    """
+
+    def leaf_array(x: Any) -> Any:
+        convertible = isinstance(x, numbers.Number) or hasattr(x, "__array__")
+        if isinstance(x, jax.Array) or not convertible:
+            return x
+        return _strong(jnp.asarray(x))
+
+    return jax.tree.map(leaf_array, tree)
+
+
+def _initial(leaf: Any) -> jax.Array:
+    """A parameter as ``init`` sees it: never weakly typed; zeros if it is abstract."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jnp.zeros_like(leaf, dtype=leaf.dtype)
+    return _strong(jnp.asarray(leaf))
+
+
+def _strong(x: jax.Array) -> jax.Array:
+    return jnp.asarray(x, x.dtype)

@@ -1,0 +1,73 @@
+"""Functions among the arguments of a factory that are no schedules."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+def not_schedules(*names: str) -> Callable[[Factory], Factory]:
+    """Marks arguments of a factory that may be functions but are no schedules.
+
+    ``optax.inject_hyperparams(factory)`` takes each function among the arguments for a
+    schedule and calls it with the step count, unless its ``static_args`` name it. It
+    binds the arguments to the signature of the factory; there a marked function is
+    replaced by one that raises TypeError, with the remedy, where it gets a step count.
+
+    Args:
+      *names: of the arguments.
+
+    Returns:
+      A decorator, which returns the factory itself.
+
+    Examples:
+      >>> import optax
+      >>> @not_schedules("rule")
+      ... def factory(rule):
+      ...     return optax.scale(rule(2.0))
+      >>> tx = optax.inject_hyperparams(factory, static_args=("rule",))(lambda x: x)
+      >>> tx = optax.inject_hyperparams(factory)(lambda x: x)
+      >>> tx.init(jnp.ones(1))
+      Traceback (most recent call last):
+      ...
+      TypeError: rule is a function that optax.inject_hyperparams took for a sche...
+    """
+
+    class Signature(inspect.Signature):
+        def bind(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
+            bound = super().bind(*args, **kwargs)
+            for name in names:
+                if callable(bound.arguments.get(name)):
+                    bound.arguments[name] = _guarded(name, bound.arguments[name])
+            return bound
+
+    def mark(factory: Factory) -> Factory:
+        factory.__dict__["__signature__"] = Signature.from_callable(factory)
+        return factory
+
+    return mark
+
+
+def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and _is_step_count(args[0]):
+            raise TypeError(
+                f"{name} is a function that optax.inject_hyperparams took for a "
+                "schedule and called with the step count; give "
+                f"optax.inject_hyperparams static_args=('{name}',), or the name of a "
+                "choice instead of a function"
+            )
+        return function(*args, **kwargs)
+
+    return guarded
+
+
+def _is_step_count(value: Any) -> bool:
+    is_scalar = isinstance(value, jax.Array) and value.ndim == 0
+    return is_scalar and jnp.issubdtype(value.dtype, jnp.integer)

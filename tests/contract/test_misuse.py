@@ -1,0 +1,508 @@
+"""What is said where an argument is misused: each message names it and the remedy."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nlcg_optax as n
+from nlcg_optax import contrib, paper
+from nlcg_optax.direction import rules
+from nlcg_optax.linesearch import ScaleByHagerZhangLinesearchState
+from nlcg_optax.wrappers.extra_args import warn_of_near_misses
+
+PARAMS = {"b": jnp.array([0.5, -1.0]), "w": jnp.ones([3, 2])}
+GRADS = {"b": jnp.array([1.0, 2.0]), "w": jnp.full([3, 2], -3.0)}
+
+
+def loss(params):
+    return sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
+
+
+def loss_and_aux(params):
+    return loss(params), params
+
+
+def outputs_fn(params):
+    return jnp.tanh(params["w"]) + params["b"][None]
+
+
+def outputs_and_aux(params):
+    return outputs_fn(params), {"mean": params["b"]}
+
+
+def square(outputs):
+    return jnp.sum(outputs**2)
+
+
+def raises(error, message):
+    return pytest.raises(error, match=re.escape(message))
+
+
+# --- a sign and a rate inside of a preconditioner ------------------------------------
+
+FLIPPED = {
+    "adam": lambda: optax.adam(1e-2),
+    "sgd": lambda: optax.sgd(0.1),
+    "sign": lambda: optax.scale(-1.0),
+}
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("name", FLIPPED)
+def test_a_sign_flipped_preconditioner_is_reported_at_the_first_update(name):
+    tx = n.nlcg(0.1, preconditioner=FLIPPED[name]())
+    state = tx.init(PARAMS)
+    with pytest.warns(UserWarning, match=r"preconditioner: .*scale_by_adam\(\)"):
+        updates, state = tx.update(GRADS, state, PARAMS)
+    # Steepest descent, as it is documented.
+    jax.tree.map(lambda u, g: np.testing.assert_allclose(u, -0.1 * g), updates, GRADS)
+    assert int(n.diagnostics(state)["num_preconditioner_skips"]) == 1
+    tx.update(GRADS, state, PARAMS)  # no second warning, which would be an error
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_under_jit_the_diagnostics_count_sign_flipped_steps():
+    def count(preconditioner, grads, scope="global"):
+        tx = n.scale_by_nlcg(preconditioner=preconditioner, scope=scope)
+        step = jax.jit(tx.update)
+        state = tx.init(PARAMS)
+        for _ in range(3):
+            _, state = step(grads, state, PARAMS)
+        return int(state.diagnostics.num_preconditioner_skips)
+
+    assert count(optax.adam(1e-2), GRADS) == 3
+    assert count(optax.scale_by_adam(), GRADS) == 0
+    assert count(None, GRADS) == 0
+    # A gradient of zero says nothing about a preconditioner.
+    assert count(optax.adam(1e-2), jax.tree.map(jnp.zeros_like, GRADS)) == 0
+    one_flipped = optax.masked(optax.scale(-1e-3), {"b": True, "w": False})
+    assert count(one_flipped, GRADS, scope="per_leaf") == 3
+
+
+# --- arguments of factories ----------------------------------------------------------
+
+FACTORIES = {
+    "nlcg of a rule": (
+        lambda: n.nlcg("fr"),
+        TypeError,
+        "learning_rate='fr' is a str; allowed are a number and a schedule, a function "
+        "of the step count; the rule is the second argument: nlcg(0.1, 'fr'), or "
+        "nlcg(rule='fr') with a line search",
+    ),
+    "nlcg of a transformation": (
+        lambda: n.nlcg(optax.scale_by_rms()),
+        TypeError,
+        "learning_rate=GradientTransformation",
+    ),
+    "large_batch_nlcg of a rule": (
+        lambda: n.large_batch_nlcg("pr+"),
+        TypeError,
+        "learning_rate='pr+' is a str",
+    ),
+    "large_batch_nlcg without a rate": (
+        lambda: n.large_batch_nlcg(None),
+        TypeError,
+        "only nlcg() has a line search instead",
+    ),
+    "tuning_free_nlcg of a schedule": (
+        lambda: n.tuning_free_nlcg(optax.constant_schedule(1.0)),
+        ValueError,
+        "must be an integer of at least 1",
+    ),
+    "paper_nlcg of a rule": (
+        lambda: n.paper_nlcg("pr"),
+        TypeError,
+        "the rule comes second: paper_nlcg(0.1, 'pr')",
+    ),
+    "diagonal secant of a secant": (
+        lambda: n.scale_by_diagonal_secant("hvp"),
+        TypeError,
+        "the source of y is a keyword: secant='hvp'",
+    ),
+    "a rate beside a line search": (
+        lambda: n.nlcg(0.1, linesearch=n.scale_by_hager_zhang_linesearch()),
+        ValueError,
+        "learning_rate=0.1 cannot be combined with a linesearch, which finds the step "
+        "size; leave one of them out",
+    ),
+    "only_extra_args of a string": (
+        lambda: n.only_extra_args(optax.sgd(0.1), "value"),
+        TypeError,
+        "names='value' is one string",
+    ),
+    "virtual_batch in the wrong order": (
+        lambda: n.virtual_batch(8, optax.sgd(0.1)),
+        TypeError,
+        "tx=8 is a int; allowed is an optax.GradientTransformation",
+    ),
+    "split_parameters in the wrong order": (
+        lambda: n.split_parameters("model", optax.sgd(0.1)),
+        TypeError,
+        "tx='model' is a str",
+    ),
+    "diagnostics of an optimizer": (
+        lambda: n.diagnostics(n.nlcg(0.1)),
+        TypeError,
+        "opt_state is an optimizer; allowed is its state",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_factory_names_the_argument_and_the_remedy(name):
+    call, error, message = FACTORIES[name]
+    with raises(error, message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [0.1, 1, np.float32(0.1), jnp.float32(0.1), optax.linear_schedule(0.1, 0.0, 9)],
+)
+def test_numbers_and_schedules_are_rates(rate):
+    tx = n.nlcg(rate)
+    tx.update(GRADS, tx.init(PARAMS), PARAMS)
+
+
+def categorical(key, outputs):
+    return jax.random.normal(key, outputs.shape)
+
+
+INJECTED = {
+    "rule": (n.scale_by_nlcg, {"rule": lambda p: p.g_z / p.g_prev_z_prev}),
+    "rule of ours": (n.nlcg, {"learning_rate": 0.1, "rule": rules.hager_zhang}),
+    "weight_decay_mask": (
+        n.nlcg,
+        {
+            "learning_rate": 0.1,
+            "weight_decay": 0.1,
+            "weight_decay_mask": lambda p: jax.tree.map(lambda x: x.ndim > 1, p),
+        },
+    ),
+    "weight_dimension_numbers": (
+        n.scale_by_kronecker,
+        {"weight_dimension_numbers": lambda p: jax.tree.map(lambda x: None, p)},
+    ),
+    "likelihood": (n.scale_by_gauss_newton_bartlett, {"likelihood": categorical}),
+}
+
+
+@pytest.mark.parametrize("name", INJECTED)
+def test_a_function_taken_for_a_schedule_is_named(name):
+    factory, kwargs = INJECTED[name]
+    argument = name.split()[0]
+    with raises(
+        TypeError,
+        f"{argument} is a function that optax.inject_hyperparams took for a schedule "
+        f"and called with the step count; give optax.inject_hyperparams "
+        f"static_args=('{argument}',)",
+    ):
+        optax.inject_hyperparams(factory)(**kwargs).init(PARAMS)
+
+
+def test_with_static_args_a_callable_rule_is_injected():
+    rule = INJECTED["rule"][1]["rule"]
+    tx = optax.inject_hyperparams(n.nlcg, static_args=("rule",))(0.1, rule)
+    plain = n.nlcg(0.1, rule)
+    state, plain_state = tx.init(PARAMS), plain.init(PARAMS)
+    for _ in range(2):
+        updates, state = tx.update(GRADS, state, PARAMS)
+        expected, plain_state = plain.update(GRADS, plain_state, PARAMS)
+    # Injected numbers are rounded to float32, 6e-8, before they are multiplied.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected
+    )
+
+
+def test_a_dtype_taken_for_a_schedule_is_named():
+    tx = optax.inject_hyperparams(n.scale_by_nlcg)(state_dtype=jnp.bfloat16)
+    with raises(ValueError, "give its name: state_dtype='bfloat16'"):
+        tx.init(PARAMS)
+
+
+# --- the order of the arguments of update --------------------------------------------
+
+TRANSFORMATIONS = {
+    "scale_by_nlcg": n.scale_by_nlcg,
+    "nlcg": lambda: n.nlcg(0.1),
+    "nlcg, search": n.nlcg,
+    "nlcg, decay": lambda: n.nlcg(0.1, weight_decay=0.1),
+    "large_batch_nlcg": lambda: n.large_batch_nlcg(0.1),
+    "tuning_free_nlcg": n.tuning_free_nlcg,
+    "paper_nlcg": lambda: n.paper_nlcg(0.1),
+    "paper_nlcg, layer-wise": lambda: n.paper_nlcg(0.1, layerwise_eta=0.1),
+    "scale_by_kronecker": n.scale_by_kronecker,
+    "scale_by_orthogonalization": n.scale_by_orthogonalization,
+    "scale_by_hutchinson": n.scale_by_hutchinson,
+    "scale_by_equilibration": n.scale_by_equilibration,
+    "scale_by_gauss_newton_bartlett": n.scale_by_gauss_newton_bartlett,
+    "scale_by_diagonal_secant": n.scale_by_diagonal_secant,
+    "scale_by_limited_memory": n.scale_by_limited_memory,
+    "scale_by_slope_ratio": lambda: n.scale_by_slope_ratio(optax.identity()),
+    "scale_by_curvature_step": n.scale_by_curvature_step,
+    "scale_by_subspace_step": n.scale_by_subspace_step,
+    "scale_by_hager_zhang_linesearch": n.scale_by_hager_zhang_linesearch,
+    "virtual_batch": lambda: n.virtual_batch(n.nlcg(0.1), 2),
+    "split_parameters": lambda: n.split_parameters(n.nlcg(0.1), "model"),
+    "only_extra_args": lambda: n.only_extra_args(n.nlcg(0.1), ()),
+    "scale_by_loss_ratio": paper.scale_by_loss_ratio,
+    "scale_by_scaled_cg_step": contrib.scale_by_scaled_cg_step,
+    "scale_by_daniel": contrib.scale_by_daniel,
+    "scale_by_nlcg_across_halves": contrib.scale_by_nlcg_across_halves,
+    "scale_by_nlcg_with_restart_memory": contrib.scale_by_nlcg_with_restart_memory,
+}
+EXTRAS = {
+    "value": jnp.float32(1.0),
+    "grad": GRADS,
+    "value_fn": loss,
+    "outputs_fn": outputs_fn,
+    "output_loss_fn": square,
+    "half_grads": (GRADS, GRADS),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_the_order_of_gradients_and_state(name):
+    tx = optax.with_extra_args_support(TRANSFORMATIONS[name]())
+    state = tx.init(PARAMS)
+    wrong = r"update got a \w+ as `state`.*call update\(grads, state, params\)"
+    with pytest.raises(TypeError, match=wrong):
+        tx.update(state, GRADS, PARAMS, **EXTRAS)
+    with pytest.raises(TypeError, match=wrong):
+        tx.update(GRADS, PARAMS, state, **EXTRAS)
+
+
+# --- extra arguments of update -------------------------------------------------------
+
+
+def test_a_missing_argument_and_its_misspelling_are_named():
+    search = n.nlcg()
+    given = {"value": jnp.float32(1.0), "grad": GRADS, "value_fn": loss}
+    for name in given:
+        others = {key: x for key, x in given.items() if key != name}
+        with raises(ValueError, f"update needs `{name}` ("):
+            search.update(GRADS, search.init(PARAMS), PARAMS, **others)
+    with raises(ValueError, "needs `value_fn` (the objective), but got None (is `loss"):
+        search.update(
+            GRADS,
+            search.init(PARAMS),
+            PARAMS,
+            value=given["value"],
+            grad=GRADS,
+            loss_fn=loss,
+        )
+    step = n.scale_by_curvature_step("gauss_newton")
+    with raises(ValueError, "got None (is `output_fn` misspelled?)"):
+        step.update(
+            GRADS,
+            step.init(PARAMS),
+            PARAMS,
+            output_fn=outputs_fn,
+            output_loss_fn=square,
+        )
+    control = paper.scale_by_loss_ratio()
+    with raises(ValueError, "got None (is `loss` misspelled?)"):
+        control.update(GRADS, control.init(PARAMS), PARAMS, loss=1.0)
+    bartlett = n.scale_by_gauss_newton_bartlett()
+    with raises(ValueError, "needs `outputs_fn` (labels are drawn), but got None (is"):
+        bartlett.update(GRADS, bartlett.init(PARAMS), PARAMS, apply_fn=outputs_fn)
+
+
+@pytest.mark.parametrize("name", ["value", "grad", "value_fn"])
+def test_what_a_line_search_of_optax_misses_is_named(name):
+    tx = n.nlcg(linesearch=optax.scale_by_backtracking_linesearch(3))
+    given = {"value": jnp.float32(1.0), "grad": GRADS, "value_fn": loss}
+    del given[name]
+    with raises(ValueError, f"for_linesearch: update needs `{name}`"):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS, **given)
+
+
+def test_what_a_function_misses_is_named():
+    step = n.scale_by_curvature_step()
+    with raises(TypeError, "value_fn has the parameter `images`, but update got no"):
+        step.update(
+            GRADS,
+            step.init(PARAMS),
+            PARAMS,
+            value_fn=lambda params, images: loss(params),
+            image=1.0,
+        )
+
+
+def test_extra_arguments_that_are_nearly_ours_are_reported():
+    tx = n.nlcg(0.1)
+    state = tx.init(PARAMS)
+    for given, name in {"valuefn": "value_fn", "refesh": "refresh"}.items():
+        with pytest.warns(UserWarning, match=f"`{given}`, which nothing.*`{name}`"):
+            tx.update(GRADS, state, PARAMS, **{given: True})
+    # Others may be for another transformation, which is Optax's contract.
+    tx.update(GRADS, state, PARAMS, epoch=3, loss=1.0)
+    # Given beside the name itself, or with a function that has it as a parameter.
+    warn_of_near_misses({"values": 1.0, "value": 1.0})
+    warn_of_near_misses({"values": 1.0, "value_fn": lambda params, values: values})
+
+
+def test_strictly_only_extra_args_that_are_named():
+    tx = n.only_extra_args(n.nlcg(0.1), ("value",), strict=True)
+    state = tx.init(PARAMS)
+    tx.update(GRADS, state, PARAMS, value=1.0)
+    with raises(TypeError, "update got the extra argument `epoch`; allowed are ['val"):
+        tx.update(GRADS, state, PARAMS, value=1.0, epoch=3)
+
+
+# --- functions that return more than one thing ---------------------------------------
+
+VALUE_PAIR = (
+    "value_fn must return a real scalar of a floating-point dtype, but returned a "
+    "tuple of 2; if these are the value and auxiliary data, pass has_aux=True"
+)
+OUTPUT_PAIR = (
+    "output_loss_fn failed for the pair that outputs_fn returned; if it is the outputs "
+    "and auxiliary data, pass has_aux=True"
+)
+CURVATURES = {
+    "hessian_vector_product": lambda: n.hessian_vector_product(
+        loss_and_aux, PARAMS, GRADS
+    ),
+    "hessian_along": lambda: n.hessian_along(loss_and_aux, PARAMS, [GRADS]),
+    "gauss_newton_vector_product": lambda: n.gauss_newton_vector_product(
+        outputs_and_aux, square, PARAMS, GRADS
+    ),
+    "gauss_newton_along": lambda: n.gauss_newton_along(
+        outputs_and_aux, square, PARAMS, [GRADS]
+    ),
+}
+READERS = {
+    "scale_by_hutchinson": n.scale_by_hutchinson,
+    "scale_by_equilibration": n.scale_by_equilibration,
+    "scale_by_curvature_step": n.scale_by_curvature_step,
+    "scale_by_subspace_step": n.scale_by_subspace_step,
+    "scale_by_hager_zhang_linesearch": n.scale_by_hager_zhang_linesearch,
+    "nlcg": n.nlcg,
+    "search of Optax": lambda: n.nlcg(
+        linesearch=optax.scale_by_backtracking_linesearch(3)
+    ),
+    "secant": lambda: n.nlcg(
+        0.1, preconditioner=n.scale_by_diagonal_secant(secant="hvp")
+    ),
+}
+OUTPUT_READERS = {
+    "scale_by_hutchinson": lambda: n.scale_by_hutchinson("gauss_newton"),
+    "scale_by_curvature_step": lambda: n.scale_by_curvature_step("gauss_newton"),
+    "scale_by_subspace_step": lambda: n.scale_by_subspace_step("gauss_newton"),
+}
+
+
+@pytest.mark.parametrize("name", CURVATURES)
+def test_a_pair_is_named_by_a_curvature_function(name):
+    message = VALUE_PAIR if name.startswith("hessian") else OUTPUT_PAIR
+    with raises(TypeError, message):
+        CURVATURES[name]()
+
+
+def updated(tx, **extra_args):
+    tx = optax.with_extra_args_support(tx)
+    state = tx.init(PARAMS)
+    extra_args = {"value": loss(PARAMS), "grad": jax.grad(loss)(PARAMS), **extra_args}
+    # Down for a search alone; to all others the sign does not matter here.
+    grads = extra_args["grad"]
+    if isinstance(state, ScaleByHagerZhangLinesearchState):
+        grads = jax.tree.map(jnp.negative, grads)
+    for _ in range(2):  # a secant pair needs two
+        updates, state = tx.update(grads, state, PARAMS, **extra_args)
+    return updates
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("name", READERS)
+def test_a_pair_is_named_by_what_reads_value_fn(name):
+    with raises(TypeError, VALUE_PAIR):
+        updated(READERS[name](), value_fn=loss_and_aux)
+
+
+@pytest.mark.parametrize("name", OUTPUT_READERS)
+def test_a_pair_is_named_by_what_reads_outputs_fn(name):
+    with raises(TypeError, OUTPUT_PAIR):
+        updated(
+            OUTPUT_READERS[name](), outputs_fn=outputs_and_aux, output_loss_fn=square
+        )
+
+
+def test_a_pair_is_named_by_what_draws_labels():
+    with raises(TypeError, "outputs and auxiliary data, pass has_aux=True"):
+        updated(n.scale_by_gauss_newton_bartlett(), outputs_fn=outputs_and_aux)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("name", READERS)
+def test_with_has_aux_a_pair_counts_as_its_value(name):
+    updates = updated(READERS[name](), value_fn=loss_and_aux, has_aux=True)
+    expected = updated(READERS[name](), value_fn=loss)
+    jax.tree.map(np.testing.assert_array_equal, updates, expected)
+
+
+@pytest.mark.parametrize("name", [*OUTPUT_READERS, "scale_by_gauss_newton_bartlett"])
+def test_with_has_aux_a_pair_counts_as_its_outputs(name):
+    make = {
+        **OUTPUT_READERS,
+        "scale_by_gauss_newton_bartlett": n.scale_by_gauss_newton_bartlett,
+    }[name]
+    updates = updated(
+        make(), outputs_fn=outputs_and_aux, output_loss_fn=square, has_aux=True
+    )
+    expected = updated(make(), outputs_fn=outputs_fn, output_loss_fn=square)
+    jax.tree.map(np.testing.assert_array_equal, updates, expected)
+
+
+def test_curvature_functions_with_auxiliary_data():
+    same = jax.tree.map(
+        np.testing.assert_array_equal,
+        (
+            n.hessian_vector_product(loss_and_aux, PARAMS, GRADS, has_aux=True),
+            n.hessian_along(loss_and_aux, PARAMS, [GRADS], has_aux=True),
+            n.gauss_newton_vector_product(
+                outputs_and_aux, square, PARAMS, GRADS, has_aux=True
+            ),
+            n.gauss_newton_along(
+                outputs_and_aux, square, PARAMS, [GRADS], has_aux=True
+            ),
+        ),
+        (
+            n.hessian_vector_product(loss, PARAMS, GRADS),
+            n.hessian_along(loss, PARAMS, [GRADS]),
+            n.gauss_newton_vector_product(outputs_fn, square, PARAMS, GRADS),
+            n.gauss_newton_along(outputs_fn, square, PARAMS, [GRADS]),
+        ),
+    )
+    assert len(jax.tree.leaves(same, is_leaf=lambda x: x is None)) == 10
+
+
+def test_has_aux_without_a_pair_and_of_a_wrong_kind():
+    with raises(TypeError, "with has_aux=True value_fn must return a pair"):
+        n.hessian_vector_product(loss, PARAMS, GRADS, has_aux=True)
+    step = n.scale_by_curvature_step()
+    with raises(TypeError, "has_aux=1 must be True or False"):
+        step.update(GRADS, step.init(PARAMS), PARAMS, value_fn=loss_and_aux, has_aux=1)
+
+
+# --- a forgotten sign before a line search -------------------------------------------
+
+
+def test_a_search_along_an_ascent_is_reported():
+    tx = optax.chain(n.scale_by_nlcg(), n.scale_by_hager_zhang_linesearch())
+    value, grad = jax.value_and_grad(loss)(PARAMS)
+    extra_args = {"value": value, "grad": grad, "value_fn": loss}
+    state = tx.init(PARAMS)
+    with pytest.warns(UserWarning, match=r"put optax\.scale\(-1\.\) before it"):
+        updates, after = tx.update(grad, state, PARAMS, **extra_args)
+    assert all(not np.any(u) for u in jax.tree.leaves(updates))
+    assert int(n.diagnostics(after)["num_ascent_directions"]) == 1
+    step = jax.jit(lambda s: tx.update(grad, s, PARAMS, **extra_args)[1])
+    assert int(n.diagnostics(step(step(state)))["num_ascent_directions"]) == 2
+    right = n.nlcg()
+    _, after = right.update(grad, right.init(PARAMS), PARAMS, **extra_args)
+    assert int(n.diagnostics(after)["num_ascent_directions"]) == 0

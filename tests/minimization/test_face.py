@@ -1,0 +1,221 @@
+"""Arguments and results of `minimize` as people who come from SciPy expect them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlcg_optax import Status, minimize
+from nlcg_optax.minimization import arguments
+
+START = np.array([-1.2, 1.0], np.float32)
+
+
+def rosenbrock(x, offset=0.0):
+    return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2 + offset
+
+
+def parabola(x, a=1.5):
+    return jnp.sum((x - a) ** 2)
+
+
+@pytest.mark.parametrize(
+    "x0",
+    [3.0, 3, [0, 1], (0.0, 1), [[0.5], [1]], np.int64(3), np.arange(2), np.float32(2)],
+)
+def test_starts_are_cast_as_in_scipy(x0):
+    result = minimize(parabola, x0)
+    assert result.x.shape == np.shape(x0)
+    np.testing.assert_allclose(result.x, 1.5, rtol=1e-6)
+
+
+def test_a_float64_start_that_becomes_float32_is_told_once(monkeypatch):
+    monkeypatch.setattr(arguments, "_warned", set())
+    with pytest.warns(UserWarning, match="jax_enable_x64") as told:
+        minimize(parabola, np.zeros(2))
+    assert len(told) == 1
+    assert told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        minimize(parabola, np.zeros(2))
+
+
+def test_arguments_that_are_no_tuple_are_the_only_one():
+    for args in (3.0, (3.0,), jnp.full(2, 3.0)):
+        np.testing.assert_allclose(minimize(parabola, jnp.zeros(2), args).x, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"maxiter": 5}, TypeError, "max_iterations"),
+        ({"jac": True}, TypeError, "derivatives are taken by JAX"),
+        ({"bounds": [(0, 1)]}, TypeError, "sigmoid"),
+        ({"gtol": 1e-5}, TypeError, 'tol_kind="absolute"'),
+        ({"color": "red"}, TypeError, "color='red'"),
+        ({"callback": 3}, TypeError, "callback=3"),
+        ({"x0": {"a": jnp.ones(2), "f": jax.nn.relu}}, TypeError, r"x0\['f'\]"),
+        ({"x0": {}}, ValueError, "x0={}"),
+        ({"x0": [True]}, TypeError, "x0"),
+        ({"max_iterations": 2.5}, ValueError, "max_iterations=2.5"),
+        ({"state": {}}, TypeError, "state= is a dict"),
+    ],
+)
+def test_what_there_is_not_is_named(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        minimize(**{"fun": parabola, "x0": jnp.zeros(2), **kwargs})
+
+
+def test_integers_of_numpy_are_integers():
+    for three in (np.int64(3), np.array(3), jnp.int32(3)):
+        result = minimize(rosenbrock, START, max_iterations=three, patience=three)
+        assert int(result.nit) <= 3
+
+
+def test_the_result_by_scipys_names():
+    result = minimize(rosenbrock, START, tol=None)
+    lines = str(result).splitlines()
+    assert lines[0].split() == ["message:", *result.message.split()]
+    assert len(lines) <= 15
+    assert "State" not in str(result)
+    np.testing.assert_array_equal(result.jac, result.grad)
+    assert int(result.njev) == int(result.ngev)
+    np.testing.assert_array_equal(result["x"], result.x)
+    assert {"x", "fun", "message", "success", "nit"} <= set(dict(result))
+    with pytest.raises(AttributeError, match=r"jax\.hessian"):
+        _ = result.hess_inv
+    with pytest.raises(AttributeError, match="there are message, x, fun"):
+        _ = result.xopt
+    with pytest.raises(KeyError, match="there are"):
+        _ = result["xopt"]
+    large = minimize(lambda p: sum(map(parabola, p)), [jnp.zeros((30, 40))] * 9)
+    assert len(str(large).splitlines()) <= 15
+    assert max(map(len, str(large).splitlines())) < 90
+
+
+def test_numbers_out_of_the_objective():
+    def fun(x):
+        return parabola(x), {"size": x.shape[0], "ok": True, "half": 0.5, "none": ()}
+
+    aux = minimize(fun, jnp.zeros(2), has_aux=True).aux
+    assert (int(aux["size"]), bool(aux["ok"]), float(aux["half"])) == (2, True, 0.5)
+    assert float(minimize(lambda x: 2.0, jnp.zeros(2)).fun) == 2.0
+    with pytest.raises(TypeError, match=r"aux\['name'\]='fit'"):
+        minimize(lambda x: (parabola(x), {"name": "fit"}), jnp.zeros(2), has_aux=True)
+
+
+def test_a_callback_sees_each_iteration_once_in_a_batch():
+    seen = {0: [], 1: [], 2: []}
+
+    def callback(progress):
+        seen[round(float(progress.fun) / 1000)].append(int(progress.nit))
+
+    starts = jnp.array([[-1.2, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    offsets = jnp.array([0.0, 1000.0, 2000.0])
+    result = jax.vmap(lambda x, c: minimize(rosenbrock, x, (c,), callback=callback))(
+        starts, offsets
+    )
+    jax.effects_barrier()
+    for k in range(3):
+        assert seen[k] == list(range(int(result.nit[k]) + 1))
+
+
+def test_a_callback_sees_the_point_and_ends_the_run():
+    points = []
+
+    def stop(progress):
+        if progress.nit == 2:
+            raise StopIteration
+
+    def by_value(xk):
+        points.append(xk)
+        return len(points) == 3
+
+    def both(progress, x):
+        np.testing.assert_allclose(progress.fun, rosenbrock(x), rtol=1e-5)
+        return progress.nit >= 2
+
+    def scipys(intermediate_result):
+        value = rosenbrock(intermediate_result.x)
+        np.testing.assert_allclose(intermediate_result.fun, value, rtol=1e-5)
+        return intermediate_result.nit >= 2
+
+    for callback in (stop, by_value, both, scipys):
+        result = minimize(rosenbrock, START, callback=callback)
+        assert int(result.nit) == 2
+        assert int(result.status) == Status.STOPPED
+        assert not bool(result.success)
+    np.testing.assert_array_equal(points[0], START)
+    np.testing.assert_array_equal(points[2], result.x)
+    rest = minimize(rosenbrock, START, state=result.state)
+    assert bool(rest.success)
+
+
+def test_an_error_in_a_callback_is_raised_as_it_is():
+    def callback(progress):
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        minimize(rosenbrock, START, callback=callback)
+
+
+def test_a_state_that_does_not_fit_is_refused():
+    def fun(p):
+        return parabola(p["a"]) + jnp.sum((p["b"] - 2) ** 4)
+
+    def tree(a, b):
+        return {"a": jnp.zeros(a), "b": jnp.zeros(b)}
+
+    result = minimize(fun, tree(2, 3), max_iterations=2)
+    for x0 in (tree(3, 2), tree(4, 6)):
+        with pytest.raises(ValueError, match=r"state= .*\{a: float32\[2\], b: float32"):
+            minimize(fun, x0, state=result.state)
+    with pytest.raises(ValueError, match="state= .*`method`"):
+        minimize(fun, tree(2, 3), state=result.state, method="hs+")
+    with pytest.raises(TypeError, match=r"state= .*pass its \.state"):
+        minimize(fun, tree(2, 3), state=result)
+    with pytest.raises(ValueError, match="state= .*auxiliary"):
+        minimize(
+            lambda p: (fun(p), p["a"]), tree(2, 3), has_aux=True, state=result.state
+        )
+
+
+ENDLESS = """
+import time, jax.numpy as jnp
+from nlcg_optax import minimize
+def fun(x):
+    y = jnp.outer(x, x)
+    for _ in range(4):
+        y = jnp.sin(y @ y / 700.)
+    valley = 100 * (x[1:] - x[:-1]**2)**2 + (1 - x[:-1])**2
+    return jnp.sum(valley) + 1e-9 * jnp.sum(y)
+try:
+    print("begins", flush=True)
+    minimize(fun, jnp.full(700, -1.), tol=1e-30, tol_kind="absolute", patience=10**9,
+             max_iterations=10**9, max_evaluations=1e9)
+    print("ended")
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_control_c_ends_a_run():
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert process.stdout.readline() == "begins\n"
+    time.sleep(20)  # it has compiled
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert out == "interrupted\n"

@@ -1,0 +1,158 @@
+"""The verdict of `minimize`: units do not matter, and rounding is no failure."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlcg_optax import Status, minimize
+
+TIMES = np.linspace(0.0, 5.0, 50)
+START = np.array([1.0, 1.0, 0.0])
+
+
+def observations(seed):
+    noise = np.random.default_rng(seed).normal(size=50)
+    return 1.7 * np.exp(-0.8 * TIMES) + 0.4 + 0.02 * noise
+
+
+def fit(p, y):
+    times = TIMES.astype(p.dtype)
+    return jnp.sum((p[0] * jnp.exp(-p[1] * times) + p[2] - y) ** 2)
+
+
+def solution(y):
+    """By Gauss-Newton in NumPy float64."""
+    p = np.array([1.7, 0.8, 0.4])
+    for _ in range(30):
+        decay = np.exp(-p[1] * TIMES)
+        jacobian = np.stack([decay, -p[0] * TIMES * decay, np.ones(50)], axis=1)
+        p -= np.linalg.lstsq(jacobian, p[0] * decay + p[2] - y, rcond=None)[0]
+    return p, np.sum((p[0] * np.exp(-p[1] * TIMES) + p[2] - y) ** 2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_fit_in_float32_ends_at_its_rounding(seed):
+    y = observations(seed)
+    expected, least = solution(y)
+    result = minimize(fit, START.astype(np.float32), args=(y.astype(np.float32),))
+    assert bool(result.success)
+    assert float(result.evaluations) <= 25
+    found = np.asarray(result.x, np.float64)
+    left = np.sum((found[0] * np.exp(-found[1] * TIMES) + found[2] - y) ** 2) - least
+    assert left <= 100 * np.finfo(np.float32).eps * least
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("factor", [1e-12, 1e12])
+def test_units_of_the_objective_do_not_matter(x64, dtype, factor):
+    y = observations(0).astype(dtype)
+
+    def scaled(p, c, b):
+        return c * fit(p, y) + b
+
+    start = START.astype(dtype)
+    expected, _ = solution(observations(0))
+    for offset in (0.0, 1e3):
+        given = dtype(factor), dtype(factor * offset)
+        result = minimize(scaled, start, given)
+        assert bool(result.success), result.message
+        np.testing.assert_allclose(result.x, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_units_of_the_parameters_do_not_matter(scale):
+    y = observations(0).astype(np.float32)
+    start = (scale * START).astype(np.float32)
+    result = minimize(lambda p: fit(p / scale, y), start)
+    assert bool(result.success)
+    np.testing.assert_allclose(result.x / scale, solution(y)[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["decrease", "value"])
+def test_a_start_far_away_is_not_taken_for_a_minimum(kind):
+    for center in (1e5, 1e9):
+        result = minimize(
+            lambda x, c: jnp.sum((x - c) ** 2), jnp.zeros(2), center, tol_kind=kind
+        )
+        assert bool(result.success)
+        np.testing.assert_allclose(result.x, center, rtol=1e-5)
+
+
+def test_squares_of_gradients_may_overflow_and_underflow():
+    def energy(p):  # Lennard-Jones, from far inside of the wall
+        r = jnp.sqrt(jnp.sum((p[0] - p[1]) ** 2))
+        return 4 * (r**-12 - r**-6)
+
+    atoms = minimize(energy, jnp.array([[0.0, 0.0, 0.0], [0.01, 0.0, 0.0]]))
+    assert bool(atoms.success)
+    distance = np.linalg.norm(np.diff(np.asarray(atoms.x), axis=0))
+    np.testing.assert_allclose(distance, 2 ** (1 / 6), rtol=1e-3)
+    np.testing.assert_allclose(atoms.fun, -1.0, rtol=1e-5)
+
+    def parabola(x):
+        return 1e-22 * jnp.sum(jnp.array([1.0, 10.0, 100.0]) * (x - 1) ** 2)
+
+    small = minimize(parabola, jnp.zeros(3))
+    assert bool(small.success)
+    np.testing.assert_allclose(small.x, 1.0, atol=1e-4)
+    # Exact: the scale is a power of two.
+    np.testing.assert_array_equal(small.fun, parabola(small.x))
+
+
+def test_a_run_from_a_minimum_ends_soon():
+    y = observations(0).astype(np.float32)
+    first = minimize(fit, START.astype(np.float32), args=(y,))
+    again = minimize(fit, first.x, args=(y,))
+    assert bool(again.success)
+    assert float(again.evaluations) < 80
+    assert float(again.fun) <= float(first.fun)
+
+
+@pytest.mark.parametrize("method", ["limited-memory", "hs+"])
+def test_a_wrong_gradient_and_a_kink_are_no_success(method):
+    @jax.custom_jvp
+    def liar(x):
+        return jnp.sum(x**2)
+
+    liar.defjvp(lambda p, t: (liar(*p), -2 * jnp.sum(p[0] * t[0])))
+    wrong = minimize(liar, jnp.array([-1.2, 1.0]), method=method)
+    assert int(wrong.status) == Status.NO_PROGRESS
+    assert "check that" in wrong.message
+
+    kink = minimize(
+        lambda x: jnp.sum(jnp.abs(x - jnp.array([0.3, 0.7]))),
+        jnp.array([1.0, 2.0]),
+        method=method,
+    )
+    assert not bool(kink.success)
+
+
+@pytest.mark.parametrize("mode", [jax.debug_nans, jax.debug_infs])
+def test_no_number_of_a_run_alarms_jaxs_debugging_modes(mode):
+    y = observations(0).astype(np.float32)
+    with mode(True):
+        result = minimize(fit, START.astype(np.float32), args=(y,))
+        assert bool(result.success)
+
+
+def test_a_looser_tolerance_that_is_met_is_success():
+    part = minimize(
+        fit,
+        START.astype(np.float32),
+        args=(observations(0).astype(np.float32),),
+        max_iterations=4,
+    )
+    assert int(part.status) == Status.MAX_ITERATIONS
+    assert "state=result.state" in part.message
+    rest = minimize(
+        fit,
+        START.astype(np.float32),
+        args=(observations(0).astype(np.float32),),
+        state=part.state,
+        tol=float(jnp.max(jnp.abs(part.grad))) + 1.0,
+        tol_kind="absolute",
+    )
+    assert bool(rest.success)
+    assert int(rest.ngev) == int(part.ngev)  # without another measurement
