@@ -62,7 +62,7 @@ def products_with(
     z: PyTree,
 ) -> jax.Array:
     """``e_iᵀz``, which is ``d_iᵀg`` for a symmetric P; shape ``(m,)``."""
-    products = stacked_vdots(recent.duals, z)
+    products = stacked_vdots(recent.duals, z, count=len(recent.gram))
     return products.astype(recent.gram.dtype)
 
 

@@ -17,6 +17,7 @@ from nlcg_optax.trees.split import (
     parameters_split_over,
 )
 from nlcg_optax.trees.stacked_products import combination, stacked_vdots
+from nlcg_optax.xla import varying
 
 
 class LimitedMemoryDiagnostics(NamedTuple):
@@ -309,7 +310,7 @@ def _product(
         rows = jnp.arange(memory.slopes.size, dtype=jnp.int32)
         holds_pair = (rows != memory.spare) & (memory.num_pairs > memory.num_new)
         kept = jnp.where(holds_pair[None] & holds_pair[:, None], memory.inverse, 0)
-        slopes = stacked_vdots(steps, updates)
+        slopes = stacked_vdots(steps, updates, count=rows.size)
         inverse, a = _solve(
             kept, slopes, memory.slopes, memory.slot, memory.inverse_curvature
         )
@@ -319,7 +320,7 @@ def _product(
     # After a conditional the products read the memory that was just written; outside,
     # XLA would fuse the writing into each of them and copy the memory.
     with parameters_split_over(axis_name):
-        return jax.lax.cond(
+        return varying.cond(
             memory.num_pairs > 0,
             multiply,
             lambda: (updates, memory.slopes, memory.inverse),
@@ -364,7 +365,7 @@ def _multiply(
         return times(scaling, g_.astype(y_a.dtype) - y_a)
 
     q = jax.tree.map(initial, g, combination(a, grad_changes))
-    y_q = stacked_vdots(grad_changes, q)
+    y_q = stacked_vdots(grad_changes, q, count=a.size)
     b = _matmul(inverse.T, curvatures * a - y_q)
     return jax.tree.map(
         lambda q_, s_b, g_: (q_ + s_b).astype(g_.dtype), q, combination(b, steps), g

@@ -44,12 +44,13 @@ def combination(coefficients: jax.Array, stack: PyTree) -> PyTree:
     return jax.tree.map(leaf_sum, stack)
 
 
-def stacked_vdots(stack: PyTree, tree: PyTree) -> jax.Array:
+def stacked_vdots(stack: PyTree, tree: PyTree, *, count: int = 0) -> jax.Array:
     r"""Computes the real inner products of m stacked trees with one tree.
 
     Args:
       stack: a tree whose leaves have one more axis than those of ``tree``, in front.
       tree: a tree of real or complex arrays.
+      count: m, which a stack without leaves does not tell.
 
     Returns:
       A vector of shape ``(m,)`` in the dtype of `accumulator_dtype`; element i is
@@ -84,7 +85,7 @@ def stacked_vdots(stack: PyTree, tree: PyTree) -> jax.Array:
         return jnp.real(out).astype(acc)
 
     products = jax.tree.leaves(jax.tree.map(leaf_products, stack, tree))
-    total = functools.reduce(jnp.add, products)
+    total = functools.reduce(jnp.add, products or [jnp.zeros([count], acc)])
     axis_name = axis_of_parameters()
     return total if axis_name is None else jax.lax.psum(total, axis_name)
 

@@ -10,6 +10,8 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, strong_types
+from nlcg_optax.transformation import as_arrays
+from nlcg_optax.xla.automatic_sharding import explained_explicit_axes
 
 # The extra arguments that a transformation of this package reads.
 KNOWN_EXTRA_ARGS = (
@@ -207,6 +209,7 @@ def only_extra_args(
 
 
 LINESEARCH_EXTRA_ARGS = ("value", "grad", "value_fn")
+SEARCH_REMEDY = "scale_by_hager_zhang_linesearch runs on explicit axes"
 
 
 def for_linesearch(
@@ -228,7 +231,9 @@ def for_linesearch(
     Raises:
       TypeError: if ``linesearch`` is no transformation or, in ``update``, ``value_fn``
         does not return a real scalar (with ``has_aux=True``, a pair with one).
-      ValueError: if, in ``update``, an argument that the search needs is missing.
+      ValueError: if, in ``update``, an argument that the search needs is missing, or it
+        cannot run on the explicit axes of a mesh, as those of Optax cannot where
+        parameters are split.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -248,7 +253,7 @@ def for_linesearch(
     ]
 
     def init_fn(params: PyTree) -> PyTree:
-        return strong_types(inner.init(params))
+        return strong_types(inner.init(as_arrays(params)))
 
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
@@ -265,7 +270,9 @@ def for_linesearch(
             bound = bind_extra_args(extra_args["value_fn"], extra_args)
             bound = validation.returning_scalar("value_fn", bound)
             extra_args = {**extra_args, "value_fn": bound}
-        updates, state = inner.update(updates, state, params, **extra_args)
+        arrays = as_arrays((updates, params))
+        with explained_explicit_axes("linesearch", SEARCH_REMEDY):
+            updates, state = inner.update(arrays[0], state, arrays[1], **extra_args)
         return updates, strong_types(state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,6 +1,7 @@
 """Work on arrays of an explicit mesh that XLA lays out, as on an automatic one."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -69,3 +70,31 @@ def explicit_mesh(tree: PyTree) -> jax.sharding.AbstractMesh | None:
         if jax.sharding.AxisType.Explicit in mesh.axis_types:
             return mesh
     return None
+
+
+@contextlib.contextmanager
+def explained_explicit_axes(part: str, remedy: str) -> Iterator[None]:
+    """Says which part of a program cannot run on explicit axes, and what to do.
+
+    Args:
+      part: the argument whose computation is inside.
+      remedy: what runs instead.
+
+    Raises:
+      ValueError: where JAX asks for a sharding that the part does not give.
+
+    Examples:
+      >>> with explained_explicit_axes("linesearch", "use another"):
+      ...     pass
+    """
+    try:
+        yield
+    except Exception as error:
+        # JAX's class for this is not public.
+        if type(error).__name__ != "ShardingTypeError":
+            raise
+        raise ValueError(
+            f"{part} cannot run where parameters are split over explicit axes of a "
+            f"mesh: {error} Give the mesh axes of jax.sharding.AxisType.Auto; "
+            f"{remedy}."
+        ) from error

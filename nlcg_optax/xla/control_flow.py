@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree
-from nlcg_optax.xla import switch
+from nlcg_optax.xla import switch, varying
 
 
 def cond(
@@ -38,7 +38,7 @@ def cond(
       Array(2., dtype=float32)
     """
     if _is_left_to_lax(predicate):
-        return jax.lax.cond(predicate, true_fn, false_fn, *operands)
+        return varying.cond(predicate, true_fn, false_fn, *operands)
     return true_fn(*operands) if predicate else false_fn(*operands)
 
 
@@ -67,7 +67,7 @@ def while_loop(
         if not predicate:
             return carry
         carry = body_fn(carry)
-    return jax.lax.while_loop(cond_fn, body_fn, carry)
+    return varying.while_loop(cond_fn, body_fn, carry)
 
 
 def is_known(value: bool | jax.Array) -> bool:

@@ -1,0 +1,81 @@
+"""Proves that devices may have problems of their own, and what cannot be split."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tests.contract.cases import BY_NAME, make_step
+from tests.contract.table import PARAMS, each_row, make, step
+
+pytestmark = pytest.mark.devices
+
+
+@pytest.mark.parametrize("search", ["zoom", "backtracking"])
+def test_a_search_that_cannot_run_on_explicit_axes_says_so(search):
+    """Optax's own take products of split arrays without saying where they live."""
+    case = BY_NAME[search]
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
+    tx = case.make()
+    one_step = make_step(case, tx, lambda w: jnp.sum(jnp.cosh(w - 0.5)))
+    with jax.set_mesh(mesh):
+        w = jax.device_put(jnp.ones([4, 2]), NamedSharding(mesh, P("x")))
+        state = tx.init(w)
+        with pytest.raises(
+            ValueError, match=r"(?s)linesearch cannot run .*AxisType\.Auto"
+        ):
+            jax.eval_shape(one_step, w, state)
+
+
+def _mesh():
+    return jax.make_mesh((jax.device_count(),), ("x",), axis_types=(AxisType.Auto,))
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@each_row
+def test_the_check_of_varying_axes_passes(row):
+    """Traced only: problems that differ between devices, and the same on each."""
+    tx = make(row)
+
+    def own_problem(parts):
+        params = jax.tree.map(lambda x: x[0], parts)
+        carry = (params, tx.init(params))
+        for _ in range(2):
+            carry = step(tx, *carry)
+        return jax.tree.map(lambda x: x[None], carry[0])
+
+    def same_problem(params):
+        carry = (params, tx.init(params))
+        return jax.lax.scan(lambda c, _: (step(tx, *c), None), carry, length=2)[0][0]
+
+    many = jax.tree.map(lambda x: jnp.stack([x] * jax.device_count()), PARAMS)
+    for fn, params, spec in ((own_problem, many, P("x")), (same_problem, PARAMS, P())):
+        mapped = jax.shard_map(fn, mesh=_mesh(), in_specs=spec, out_specs=spec)
+        out = jax.eval_shape(mapped, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(out, params)
+
+
+@pytest.mark.parametrize("part", ["pr+", "kronecker", "secant_params", "search"])
+def test_shard_map_solves_one_problem_per_device(part):
+    """With the default check of varying axes."""
+    case, mesh = BY_NAME[part], _mesh()
+    tx, count = case.make(), jax.device_count()
+    starts = jnp.sin(jnp.arange(count * 6.0)).reshape(count, 3, 2) + 1
+
+    def run(start):
+        one_step = make_step(case, tx, lambda w: jnp.sum(jnp.cosh(w - 0.5)))
+        carry = (start, tx.init(start))
+        for _ in range(2):
+            carry = one_step(*carry)
+        return carry[0]
+
+    def on_device(part):
+        return run(part[0])[None]
+
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=P("x"), out_specs=P("x"))
+    expected = jnp.stack([jax.jit(run)(start) for start in starts])
+    # Another program: roundings, carried through two steps.
+    np.testing.assert_allclose(jax.jit(mapped)(starts), expected, rtol=1e-4, atol=1e-5)
