@@ -24,6 +24,7 @@ from nlcg_optax.step_size.slope_control import (
     went_on,
     with_step,
 )
+from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.xla import scalars
 
@@ -187,44 +188,39 @@ def scale_by_slope_ratio(
         initial_step_size,
     )
 
-    def init_fn(params: PyTree) -> ScaleBySlopeRatioState:
-        acc = accumulator_dtype(params)
-        params = strong_types(params)
-        return ScaleBySlopeRatioState(
-            direction_state=strong_types(inner.init(params)),
-            last_step=zeros_like(params),
-            control=init_control(options, acc),
-            diagnostics=SlopeRatioDiagnostics(
-                *(jnp.zeros([], acc) for _ in range(4)),
-                *(jnp.zeros([], jnp.int32) for _ in range(3)),
-            ),
-        )
+    return transformation(_Options(inner, options), _init, _update)
 
-    def update_fn(
-        updates: PyTree,
-        state: ScaleBySlopeRatioState,
-        params: PyTree | None = None,
-        *,
-        value: jax.Array | float | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleBySlopeRatioState]:
-        return _update(options, inner, updates, state, params, value, extra_args)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+class _Options(NamedTuple):
+    """The checked arguments of `scale_by_slope_ratio`."""
+
+    direction: optax.GradientTransformationExtraArgs
+    control: ControlOptions
+
+
+def _init(options: _Options, params: PyTree) -> ScaleBySlopeRatioState:
+    acc = accumulator_dtype(params)
+    return ScaleBySlopeRatioState(
+        direction_state=strong_types(options.direction.init(params)),
+        last_step=zeros_like(params),
+        control=init_control(options.control, acc),
+        diagnostics=SlopeRatioDiagnostics(
+            *(jnp.zeros([], acc) for _ in range(4)),
+            *(jnp.zeros([], jnp.int32) for _ in range(3)),
+        ),
+    )
 
 
 def _update(
-    options: ControlOptions,
-    inner: optax.GradientTransformationExtraArgs,
+    options: _Options,
     g: PyTree,
     state: ScaleBySlopeRatioState,
     params: PyTree | None,
-    value: jax.Array | float | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleBySlopeRatioState]:
     validation.check_state(NAME, state, ScaleBySlopeRatioState)
     value = validation.require(
-        NAME, "value", value, "the loss at the gradient", extra_args
+        NAME, "value", extra_args.get("value"), "the loss at the gradient", extra_args
     )
     validation.check_scalar_loss(NAME, value)
     validation.check_same_structure("updates", g, state.last_step)
@@ -234,12 +230,12 @@ def _update(
     (rise,) = vdots([(state.last_step, g)], dtype=loss.dtype)
     judgment = judge(control, loss, -rise)
     g = jax.tree.map(lambda x: jnp.where(judgment.finite, x, 0), g)
-    u, direction_state = inner.update(
-        g, state.direction_state, params, value=value, **extra_args
+    u, direction_state = options.direction.update(
+        g, state.direction_state, params, **extra_args
     )
     (ascent,) = vdots([(u, g)], dtype=loss.dtype)
-    chosen, ratio, inferred = went_on(options, control, judgment)
-    forward, factor = with_step(options, control, chosen, ascent)
+    chosen, ratio, inferred = went_on(options.control, control, judgment)
+    forward, factor = with_step(options.control, control, chosen, ascent)
     back, kept, factor = scalars.computed_once(judgment.back, judgment.kept, factor)
 
     def choose(if_back: PyTree, if_forward: PyTree) -> PyTree:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import jax
 
 from nlcg_optax.dtypes import PyTree
+from nlcg_optax.xla.automatic_sharding import explicit_mesh
 
 _PLAIN: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=False)
 
@@ -59,8 +60,8 @@ def on_one_cpu(tree: PyTree) -> bool:
       >>> on_one_cpu({"w": jnp.ones(3)})
       True
     """
-    if not is_on():
-        return False
+    if not is_on() or explicit_mesh(tree) is not None:
+        return False  # JAX refuses to reshape what an explicit mesh splits, also by one
     if _is_single_device():
         return True
     # The type of a tracer is no help: it names a mesh if the argument of `jit` had one,

@@ -101,6 +101,13 @@ OTHERS = {
         n.scale_by_curvature_step("gauss_newton", refresh_period=3)
     ),
     "curvature step, hessian": lambda: stepped(n.scale_by_curvature_step("hessian")),
+    "slope ratio": lambda: optax.chain(
+        n.scale_by_slope_ratio(n.scale_by_nlcg("fr"), 30), optax.scale(-1.0)
+    ),
+    "damped": lambda: optax.chain(
+        n.damp_by_beta(n.scale_by_nlcg("pr+", beta_max=0.9, beta_smoothing=0.9)),
+        optax.scale_by_learning_rate(RATE),
+    ),
     "subspace step": lambda: stepped(n.scale_by_subspace_step("gauss_newton")),
     "scaled cg step": lambda: stepped(contrib.scale_by_scaled_cg_step()),
     "Hager-Zhang": lambda: searched(

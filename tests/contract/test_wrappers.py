@@ -1,4 +1,4 @@
-"""Proves that Optax's wrappers, and our virtual batch, compose with every form."""
+"""Proves that Optax's wrappers compose with every form."""
 
 import functools
 
@@ -11,7 +11,6 @@ import pytest
 
 from nlcg_optax import diagnostics, fill_masked, nlcg, paper_schedule, scale_by_nlcg
 from nlcg_optax.direction.rules import RULES
-from nlcg_optax.wrappers import virtual_batch
 from tests.contract.cases import (
     BY_NAME,
     KEY_CASES,
@@ -189,133 +188,6 @@ def test_apply_if_finite_leaves_a_nan_out(case):
     # As if the spoiled steps had never been; another program, hence roundings.
     chex.assert_trees_all_close(
         carry[0], _three_steps(case.name)[3][0], rtol=1e-5, atol=1e-6
-    )
-
-
-# --- MultiSteps and virtual_batch ----------------------------------------------------
-
-MICRO, ROWS = 3, 4
-
-
-def _rows(dtype=jnp.float32):
-    # A regression problem with rows of very different sizes.
-    x = np.sin(np.arange(MICRO * ROWS * 3.0)).reshape(MICRO * ROWS, 3)
-    y = np.cos(np.arange(MICRO * ROWS * 2.0)).reshape(MICRO * ROWS, 2)
-    return jnp.asarray(x, dtype), jnp.asarray(y, dtype)
-
-
-def _batch_loss(params, rows):
-    x, y = rows
-    out = x @ params["w"] + params["b"][None]
-    return jnp.mean(jnp.abs(out - y) ** 2)
-
-
-def _micro(rows, i):
-    return jax.tree.map(lambda r: r[i * ROWS : (i + 1) * ROWS], rows)
-
-
-@functools.cache
-def _big_batch_run(name, dtype=jnp.float32, steps=3):
-    case, rows = BY_NAME[name], _rows(dtype)
-    tx = case.make()
-    step = jax.jit(make_step(case, tx, lambda p: _batch_loss(p, rows)))
-    carry = (small_params(dtype), tx.init(small_params(dtype)))
-    for _ in range(steps):
-        carry = step(*carry)
-    return carry
-
-
-def _micro_batch_run(case, wrapped, dtype=jnp.float32, steps=3, spoilers=()):
-    """Runs micro-batches; a spoiler is (before which micro-batch, what it spoils)."""
-    rows = _rows(dtype)
-
-    def whole_loss(params):
-        return _batch_loss(params, rows)
-
-    @jax.jit
-    def micro_step(params, state, micro_rows, bad_value, bad_grad):
-        value, grad = jax.value_and_grad(_batch_loss)(params, micro_rows)
-        grad = jax.tree.map(jnp.conj, grad)
-        value = jnp.where(bad_value, jnp.nan, value).astype(value.dtype)
-        grad["b"] = jnp.where(bad_grad, jnp.nan, grad["b"]).astype(grad["b"].dtype)
-        extra_args = case.extra_args(value, grad, whole_loss)
-        extra_args.setdefault("value", value)
-        updates, state = wrapped.update(grad, state, params, **extra_args)
-        return optax.apply_updates(params, updates), state
-
-    params = small_params(dtype)
-    state = wrapped.init(params)
-    for _ in range(steps):
-        start = params
-        for i in range(MICRO):
-            for before, what in spoilers:
-                if before == i:
-                    params, state = micro_step(
-                        params, state, _micro(rows, 0), what == "value", what == "grad"
-                    )
-            chex.assert_trees_all_equal(params, start)
-            params, state = micro_step(params, state, _micro(rows, i), False, False)
-    return params, state
-
-
-# Searches are in the float64 test: a rounding of float32 can flip a decision of theirs.
-@pytest.mark.parametrize("case", [c for c in KEY_CASES if not c.searches], ids=ids)
-def test_virtual_batch_is_the_step_of_the_big_batch(case):
-    """Parameters and the whole state; what depends on the loss too."""
-    params, state = _micro_batch_run(case, virtual_batch(case.make(), MICRO))
-    big_params, big_state = _big_batch_run(case.name)
-    # The mean of means is the mean up to roundings of float32, in each of 3 steps.
-    chex.assert_trees_all_close(params, big_params, rtol=2e-5, atol=2e-6)
-    chex.assert_trees_all_close(state.inner_state, big_state, rtol=1e-4, atol=1e-5)
-    assert state.count == 3
-
-
-@pytest.mark.parametrize("name", ["pr+", "secant_params", "paper_pr_online"])
-def test_virtual_batch_leaves_spoiled_micro_batches_out(name):
-    case = BY_NAME[name]
-    wrapped = virtual_batch(case.make(), MICRO)
-    clean = _micro_batch_run(case, wrapped)
-    spoilers = ((0, "grad"), (1, "value"), (2, "grad"))
-    spoiled = _micro_batch_run(case, wrapped, spoilers=spoilers)
-    # The same program on the same numbers.
-    chex.assert_trees_all_equal(spoiled[0], clean[0])
-    chex.assert_trees_all_equal(spoiled[1].inner_state, clean[1].inner_state)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["pr+", "secant_params", "paper_pr_online", "search", "zoom", "backtracking_rms"],
-)
-def test_virtual_batch_in_float64(name, x64):
-    case = BY_NAME[name]
-    params, _ = _micro_batch_run(
-        case, virtual_batch(case.make(), MICRO), jnp.float64, steps=2
-    )
-    big_params, _ = _big_batch_run(name, jnp.float64, steps=2)
-    # Roundings of float64 (2e-16) times a few hundred operations.
-    chex.assert_trees_all_close(params, big_params, rtol=1e-12, atol=1e-13)
-
-
-def test_virtual_batch_of_complex_parameters():
-    case = BY_NAME["pr+"]
-    params, _ = _micro_batch_run(
-        case, virtual_batch(case.make(), MICRO), jnp.complex64, steps=2
-    )
-    big_params, _ = _big_batch_run("pr+", jnp.complex64, steps=2)
-    chex.assert_trees_all_close(params, big_params, rtol=2e-5, atol=2e-6)
-
-
-@pytest.mark.parametrize("case", [c for c in KEY_CASES if not c.searches], ids=ids)
-def test_plain_multi_steps_averages_the_gradient(case, standard_promotion):
-    # Without `virtual_batch` the loss is that of the last micro-batch, so only what
-    # does not read the loss agrees with the big batch.
-    params, state = _micro_batch_run(
-        case, optax.MultiSteps(case.make(), every_k_schedule=MICRO), steps=1
-    )
-    big_params, big_state = _big_batch_run(case.name, steps=1)
-    chex.assert_trees_all_close(params, big_params, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(
-        diagnostics(state)["grad_norm"], diagnostics(big_state)["grad_norm"], rtol=1e-5
     )
 
 
