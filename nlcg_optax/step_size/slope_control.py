@@ -18,6 +18,7 @@ FOUND_BELOW = 0.3  # the search ends at the first ratio below this
 OVERSHOOT_RATIO, JUMP = -2.0, 1.5
 # While it is held, a step of less than this part of what it should be grows again.
 FAR_TOO_SHORT = 0.5
+EXPLAINED = 0.25  # of a rise, that the slope at the end must explain; else it is noise
 SHORTEST, LONGEST = 0.05, 0.5  # what a step back may leave of a step
 MAX_STEPS_BACK = 8  # in a row; then the loss itself must have changed
 # The brake: how far the averaged loss may stand above its least, while the step size
@@ -138,6 +139,8 @@ def judge(state: SlopeControlState, value: jax.Array, end: jax.Array) -> Judgmen
     before = jnp.maximum(state.value, state.value_average)
     above = value - before
     too_far = (ratio < OVERSHOOT_RATIO) & (above > RISE * jnp.abs(before))
+    # Where it is convex the loss cannot rise by more than the slope at the end.
+    too_far &= end > EXPLAINED * (value - state.value)
     too_far |= (ratio < 0) & (above > JUMP * jnp.abs(before))
     jumped = finite & too_far & (state.steps_back >= MAX_STEPS_BACK)
     # The minimizer of the parabola with these two slopes. One bad batch halves the

@@ -108,10 +108,10 @@ def scale_by_slope_ratio(
     (Polyak's step, for losses of zero or more) nor than ten times the average.
 
     **A step back.** Where the step just taken was far too long (r below -2 at a loss
-    5 % above the last and the averaged one, or r below zero at a loss above them by 1.5
-    times their size), this update only goes back along it, to the minimizer of the
-    parabola, 0.05 to 0.5 of the step. The
-    step size shrinks alike; the direction and its memory are as before. It is the
+    5 % above the last and the averaged one, a rise that the slope explains; or r below
+    zero at a loss above them by 1.5 times their size), this update only goes back along
+    it, to the minimizer of the parabola, 0.05 to 0.5 of the step. The step size shrinks
+    alike; the direction and its memory are as before. It is the
     trial step of a line search, paid for with one gradient. If the loss is no lower
     after eight of them in a row, the loss itself has changed: the search starts again
     from there. A loss or gradient that is not finite is a step back to one half, a
@@ -122,7 +122,8 @@ def scale_by_slope_ratio(
     along a parabola, because the measured one is too steep: d knows the noise of the
     batch that made it. The steps shrink as noise takes over, and the run may go on for
     ever. It costs foresight: nothing is annealed, so that a run of known length ends
-    at a lower loss with ``num_steps``.
+    at a lower loss with ``num_steps``. With very small batches near interpolation steps
+    back by chance may shorten a step that is held: then leave ``num_steps`` out.
 
     Source: the secant step of Moré and Thuente (1994, section 4) and the slope ratio
     of the strong Wolfe conditions (Nocedal and Wright, 2006, equation 3.7b).
