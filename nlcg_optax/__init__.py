@@ -9,13 +9,13 @@ Optimizers:
   `nlcg`, `large_batch_nlcg`, `tuning_free_nlcg`, `paper_nlcg` and its learning rate
   `paper_schedule`.
 Direction:
-  `scale_by_nlcg`; `InnerProducts`, what a custom conjugacy rule reads.
+  `scale_by_nlcg`; `damp_by_beta`; `InnerProducts`, what a custom conjugacy rule reads.
 Preconditioners:
   `scale_by_kronecker`, `scale_by_orthogonalization`, `scale_by_hutchinson`,
   `scale_by_equilibration`, `scale_by_gauss_newton_bartlett`,
   `scale_by_diagonal_secant`, `scale_by_limited_memory`.
 Step sizes:
-  `scale_by_curvature_step`, `scale_by_subspace_step`,
+  `scale_by_slope_ratio`, `scale_by_curvature_step`, `scale_by_subspace_step`,
   `scale_by_hager_zhang_linesearch`.
 Deterministic problems:
   `minimize`, its `MinimizeResult` and `Status`; a `Method`, from `nlcg_method` or
@@ -41,7 +41,7 @@ from nlcg_optax.curvature import (
     hessian_along,
     hessian_vector_product,
 )
-from nlcg_optax.direction import InnerProducts, scale_by_nlcg
+from nlcg_optax.direction import InnerProducts, damp_by_beta, scale_by_nlcg
 from nlcg_optax.linesearch import scale_by_hager_zhang_linesearch
 from nlcg_optax.minimization.methods import (
     Method,
@@ -62,7 +62,11 @@ from nlcg_optax.preconditioners import (
     scale_by_limited_memory,
     scale_by_orthogonalization,
 )
-from nlcg_optax.step_size import scale_by_curvature_step, scale_by_subspace_step
+from nlcg_optax.step_size import (
+    scale_by_curvature_step,
+    scale_by_slope_ratio,
+    scale_by_subspace_step,
+)
 from nlcg_optax.wrappers import (
     fill_masked,
     for_linesearch,
@@ -82,6 +86,7 @@ __all__ = [  # noqa: RUF022, in the groups of README
     "paper_schedule",
     # direction
     "scale_by_nlcg",
+    "damp_by_beta",
     "InnerProducts",
     # preconditioners
     "scale_by_kronecker",
@@ -92,6 +97,7 @@ __all__ = [  # noqa: RUF022, in the groups of README
     "scale_by_diagonal_secant",
     "scale_by_limited_memory",
     # step sizes
+    "scale_by_slope_ratio",
     "scale_by_curvature_step",
     "scale_by_subspace_step",
     "scale_by_hager_zhang_linesearch",

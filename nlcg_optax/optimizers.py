@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.curvature.source import CURVATURES, CurvatureKind
+from nlcg_optax.direction.damped import damp_by_beta
 from nlcg_optax.direction.rules import RULES, ConjugacyRule
 from nlcg_optax.direction.transform import scale_by_nlcg
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.linesearch.hager_zhang import scale_by_hager_zhang_linesearch
 from nlcg_optax.preconditioners.kronecker import scale_by_kronecker
-from nlcg_optax.step_size.curvature_step import scale_by_curvature_step
+from nlcg_optax.preconditioners.matrices import vector_mask
+from nlcg_optax.preconditioners.orthogonal import scale_by_orthogonalization
+from nlcg_optax.step_size.slope_ratio import scale_by_slope_ratio
+from nlcg_optax.trees.inner_products import Scope
 from nlcg_optax.wrappers.extra_args import checked_chain, for_linesearch
 from nlcg_optax.wrappers.not_schedules import not_schedules
 
@@ -22,6 +25,7 @@ from nlcg_optax.wrappers.not_schedules import not_schedules
 # were chosen is in the section on few steps of experiments/README.md.
 BETA_SMOOTHING = 0.9
 BETA_MAX = 0.95
+RAMP = 0.95  # the decay where the average of beta is meant to rise slowly from zero
 # Of the line search, as conjugate gradients need: Nocedal and Wright, "Numerical
 # Optimization", 2006, section 3.1.
 MAX_SLOPE_RATIO = 0.1
@@ -163,29 +167,38 @@ def nlcg(
     return checked_chain("nlcg", parts)
 
 
-@not_schedules("weight_decay_mask")
+@not_schedules("weight_decay_mask", "weight_dimension_numbers")
 def large_batch_nlcg(
     learning_rate: optax.ScalarOrSchedule,
     *,
     preconditioner: optax.GradientTransformation | None = None,
+    scope: Scope = "global",
     weight_decay: float | jax.Array | None = None,
     weight_decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    weight_dimension_numbers: PyTree | Callable[[PyTree], PyTree] | None = None,
     state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """NLCG for large batches, with a learning rate as the only number to choose.
+    r"""NLCG for large batches, with a learning rate as the only number to choose.
 
-    PR+ on Kronecker-factored second moments (`scale_by_kronecker`), with β averaged
-    over steps (decay 0.9) and capped at 0.95, so that no momentum is left to tune. The
-    comparison with tuned baselines is in the section on few steps of
-    ``experiments/README.md``.
+    .. math::
+        z_t = P_t g_t, \qquad m_t = z_t + \beta_t m_{t-1}, \qquad
+        u_t = U_t V_t^\top \text{ of } m_t = U_t \Sigma_t V_t^\top,
+
+    for matrices; other leaves take :math:`(1 - \beta_t)\, m_t`. Kronecker factors
+    (`scale_by_kronecker`) come first, the memory of PR+ is next, and the polar factor
+    (`scale_by_orthogonalization`) is last. β is averaged over steps (decay 0.95) and
+    capped at 0.95. The average starts at zero and is not corrected for that: β ramps up
+    over some forty steps, and no momentum is left to tune.
 
     Args:
-      learning_rate: number or schedule, of the size of Adam's or somewhat smaller; it
-        should fall to zero over the run.
-      preconditioner: replaces `scale_by_kronecker`, for example by
-        `scale_by_orthogonalization`.
-      weight_decay: see `nlcg`, like all that follows.
+      learning_rate: number or schedule, of the size of Muon's without its scaling by
+        shapes; it should fall to zero over the run.
+      preconditioner: replaces `scale_by_kronecker`.
+      scope: ``"per_leaf"`` for one β per leaf, see `scale_by_nlcg`.
+      weight_decay: see `nlcg`.
       weight_decay_mask: which leaves decay.
+      weight_dimension_numbers: which axes are rows and columns, see
+        `scale_by_orthogonalization`.
       state_dtype: dtype of the stored direction and gradient.
 
     Returns:
@@ -213,47 +226,62 @@ def large_batch_nlcg(
     validation.check_rate(
         "learning_rate", learning_rate, "; only nlcg() has a line search instead"
     )
-    return nlcg(
-        learning_rate,
-        "pr+",
-        preconditioner=preconditioner or scale_by_kronecker(),
-        weight_decay=weight_decay,
-        weight_decay_mask=weight_decay_mask,
-        state_dtype=state_dtype,
+    direction = _large_batch_direction(
+        preconditioner,
+        scope,
+        weight_decay,
+        weight_decay_mask,
+        weight_dimension_numbers,
+        state_dtype,
     )
+    rate = optax.scale_by_learning_rate(learning_rate)
+    return checked_chain("large_batch_nlcg", [direction, rate])
 
 
-@not_schedules("weight_decay_mask")
+@not_schedules("weight_decay_mask", "weight_dimension_numbers")
 def tuning_free_nlcg(
-    multiplier: optax.ScalarOrSchedule = 1.0,
+    num_steps: int | jax.Array | None = None,
     *,
-    curvature: CurvatureKind = "gauss_newton",
-    refresh_period: int = 1,
     preconditioner: optax.GradientTransformation | None = None,
+    scope: Scope = "global",
     weight_decay: float | jax.Array | None = None,
     weight_decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    weight_dimension_numbers: PyTree | Callable[[PyTree], PyTree] | None = None,
     state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """NLCG without a learning rate and without a momentum: the one to run first.
 
-    `large_batch_nlcg` with `scale_by_curvature_step`: each step goes to the averaged
-    minimizer of the quadratic model along the direction. The ``multiplier`` of that
-    step is dimensionless and stays at one, unless the length of the run is known: then
-    let it fall to zero, ``tuning_free_nlcg(optax.linear_schedule(1., 0., steps))``.
+    The direction of `large_batch_nlcg` with the step size of `scale_by_slope_ratio`,
+    which reads the loss that the training loop has anyway: no second evaluation, no
+    function of the network.
+
+    With ``num_steps``, the length of the run, it finds its step size, holds it and
+    lets it fall to zero. Without, it runs for ever and costs foresight: a run of known
+    length ends at a lower loss. A schedule may be multiplied on top in either case:
+    ``optax.chain(tuning_free_nlcg(), optax.scale_by_schedule(...))``. Clipping belongs
+    before it: ``optax.chain(optax.clip_by_global_norm(1.), tuning_free_nlcg())``.
+
+    Beside Adam it keeps two more trees than its two moments, the last step and the
+    gradient before, and the Kronecker factors and their roots; a step adds what
+    `large_batch_nlcg` does to the matrices, and two inner products.
+
+    Where one more derivative of the outputs per step is affordable, the step may start
+    from the minimizer of the Gauss-Newton model, which knows the curvature of this very
+    batch: nest ``optax.chain(direction, scale_by_curvature_step("gauss_newton"))`` in
+    `scale_by_slope_ratio` with ``initial_step_size=1.``.
 
     Args:
-      multiplier: factor of the minimizer along the direction; a number or schedule.
-      curvature: see `scale_by_curvature_step`; ``"gauss_newton"`` needs the extra
-        arguments ``outputs_fn`` and ``output_loss_fn`` in ``update``, ``"hessian"``
-        needs ``value_fn``.
-      refresh_period: steps between measurements of the curvature.
+      num_steps: number of updates of the run, after which updates are zero; None if it
+        is not known.
       preconditioner: see `large_batch_nlcg`, like all that follows.
-      weight_decay: decoupled; it is not scaled by the curvature step.
+      scope: ``"per_leaf"`` for one β per leaf.
+      weight_decay: decoupled, and scaled by the step size that is found.
       weight_decay_mask: which leaves decay.
+      weight_dimension_numbers: which axes are rows and columns.
       state_dtype: dtype of the stored direction and gradient.
 
     Returns:
-      The optimizer.
+      The optimizer; its ``update`` needs the extra argument ``value``, the loss.
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, missing.
@@ -261,33 +289,61 @@ def tuning_free_nlcg(
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
-      >>> inputs = jnp.arange(6.).reshape(3, 2)
-      >>> model = lambda w: w @ inputs
-      >>> output_loss = lambda outputs: jnp.sum((outputs - 1.)**2)
-      >>> tx = tuning_free_nlcg()
+      >>> loss = lambda w: jnp.sum((w @ jnp.arange(6.).reshape(3, 2) - 1.)**2)
+      >>> tx = tuning_free_nlcg(num_steps=60)
       >>> @jax.jit
       ... def step(w, state):
-      ...     grads = jax.grad(lambda w: output_loss(model(w)))(w)
-      ...     updates, state = tx.update(grads, state, w, outputs_fn=model,
-      ...                                output_loss_fn=output_loss)
+      ...     value, grads = jax.value_and_grad(loss)(w)
+      ...     updates, state = tx.update(grads, state, w, value=value)
       ...     return optax.apply_updates(w, updates), state
       >>> w = jnp.zeros([4, 3])
       >>> state = tx.init(w)
       >>> for _ in range(60):
       ...     w, state = step(w, state)
-      >>> bool(output_loss(model(w)) < 1e-2)
+      >>> bool(loss(w) < 1e-2)
       True
     """
-    remedy = ""
-    if isinstance(multiplier, str) and multiplier in CURVATURES:
-        remedy = f"; the curvature is a keyword: curvature={multiplier!r}"
-    validation.check_rate("multiplier", multiplier, remedy)
-    return nlcg(
-        multiplier,
+    direction = _large_batch_direction(
+        preconditioner,
+        scope,
+        weight_decay,
+        weight_decay_mask,
+        weight_dimension_numbers,
+        state_dtype,
+    )
+    step = scale_by_slope_ratio(direction, num_steps)
+    return checked_chain("tuning_free_nlcg", [step, optax.scale(-1.0)])
+
+
+def _large_batch_direction(
+    preconditioner: optax.GradientTransformation | None,
+    scope: Scope,
+    weight_decay: float | jax.Array | None,
+    weight_decay_mask: PyTree | Callable[[PyTree], PyTree] | None,
+    weight_dimension_numbers: PyTree | Callable[[PyTree], PyTree] | None,
+    state_dtype: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Kronecker factors, then the memory, then the polar factor; then the decay."""
+    if preconditioner is None:
+        preconditioner = scale_by_kronecker(
+            weight_dimension_numbers=weight_dimension_numbers
+        )
+    memory = scale_by_nlcg(
         "pr+",
-        preconditioner=preconditioner or scale_by_kronecker(),
-        step_control=scale_by_curvature_step(curvature, refresh_period=refresh_period),
-        weight_decay=weight_decay,
-        weight_decay_mask=weight_decay_mask,
+        preconditioner=preconditioner,
+        beta_min=0.0,
+        beta_max=BETA_MAX,
+        beta_smoothing=RAMP,
+        scope=scope,
         state_dtype=state_dtype,
     )
+    parts = [
+        damp_by_beta(memory, vector_mask(weight_dimension_numbers)),
+        scale_by_orthogonalization(
+            vectors=optax.identity(), weight_dimension_numbers=weight_dimension_numbers
+        ),
+    ]
+    if weight_decay is not None:
+        validation.check_non_negative("weight_decay", weight_decay)
+        parts.append(optax.add_decayed_weights(weight_decay, weight_decay_mask))
+    return optax.chain(*parts)

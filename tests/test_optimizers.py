@@ -12,10 +12,10 @@ from nlcg_optax import (
     nlcg,
     paper_nlcg,
     paper_schedule,
-    scale_by_curvature_step,
     scale_by_hager_zhang_linesearch,
     scale_by_kronecker,
     scale_by_orthogonalization,
+    scale_by_slope_ratio,
     tuning_free_nlcg,
 )
 from nlcg_optax import scale_by_nlcg as direction
@@ -200,38 +200,35 @@ def loss(w):
     return output_loss_fn(outputs_fn(w))
 
 
-def smoothed(preconditioner):
-    return direction(
-        "pr+", preconditioner=preconditioner, beta_smoothing=0.9, beta_max=0.95
-    )
-
-
 def run(tx, steps=4, scale=1.0, w=None):
     w = jnp.zeros([3, 6]) if w is None else w
-
-    def scaled_loss_fn(outputs):
-        return scale * output_loss_fn(outputs)
+    tx = optax.with_extra_args_support(tx)
 
     def step(carry, _):
         w, state = carry
-        grads = jax.grad(lambda w: scaled_loss_fn(outputs_fn(w)))(w)
-        updates, state = tx.update(
-            grads,
-            state,
-            w,
-            outputs_fn=outputs_fn,
-            output_loss_fn=scaled_loss_fn,
-            value_fn=lambda w: scaled_loss_fn(outputs_fn(w)),
-        )
-        return (optax.apply_updates(w, updates), state), None
+        value, grads = jax.value_and_grad(lambda w: scale * loss(w))(w)
+        updates, state = tx.update(grads, state, w, value=value)
+        return (optax.apply_updates(w, updates), state), value
 
     return jax.jit(lambda c: jax.lax.scan(step, c, length=steps)[0])((w, tx.init(w)))
 
 
-def test_large_batch_is_smoothed_pr_on_kronecker_factors():
-    tx = large_batch_nlcg(0.03, weight_decay=0.1)
+def chain_of_preset(preconditioner=None, scope="global"):
+    memory = direction(
+        "pr+",
+        preconditioner=preconditioner or scale_by_kronecker(),
+        beta_smoothing=0.95,
+        beta_max=0.95,
+        scope=scope,
+    )
+    return optax.chain(memory, scale_by_orthogonalization())
+
+
+@pytest.mark.parametrize("scope", ["global", "per_leaf"])
+def test_large_batch_is_kronecker_then_memory_then_polar_factor(scope):
+    tx = large_batch_nlcg(0.03, weight_decay=0.1, scope=scope)
     chain = optax.chain(
-        smoothed(scale_by_kronecker()),
+        chain_of_preset(scope=scope),
         optax.add_decayed_weights(0.1),
         optax.scale_by_learning_rate(0.03),
     )
@@ -239,39 +236,47 @@ def test_large_batch_is_smoothed_pr_on_kronecker_factors():
     np.testing.assert_allclose(run(tx, w=start)[0], run(chain, w=start)[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "curvature", ["gauss_newton", pytest.param("hessian", marks=pytest.mark.slow)]
-)
-def test_tuning_free_takes_the_minimizer_along_the_direction(curvature):
-    tx = tuning_free_nlcg(
-        0.5,
-        curvature=curvature,
-        refresh_period=2,
-        preconditioner=scale_by_orthogonalization(),
-    )
-    chain = optax.chain(
-        smoothed(scale_by_orthogonalization()),
-        scale_by_curvature_step(curvature, refresh_period=2),
-        optax.scale_by_learning_rate(0.5),
-    )
-    np.testing.assert_allclose(run(tx)[0], run(chain)[0], rtol=1e-5, atol=1e-6)
+def test_vectors_are_damped_by_one_minus_a_beta_that_ramps_up_from_zero():
+    tx = large_batch_nlcg(1.0, preconditioner=optax.identity())
+    grads = np.random.default_rng(2).normal(size=(6, 5))
+    grads += 2 * np.sign(grads[0])  # so that consecutive ones are alike
+    state, memory, average = tx.init(jnp.zeros(5)), np.zeros(5), 0.0
+    averages = []
+    for t, g in enumerate(grads):
+        update, state = tx.update(jnp.asarray(g, jnp.float32), state)
+        last = grads[t - 1]
+        beta = np.clip(g @ (g - last) / (last @ last), 0, 0.95) if t else 0.0
+        average = 0.95 * average + 0.05 * beta
+        memory = g + average * memory
+        averages.append(average)
+        # Sums of five terms in float32.
+        np.testing.assert_allclose(update, -(1 - average) * memory, rtol=1e-5)
+    assert averages[0] == 0 < averages[-1] < 0.25
 
 
-def test_tuning_free_does_not_depend_on_the_scale_of_the_loss():
-    w, state = run(tuning_free_nlcg(), steps=6)
-    other, _ = run(tuning_free_nlcg(), steps=6, scale=256.0)
+def test_tuning_free_is_the_large_batch_direction_with_the_slope_ratio_step():
+    start = jnp.ones([3, 6])
+    found, state = run(tuning_free_nlcg(8), w=start)
+    chain = optax.chain(scale_by_slope_ratio(chain_of_preset(), 8), optax.scale(-1.0))
+    np.testing.assert_allclose(found, run(chain, w=start)[0], rtol=1e-5)
+    assert diagnostics(state)["slope_step_size"] > 0
+
+
+@pytest.mark.parametrize("num_steps", [None, 60])
+def test_tuning_free_does_not_depend_on_the_scale_of_the_loss(num_steps):
+    w, _ = run(tuning_free_nlcg(num_steps), steps=6)
+    other, _ = run(tuning_free_nlcg(num_steps), steps=6, scale=256.0)
     # Powers of two commute with rounding, but for the 1e-8 in Adam's denominator.
-    np.testing.assert_allclose(other, w, rtol=1e-3, atol=1e-4)
-    assert diagnostics(state)["num_curvature_skips"] == 0
+    np.testing.assert_allclose(other, w, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_tuning_free_solves_least_squares():
-    w, _ = run(tuning_free_nlcg(optax.linear_schedule(1.0, 0.0, 60)), steps=60)
+@pytest.mark.parametrize("num_steps", [None, 60])
+def test_tuning_free_solves_least_squares(num_steps):
+    w, _ = run(tuning_free_nlcg(num_steps), steps=60)
     best = np.linalg.lstsq(np.asarray(INPUTS).T, np.asarray(TARGETS).T, rcond=None)[0].T
-    # Of the excess over the least loss, one part in a thousand at most is left.
+    # Of the excess over the least loss, one part in a hundred at most is left.
     least = float(loss(jnp.asarray(best)))
-    assert loss(w) - least < 1e-3 * (loss(jnp.zeros([3, 6])) - least)
+    assert loss(w) - least < 1e-2 * (loss(jnp.zeros([3, 6])) - least)
 
 
 # --- bad input ----------------------------------------------------------------------

@@ -11,11 +11,11 @@ import nlcg_optax
 
 PUBLIC = {
     *("nlcg", "large_batch_nlcg", "tuning_free_nlcg", "paper_nlcg", "paper_schedule"),
-    *("scale_by_nlcg", "InnerProducts"),
+    *("scale_by_nlcg", "damp_by_beta", "InnerProducts"),
     *("scale_by_kronecker", "scale_by_orthogonalization", "scale_by_hutchinson"),
     *("scale_by_equilibration", "scale_by_gauss_newton_bartlett"),
     *("scale_by_diagonal_secant", "scale_by_limited_memory"),
-    *("scale_by_curvature_step", "scale_by_subspace_step"),
+    *("scale_by_slope_ratio", "scale_by_curvature_step", "scale_by_subspace_step"),
     "scale_by_hager_zhang_linesearch",
     *("minimize", "MinimizeResult", "Status", "Method"),
     *("nlcg_method", "limited_memory_method"),

@@ -228,16 +228,23 @@ def _tuning_free_nlcg(
     *,
     preconditioner: str,
     weight_decay: float,
-    curvature_period: int,
+    num_steps: int | None,
     **nested: Any,
 ) -> optax.GradientTransformation:
-    return nlcg_optax.tuning_free_nlcg(
-        learning_rate,
-        refresh_period=curvature_period,
+    """The preset, with the learning rate as a factor (its schedule) on top.
+
+    With ``num_steps`` the preset anneals by itself: then the schedule should be
+    constant.
+    """
+    preset = nlcg_optax.tuning_free_nlcg(
+        num_steps,
         preconditioner=PRECONDITIONERS[preconditioner].build(**nested)
         or optax.identity(),
         weight_decay=weight_decay,
         weight_decay_mask=decay_mask,
+    )
+    return optax.chain(
+        preset, optax.scale_by_learning_rate(learning_rate, flip_sign=False)
     )
 
 
@@ -268,13 +275,9 @@ register(
     label=lambda given: _preset_label("NLCG tuning-free", given),
     color="#56b4e9",
     space=space_around(1.0, None, DECOUPLED),
-    extras=lambda options: tuple(
-        dict.fromkeys(_preconditioner(options).extras + OUTPUTS)
-    ),
-    gradient_equivalents=lambda options: (
-        1 + _refresh_cost(options) + JVP_COST / options["curvature_period"]
-    ),
-    options=lambda given: {**_preset_options(given), "curvature_period": 1},
+    extras=lambda options: (*_preconditioner(options).extras, "value"),
+    gradient_equivalents=lambda options: 1 + _refresh_cost(options),
+    options=lambda given: {**_preset_options(given), "num_steps": None},
 )
 
 

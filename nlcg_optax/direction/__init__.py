@@ -5,6 +5,7 @@ inner products (`products`), the decision on beta (`beta`, with `rules`) and the
 direction.
 """
 
+from nlcg_optax.direction.damped import damp_by_beta
 from nlcg_optax.direction.rules import (
     RULES,
     ConjugacyRule,
@@ -24,6 +25,7 @@ __all__ = [
     "ScaleByNlcgState",
     "bounds_of",
     "constant",
+    "damp_by_beta",
     "get_rule",
     "scale_by_nlcg",
 ]

@@ -1,5 +1,6 @@
 """The decision on beta: rule, bounds, average, restarts and guards, on scalars only."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -74,11 +75,8 @@ def decide(
     # If the rule has no β to give, average in zero, not beta_min. If a test restarts,
     # average in the β of the rule.
     restarted = (state.count == 0) | ascends | ~jnp.isfinite(beta)
-    low, high, smoothing = (
-        jnp.asarray(x).astype(beta.dtype)
-        for x in (options.beta_min, options.beta_max, options.beta_smoothing)
-    )
-    beta = jnp.where(restarted, 0, jnp.clip(beta, low, high))
+    smoothing = jnp.asarray(options.beta_smoothing).astype(beta.dtype)
+    beta = jnp.where(restarted, 0, _clipped(beta, options.beta_min, options.beta_max))
     beta_average = smoothing * state.beta_average + (1 - smoothing) * beta
     restarted |= _restart_tests(options, products, state.count) | must_restart
 
@@ -118,6 +116,17 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """
     positive = denominator > 0
     return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0)
+
+
+def _clipped(
+    beta: jax.Array, low: float | jax.Array, high: float | jax.Array
+) -> jax.Array:
+    """β within its bounds; no array is made of a bound that is known to be none."""
+    if isinstance(low, jax.Array) or low != -math.inf:
+        beta = jnp.maximum(beta, jnp.asarray(low).astype(beta.dtype))
+    if isinstance(high, jax.Array) or high != math.inf:
+        beta = jnp.minimum(beta, jnp.asarray(high).astype(beta.dtype))
+    return beta
 
 
 def _without_bad_preconditioner(

@@ -253,8 +253,10 @@ def _ratio(new: jax.Array, old: jax.Array) -> jax.Array:
     """``new / old`` for positive losses; above one for a rise whatever the sign."""
     tiny = jnp.finfo(old.dtype).tiny
     largest = jnp.finfo(old.dtype).max
-    rise = (new - old) / jnp.maximum(jnp.abs(old), tiny)
-    return jnp.clip(1 + rise, -largest, largest)
+    change = new - old
+    # The quotient stays finite, also where the old loss is zero.
+    least = jnp.maximum(jnp.abs(change) / (largest / 2), tiny)
+    return 1 + change / jnp.maximum(jnp.abs(old), least)
 
 
 def _look_up(ratio: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -5,6 +5,12 @@ from nlcg_optax.step_size.curvature_step import (
     ScaleByCurvatureStepState,
     scale_by_curvature_step,
 )
+from nlcg_optax.step_size.slope_control import SlopeControlState
+from nlcg_optax.step_size.slope_ratio import (
+    ScaleBySlopeRatioState,
+    SlopeRatioDiagnostics,
+    scale_by_slope_ratio,
+)
 from nlcg_optax.step_size.subspace import (
     ScaleBySubspaceStepState,
     SubspaceStepDiagnostics,
@@ -14,8 +20,12 @@ from nlcg_optax.step_size.subspace import (
 __all__ = [
     "CurvatureStepDiagnostics",
     "ScaleByCurvatureStepState",
+    "ScaleBySlopeRatioState",
     "ScaleBySubspaceStepState",
+    "SlopeControlState",
+    "SlopeRatioDiagnostics",
     "SubspaceStepDiagnostics",
     "scale_by_curvature_step",
+    "scale_by_slope_ratio",
     "scale_by_subspace_step",
 ]

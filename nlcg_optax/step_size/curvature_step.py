@@ -191,7 +191,7 @@ def _next_state(
     highest = jnp.where(
         state.num_measured > 0,
         MAX_RATIO * _average(state.minimizer_average, state.num_measured, decay),
-        jnp.inf,
+        jnp.finfo(descent.dtype).max,
     )
     zero = due & (descent == 0) & (curve == 0)
     good = due & (curve > 0) & (descent > 0) & jnp.isfinite(minimizer) & (minimizer > 0)

@@ -26,6 +26,7 @@ from nlcg_optax import (
     scale_by_kronecker,
     scale_by_nlcg,
     scale_by_orthogonalization,
+    scale_by_slope_ratio,
     scale_by_subspace_step,
 )
 from nlcg_optax.contrib import (
@@ -124,6 +125,15 @@ def with_rate(
 chained = with_rate(scale_by_nlcg)  # with arguments that `nlcg` does not take
 
 
+def scale_by_slope_ratio_of_nlcg(
+    initial_step_size: float = 1e-3, **kwargs: Any
+) -> optax.GradientTransformationExtraArgs:
+    """The slope-ratio step along the direction with these arguments."""
+    return scale_by_slope_ratio(
+        scale_by_nlcg(**kwargs), initial_step_size=initial_step_size
+    )
+
+
 def _chained(
     name: str,
     extras: tuple[str, ...] = (),
@@ -188,6 +198,12 @@ STOCHASTIC = [
     ),
     _stochastic(
         "subspace_step", ("value_fn",), rule=0.0, step_control=scale_by_subspace_step()
+    ),
+    _chained(
+        "slope_ratio",
+        ("value",),
+        direction=scale_by_slope_ratio_of_nlcg,
+        initial_step_size=RATE,
     ),
     _paper("paper_fr_step", rule="fr", step_control="step"),
     _paper("paper_pr_online", rule="pr", step_control="online"),

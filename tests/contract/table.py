@@ -90,6 +90,7 @@ OTHERS = {
     "nlcg, line search": n.nlcg,
     "large_batch_nlcg": lambda: n.large_batch_nlcg(RATE),
     "tuning_free_nlcg": n.tuning_free_nlcg,
+    "tuning_free_nlcg, horizon": lambda: n.tuning_free_nlcg(30),
     "paper_nlcg": lambda: n.paper_nlcg(RATE, layerwise_eta=0.1),
     "paper_nlcg, online": lambda: n.paper_nlcg(RATE, "pr", step_control="online"),
     "loss ratio": lambda: stepped(paper.scale_by_loss_ratio("step")),

@@ -108,11 +108,10 @@ FACTORIES = {
         TypeError,
         "only nlcg() has a line search instead",
     ),
-    "tuning_free_nlcg of a curvature": (
-        lambda: n.tuning_free_nlcg("hessian"),
-        TypeError,
-        "multiplier='hessian' is a str; allowed are a number and a schedule, a "
-        "function of the step count; the curvature is a keyword: curvature='hessian'",
+    "tuning_free_nlcg of a schedule": (
+        lambda: n.tuning_free_nlcg(optax.constant_schedule(1.0)),
+        ValueError,
+        "must be an integer of at least 1",
     ),
     "paper_nlcg of a rule": (
         lambda: n.paper_nlcg("pr"),
@@ -243,6 +242,7 @@ TRANSFORMATIONS = {
     "scale_by_gauss_newton_bartlett": n.scale_by_gauss_newton_bartlett,
     "scale_by_diagonal_secant": n.scale_by_diagonal_secant,
     "scale_by_limited_memory": n.scale_by_limited_memory,
+    "scale_by_slope_ratio": lambda: n.scale_by_slope_ratio(optax.identity()),
     "scale_by_curvature_step": n.scale_by_curvature_step,
     "scale_by_subspace_step": n.scale_by_subspace_step,
     "scale_by_hager_zhang_linesearch": n.scale_by_hager_zhang_linesearch,
@@ -382,7 +382,6 @@ READERS = {
     "scale_by_curvature_step": n.scale_by_curvature_step,
     "scale_by_subspace_step": n.scale_by_subspace_step,
     "scale_by_hager_zhang_linesearch": n.scale_by_hager_zhang_linesearch,
-    "tuning_free_nlcg": lambda: n.tuning_free_nlcg(curvature="hessian"),
     "nlcg": n.nlcg,
     "search of Optax": lambda: n.nlcg(
         linesearch=optax.scale_by_backtracking_linesearch(3)
@@ -395,7 +394,6 @@ OUTPUT_READERS = {
     "scale_by_hutchinson": lambda: n.scale_by_hutchinson("gauss_newton"),
     "scale_by_curvature_step": lambda: n.scale_by_curvature_step("gauss_newton"),
     "scale_by_subspace_step": lambda: n.scale_by_subspace_step("gauss_newton"),
-    "tuning_free_nlcg": n.tuning_free_nlcg,
 }
 
 

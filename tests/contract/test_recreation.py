@@ -39,6 +39,7 @@ def test_two_optimizers_built_alike_are_equal(name):
         lambda x: n.scale_by_limited_memory(min_cosine=x),
         lambda x: n.scale_by_hager_zhang_linesearch(max_slope_ratio=x),
         lambda x: n.scale_by_subspace_step(initial_damping=x),
+        lambda x: n.scale_by_slope_ratio(n.scale_by_nlcg(), initial_step_size=x),
         lambda x: n.virtual_batch(n.nlcg(x), 2),
     ],
 )

@@ -1,0 +1,85 @@
+"""Directions whose length does not depend on how long their memory is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlcg_optax import validation
+from nlcg_optax.direction.state import ScaleByNlcgState
+from nlcg_optax.dtypes import PyTree, times
+
+
+def damp_by_beta(
+    direction: optax.GradientTransformation,
+    mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Multiplies conjugate directions by :math:`1 - \beta`.
+
+    :math:`d_t = -z_t + \beta d_{t-1}` sums up to :math:`-z / (1 - \beta)` where z and β
+    hardly change. What leaves here,
+
+    .. math:: (1 - \bar\beta_t)\, d_t,
+
+    has the length of z at every β, as the exponential average of a gradient has, so
+    that a learning rate need not follow β. Here :math:`\bar\beta_t` is the average of
+    β that `scale_by_nlcg` keeps with ``beta_smoothing``; at a restart it is not reset.
+
+    A direction that is orthogonalized next has no length to damp: then ``mask`` leaves
+    its matrices out.
+
+    Args:
+      direction: a `scale_by_nlcg`, with β below one (``beta_max``).
+      mask: tree of booleans like the parameters, or a function from the parameters to
+        one: which leaves are damped. None for all.
+
+    Returns:
+      The transformation, with the state of ``direction`` itself.
+
+    Raises:
+      TypeError: if ``direction`` is no transformation, or (in ``init``) its state is
+        not that of `scale_by_nlcg`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nlcg_optax import scale_by_nlcg
+      >>> tx = damp_by_beta(scale_by_nlcg(0.5))  # a constant
+      >>> grad = jnp.array([4.])
+      >>> state = tx.init(grad)
+      >>> for _ in range(3):
+      ...     update, state = tx.update(grad, state)
+      >>> update  # half of 4 + 2 + 1
+      Array([3.5], dtype=float32)
+    """
+    validation.check_transformation("direction", direction)
+    inner = optax.with_extra_args_support(direction)
+
+    def init_fn(params: PyTree) -> ScaleByNlcgState:
+        state = inner.init(params)
+        if not isinstance(state, ScaleByNlcgState):
+            raise TypeError(
+                f"direction has a state of type {type(state).__name__}; allowed is "
+                "that of scale_by_nlcg"
+            )
+        return state
+
+    def update_fn(
+        updates: PyTree,
+        state: ScaleByNlcgState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ScaleByNlcgState]:
+        updates, state = inner.update(updates, state, params, **extra_args)
+        chosen = mask(updates) if callable(mask) else mask
+        leaves, treedef = jax.tree.flatten(updates)
+        flags = [True] * len(leaves) if chosen is None else jax.tree.leaves(chosen)
+        factors = jnp.broadcast_to(1 - state.beta_average, (len(leaves),))
+        damped = [
+            times(factors[i], leaf).astype(leaf.dtype) if flag else leaf
+            for i, (flag, leaf) in enumerate(zip(flags, leaves, strict=True))
+        ]
+        return jax.tree.unflatten(treedef, damped), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

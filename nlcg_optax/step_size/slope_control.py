@@ -1,0 +1,310 @@
+"""The step size from ratios of slopes: a machine of scalars, without a parameter.
+
+`judge` looks at the end of the last step and says whether to go on or to step back;
+`went_on` and `stepped_back` give the state after either.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# While the step size is searched for, one step changes it by e^-1 to e^2.3 at most;
+# later by those powers of the adaptation rate.
+MOST_DOWN, MOST_UP = -1.0, 2.3
+FOUND_BELOW = 0.3  # the search ends at the first ratio below this
+# An overshoot: the slope more than twice as steep the other way and a loss above the
+# last and the averaged one, or a loss above them by 1.5 times their size.
+OVERSHOOT_RATIO, JUMP = -2.0, 1.5
+# While it is held, a step of less than this part of what it should be grows again.
+FAR_TOO_SHORT = 0.5
+SHORTEST, LONGEST = 0.05, 0.5  # what a step back may leave of a step
+MAX_STEPS_BACK = 8  # in a row; then the loss itself must have changed
+# The brake: how far the averaged loss may stand above its least, while the step size
+# adapts and while it is held, relative to that; and the logarithm of what it does.
+RISE, RISE_WHILE_HELD = 0.05, 1.0
+BRAKE = -0.3
+LOSS_DECAY = 0.8  # of the average of the loss
+LEAST_LEAK = 0.02  # by which the least loss is forgotten, so that a jump is
+# Of the loss, that a step may promise, and the very first one; and by how much the
+# logarithm of the step size may stand above that bound.
+PROMISE, FIRST_PROMISE, SLACK = 1.0, 0.01, 1.0
+MOST_GROWTH = 10.0  # of the promise of a step over the averaged one
+LOG_BOUND = 60.0  # of the logarithm of the step size
+
+
+class ControlOptions(NamedTuple):
+    """The numbers of `scale_by_slope_ratio`, checked."""
+
+    num_steps: Any
+    target_ratio: Any
+    adaptation_rate: Any
+    window_decay: Any
+    hold_after: Any
+    initial_step_size: Any
+
+
+class SlopeControlState(NamedTuple):
+    """The scalars of `scale_by_slope_ratio`.
+
+    Attributes:
+      count: number of updates.
+      value: loss where the last step began.
+      slope: slope of the loss along the last step where it began, times its length;
+        zero if there was none.
+      start_slope: windowed average of ``slope``.
+      end_slope: windowed average of the slope where the steps ended.
+      change: windowed average of the change of the loss over a step.
+      value_average: windowed average of the loss.
+      value_least: the least of ``value_average``, slowly forgotten.
+      log_step_size: logarithm of the step size.
+      begun: whether a step was taken.
+      found: whether the search for the size of the step is over.
+      steps_back: steps back in a row.
+    """
+
+    count: jax.Array  # type: ignore[assignment]
+    value: jax.Array
+    slope: jax.Array
+    start_slope: jax.Array
+    end_slope: jax.Array
+    change: jax.Array
+    value_average: jax.Array
+    value_least: jax.Array
+    log_step_size: jax.Array
+    begun: jax.Array
+    found: jax.Array
+    steps_back: jax.Array
+
+
+class Judgment(NamedTuple):
+    """What the end of the last step says.
+
+    Attributes:
+      value: the loss there, zero if anything is not finite.
+      end: the slope there, zero if anything is not finite.
+      finite: whether both are finite.
+      ratio: ``end`` over the slope where the step began; one if there was no descent.
+      back: whether to step back.
+      kept: the fraction of the step that a step back leaves.
+      jumped: whether stepping back has not helped, so that all starts again from here.
+    """
+
+    value: jax.Array
+    end: jax.Array
+    finite: jax.Array
+    ratio: jax.Array
+    back: jax.Array
+    kept: jax.Array
+    jumped: jax.Array
+
+
+def init_control(options: ControlOptions, dtype: jnp.dtype) -> SlopeControlState:
+    """The scalars before the first step."""
+    first = jnp.asarray(options.initial_step_size).astype(dtype)
+    # One array per field: `jax.jit` cannot donate an array twice.
+    return SlopeControlState(
+        count=jnp.zeros([], jnp.int32),
+        value=jnp.zeros([], dtype),
+        slope=jnp.zeros([], dtype),
+        start_slope=jnp.zeros([], dtype),
+        end_slope=jnp.zeros([], dtype),
+        change=jnp.zeros([], dtype),
+        value_average=jnp.zeros([], dtype),
+        value_least=jnp.zeros([], dtype),
+        log_step_size=jnp.log(first),
+        begun=jnp.zeros([], jnp.bool_),
+        found=jnp.zeros([], jnp.bool_),
+        steps_back=jnp.zeros([], jnp.int32),
+    )
+
+
+def judge(state: SlopeControlState, value: jax.Array, end: jax.Array) -> Judgment:
+    """Judges the last step by the loss and the slope at its end.
+
+    Args:
+      state: the scalars before this update.
+      value: the loss.
+      end: inner product of the last step and the gradient.
+
+    Returns:
+      The judgment.
+    """
+    finite = jnp.isfinite(value) & jnp.isfinite(end)
+    value, end = jnp.where(finite, value, 0), jnp.where(finite, end, 0)
+    descended = state.slope < 0
+    ratio = jnp.where(descended, end / jnp.where(descended, state.slope, -1), 1)
+    # In noise the loss before and the slopes may be low by chance; the average is not.
+    before = jnp.maximum(state.value, state.value_average)
+    above = value - before
+    too_far = (ratio < OVERSHOOT_RATIO) & (above > RISE * jnp.abs(before))
+    too_far |= (ratio < 0) & (above > JUMP * jnp.abs(before))
+    jumped = finite & too_far & (state.steps_back >= MAX_STEPS_BACK)
+    # The minimizer of the parabola with these two slopes. One bad batch halves the
+    # step; if it goes on, the step shrinks faster and faster.
+    parabola = jnp.clip(1 / (1 - jnp.minimum(ratio, 0)), SHORTEST, LONGEST)
+    halved = LONGEST ** (state.steps_back + 1).astype(ratio.dtype)
+    return Judgment(
+        value=value,
+        end=end,
+        finite=finite,
+        ratio=ratio,
+        back=~finite | (too_far & ~jumped),
+        kept=jnp.where(finite, parabola, jnp.maximum(halved, SHORTEST)),
+        jumped=jumped,
+    )
+
+
+def stepped_back(state: SlopeControlState, judgment: Judgment) -> SlopeControlState:
+    """The scalars after a step back: only a fraction of the last step is left."""
+    log_kept = jnp.log(judgment.kept)
+    return state._replace(
+        count=state.count + 1,
+        slope=judgment.kept * state.slope,
+        log_step_size=jnp.maximum(state.log_step_size + log_kept, -LOG_BOUND),
+        found=state.found | (judgment.finite & judgment.back),
+        steps_back=state.steps_back + 1,
+    )
+
+
+def went_on(
+    options: ControlOptions, state: SlopeControlState, judgment: Judgment
+) -> tuple[SlopeControlState, jax.Array, jax.Array]:
+    """The scalars that choose the next step, before its slope is known.
+
+    Args:
+      options: of the control.
+      state: the scalars before this update.
+      judgment: on the last step.
+
+    Returns:
+      The new scalars, the ratio that steered them and the inferred slope.
+    """
+    dtype = state.value.dtype
+    target, rate, decay = (
+        jnp.asarray(x).astype(dtype)
+        for x in (options.target_ratio, options.adaptation_rate, options.window_decay)
+    )
+    descended = state.slope < 0
+    found = state.found | (descended & (judgment.ratio < FOUND_BELOW))
+    # Until the step is found the windows hold the last step alone.
+    windowed = state.found & ~judgment.jumped
+
+    def mean(old: jax.Array, new: jax.Array, decay: jax.Array) -> jax.Array:
+        return jnp.where(windowed, decay * old + (1 - decay) * new, new)
+
+    start = mean(state.start_slope, state.slope, decay)
+    end = mean(state.end_slope, judgment.end, decay)
+    change = mean(state.change, judgment.value - state.value, decay)
+    average = mean(
+        state.value_average, judgment.value, jnp.asarray(LOSS_DECAY).astype(dtype)
+    )
+    leaked = state.value_least + LEAST_LEAK * (average - state.value_least)
+    afresh = judgment.jumped | ~state.begun
+    least = jnp.where(afresh, average, jnp.minimum(average, leaked))
+    # Along a parabola the loss changes by the mean of the two slopes, and where it is
+    # convex the slope never falls: noise of the loss must not say anything else.
+    inferred = jnp.clip(2 * change - end, start, jnp.minimum(end, 0))
+
+    steering = start if options.num_steps is not None else inferred
+    ratio = jnp.where(steering < 0, end / jnp.where(steering < 0, steering, -1), target)
+    if options.num_steps is None:
+        # No decrease, so that the steps go beyond twice the minimizer.
+        lowest = 2 * target - 1
+        ratio = jnp.where((end > 0) & ~(inferred < 0), lowest, ratio)
+        ratio = jnp.maximum(ratio, lowest)
+    ratio = jnp.where(found, ratio, judgment.ratio)
+    wanted = jnp.log((1 - target) / jnp.maximum(1 - ratio, 1e-3))
+    increment = jnp.clip(wanted, MOST_DOWN, MOST_UP)
+    held = _is_held(options, state)
+    rise = jnp.where(held, RISE_WHILE_HELD, RISE).astype(dtype)
+    rising = found & (average > least + rise * jnp.abs(least))
+    rising &= ratio < FOUND_BELOW  # otherwise steps too long are not why
+    if options.num_steps is not None:
+        # Annealed steps are shorter than those of the target ratio, and no more than
+        # half of what they should be: a step back may have been by chance.
+        short = jnp.log(_anneal_since_held(options, state) * FAR_TOO_SHORT)
+        increment = jnp.where(held, jnp.maximum(wanted + short, 0), increment)
+        increment = jnp.minimum(increment, MOST_UP)
+    increment = jnp.where(rising, jnp.minimum(increment, BRAKE), increment)
+    increment = jnp.where(descended & ~judgment.jumped, increment, 0)
+    log_step_size = state.log_step_size + jnp.where(found, rate, 1) * increment
+    new = SlopeControlState(
+        count=state.count + 1,
+        value=judgment.value,
+        slope=jnp.zeros_like(state.slope),
+        start_slope=start,
+        end_slope=end,
+        change=change,
+        value_average=average,
+        value_least=least,
+        log_step_size=jnp.clip(log_step_size, -LOG_BOUND, LOG_BOUND),
+        begun=jnp.ones_like(state.begun),
+        found=found & ~judgment.jumped,
+        steps_back=jnp.zeros_like(state.steps_back),
+    )
+    return new, ratio, inferred
+
+
+def with_step(
+    options: ControlOptions,
+    old: SlopeControlState,
+    new: SlopeControlState,
+    ascent: jax.Array,
+) -> tuple[SlopeControlState, jax.Array]:
+    """Completes the scalars once the direction is known.
+
+    Args:
+      options: of the control.
+      old: the scalars before this update.
+      new: those of `went_on`.
+      ascent: slope of the loss along the update of the nested direction.
+
+    Returns:
+      The scalars, and the factor of that update.
+    """
+    # A step longer than the loss over the slope (Polyak's) promises more than there is;
+    # of the very first step nothing else is known, so that it promises less.
+    promise = jnp.where(old.begun, PROMISE, FIRST_PROMISE).astype(ascent.dtype)
+    promise *= jnp.abs(new.value)
+    # A slope that is suddenly steep is no reason for a step that changes far more.
+    usual = MOST_GROWTH * jnp.abs(new.start_slope)
+    promise = jnp.where(
+        old.begun & (usual > 0) & (promise > 0), jnp.minimum(promise, usual), promise
+    )
+    bounded = (promise > 0) & (ascent > 0)
+    ceiling = jnp.where(
+        bounded, promise / jnp.where(bounded, ascent, 1), jnp.exp(LOG_BOUND)
+    ).astype(ascent.dtype)
+    factor = jnp.exp(new.log_step_size) * anneal(options, old.count, ascent.dtype)
+    factor = jnp.minimum(factor, ceiling)
+    slack = jnp.where(old.begun, SLACK, 0).astype(ascent.dtype)
+    tiny = jnp.finfo(ascent.dtype).tiny  # a quotient may underflow
+    bound = jnp.log(jnp.maximum(ceiling, tiny)) + slack
+    log_step_size = jnp.minimum(new.log_step_size, bound)
+    log_step_size = jnp.maximum(log_step_size, -LOG_BOUND)
+    return new._replace(log_step_size=log_step_size, slope=-factor * ascent), factor
+
+
+def anneal(options: ControlOptions, count: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The factor that falls linearly to zero at the horizon; one without a horizon."""
+    if options.num_steps is None:
+        return jnp.ones([], dtype)
+    done = count.astype(dtype) / jnp.asarray(options.num_steps).astype(dtype)
+    return jnp.maximum(1 - done, 0)
+
+
+def _anneal_since_held(options: ControlOptions, state: SlopeControlState) -> jax.Array:
+    dtype = state.value.dtype
+    rest = jnp.maximum(1 - jnp.asarray(options.hold_after).astype(dtype), 1e-6)
+    return jnp.clip(anneal(options, state.count, dtype) / rest, 1e-6, 1)
+
+
+def _is_held(options: ControlOptions, state: SlopeControlState) -> jax.Array:
+    if options.num_steps is None:
+        return jnp.zeros([], jnp.bool_)
+    dtype = state.value.dtype
+    until = jnp.asarray(options.hold_after).astype(dtype) * jnp.asarray(
+        options.num_steps
+    ).astype(dtype)
+    return state.count.astype(dtype) > until

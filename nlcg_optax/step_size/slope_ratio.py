@@ -1,0 +1,288 @@
+"""The slope-ratio step: a line search spread over the iterations."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlcg_optax import validation
+from nlcg_optax.dtypes import (
+    PyTree,
+    accumulator_dtype,
+    strong_types,
+    times,
+    zeros_like,
+)
+from nlcg_optax.step_size.slope_control import (
+    ControlOptions,
+    Judgment,
+    SlopeControlState,
+    init_control,
+    judge,
+    stepped_back,
+    went_on,
+    with_step,
+)
+from nlcg_optax.trees.inner_products import vdots
+from nlcg_optax.xla import scalars
+
+NAME = "scale_by_slope_ratio"
+
+
+class SlopeRatioDiagnostics(NamedTuple):
+    """What `scale_by_slope_ratio` did, as scalars.
+
+    Attributes:
+      slope_ratio: the windowed ratio that steered the step size last.
+      slope_step_size: the step size, before it is annealed.
+      measured_slope: windowed slope where the steps began.
+      inferred_slope: the same, from the change of the loss.
+      num_steps_back: steps back so far, those because of something not finite included.
+      num_not_finite: losses or gradients so far that were not finite.
+      num_jumps: times so far that the loss stayed high after all steps back, and the
+        search for the step size started again.
+    """
+
+    slope_ratio: jax.Array
+    slope_step_size: jax.Array
+    measured_slope: jax.Array
+    inferred_slope: jax.Array
+    num_steps_back: jax.Array
+    num_not_finite: jax.Array
+    num_jumps: jax.Array
+
+
+class ScaleBySlopeRatioState(NamedTuple):
+    """State of `scale_by_slope_ratio`.
+
+    Attributes:
+      direction_state: state of the nested direction.
+      last_step: what is left of the last step, as it left this transformation.
+      control: the scalars.
+      diagnostics: what was done.
+    """
+
+    direction_state: PyTree
+    last_step: PyTree
+    control: SlopeControlState
+    diagnostics: SlopeRatioDiagnostics
+
+
+def scale_by_slope_ratio(
+    direction: optax.GradientTransformation,
+    num_steps: int | jax.Array | None = None,
+    *,
+    target_ratio: float | jax.Array = -0.4,
+    adaptation_rate: float | jax.Array = 0.3,
+    window_decay: float | jax.Array = 0.6,
+    hold_after: float | jax.Array = 0.4,
+    initial_step_size: float | jax.Array = 1e-3,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Multiplies a direction by a step size that ratios of slopes find.
+
+    A line search along d asks for the slope at the end of a step, over that at its
+    start. The next gradient answers for one inner product:
+
+    .. math::
+        r_t = \frac{d_t^\top g_{t+1}}{d_t^\top g_t}, \qquad
+        \log \alpha_{t+1} = \log \alpha_t + \eta\, \mathrm{clip}\left(
+        \log\frac{1 - r^*}{1 - r_t}, -1, 2.3\right).
+
+    On a parabola r is 1 at a step far too short, 0 at the minimizer and -1 at twice
+    it, and the secant through the two slopes is exact: :math:`(1 - r^*) / (1 - r)`
+    leads to the step at which r is :math:`r^*`. Here :math:`r_t` is the ratio of two
+    averages of slopes over a window of steps. Nothing else is evaluated.
+
+    1. *Find.* The first step is ``initial_step_size``, or less: what its slope
+       promises is at most a hundredth of the loss. Until r first falls below 0.3, each
+       step alone decides, with :math:`\eta = 1`.
+    2. *Steer* as above. While the averaged loss stands more than 5 % above its least
+       and r is below 0.3, the step size falls instead of growing (the brake).
+    3. With ``num_steps``, *hold* after ``hold_after`` of them (the brake is then at
+       twice the least loss), and *anneal*: a linear decay over all ``num_steps`` is
+       multiplied on top, and the updates after that are zero.
+
+    What a step promises, its length times the slope, is never more than the loss
+    (Polyak's step, for losses of zero or more) nor than ten times the average.
+
+    **A step back.** Where the step just taken was far too long (r below -2 at a loss
+    5 % above the last and the averaged one, or r below zero at a loss above them by 1.5
+    times their size), this update only goes back along it, to the minimizer of the
+    parabola, 0.05 to 0.5 of the step. The
+    step size shrinks alike; the direction and its memory are as before. It is the
+    trial step of a line search, paid for with one gradient. If the loss is no lower
+    after eight of them in a row, the loss itself has changed: the search starts again
+    from there. A loss or gradient that is not finite is a step back to one half, a
+    quarter and so on, and is counted; it reaches no state.
+
+    **Without** ``num_steps`` there is no end to plan for. The slope where a step begins
+    is then inferred from the change of the loss, :math:`f_{t+1} - f_t = (s_0 + s_1)/2`
+    along a parabola, because the measured one is too steep: d knows the noise of the
+    batch that made it. The steps shrink as noise takes over, and the run may go on for
+    ever. It costs foresight: nothing is annealed, so that a run of known length ends
+    at a lower loss with ``num_steps``.
+
+    Source: the secant step of Moré and Thuente (1994, section 4) and the slope ratio
+    of the strong Wolfe conditions (Nocedal and Wright, 2006, equation 3.7b).
+
+    Args:
+      direction: any Optax transformation whose updates are to be subtracted, such as
+        `scale_by_nlcg`, ``optax.scale_by_adam()`` or a chain that clips first. It
+        receives the extra arguments of ``update``.
+      num_steps: number of updates of the run; None if it is not known.
+      target_ratio: the :math:`r^*` above, below 1 and dimensionless.
+      adaptation_rate: the :math:`\eta` above, in (0, 1].
+      window_decay: decay of the averages of slopes, in [0, 1).
+      hold_after: fraction of ``num_steps`` after which the step size is held.
+      initial_step_size: the largest first step size, in the units of a parameter over
+        those of the direction; above zero.
+
+    Returns:
+      A transformation whose ``update`` needs the extra argument ``value``, the loss of
+      the same batch as the gradient. The updates are to be subtracted, as by
+      ``optax.scale_by_learning_rate(1.)`` after it; a schedule and weight decay may
+      stand in between. It keeps one tree, the last step. An update takes two inner
+      products of trees in addition to the direction, and communicates scalars only.
+
+    Raises:
+      ValueError: if an argument is out of its range or, in ``update``, ``value`` is
+        missing or no scalar.
+      TypeError: if ``direction`` is no transformation.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> loss = lambda x: 0.5 * jnp.sum(jnp.array([1., 1000.]) * x**2)
+      >>> tx = optax.chain(scale_by_slope_ratio(optax.scale_by_rms(), num_steps=100),
+      ...                  optax.scale_by_learning_rate(1.))
+      >>> @jax.jit
+      ... def step(x, state):
+      ...     value, grad = jax.value_and_grad(loss)(x)
+      ...     updates, state = tx.update(grad, state, x, value=value)
+      ...     return optax.apply_updates(x, updates), state
+      >>> x = jnp.array([3., -2.])
+      >>> state = tx.init(x)
+      >>> for _ in range(100):
+      ...     x, state = step(x, state)
+      >>> bool(loss(x) < 1e-4)
+      True
+    """
+    validation.check_transformation("direction", direction)
+    if num_steps is not None:
+        validation.check_positive_int("num_steps", num_steps)
+    _check_below_one("target_ratio", target_ratio)
+    validation.check_positive("adaptation_rate", adaptation_rate)
+    validation.check_range("adaptation_rate", "1", adaptation_rate, 1.0)
+    validation.check_decay("window_decay", window_decay)
+    validation.check_non_negative("hold_after", hold_after)
+    validation.check_range("hold_after", "1", hold_after, 1.0)
+    validation.check_positive("initial_step_size", initial_step_size)
+    inner = optax.with_extra_args_support(direction)
+    options = ControlOptions(
+        num_steps,
+        target_ratio,
+        adaptation_rate,
+        window_decay,
+        hold_after,
+        initial_step_size,
+    )
+
+    def init_fn(params: PyTree) -> ScaleBySlopeRatioState:
+        acc = accumulator_dtype(params)
+        params = strong_types(params)
+        return ScaleBySlopeRatioState(
+            direction_state=strong_types(inner.init(params)),
+            last_step=zeros_like(params),
+            control=init_control(options, acc),
+            diagnostics=SlopeRatioDiagnostics(
+                *(jnp.zeros([], acc) for _ in range(4)),
+                *(jnp.zeros([], jnp.int32) for _ in range(3)),
+            ),
+        )
+
+    def update_fn(
+        updates: PyTree,
+        state: ScaleBySlopeRatioState,
+        params: PyTree | None = None,
+        *,
+        value: jax.Array | float | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ScaleBySlopeRatioState]:
+        return _update(options, inner, updates, state, params, value, extra_args)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _update(
+    options: ControlOptions,
+    inner: optax.GradientTransformationExtraArgs,
+    g: PyTree,
+    state: ScaleBySlopeRatioState,
+    params: PyTree | None,
+    value: jax.Array | float | None,
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, ScaleBySlopeRatioState]:
+    validation.check_state(NAME, state, ScaleBySlopeRatioState)
+    value = validation.require(
+        NAME, "value", value, "the loss at the gradient", extra_args
+    )
+    validation.check_scalar_loss(NAME, value)
+    validation.check_same_structure("updates", g, state.last_step)
+    control = state.control
+    loss = jnp.asarray(value).astype(control.value.dtype)
+    # What is subtracted is an ascent: the slope of the step itself is the negative.
+    (rise,) = vdots([(state.last_step, g)], dtype=loss.dtype)
+    judgment = judge(control, loss, -rise)
+    g = jax.tree.map(lambda x: jnp.where(judgment.finite, x, 0), g)
+    u, direction_state = inner.update(
+        g, state.direction_state, params, value=value, **extra_args
+    )
+    (ascent,) = vdots([(u, g)], dtype=loss.dtype)
+    chosen, ratio, inferred = went_on(options, control, judgment)
+    forward, factor = with_step(options, control, chosen, ascent)
+    back, kept, factor = scalars.computed_once(judgment.back, judgment.kept, factor)
+
+    def choose(if_back: PyTree, if_forward: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda b, f: jnp.where(back, b, f.astype(b.dtype)), if_back, if_forward
+        )
+
+    undone = jax.tree.map(lambda d: times(kept - 1, d).astype(d.dtype), state.last_step)
+    left = jax.tree.map(lambda d: times(kept, d).astype(d.dtype), state.last_step)
+    taken = jax.tree.map(lambda x: times(factor, x), u)
+    new = ScaleBySlopeRatioState(
+        direction_state=choose(state.direction_state, direction_state),
+        last_step=choose(left, taken),
+        control=choose(stepped_back(control, judgment), forward),
+        diagnostics=_diagnostics(state, judgment, forward, ratio, inferred),
+    )
+    return optax.tree.cast_like(choose(undone, taken), g), new
+
+
+def _diagnostics(
+    state: ScaleBySlopeRatioState,
+    judgment: Judgment,
+    forward: SlopeControlState,
+    ratio: jax.Array,
+    inferred: jax.Array,
+) -> SlopeRatioDiagnostics:
+    last, back = state.diagnostics, judgment.back
+    log_step_size = jnp.where(
+        back,
+        stepped_back(state.control, judgment).log_step_size,
+        forward.log_step_size,
+    )
+    return SlopeRatioDiagnostics(
+        slope_ratio=jnp.where(back, judgment.ratio, ratio),
+        slope_step_size=jnp.exp(log_step_size),
+        measured_slope=jnp.where(back, last.measured_slope, forward.start_slope),
+        inferred_slope=jnp.where(back, last.inferred_slope, inferred),
+        num_steps_back=last.num_steps_back + back.astype(jnp.int32),
+        num_not_finite=last.num_not_finite + (~judgment.finite).astype(jnp.int32),
+        num_jumps=last.num_jumps + judgment.jumped.astype(jnp.int32),
+    )
+
+
+def _check_below_one(name: str, value: Any) -> None:
+    if not isinstance(value, jax.Array) and not value < 1:
+        raise ValueError(f"{name}={value!r} must be below 1")

@@ -1,0 +1,175 @@
+"""The tuning-free preset neither diverges nor falls behind plain gradient descent.
+
+On Optax's contract problems, on regressions whose features differ by a million, and on
+networks with whole and with sampled batches: against the best of many rates of SGD on
+the same problem, and with the largest averaged loss on the way bounded.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nlcg_optax import scale_by_curvature_step, scale_by_slope_ratio, tuning_free_nlcg
+from nlcg_optax import scale_by_nlcg as direction
+
+LOSS_DECAY = 0.8  # of the averaged loss
+RATES = 10.0 ** np.arange(-9.0, 1.1, 0.5)
+# Below this part of the first loss float32 rounds, and nothing is compared.
+NOTHING_LEFT = 1e-6
+
+RNG = np.random.default_rng(0)
+SCALES = np.logspace(-3, 3, 8)
+FEATURES = jnp.asarray(RNG.normal(size=(100, 8)) * SCALES, jnp.float32)
+TARGETS = FEATURES @ jnp.asarray(RNG.normal(size=8) / SCALES, jnp.float32)
+LABELS = (TARGETS > 0).astype(jnp.float32)
+INPUTS = jnp.asarray(RNG.normal(size=(256, 8)), jnp.float32)
+CLASSES = jnp.asarray(np.argmax(np.tanh(INPUTS @ RNG.normal(size=(8, 4))), axis=1))
+
+
+def rosenbrock(x):
+    return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+
+
+def parabola(params):
+    return jnp.sum((params["a"] - 1) ** 2) + jnp.sum((params["b"] + 2) ** 2)
+
+
+def linear(x):
+    return jnp.mean((FEATURES @ x - TARGETS) ** 2)
+
+
+def logistic(x):
+    z = FEATURES @ x
+    return jnp.mean(jnp.logaddexp(0.0, z) - LABELS * z)
+
+
+def network(activation, params, inputs, classes):
+    hidden = activation(inputs @ params["w"] + params["b"][None])
+    logits = hidden @ params["v"]
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, classes))
+
+
+def sampled(activation, batch):
+    """A loss of a batch that the number of the step draws, and of all examples."""
+
+    def loss(params, step):
+        if batch == len(INPUTS):
+            return network(activation, params, INPUTS, CLASSES)
+        key = jax.random.fold_in(jax.random.key(0), step)
+        rows = jax.random.choice(key, len(INPUTS), (batch,), replace=False)
+        return network(activation, params, INPUTS[rows], CLASSES[rows])
+
+    return loss, lambda params: network(activation, params, INPUTS, CLASSES)
+
+
+def deterministic(loss):
+    return lambda params, step: loss(params), loss
+
+
+NETWORK = {
+    "w": jnp.asarray(RNG.normal(size=(8, 16)) / 2, jnp.float32),
+    "b": jnp.zeros(16),
+    "v": jnp.asarray(RNG.normal(size=(16, 4)) / 4, jnp.float32),
+}
+PROBLEMS = {
+    "parabola": (deterministic(parabola), {"a": jnp.zeros(2), "b": jnp.zeros([2, 3])}),
+    "Rosenbrock": (deterministic(rosenbrock), jnp.zeros(2)),
+    "linear": (deterministic(linear), jnp.zeros(8)),
+    "logistic": (deterministic(logistic), jnp.zeros(8)),
+    "tanh": (sampled(jnp.tanh, 256), NETWORK),
+    "tanh, sampled": (sampled(jnp.tanh, 32), NETWORK),
+    "relu": (sampled(jax.nn.relu, 256), NETWORK),
+    "relu, sampled": (sampled(jax.nn.relu, 32), NETWORK),
+}
+
+
+def run(tx, problem, steps):
+    """The last loss over all examples, and the largest averaged one over the first."""
+    (loss, whole), start = PROBLEMS[problem]
+    tx = optax.with_extra_args_support(tx)
+
+    def step(carry, t):
+        params, state, average, largest = carry
+        value, grads = jax.value_and_grad(loss)(params, t)
+        updates, state = tx.update(grads, state, params, value=value)
+        average = jnp.where(
+            t == 0, value, LOSS_DECAY * average + (1 - LOSS_DECAY) * value
+        )
+        params = optax.apply_updates(params, updates)
+        return (params, state, average, jnp.maximum(largest, average)), None
+
+    first = whole(start)
+    carry = (start, tx.init(start), first, first)
+    (params, _, _, largest), _ = jax.lax.scan(step, carry, jnp.arange(steps))
+    return whole(params), largest / first
+
+
+@functools.cache
+def best_of_sgd(problem, steps):
+    found = jax.jit(jax.vmap(lambda rate: run(optax.sgd(rate), problem, steps)[0]))
+    losses = np.asarray(found(jnp.asarray(RATES, jnp.float32)))
+    return float(np.min(losses[np.isfinite(losses)]))
+
+
+def check(tx, problem, steps):
+    last, largest = jax.jit(lambda: run(tx, problem, steps))()
+    (_, whole), start = PROBLEMS[problem]
+    assert last <= max(2 * best_of_sgd(problem, steps), NOTHING_LEFT * whole(start))
+    assert largest < 2
+
+
+FAST = [("Rosenbrock", 300, 300), ("linear", 300, None), ("relu, sampled", 60, 60)]
+SLOW = [
+    (problem, steps, horizon)
+    for problem in PROBLEMS
+    for steps in (60, 300, 1000, 3000)
+    for horizon in (steps, None)
+    if (problem, steps, horizon) not in FAST
+]
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(("problem", "steps", "horizon"), FAST)
+def test_no_worse_than_twice_the_best_rate(problem, steps, horizon):
+    check(tuning_free_nlcg(horizon), problem, steps)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(("problem", "steps", "horizon"), SLOW)
+def test_no_worse_than_twice_the_best_rate_everywhere(problem, steps, horizon):
+    check(tuning_free_nlcg(horizon), problem, steps)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("horizon", [30_000, None])
+def test_thirty_thousand_steps_on_rosenbrock(horizon):
+    last, largest = jax.jit(
+        lambda: run(tuning_free_nlcg(horizon), "Rosenbrock", 30_000)
+    )()
+    assert last < 1e-3
+    assert largest < 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard_promotion")
+def test_the_curvature_step_is_safe_inside_the_slope_ratio_step():
+    # By itself it diverges here: its loss rises beyond 1e9.
+    def with_loss(inner):
+        def update(updates, state, params=None, **extra_args):
+            given = {**extra_args, "value_fn": rosenbrock}
+            return inner.update(updates, state, params, **given)
+
+        return optax.GradientTransformationExtraArgs(inner.init, update)
+
+    chain = optax.chain(direction("pr+"), scale_by_curvature_step())
+    step = scale_by_slope_ratio(with_loss(chain), initial_step_size=1.0)
+    tx = optax.chain(step, optax.scale(-1.0))
+    last, largest = jax.jit(lambda: run(tx, "Rosenbrock", 30_000))()
+    assert last < 1e-3
+    assert largest < 2
