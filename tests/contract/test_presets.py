@@ -19,7 +19,7 @@ PRESETS = {
     "nlcg": n.nlcg,
     "nlcg, line search": lambda _: n.nlcg(),
     "large_batch_nlcg": n.large_batch_nlcg,
-    "tuning_free_nlcg": lambda _: n.tuning_free_nlcg(curvature="hessian"),
+    "tuning_free_nlcg": lambda _: n.tuning_free_nlcg(),
     "paper_nlcg": n.paper_nlcg,
 }
 STEPS = 60
@@ -74,9 +74,6 @@ def _problems():
     for preset in PRESETS:
         for problem in PROBLEMS:
             marks = [] if problem in ("rosenbrock", "mixed") else [pytest.mark.slow]
-            if (preset, problem) == ("tuning_free_nlcg", "rosenbrock"):
-                reason = "the averaged curvature step leaves the valley"
-                marks.append(pytest.mark.xfail(strict=True, reason=reason))
             yield pytest.param(preset, problem, marks=marks)
 
 
