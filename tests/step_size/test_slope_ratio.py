@@ -71,14 +71,18 @@ def test_without_a_horizon_the_slope_is_inferred_from_the_loss():
     # The search ended with this step, so that the window is this step alone.
     np.testing.assert_allclose(found["slope_ratio"], 0.25, rtol=1e-4)
     np.testing.assert_allclose(found["slope_step_size"], (1.4 / 0.75) ** 0.3, rtol=1e-4)
-    _, state = told(tx, [(100.0, 1.0), (100.5, 0.1)])  # no decrease
+    # Noise of the loss: where it is convex the slope was no less steep before.
+    _, state = told(tx, [(100.0, 1.0), (100.5, 0.1)])
+    np.testing.assert_allclose(scalars(state)["slope_ratio"], 1.0, rtol=1e-6)
+    # Beyond the minimizer, and no decrease: twice the minimizer or more.
+    _, state = told(tx, [(100.0, 1.0), (100.5, -0.1)])
     np.testing.assert_allclose(scalars(state)["slope_ratio"], -1.8, rtol=1e-6)
 
 
 def test_a_step_too_far_goes_back_to_the_minimizer_of_the_parabola():
     tx = scale_by_slope_ratio(scale_by_nlcg(0.5), 100, initial_step_size=0.125)
     (taken,), before = told(tx, [(100.0, 1.0)])
-    (back,), after = told(tx, [(103.0, -4.0)], before)
+    (back,), after = told(tx, [(107.0, -4.0)], before)
     # r = -4: the minimizer is at 1 / (1 - r) = .2 of the step, .8 of it is undone.
     np.testing.assert_allclose(taken, 0.125, rtol=1e-6)
     np.testing.assert_allclose(back, -0.8 * taken, rtol=1e-6)
@@ -126,22 +130,32 @@ def test_a_loss_that_stays_high_starts_the_search_again():
 
 
 def test_the_brake_shortens_the_step_while_the_averaged_loss_is_high():
-    tx = scale_by_slope_ratio(optax.identity(), adaptation_rate=1.0)
-    # The slopes alone ask for a longer step, 1.4 / (1 - .25).
-    _, state = told(tx, [(100.0, 1.0), (99.0, 0.25), (98.0, 0.0625)])
+    tx = scale_by_slope_ratio(optax.identity(), 1000, adaptation_rate=1.0)
+    # The slopes alone ask for a longer step, by 1.4 / (1 - r) with r of .2 to .25.
+    _, state = told(tx, [(100.0, 1.0), (99.0, 0.25), (98.0, 0.05)])
     assert state.control.found
     before = scalars(state)["slope_step_size"]
-    _, state = told(tx, [(150.0, 0.02)], state)
+    _, state = told(tx, [(150.0, 0.01)], state)
     ratio = scalars(state)["slope_step_size"] / before
     assert ratio <= np.exp(-0.3) * 1.00001
 
 
 def test_updates_fall_to_zero_at_the_horizon_and_stay_there():
     tx = scale_by_slope_ratio(optax.identity(), 4, hold_after=0.0)
-    updates, _ = told(tx, [(1e6, 1.0)] * 6)
-    # Held from the second update on; a loss that stays as it is brakes nothing.
-    np.testing.assert_allclose(updates[1:4], updates[1] * np.array([3, 2, 1]) / 3, 1e-5)
-    assert updates[4:] == [0, 0]
+    # Twice the minimizer each time: held from the second update on, and not braked.
+    updates, _ = told(tx, [(1e6, 1.0), (1e6, -1.0)] * 3)
+    expected = 1e-3 * np.array([1, -0.75, 0.5, -0.25, 0, 0])
+    np.testing.assert_allclose(updates, expected, rtol=1e-5)
+
+
+def test_a_held_step_that_is_far_too_short_grows_again():
+    tx = scale_by_slope_ratio(optax.identity(), 100, hold_after=0.5)
+    # Found at the second update, and twice the minimizer until half way.
+    _, state = told(tx, [(1e6, 1.0), (1e6, -1.0)] * 30)
+    before = scalars(state)["slope_step_size"]
+    _, state = told(tx, [(1e6, 1.0)] * 10, state)
+    # At least by (1.4 / (1 - r)) / 2 with the ratio r that is left of the window.
+    assert scalars(state)["slope_step_size"] > 1.1 * before
 
 
 def test_the_units_of_loss_and_parameters_do_not_matter():
@@ -236,7 +250,7 @@ COMPOSED = {
 def test_composes(name):
     (params, _), values = solved(COMPOSED[name]())
     assert loss(params) < 1e-2 * values[0]
-    assert np.max(values) < 2 * values[0]
+    assert np.max(values) < 3 * values[0]  # the momentum of Adam carries on
 
 
 def test_the_argument_of_a_loss_is_asked_for():
