@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
@@ -17,7 +18,8 @@ def not_schedules(*names: str) -> Callable[[Factory], Factory]:
     ``optax.inject_hyperparams(factory)`` takes each function among the arguments for a
     schedule and calls it with the step count, unless its ``static_args`` name it. It
     binds the arguments to the signature of the factory; there a marked function is
-    replaced by one that raises TypeError, with the remedy, where it gets a step count.
+    replaced by one that raises TypeError, with the remedy, if a step count makes it
+    raise or return no number. A schedule of numbers passes.
 
     Args:
       *names: of the arguments.
@@ -29,9 +31,10 @@ def not_schedules(*names: str) -> Callable[[Factory], Factory]:
       >>> import optax
       >>> @not_schedules("rule")
       ... def factory(rule):
-      ...     return optax.scale(rule(2.0))
-      >>> tx = optax.inject_hyperparams(factory, static_args=("rule",))(lambda x: x)
-      >>> tx = optax.inject_hyperparams(factory)(lambda x: x)
+      ...     return optax.scale(rule(2 + 1j))
+      >>> rule = lambda x: x.imag if jnp.iscomplexobj(x) else None
+      >>> tx = optax.inject_hyperparams(factory, static_args=("rule",))(rule)
+      >>> tx = optax.inject_hyperparams(factory)(rule)
       >>> tx.init(jnp.ones(1))
       Traceback (most recent call last):
       ...
@@ -54,18 +57,37 @@ def not_schedules(*names: str) -> Callable[[Factory], Factory]:
 
 
 def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def refused(reason: str) -> TypeError:
+        return TypeError(
+            f"{name} is a function that optax.inject_hyperparams took for a schedule "
+            "and called with the step count; give optax.inject_hyperparams "
+            f"static_args=('{name}',), or the name of a choice instead of a function "
+            f"(it {reason})"
+        )
+
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and _is_step_count(args[0]):
-            raise TypeError(
-                f"{name} is a function that optax.inject_hyperparams took for a "
-                "schedule and called with the step count; give "
-                f"optax.inject_hyperparams static_args=('{name}',), or the name of a "
-                "choice instead of a function"
-            )
-        return function(*args, **kwargs)
+        if len(args) != 1 or not _is_step_count(args[0]):
+            return function(*args, **kwargs)
+        try:
+            value = function(*args, **kwargs)
+        except Exception as error:
+            raise refused(f"raised {type(error).__name__}") from error
+        if not _is_number(value):
+            raise refused(f"returned {value!r}")
+        return value
 
     return guarded
+
+
+def _is_number(value: Any) -> bool:
+    """Whether this may be a schedule's value: a real scalar that is no boolean."""
+    if not isinstance(value, (int, float, np.generic, np.ndarray, jax.Array)):
+        return False
+    is_real = jnp.issubdtype(jnp.result_type(value), jnp.integer) or jnp.issubdtype(
+        jnp.result_type(value), jnp.floating
+    )
+    return bool(is_real) and jnp.ndim(value) == 0
 
 
 def _is_step_count(value: Any) -> bool:

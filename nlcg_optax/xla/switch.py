@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -52,7 +53,8 @@ def on_one_cpu(tree: PyTree) -> bool:
       tree: a tree of arrays.
 
     Returns:
-      True where there is one device only, or where every array is known to be on one
+      True where there is one device only and no array names the axes of an explicit
+      mesh, or where every array is known to be on one
       device. False for tracers where there are several devices.
 
     Examples:
@@ -63,7 +65,8 @@ def on_one_cpu(tree: PyTree) -> bool:
     if not is_on() or explicit_mesh(tree) is not None:
         return False  # JAX refuses to reshape what an explicit mesh splits, also by one
     if _is_single_device():
-        return True
+        # An explicit mesh of one device has axes that JAX refuses to reshape, too.
+        return not any(map(_names_axes, jax.tree.leaves(tree)))
     # The type of a tracer is no help: it names a mesh if the argument of `jit` had one,
     # but an array without a mesh may be split by `in_shardings` or by a constraint.
     return all(
@@ -78,3 +81,7 @@ def _is_single_device() -> bool:
         return jax.device_count() == jax.device_count("cpu") == 1
     except RuntimeError:  # there is no CPU among JAX_PLATFORMS
         return False
+
+
+def _names_axes(leaf: Any) -> bool:
+    return any(jax.typeof(leaf).sharding.spec)

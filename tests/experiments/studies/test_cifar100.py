@@ -209,7 +209,7 @@ def raises(error):
 
 def test_a_full_disk_ends_the_command_with_a_message(tmp_path, monkeypatch):
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(command, "Runner", lambda data_dir: raises(full))
+    monkeypatch.setattr(command, "Runner", lambda data_dir, **_: raises(full))
     with pytest.raises(SystemExit, match=r"error: .*No space left on device"):
         command.main([f"--out={tmp_path}"])
 
@@ -217,7 +217,9 @@ def test_a_full_disk_ends_the_command_with_a_message(tmp_path, monkeypatch):
 def test_an_interrupted_study_prints_the_line_that_resumes_it(
     tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(command, "Runner", lambda data_dir: raises(KeyboardInterrupt()))
+    monkeypatch.setattr(
+        command, "Runner", lambda data_dir, **_: raises(KeyboardInterrupt())
+    )
     with pytest.raises(SystemExit) as ended:
         command.main(["--small", f"--out={tmp_path}"])
     assert ended.value.code == 130
