@@ -126,8 +126,10 @@ def check(tx, problem, steps, behind=2):
 # Batches of 32 examples on the way to interpolation, with a horizon: twice is missed,
 # because steps back by chance shorten the step that is held.
 FEW_EXAMPLES = [
+    ("tanh, sampled", 1000),
     ("tanh, sampled", 3000),
     ("relu, sampled", 300),
+    ("relu, sampled", 1000),
     ("relu, sampled", 3000),
 ]
 MISSED = 20
