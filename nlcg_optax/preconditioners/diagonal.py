@@ -18,6 +18,7 @@ from nlcg_optax.preconditioners.sampled_diagonal import (
 )
 from nlcg_optax.wrappers.extra_args import bind_extra_args
 from nlcg_optax.wrappers.not_schedules import not_schedules
+from nlcg_optax.xla.automatic_sharding import placed_like
 from nlcg_optax.xla.varying import axes_of, varying_over
 
 Likelihood: TypeAlias = (
@@ -253,9 +254,9 @@ def scale_by_gauss_newton_bartlett(
 
         def sample(key: jax.Array) -> PyTree:
             outputs, pull_back = jax.vjp(outputs_fn, params)
-            cotangents = varying_over(
-                _sampled_cotangents(likelihood, key, outputs), axes_of(outputs)
-            )
+            cotangents = _sampled_cotangents(likelihood, key, outputs)
+            cotangents = placed_like(cotangents, outputs)
+            cotangents = varying_over(cotangents, axes_of(outputs))
             (sampled_gradient,) = pull_back(cotangents)
             return jax.tree.map(abs_squared, sampled_gradient)
 

@@ -72,6 +72,23 @@ def explicit_mesh(tree: PyTree) -> jax.sharding.AbstractMesh | None:
     return None
 
 
+def placed_like(tree: PyTree, like: PyTree) -> PyTree:
+    """Returns a tree whose arrays are split as those of another of the same shapes.
+
+    Its plain twin is the identity, which it is unless there is an explicit mesh.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> placed_like(jnp.ones(2), jnp.zeros(2))
+      Array([1., 1.], dtype=float32)
+    """
+    if explicit_mesh(like) is None:
+        return tree
+    return jax.tree.map(
+        lambda x, other: jax.sharding.reshard(x, jax.typeof(other).sharding), tree, like
+    )
+
+
 @contextlib.contextmanager
 def explained_explicit_axes(part: str, remedy: str) -> Iterator[None]:
     """Says which part of a program cannot run on explicit axes, and what to do.

@@ -187,8 +187,11 @@ def test_a_state_that_does_not_fit_is_refused():
         )
 
 
+# A process started in the background may have inherited that SIGINT is ignored.
 ENDLESS = """
-import time, jax.numpy as jnp
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import jax.numpy as jnp
 from nlcg_optax import minimize
 def fun(x):
     y = jnp.outer(x, x)
