@@ -9,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlcg_optax.dtypes import PyTree
+from nlcg_optax.minimization.problem import Problem, value_and_aux
 from nlcg_optax.minimization.result import MinimizeResult
+
+# Of the conjugate gradients that solve with the Hessian, relative to the right side.
+TOLERANCE = 1e-10
 
 Run = Callable[[PyTree, Any, PyTree], MinimizeResult]
 Tangents = Callable[[PyTree, Any, Any, jax.Array], tuple[PyTree, jax.Array, PyTree]]
@@ -65,3 +69,64 @@ def _zero_tangent(x: jax.Array) -> Any:
     if jnp.issubdtype(x.dtype, jnp.inexact):
         return jnp.zeros_like(x)
     return np.zeros(x.shape, jax.dtypes.float0)
+
+
+def tangents_of(
+    problem: Problem, x: PyTree, inputs: Any, inputs_dot: Any, success: jax.Array
+) -> tuple[PyTree, jax.Array, PyTree]:
+    r"""Derivatives of a minimizer, of the objective there, and of what comes with it.
+
+    .. math:: \nabla^2_{xx} f\; \dot x = -\nabla^2_{xa} f\; \dot a, \qquad
+        \dot f = \partial_a f\, \dot a, \qquad
+        \dot h = \partial_x h\, \dot x + \partial_a h\, \dot a.
+
+    The first by the implicit function theorem, the second by the envelope theorem.
+
+    Args:
+      problem: the problem, with the functions of the caller.
+      x: the minimizer, in the coordinates or as the tree of parameters.
+      inputs: as `Problem.inputs`.
+      inputs_dot: their tangents.
+      success: whether x is a minimizer; the derivatives are not numbers else.
+
+    Returns:
+      Tangents of the parameters, of the objective and of the auxiliary tree.
+    """
+    u = problem.coordinates.of(x)
+
+    def gradient(v: PyTree, given: Any) -> PyTree:
+        return jax.grad(lambda w: value_and_aux(problem, w, given)[0])(v)
+
+    def hessian(v: PyTree) -> PyTree:
+        return jax.jvp(lambda w: gradient(w, inputs), (u,), (v,))[1]
+
+    _, right = jax.jvp(lambda given: gradient(u, given), (inputs,), (inputs_dot,))
+
+    def valid(tangent: Any) -> Any:
+        if tangent.dtype == jax.dtypes.float0:
+            return tangent
+        # A product, and so linear: reverse mode would lose the nan of a selection.
+        return tangent * jnp.where(success, 1, jnp.nan).astype(tangent.dtype)
+
+    # On both sides of the solution: cg makes zero of what is not a number, and reverse
+    # mode begins on the other side.
+    minus = jax.tree.map(lambda x: valid(-x), right)
+    # cg alone has no transpose where its right side is linear in a tangent, and so no
+    # reverse mode (jax 0.10.2); the wrapper has.
+    u_dot = jax.lax.custom_linear_solve(
+        hessian,
+        minus,
+        lambda matvec, b: jax.scipy.sparse.linalg.cg(matvec, b, tol=TOLERANCE)[0],
+        symmetric=True,
+    )
+    _, (value_dot, _) = jax.jvp(
+        lambda given: value_and_aux(problem, u, given), (inputs,), (inputs_dot,)
+    )
+    _, (_, aux_dot) = jax.jvp(
+        lambda v, given: value_and_aux(problem, v, given),
+        (u, inputs),
+        (u_dot, inputs_dot),
+    )
+
+    x_dot = jax.tree.map(valid, problem.coordinates.tree(u_dot))
+    return x_dot, valid(value_dot), jax.tree.map(valid, aux_dot)

@@ -30,7 +30,6 @@ from nlcg_optax.minimization.convergence import (
 from nlcg_optax.minimization.methods import Method
 from nlcg_optax.minimization.next_search import Direction, next_direction, next_search
 from nlcg_optax.minimization.result import Status
-from nlcg_optax.minimization.selection import apply_if
 from nlcg_optax.minimization.state import (
     Iterations,
     MinimizeState,
@@ -40,6 +39,7 @@ from nlcg_optax.minimization.state import (
 )
 from nlcg_optax.minimization.step_taken import Taken, take_step
 from nlcg_optax.trees.inner_products import max_abs
+from nlcg_optax.xla.control_flow import apply_if
 
 UNBOUNDED = -1e30  # times the size of the objective at the start, if that is above 1
 MAX_FAILED_SEARCHES = 4  # in a row

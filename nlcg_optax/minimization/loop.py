@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from nlcg_optax.linesearch import wolfe_search
 from nlcg_optax.linesearch.wolfe_search import SearchState, WolfeRules
@@ -22,14 +23,15 @@ from nlcg_optax.minimization.convergence import (
 from nlcg_optax.minimization.iteration import Callback, iterate
 from nlcg_optax.minimization.methods import Method
 from nlcg_optax.minimization.result import Status
-from nlcg_optax.minimization.selection import apply_if, cast_like, point_at
 from nlcg_optax.minimization.state import (
     Evaluated,
     MinimizeState,
     Objective,
     is_first_measurement,
 )
+from nlcg_optax.minimization.step_taken import point_at
 from nlcg_optax.trees.inner_products import products_and_maxima
+from nlcg_optax.xla.control_flow import apply_if
 
 SHORT_SEARCH = 8  # points at most where all that a search can gain is rounding
 
@@ -171,7 +173,8 @@ def _measure_gradient(
 
     def taken() -> tuple[Evaluated, jax.Array, jax.Array]:
         point = Evaluated(value, grad, grad_max, aux)
-        return cast_like(point, state.candidate), search.step, slope
+        cast = optax.tree.cast_like(point, state.candidate)
+        return cast, search.step, slope
 
     candidate, candidate_step, candidate_slope = jax.lax.cond(
         lower | (usable & accepted) | is_first,

@@ -4,16 +4,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.linesearch import trial_step, wolfe_search
 from nlcg_optax.linesearch.trial_step import ErrorEstimate
 from nlcg_optax.linesearch.wolfe_search import SearchState
 from nlcg_optax.minimization.methods import Method
-from nlcg_optax.minimization.selection import apply_if, cast_like, select
 from nlcg_optax.minimization.state import MinimizeState
 from nlcg_optax.minimization.step_taken import Taken
 from nlcg_optax.trees.inner_products import products_and_maxima
+from nlcg_optax.xla.control_flow import apply_if, cond
 
 MAX_STEP_GROWTH = 10.0  # of the trial step by the ratio of successive slopes
 
@@ -54,7 +55,9 @@ def next_direction(
     )
     descends = (u_g > 0) & jnp.isfinite(u_g)
     return Direction(
-        updates=select(descends, updates, grad),
+        updates=cond(
+            descends, lambda: optax.tree.cast_like(updates, grad), lambda: grad
+        ),
         state=new,
         slope=-jnp.where(descends, u_g, g_g),
         params_max=params_max,
@@ -118,6 +121,6 @@ def _forgotten_if(
     # No selection: state must not be rewritten every time.
     return apply_if(
         condition,
-        lambda _, old: cast_like(method.direction.init(params), old),
+        lambda _, old: optax.tree.cast_like(method.direction.init(params), old),
         state,
     )

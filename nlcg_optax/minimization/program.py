@@ -16,13 +16,17 @@ from nlcg_optax.minimization import loop
 from nlcg_optax.minimization import state as states
 from nlcg_optax.minimization.arguments import host_callback
 from nlcg_optax.minimization.convergence import Limits, TolKind
+from nlcg_optax.minimization.implicit import tangents_of
 from nlcg_optax.minimization.iteration import Callback
 from nlcg_optax.minimization.methods import Method
-from nlcg_optax.minimization.problem import Problem, objective_from, value_and_aux
+from nlcg_optax.minimization.problem import Problem, objective_from
 from nlcg_optax.minimization.result import SUCCESSES, MinimizeResult, Status
 from nlcg_optax.minimization.state import Iterations, MinimizeState, Objective
 from nlcg_optax.xla.compiler_options import compiler_options
 from nlcg_optax.xla.shared_constants import share_constants
+
+_programs: collections.OrderedDict[Hashable, "Program"] = collections.OrderedDict()
+_programs_lock = threading.Lock()
 
 MOST_PROGRAMS = 256  # kept; the longest unused goes first
 FIRST_TURNS = 16  # of the loop of a small problem until Python is in control again
@@ -223,74 +227,6 @@ class Program:
 
     def _tangents(self, x: PyTree, inputs: Any, inputs_dot: Any, success: Any) -> Any:
         return tangents_of(self._problem, x, inputs, inputs_dot, success)
-
-
-def tangents_of(
-    problem: Problem, x: PyTree, inputs: Any, inputs_dot: Any, success: jax.Array
-) -> tuple[PyTree, jax.Array, PyTree]:
-    r"""Derivatives of a minimizer, of the objective there, and of what comes with it.
-
-    .. math:: \nabla^2_{xx} f\; \dot x = -\nabla^2_{xa} f\; \dot a, \qquad
-        \dot f = \partial_a f\, \dot a, \qquad
-        \dot h = \partial_x h\, \dot x + \partial_a h\, \dot a.
-
-    The first by the implicit function theorem, the second by the envelope theorem.
-
-    Args:
-      problem: the problem, with the functions of the caller.
-      x: the minimizer, in the coordinates or as the tree of parameters.
-      inputs: as `Problem.inputs`.
-      inputs_dot: their tangents.
-      success: whether x is a minimizer; the derivatives are not numbers else.
-
-    Returns:
-      Tangents of the parameters, of the objective and of the auxiliary tree.
-    """
-    u = problem.coordinates.of(x)
-
-    def gradient(v: PyTree, given: Any) -> PyTree:
-        return jax.grad(lambda w: value_and_aux(problem, w, given)[0])(v)
-
-    def hessian(v: PyTree) -> PyTree:
-        return jax.jvp(lambda w: gradient(w, inputs), (u,), (v,))[1]
-
-    _, right = jax.jvp(lambda given: gradient(u, given), (inputs,), (inputs_dot,))
-
-    def valid(tangent: Any) -> Any:
-        if tangent.dtype == jax.dtypes.float0:
-            return tangent
-        # A product, and so linear: reverse mode would lose the nan of a selection.
-        return tangent * jnp.where(success, 1, jnp.nan).astype(tangent.dtype)
-
-    # On both sides of the solution: cg makes zero of what is not a number, and reverse
-    # mode begins on the other side.
-    minus = jax.tree.map(lambda x: valid(-x), right)
-    # cg alone has no transpose where its right side is linear in a tangent, and so no
-    # reverse mode (jax 0.10.2); the wrapper has.
-    u_dot = jax.lax.custom_linear_solve(
-        hessian,
-        minus,
-        lambda matvec, b: jax.scipy.sparse.linalg.cg(matvec, b, tol=TOLERANCE)[0],
-        symmetric=True,
-    )
-    _, (value_dot, _) = jax.jvp(
-        lambda given: value_and_aux(problem, u, given), (inputs,), (inputs_dot,)
-    )
-    _, (_, aux_dot) = jax.jvp(
-        lambda v, given: value_and_aux(problem, v, given),
-        (u, inputs),
-        (u_dot, inputs_dot),
-    )
-
-    x_dot = jax.tree.map(valid, problem.coordinates.tree(u_dot))
-    return x_dot, valid(value_dot), jax.tree.map(valid, aux_dot)
-
-
-# Of the conjugate gradients that solve with the Hessian, relative to the right side.
-TOLERANCE = 1e-10
-
-_programs: collections.OrderedDict[Hashable, Program] = collections.OrderedDict()
-_programs_lock = threading.Lock()
 
 
 def program_for(problem: Problem, setup: Setup, text: str) -> Program:

@@ -11,14 +11,13 @@ from nlcg_optax.dtypes import PyTree
 from nlcg_optax.minimization import arguments
 from nlcg_optax.minimization.convergence import TolKind
 from nlcg_optax.minimization.coordinates import coordinates_of
-from nlcg_optax.minimization.implicit import solve_implicitly
+from nlcg_optax.minimization.implicit import solve_implicitly, tangents_of
 from nlcg_optax.minimization.methods import Method, get_method
 from nlcg_optax.minimization.problem import Problem, pose
 from nlcg_optax.minimization.program import (
     Program,
     Setup,
     program_for,
-    tangents_of,
 )
 from nlcg_optax.minimization.result import MinimizeResult
 from nlcg_optax.minimization.state import MinimizeState

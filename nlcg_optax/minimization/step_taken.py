@@ -4,17 +4,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.linesearch import wolfe_search
 from nlcg_optax.minimization.convergence import Limits, Sizes, has_small_gradient
-from nlcg_optax.minimization.selection import point_at, select
 from nlcg_optax.minimization.state import (
     Evaluated,
     Iterations,
     MinimizeState,
     is_first_measurement,
 )
+from nlcg_optax.xla.control_flow import cond
 
 LEVEL = 10.0  # units of rounding by which the objective must fall to be lower
 
@@ -45,6 +46,13 @@ class Taken(NamedTuple):
     num_stalled: jax.Array
 
 
+def point_at(current: PyTree, updates: PyTree, step: jax.Array) -> PyTree:
+    """Computes x + t d, where ``updates`` are -d."""
+    return optax.apply_updates(
+        current, jax.tree.map(lambda u: -step.astype(u.dtype) * u, updates)
+    )
+
+
 def take_step(limits: Limits, state: MinimizeState) -> Taken:
     """The point that the search leads to, and how it compares with those before."""
     acc = state.previous_step.dtype
@@ -63,8 +71,9 @@ def take_step(limits: Limits, state: MinimizeState) -> Taken:
     as_low = evaluated.value <= jnp.minimum(ceiling, known.start_value)
     flatter = as_low & (evaluated.grad_max < 0.5 * state.best.grad_max)
     improved = converged | is_first | (evaluated.value < state.best.value) | flatter
-    best, best_params = select(
-        improved, (evaluated, params), (state.best, state.best_params)
+    old = state.best, state.best_params
+    best, best_params = cond(
+        improved, lambda: optax.tree.cast_like((evaluated, params), old), lambda: old
     )
     lower = evaluated.value < known.level - rounding * jnp.abs(known.level)
     smaller = evaluated.grad_max < 0.5 * known.smallest_grad_max

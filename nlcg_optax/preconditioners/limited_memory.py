@@ -230,7 +230,14 @@ def _update(
         num_new,
         pair.inverse_curvature,
     )
-    z, slopes, inverse = _product(updates, memory, axis_name=axis_of_parameters())
+    # Lists: JAX takes trees of two dataclasses with equal fields for the same (jax
+    # 0.10.2), and `_product` would return the tree of the one it was traced with.
+    leaves, treedef = jax.tree.flatten(updates)
+    memory = memory._replace(
+        steps=jax.tree.leaves(steps), grad_changes=jax.tree.leaves(grad_changes)
+    )
+    found, slopes, inverse = _product(leaves, memory, axis_name=axis_of_parameters())
+    z = jax.tree.unflatten(treedef, found)
     refused = ~pair.taken & (state.count > 0)
     return z, ScaleByLimitedMemoryState(
         count=optax.safe_increment(state.count),
@@ -300,11 +307,11 @@ def forget_pairs(state: ScaleByLimitedMemoryState) -> ScaleByLimitedMemoryState:
 # One program, so that nothing is left to compile at the first pair outside of jit.
 @functools.partial(jax.jit, static_argnames="axis_name", inline=True)
 def _product(
-    updates: PyTree, memory: _Memory, *, axis_name: AxisName | None
-) -> tuple[PyTree, jax.Array, jax.Array]:
+    updates: list[jax.Array], memory: _Memory, *, axis_name: AxisName | None
+) -> tuple[list[jax.Array], jax.Array, jax.Array]:
     """P g, the slopes and R⁻¹; without a pair the gradient itself."""
 
-    def multiply() -> tuple[PyTree, jax.Array, jax.Array]:
+    def multiply() -> tuple[list[jax.Array], jax.Array, jax.Array]:
         steps, grad_changes, curvatures, scaling, *_ = memory
         # No pair is kept where none was known or there is room for one alone.
         rows = jnp.arange(memory.slopes.size, dtype=jnp.int32)

@@ -171,9 +171,8 @@ def only_extra_args(
       The transformation, with the state of ``tx`` itself.
 
     Raises:
-      TypeError: if ``tx`` is no transformation, if ``names`` is a string,
-        or (in ``update``, with ``strict``) for an extra
-        argument that is not in ``names``.
+      TypeError: if ``tx`` is no transformation, if ``names`` is a string, or (in
+        ``update``, with ``strict``) for an extra argument that is not in ``names``.
 
     Examples:
       >>> import jax.numpy as jnp, optax

@@ -1,4 +1,4 @@
-"""Conditionals and loops that compile nothing where Python can decide.
+"""Conditionals and loops that compile nothing where Python can decide, or copy less.
 
 Outside of ``jax.jit``, JAX compiles a conditional or a loop again at every call whose
 functions are new objects, as closures are. There the values of predicates are known,
@@ -68,6 +68,38 @@ def while_loop(
             return carry
         carry = body_fn(carry)
     return varying.while_loop(cond_fn, body_fn, carry)
+
+
+def apply_if(
+    condition: jax.Array, fn: Callable[[jax.Array, Any], Any], state: Any
+) -> Any:
+    """Computes ``fn(condition, state)`` where the condition holds, else the state.
+
+    A loop of one turn or none, whose plain twin is a conditional: XLA lets a loop write
+    over its state, while a conditional copies what its branches return. Under ``vmap``
+    the loop also runs for problems whose condition is false, and discards the result;
+    ``fn`` is passed the condition so that it calls nothing on the host then.
+
+    Args:
+      condition: a boolean scalar.
+      fn: function of the condition and the state, with a result like the state.
+      state: a tree of arrays.
+
+    Returns:
+      One of the two.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> apply_if(jnp.array(True), lambda _, x: 2 * x, jnp.float32(3.))
+      Array(6., dtype=float32)
+    """
+    if not switch.is_on():
+        return jax.lax.cond(condition, fn, lambda _, old: old, condition, state)
+
+    def body(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        return jnp.zeros([], jnp.bool_), fn(*carry)
+
+    return jax.lax.while_loop(lambda carry: carry[0], body, (condition, state))[1]
 
 
 def is_known(value: bool | jax.Array) -> bool:

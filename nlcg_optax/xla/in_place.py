@@ -64,7 +64,9 @@ def flag_per_leaf(flag: jax.Array, after: PyTree) -> PyTree:
       {'w': Array(True, dtype=bool)}
     """
     if switch.on_one_cpu(after):
-        return _flag_per_leaf(flag, after)
+        # A list: for `jax.jit` trees of two dataclasses with equal fields are the same.
+        leaves, treedef = jax.tree.flatten(after)
+        return jax.tree.unflatten(treedef, _flag_per_leaf(flag, leaves))
     return plain_flag_per_leaf(flag, after)
 
 
@@ -74,7 +76,7 @@ def plain_flag_per_leaf(flag: jax.Array, after: PyTree) -> PyTree:
 
 
 @functools.partial(jax.jit, inline=True)
-def _flag_per_leaf(flag: jax.Array, after: PyTree) -> PyTree:
+def _flag_per_leaf(flag: jax.Array, after: list[jax.Array]) -> list[jax.Array]:
     def read_first(leaf: jax.Array) -> jax.Array:
         if not leaf.size:
             return flag

@@ -26,6 +26,10 @@ FAST = {
     "nlcg, line search",
     "virtual batch",
 }
+# How the names of rows begin whose numbers are compared in float64: inverse roots and
+# polar factors enlarge roundings where a matrix has almost no gradient, and the first
+# steps of a search or of a tuning-free step do so, too.
+AMPLIFYING = ("kronecker", "large_batch_nlcg", "tuning_free_nlcg", "for_linesearch")
 DATA = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3)
 PARAMS = {"b": jnp.array([0.1, -0.2]), "w": jnp.ones([3, 2]) / 3}
 

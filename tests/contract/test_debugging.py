@@ -6,7 +6,7 @@ import chex
 import jax
 import pytest
 
-from tests.contract.table import PARAMS, each_row, make, step
+from tests.contract.table import AMPLIFYING, PARAMS, each_row, make, step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -27,10 +27,6 @@ SEARCHES = (
     "Hager-Zhang of L-BFGS",
     "for_linesearch",
 )
-
-# In float64: inverse roots, polar factors and the first steps of a search enlarge
-# roundings.
-AMPLIFYING = ("kronecker", "large_batch_nlcg", "tuning_free_nlcg", "for_linesearch")
 
 
 def _three_steps(row, jitted, params=PARAMS):

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.contract import table
 from tests.contract.cases import BY_NAME
-from tests.contract.table import make, step
+from tests.contract.table import AMPLIFYING, make, step
 
 pytestmark = [pytest.mark.devices, pytest.mark.usefixtures("standard_promotion")]
 
@@ -73,9 +73,6 @@ def _run(tx, params, jitted):
     return carry[0], before, jax.tree.map(jax.typeof, carry)
 
 
-# In float64: inverse roots and polar factors enlarge roundings where a matrix has
-# almost no gradient, and a tuning-free step grows tenfold at first, each time.
-AMPLIFYING = ("kronecker", "large_batch_nlcg", "tuning_free_nlcg")
 FAST = [("kronecker", "both", True), ("orthogonalization", "both", True)]
 
 

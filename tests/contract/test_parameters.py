@@ -136,20 +136,3 @@ def test_odd_leaves_and_names_change_no_number(row):
         # Sums of the same numbers, in programs of other shapes.
         chex.assert_trees_all_close(named, plain, rtol=1e-5, atol=1e-6)
     assert optax.tree.norm(optax.tree.sub(plain, PLAIN)) > 0 or row == "virtual batch"
-
-
-@each_row
-def test_an_explicit_mesh_of_one_device_changes_no_number(row):
-    tx = make(row)
-    one_step = jax.jit(lambda params, state: step(tx, params, state))
-    expected = one_step(*one_step(PARAMS, tx.init(PARAMS)))
-    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
-    with jax.set_mesh(mesh):
-        split = jax.NamedSharding(mesh, jax.P("x"))
-        params = jax.tree.map(lambda p: jax.device_put(p, split), PARAMS)
-        carry = params, tx.init(params)
-        types = jax.tree.map(jax.typeof, carry)
-        carry = one_step(*one_step(*carry))
-    assert jax.tree.map(jax.typeof, carry) == types
-    # The plain forms of the reductions: sums in another order.
-    chex.assert_trees_all_close(carry[0], expected[0], rtol=2e-5, atol=2e-6)

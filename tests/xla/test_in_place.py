@@ -1,5 +1,7 @@
 """States that are written over: which selection is left out, and flags per leaf."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,3 +34,17 @@ def test_flags_are_the_flag():
         for value in (True, False):
             flags = function(jnp.array(value), tree)
             assert jax.tree.map(bool, flags) == dict.fromkeys(tree, value)
+
+
+def test_trees_of_different_dataclasses_with_equal_fields_keep_their_kinds():
+    # Their treedefs compare equal (jax 0.10.2), so that a tree in the arguments of a
+    # jitted function comes back, now and then, as the kind that was traced before.
+    x = jnp.ones(3)
+    for number in range(300):
+        kind = jax.tree_util.register_dataclass(
+            dataclasses.make_dataclass(f"Kind{number}", ["b", "w"])
+        )
+        flags = jax.eval_shape(
+            lambda tree: flag_per_leaf(jnp.array(True), tree), kind(x, x)
+        )
+        assert type(flags) is kind

@@ -60,12 +60,26 @@ def looped(tree):
     return control_flow.while_loop(cond_fn, body_fn, (jnp.int32(0), tree["b"]))
 
 
+def applied(tree):
+    return control_flow.apply_if(tree["s"] < 10, lambda _, x: jnp.sin(x), tree["b"])
+
+
 def fitted(tree):
     return jnp.sum((tree["s"] * share_constants(DATA) - 1) ** 2)
 
 
 @pytest.mark.parametrize(
-    "function", [reduced, flags, chosen, settled, branched, looped, fitted]
+    "function",
+    [
+        reduced,
+        flags,
+        chosen,
+        settled,
+        branched,
+        looped,
+        applied,
+        fitted,
+    ],
 )
 @pytest.mark.parametrize("traced", [False, True])
 def test_twins_agree(function, traced):
