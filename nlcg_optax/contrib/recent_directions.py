@@ -115,7 +115,7 @@ def _inverse_form(matrix: jax.Array, b: jax.Array) -> jax.Array:
 
     It is minus the Schur complement of ``matrix`` in ``[[matrix, b], [bᵀ, 0]]``.
     LAPACK's Cholesky decomposition would hang under `vmap` for the reason given at
-    `nlcg_optax.preconditioners.eigh`.
+    `nlcg_optax.xla.eigh`.
     """
     bordered = jnp.pad(matrix, (0, 1)).at[-1, :-1].set(b).at[:-1, -1].set(b)
     return -jax.lax.fori_loop(0, b.size, _eliminated, bordered)[-1, -1]

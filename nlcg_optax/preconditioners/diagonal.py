@@ -59,8 +59,8 @@ def scale_by_hutchinson(
       decay: decay of the average, in [0, 1).
       refresh_period: steps between samples. A sample costs about two gradients. The
         extra argument ``refresh=True`` or ``False`` (a Python boolean) of ``update``
-        replaces the period, for loops that compile both kinds of step: on CPUs, XLA
-        makes convolutions slow inside the conditional that a period needs.
+        replaces the period, for loops that compile both kinds of step: on CPUs,
+        convolutions are slow inside the conditional that a period needs.
       relative_damping: the :math:`\epsilon` above, a multiple of the mean of D.
       power: power of the denominator; 0.5 dampens the noise of the estimate.
       seed: seed of the probes. The same seed and calls give the same numbers.

@@ -46,8 +46,7 @@ def divide_by_diagonal(
             scale = scale ** jnp.asarray(power).astype(scale.dtype)
         usable = active & (scale > 0)
         scale = jnp.where(usable, scale, 1).astype(jnp.finfo(wide.dtype).dtype)
-        # XLA repeats a product wherever it is read, but writes a quotient to memory:
-        # of g and h only h is read for that.
+        # A reciprocal, not a quotient: of g and h only h is read for it.
         reciprocal = 1 / scale
         reciprocal = jnp.where(jnp.isfinite(reciprocal), reciprocal, 1)
         quotient = wide * reciprocal.astype(wide.dtype)

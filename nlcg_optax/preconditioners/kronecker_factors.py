@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import times
-from nlcg_optax.preconditioners.eigh import eigh
 from nlcg_optax.preconditioners.matrices import MatrixView
+from nlcg_optax.xla.eigh import eigh
 
 
 class Blocks(NamedTuple):

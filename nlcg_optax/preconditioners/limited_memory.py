@@ -270,8 +270,7 @@ def _newest_pair(
     curved = s_y > threshold * jnp.sqrt(s_s) * jnp.sqrt(y_y)
     curved &= jnp.isfinite(s_s) & jnp.isfinite(y_y)
     curved &= state.count > 0
-    # XLA computes a quotient once, where it would repeat the comparisons in every loop
-    # that asks whether the pair is taken.
+    # Zero marks a refused pair, so that this one scalar tells whether it is taken.
     inverse_curvature = jnp.where(curved, 1 / jnp.where(curved, s_y, 1), 0)
     return _Pair(s, y, s_y, y_y, inverse_curvature, taken=inverse_curvature > 0)
 
@@ -324,8 +323,7 @@ def _product(
         z = _multiply(updates, a, steps, grad_changes, inverse, curvatures, scaling)
         return z, slopes, inverse
 
-    # After a conditional the products read the memory that was just written; outside,
-    # XLA would fuse the writing into each of them and copy the memory.
+    # A conditional for the memory's sake, too: `varying.cond` says why.
     with parameters_split_over(axis_name):
         return varying.cond(
             memory.num_pairs > 0,
@@ -346,8 +344,6 @@ def _solve(
     Given are R⁻¹ without it, Sᵀg and Sᵀg_prev (whose difference is Sᵀy, the column of
     R except for its own row), its row, and 1/sᵀy or zero.
     """
-    # Two products: what comes out of one XLA computes once, and all else again in
-    # every loop that reads it.
     column = _matmul(inverse, slopes - slopes_prev)
     is_new = jnp.arange(slopes.size, dtype=jnp.int32) == slot
     new = inverse_curvature * jnp.where(is_new, 1, -column)

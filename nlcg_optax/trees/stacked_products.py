@@ -12,8 +12,8 @@ from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, promote
 from nlcg_optax.trees.split import axis_of_parameters
 from nlcg_optax.xla.automatic_sharding import explicit_mesh
 
-# Up to so many elements a sum is as quick as a matrix product, which XLA's CPU
-# compiler works on for longer.
+# Up to so many elements a sum takes no longer than a matrix product, and compiles
+# sooner.
 SMALL_LEAF = 128
 
 

@@ -23,6 +23,9 @@ def cond(
 ) -> PyTree:
     """Computes ``jax.lax.cond``, its twin; each result varies as in either branch.
 
+    Inside a branch, what was just written is read from memory. Outside of a conditional
+    XLA would fuse the writing into each of its readers, and copy what it writes to.
+
     Examples:
       >>> import jax.numpy as jnp
       >>> cond(jnp.array(True), lambda x: x + 1, lambda x: x, jnp.float32(1.))

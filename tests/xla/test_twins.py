@@ -15,6 +15,7 @@ from nlcg_optax.xla import (
     scalars,
     switch,
 )
+from nlcg_optax.xla.eigh import eigh
 from nlcg_optax.xla.shared_constants import share_constants
 
 RNG = np.random.default_rng(1)
@@ -64,6 +65,11 @@ def applied(tree):
     return control_flow.apply_if(tree["s"] < 10, lambda _, x: jnp.sin(x), tree["b"])
 
 
+def decomposed(tree):
+    squares = jnp.stack([tree["w"] @ tree["w"].T, tree["v"] @ tree["v"].T])
+    return eigh(squares)[0]
+
+
 def fitted(tree):
     return jnp.sum((tree["s"] * share_constants(DATA) - 1) ** 2)
 
@@ -78,6 +84,7 @@ def fitted(tree):
         branched,
         looped,
         applied,
+        decomposed,
         fitted,
     ],
 )

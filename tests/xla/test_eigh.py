@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlcg_optax.preconditioners.eigh import eigh
 from nlcg_optax.preconditioners.kronecker_factors import inverse_root
+from nlcg_optax.xla.eigh import eigh
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,11 +6,11 @@ import math
 import jax
 import jax.numpy as jnp
 
+from nlcg_optax.xla import switch
 
-@jax.custom_jvp
-@functools.partial(jax.jit, inline=True)
+
 def eigh(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues and eigenvectors like ``jnp.linalg.eigh``; on CPU one by one.
+    """Computes ``jnp.linalg.eigh``, its twin; on CPU one matrix after the other.
 
     jaxlib splits a batch of decompositions over XLA's pool of threads and waits for it
     on a thread of that pool, so that as many batches at once as there are threads wait
@@ -30,10 +30,16 @@ def eigh(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
       Array([[1., 2.],
              [4., 5.]], dtype=float32)
     """
+    return _eigh(matrices) if switch.is_on() else _all_at_once(matrices)
+
+
+@jax.custom_jvp
+@functools.partial(jax.jit, inline=True)
+def _eigh(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.lax.platform_dependent(matrices, cpu=_one_by_one, default=_all_at_once)
 
 
-@eigh.defjvp
+@_eigh.defjvp
 def _eigh_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
@@ -43,7 +49,7 @@ def _eigh_jvp(
     off the diagonal.
     """
     (matrices,), (changes,) = primals, tangents
-    values, vectors = eigh(matrices)
+    values, vectors = _eigh(matrices)
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     changes = (changes + jnp.conj(jnp.swapaxes(changes, -1, -2))) / 2
     rotated = product(
