@@ -7,6 +7,7 @@ milliseconds only on a quiet one.
 
 import dataclasses
 import json
+import math
 import os
 import statistics
 import sys
@@ -44,6 +45,7 @@ MODULE = "experiments.bench.update"
 RATE = 1e-4
 SCALE = 1e-2  # deviation of parameters and gradients
 REFERENCE = "adam"
+STREAM = "sgd"  # reads gradients and writes updates: as fast as memory can be
 SMALL_LEAVES = 3
 EAGER_PEERS = ("nlcg FR", REFERENCE)
 EAGER_WARM_UP = 3  # updates before the first that is timed
@@ -78,6 +80,7 @@ def _nlcg_between_refreshes(rule: str) -> optax.GradientTransformation:
 
 PEERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     REFERENCE: lambda: optax.adam(RATE),
+    STREAM: lambda: optax.sgd(RATE),
     "sgd, momentum": lambda: optax.sgd(RATE, 0.9),
     "nlcg FR": lambda: _nlcg("fr"),
     "nlcg FR, bf16 state": lambda: _nlcg("fr", state_dtype=jnp.bfloat16),
@@ -122,6 +125,7 @@ class Measurement:
       step_ratio: like ``update_ratio``.
       state_per_params: bytes of the state over bytes of the parameters.
       compile_seconds: of the compiled step, tracing included.
+      gigabytes: read and written by ``tx.update``, as XLA counts.
     """
 
     peer: str
@@ -131,6 +135,12 @@ class Measurement:
     step_ratio: float
     state_per_params: float
     compile_seconds: float
+    gigabytes: float
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """The memory bandwidth that the update reaches."""
+        return 1e3 * self.gigabytes / self.update_ms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +166,7 @@ class _Contestant:
     step: Callable[..., Any]
     state: PyTree
     compile_seconds: float
+    gigabytes: float
     update_times: list[float] = dataclasses.field(default_factory=list)
     step_times: list[float] = dataclasses.field(default_factory=list)
 
@@ -199,6 +210,7 @@ def measure(
             step_ratio=median_ratio(peer.step_times, adam.step_times),
             state_per_params=_bytes(peer.state) / params_bytes,
             compile_seconds=peer.compile_seconds,
+            gigabytes=peer.gigabytes,
         )
         for name, peer in contestants.items()
     ]
@@ -249,7 +261,9 @@ def _contestant(tx: optax.GradientTransformation, params: PyTree) -> _Contestant
     compiled_update = (
         jax.jit(update, donate_argnums=0).lower(state, params, params).compile()
     )
-    return _Contestant(compiled_update, compiled_step, state, seconds)
+    cost = compiled_update.cost_analysis() or {}
+    gigabytes = 1e-9 * cost.get("bytes accessed", math.nan)
+    return _Contestant(compiled_update, compiled_step, state, seconds, gigabytes)
 
 
 def _random_tree(shapes: Sequence[Shape], seed: int) -> PyTree:
@@ -271,6 +285,7 @@ def table(measurements: Sequence[Measurement], title: str) -> rich.table.Table:
     for heading in (
         "update\nms",
         "update\n/ adam",
+        "update\nGB/s",
         "+ apply\nms",
         "+ apply\n/ adam",
         "state\n/ params",
@@ -282,6 +297,7 @@ def table(measurements: Sequence[Measurement], title: str) -> rich.table.Table:
             m.peer,
             f"{m.update_ms:.2f}",
             f"{m.update_ratio:.2f}",
+            f"{m.gigabytes_per_second:.1f}",
             f"{m.step_ms:.2f}",
             f"{m.step_ratio:.2f}",
             f"{m.state_per_params:.2f}",

@@ -1,18 +1,21 @@
 """``python -m experiments.studies.cifar100``: the paper's comparison, and a tuned one.
 
 ``--size cpu``, an hour or so on two cores: ten classes of CIFAR-100 in 16x16 pixels,
-1024 images, a ResNet-8 of half the width, 30 epochs. ``--size gpu``: all of CIFAR-100,
-ResNet-32, 200 epochs, 117 runs at most. In this order:
+1024 images, a ResNet-8 of half the width, 30 epochs. In this order:
 
-1. on a GPU, checks: loss and gradient against the CPU's, images per second;
-2. the paper's recipe at the first batch size, for SGD, momentum, RMSProp and the
+1. the paper's recipe at the first batch size, for SGD, momentum, RMSProp and the
    paper's NLCG;
-3. the same number of quasi-random trials for every method over learning rate, memory
+2. the same number of quasi-random trials for every method over learning rate, memory
    and weight decay, chosen by validation accuracy, and the best with fresh seeds;
-4. the paper's recipe at the other batch sizes;
-5. on a CPU, the mean of the β that NLCG found, as the constant memory of two methods
-   that are tuned anew with it;
-6. on a CPU, SWAP from two thirds of the tuned large-batch runs of two methods.
+3. the paper's recipe at the other batch sizes;
+4. the mean of the β that NLCG found, as the constant memory of two methods that are
+   tuned anew with it;
+5. SWAP from two thirds of the tuned large-batch runs of two methods.
+
+``--size paper`` is the paper's own size in 16x16 pixels, some three hours per run and
+core, see `experiments.studies.cifar100.paper_size`; with ``--workers 2`` two runs are
+trained side by side, and a run that was stopped resumes within a minute of lost work.
+``--size gpu`` is the same in 32x32 pixels on a GPU, after checks of the device.
 
 Rerunning the command resumes where it stopped, with ``--seconds`` in calls of limited
 length. It ends with a report of each table in its folder. Prepare the data first; on a
@@ -20,13 +23,8 @@ machine without tensorflow-datasets, with the files in a directory of your choic
 
     python -m experiments.data.prepare cifar100 --source DIRECTORY --form arrays
     python -m experiments.studies.cifar100 --size cpu
-    python -m experiments.studies.cifar100 --size gpu --seconds 540
-
-``--size paper`` is the paper's own size in 16x16 pixels, some two hours per run and
-core, see `experiments.studies.cifar100.paper_size`; with ``--workers 2`` two runs are
-trained side by side, and a run that was stopped resumes within a minute of lost work::
-
     python -m experiments.studies.cifar100 --size paper --workers 2
+    python -m experiments.studies.cifar100 --size gpu --seconds 540
 
 ``--small`` runs all of it with a few images and few epochs.
 """
@@ -56,7 +54,7 @@ from experiments.studies.cifar100.plan import (
     tuned_records,
     tuned_sweep,
 )
-from experiments.studies.cifar100.sizes import SIZES, SMALL_SIZES, Size
+from experiments.studies.cifar100.sizes import CPU, SMALL, Size
 from experiments.swap.records import swap_table
 from experiments.tuning.runner import Runner
 from experiments.tuning.study import run_study
@@ -79,7 +77,7 @@ class Cifar100Arguments:
       out: folder of the records, runs/cifar100_SIZE by default.
     """
 
-    size: Literal["cpu", "gpu", "paper"] = "cpu"
+    size: Literal["cpu", "paper", "gpu"] = "cpu"
     workers: int = 1
     small: bool = False
     seconds: float = math.inf
@@ -124,24 +122,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = tyro.cli(Cifar100Arguments, prog=f"python -m {MODULE}", args=arguments)
     console = rich.console.Console()
     out = given.out or Path(f"runs/cifar100_{given.size}")
-    runner = Runner(given.data_dir, checkpoints=given.size == "paper")
-    size = (SMALL_SIZES if given.small else SIZES).get(given.size)
-    paper = paper_size.SMALL if given.small else paper_size.FULL
+    runner = Runner(given.data_dir, checkpoints=given.size != "cpu")
     with ending_with_a_message(MODULE, arguments):
+        if given.size == "cpu":
+            size = SMALL if given.small else CPU
+            planned = stages(size, out, runner)
+        else:
+            sizes = paper_size.SMALL_SIZES if given.small else paper_size.SIZES
+            planned = paper_size.stages(sizes[given.size], out, runner)
         complete = run_study(
-            paper_size.stages(paper, out)
-            if size is None
-            else stages(size, out, runner),
-            runner,
-            console,
-            workers=given.workers,
-            seconds=given.seconds,
+            planned, runner, console, workers=given.workers, seconds=given.seconds
         )
         if complete:
-            if size is None:
-                console.print(paper_size.write_table(out), highlight=False)
-            else:
+            if given.size == "cpu":
                 write_reports(size, out, console)
+            else:
+                console.print(paper_size.write_table(out), highlight=False)
             minutes = training_seconds(out) / 60
             console.print(f"{minutes:.1f} minutes of training and compiling in all")
 

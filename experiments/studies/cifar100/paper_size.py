@@ -1,4 +1,6 @@
-"""The paper's own size: all of CIFAR-100, batch 16,384, 200 epochs, in 16x16 pixels.
+"""The paper's own size: all of CIFAR-100, batch 16,384, 200 epochs.
+
+On CPU cores in 16x16 pixels; on a GPU in 32x32, after checks of the device.
 
 1. The paper's recipe at its own learning rate: SGD, momentum, RMSProp, and NLCG with FR
    and PR, with and without its preconditioner, and with layer-wise scaling.
@@ -13,13 +15,15 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from experiments.config import RunConfig
 from experiments.optimizers import Choice, label_of
 from experiments.records.files import RunRecord, read_record
+from experiments.studies.cifar100.device_checks import device_checks
 from experiments.studies.cifar100.plan import PAPER_RATE_PER_IMAGE
 from experiments.tuning.jobs import Job
-from experiments.tuning.runner import PlannedRun
+from experiments.tuning.runner import PlannedRun, Runner
 from experiments.tuning.study import Stage, jobs_stage, sweep_stage
 from experiments.tuning.sweep import (
     Method,
@@ -58,16 +62,19 @@ class PaperSize:
       config: what the runs of full length have in common.
       validation_examples: images that are held out in the search.
       trials: first trials of each method.
+      checks: of the device, before all runs: none, or with updates of all arrays of
+        ResNet-50, or of a few small ones.
       seed: seed of the runs of full length.
     """
 
     config: RunConfig
     validation_examples: int
     trials: int
+    checks: Literal["none", "small", "full"] = "none"
     seed: int = 10
 
 
-FULL = PaperSize(
+CPU = PaperSize(
     RunConfig(
         dataset="cifar100",
         model="resnet32",
@@ -85,25 +92,46 @@ FULL = PaperSize(
     validation_examples=5000,
     trials=4,
 )
-SMALL = PaperSize(
-    dataclasses.replace(
-        FULL.config,
-        model="resnet8_narrow",
-        batch_size=64,
-        micro_batches=4,
-        epochs=10,
-        epochs_per_report=5,
-        train_examples=128,
+GPU = dataclasses.replace(
+    CPU,
+    config=dataclasses.replace(
+        CPU.config,
+        halved_images=False,
+        micro_batches=16,
+        steps_per_call=None,
+        compute_dtype="bfloat16",
     ),
-    validation_examples=64,
-    trials=2,
+    checks="full",
 )
+SIZES = {"paper": CPU, "gpu": GPU}
+SMALL_SIZES = {
+    name: dataclasses.replace(
+        size,
+        config=dataclasses.replace(
+            size.config,
+            model="resnet8_narrow",
+            batch_size=64,
+            micro_batches=4,
+            epochs=10,
+            epochs_per_report=5,
+            train_examples=128,
+            steps_per_call=1,
+        ),
+        validation_examples=64,
+        trials=2,
+        checks="none" if size.checks == "none" else "small",
+    )
+    for name, size in SIZES.items()
+}
 
 
-def stages(size: PaperSize, out: Path) -> list[Stage]:
+def stages(size: PaperSize, out: Path, runner: Runner) -> list[Stage]:
     """All of the study, in its order."""
     whole = search(size, SIXTEENTH, BASELINES[:1])
+    first = paper_runs(size, out)[0].config
+    checks = device_checks(first, out, runner, small=size.checks == "small")
     return [
+        *([] if size.checks == "none" else [jobs_stage([checks])]),
         jobs_stage(paper_runs(size, out)),
         sweep_stage(search(size), out / "search"),
         Stage(LONGEST + 1, lambda: iter([long_runs(size, out)])),

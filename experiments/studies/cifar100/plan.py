@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from experiments.bench.device import check_parity, images_per_second
 from experiments.config import RunConfig, changes
 from experiments.optimizers import Choice
 from experiments.records.files import RunRecord, mean_over_steps
@@ -41,10 +40,8 @@ ADAPTIVE = ORTHOGONAL  # whose β is averaged
 def stages(size: Size, out: Path, runner: Runner) -> list[Stage]:
     """All of the study, in its order."""
     first, *others = size.batch_sizes
-    checks = PlannedJob(out / "checks.json", lambda: check(size, out, runner))
     again = size.tuned_batch_sizes if size.constant_memory else ()
     return [
-        *([jobs_stage([checks])] if size.checks else []),
         jobs_stage(paper_runs(size, first, out)),
         *(
             sweep_stage(tuned_sweep(size, b), out / "tuned")
@@ -70,7 +67,6 @@ def config_of(size: Size, batch_size: int | None) -> RunConfig:
         l2=2e-4,
         ema_decay=0.9999,
         augmentation="crop_flip",
-        compute_dtype=size.compute_dtype,
         train_examples=size.train_examples,
         classes=size.classes,
         halved_images=size.halved_images,
@@ -212,22 +208,3 @@ def swap(path: Path, config: SwapConfig, runner: Runner) -> str:
     """Runs SWAP and leaves its record."""
     line = record_swap(path, config, runner.dataset(config.large))
     return f"test accuracy {line['averaged']['test_accuracy']:.1%}"
-
-
-def check(size: Size, out: Path, runner: Runner) -> str:
-    """Compares the device with the CPU and measures its speed."""
-    config = with_choice(config_of(size, size.batch_sizes[0]), PAPER_METHODS[-1])
-    dataset = runner.dataset(config)
-    parities = [
-        check_parity(config, dataset, dtype) for dtype in ("float32", "bfloat16")
-    ]
-    speed = images_per_second(config, dataset)
-    out.mkdir(parents=True, exist_ok=True)
-    checks = {"parity": [p._asdict() for p in parities], "images_per_second": speed}
-    (out / "checks.json").write_text(json.dumps(checks, indent=2), encoding="utf-8")
-    differences = ", ".join(
-        f"{p.compute_dtype} {p.loss_difference:.1e} (gradient "
-        f"{p.gradient_difference:.1e})"
-        for p in parities
-    )
-    return f"loss differs from the CPU's by {differences}; {speed:.0f} images/s"

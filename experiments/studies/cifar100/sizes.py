@@ -1,19 +1,15 @@
-"""The sizes of the study: what fits one CPU core, and what fits one GPU."""
+"""The reduced study's size, an hour or so on two CPU cores, and its small form."""
 
 import dataclasses
-from typing import Any
 
 from experiments.optimizers import Choice
 
-# The recommended NLCG, two variants of it, and baselines, the strongest first.
-KRONECKER = Choice("nlcg", {"preconditioner": "kronecker"})
+# Two forms of NLCG, and baselines, the strongest first.
 ORTHOGONAL = Choice("nlcg", {"preconditioner": "orthogonal"})
 RMS = Choice("nlcg", {"preconditioner": "rms"})
 MUON = Choice("muon", {})
-SHAMPOO = Choice("shampoo", {})
 NESTEROV = Choice("nesterov", {})
 ADAMW = Choice("adamw", {})
-LARS = Choice("lars", {})
 LAMB = Choice("lamb", {})
 SGD = Choice("sgd", {})
 
@@ -32,7 +28,6 @@ class Size:
       epochs_per_report: epochs after which a run is evaluated.
       steps_per_call: steps in one compiled call, None for all up to a report.
       micro_batch_size: images that batch normalization sees together.
-      compute_dtype: a name in `experiments.models.DTYPES`.
       train_examples: images that are trained on, None for all.
       classes: number of classes, None for all.
       halved_images: whether images have half their height and width.
@@ -43,7 +38,6 @@ class Size:
       extensions: how often all methods may get further trials.
       seeds: seeds of the paper's recipe.
       final_seeds: seeds of the final runs of the tuned comparison.
-      checks: whether the device is checked against the CPU first.
       constant_memory: whether the mean of the adaptive β is tuned anew as a constant.
       swap_methods: methods of the first phase of SWAP, at the first tuned batch size;
         the workers of the second phase use Nesterov, as tuned at the last one.
@@ -59,7 +53,6 @@ class Size:
     epochs_per_report: int
     steps_per_call: int | None
     micro_batch_size: int
-    compute_dtype: str = "float32"
     train_examples: int | None = None
     classes: int | None = None
     halved_images: bool = False
@@ -70,7 +63,6 @@ class Size:
     extensions: int = 1
     seeds: tuple[int, ...] = (0, 1, 2)
     final_seeds: tuple[int, ...] = (10, 11, 12)
-    checks: bool = False
     constant_memory: bool = False
     swap_methods: tuple[Choice, ...] = ()
     workers: int = 4
@@ -94,53 +86,20 @@ CPU = Size(
     constant_memory=True,
     swap_methods=(NESTEROV, RMS),
 )
-GPU = Size(
-    model="resnet32",
-    batch_sizes=(16384, 8192, 2048),
-    tuned_batch_sizes=(16384,),
-    methods=(KRONECKER, ORTHOGONAL, RMS, MUON, SHAMPOO, NESTEROV, ADAMW, LARS, LAMB),
-    epochs=200,
-    epochs_per_report=20,
-    steps_per_call=None,
-    micro_batch_size=1024,
-    compute_dtype="bfloat16",
-    validation_examples=5000,
-    checks=True,
+SMALL = dataclasses.replace(
+    CPU,
+    epochs=2,
+    epochs_per_report=1,
+    trials=2,
+    seeds=(0,),
+    final_seeds=(10,),
+    batch_sizes=(32, None),
+    tuned_batch_sizes=(32, None),
+    methods=(NESTEROV, ORTHOGONAL),
+    train_examples=64,
+    validation_examples=64,
+    held_out_in_paper_runs=64,
+    swap_methods=(NESTEROV,),
+    workers=2,
+    worker_epochs=1,
 )
-SIZES = {"cpu": CPU, "gpu": GPU}
-
-_FEW: dict[str, Any] = {
-    "epochs": 2,
-    "epochs_per_report": 1,
-    "trials": 2,
-    "seeds": (0,),
-    "final_seeds": (10,),
-}
-SMALL_SIZES = {
-    "cpu": dataclasses.replace(
-        CPU,
-        **_FEW,
-        batch_sizes=(32, None),
-        tuned_batch_sizes=(32, None),
-        methods=(NESTEROV, ORTHOGONAL),
-        train_examples=64,
-        validation_examples=64,
-        held_out_in_paper_runs=64,
-        swap_methods=(NESTEROV,),
-        workers=2,
-        worker_epochs=1,
-    ),
-    "gpu": dataclasses.replace(
-        GPU,
-        **_FEW,
-        model="resnet8_narrow",
-        compute_dtype="float32",
-        steps_per_call=1,
-        batch_sizes=(512, 256),
-        tuned_batch_sizes=(512,),
-        micro_batch_size=256,
-        train_examples=2000,
-        validation_examples=500,
-        methods=(KRONECKER, ORTHOGONAL, RMS),
-    ),
-}

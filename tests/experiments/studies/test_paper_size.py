@@ -8,8 +8,13 @@ import pytest
 import rich.console
 
 from experiments import data
-from experiments.studies.cifar100 import paper_size
-from experiments.studies.cifar100.paper_size import FULL, SMALL, stages
+from experiments.studies.cifar100 import device_checks, paper_size
+from experiments.studies.cifar100.paper_size import (
+    CPU,
+    GPU,
+    SMALL_SIZES,
+    stages,
+)
 from experiments.training import make_program
 from experiments.tuning.study import run_study
 from tests.experiments.tuning.fake_runner import FakeRunner
@@ -25,21 +30,34 @@ LOSSES = {
 }
 
 
-def test_the_steps_are_the_papers():
-    images = data.Split(np.zeros([50_000, 16, 16, 3], np.uint8), np.zeros(50_000, int))
-    program = make_program(FULL.config, data.Dataset(100, images, None, images))
+def fake_check(config, path, runner, small):
+    assert (config.optimizer, small) == ("paper_nlcg", True)
+    path.write_text("{}")
+    return "no difference"
+
+
+@pytest.mark.parametrize(("size", "side", "micro"), [(CPU, 16, 256), (GPU, 32, 1024)])
+def test_the_steps_are_the_papers(size, side, micro):
+    shape = (50_000, side, side, 3)
+    images = data.Split(np.zeros(shape, np.uint8), np.zeros(50_000, int))
+    program = make_program(size.config, data.Dataset(100, images, None, images))
     assert program.step.total_steps == 610
-    assert FULL.config.batch_size // FULL.config.micro_batches == 256
-    first, *_ = paper_size.paper_runs(FULL, Path("out"))
+    assert size.config.batch_size // size.config.micro_batches == micro
+    first, *_ = paper_size.paper_runs(size, Path("out"))
     # 0.1 per 256 images.
     assert first.config.learning_rate == pytest.approx(6.4)
     assert first.config.schedule == "paper"
 
 
-def test_the_best_three_and_the_untouched_run_at_full_length(tmp_path):
+@pytest.mark.parametrize("name", ["paper", "gpu"])
+def test_the_best_three_and_the_untouched_run_at_full_length(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(device_checks, "_check", fake_check)
     runner = FakeRunner(lambda config: LOSSES.get(config.optimizer, 0.0))
     console = rich.console.Console(file=io.StringIO())
-    assert run_study(stages(SMALL, tmp_path), runner, console)
+    assert run_study(stages(SMALL_SIZES[name], tmp_path, runner), runner, console)
+    assert (tmp_path / "checks.json").exists() == (name == "gpu")
     ran = [str(path.relative_to(tmp_path).with_suffix("")) for path in runner.ran]
     assert len(set(ran)) == len(ran)
     assert [name for name in ran if name.startswith("paper/")][:2] == [
