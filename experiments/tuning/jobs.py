@@ -2,7 +2,9 @@
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -158,7 +160,16 @@ _runner_of_process: list[Runner] = []
 def _set_up(free: Any, data_dir: Path, checkpoints: bool) -> None:
     # Before the first computation, by which XLA counts its threads.
     os.sched_setaffinity(0, {free.get()})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _runner_of_process[:] = [Runner(data_dir, checkpoints=checkpoints)]
+
+
+def _end_with_parent() -> None:
+    """Otherwise a process whose parent was killed would first complete its run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _train(group: Group) -> tuple[float, Results]:

@@ -2,6 +2,11 @@
 
 import io
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -134,3 +139,30 @@ def test_more_workers_than_cores_are_refused(tmp_path):
         study([jobs_stage([])], Runner(tmp_path), workers=10_000)
     with pytest.raises(ValueError, match="workers=0 must be at least 1"):
         study([jobs_stage([])], Runner(tmp_path), workers=0)
+
+
+PARENT = """
+import os, time
+from pathlib import Path
+from experiments.tuning.jobs import Workers
+from experiments.tuning.runner import Runner
+pool = Workers(1, Runner(Path("."), checkpoints=False))._pool
+print(pool.submit(os.getpid).result(), flush=True)
+pool.submit(time.sleep, 600).result()
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_was_killed():
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        parent.terminate()
+    for _ in range(300):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker goes on without its parent")
