@@ -27,6 +27,11 @@ $(VENV)/.tpu: $(VENV)/.test
 	$(PIP) --editable '.[tpu]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.experiments
+	@echo "Adding Sphinx and its extensions to $(VENV)"
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 demo: $(VENV)/.experiments # trains on handwritten digits, draws curves and a table
 	$(BIN)/python -m experiments.studies.digits $(DEMO_ARGS)
 
@@ -42,19 +47,21 @@ test-slow: $(VENV)/.tpu # runs the tests that take minutes or several processes
 test-matrix: # runs the suite on every Python found and on the oldest declared versions
 	PYTHON=$(PYTHON) bash tests/matrix.sh
 
-lint: $(VENV)/.test # checks style, formatting and types
+lint: $(VENV)/.test # checks style, formatting, types and workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --offline --quiet .github/workflows
 
 bench: $(VENV)/.experiments # times updates, curvature and training steps, as ratios
 	$(BIN)/python -m experiments.bench.update $(BENCH_ARGS)
 	$(BIN)/python -m experiments.bench.curvature $(BENCH_CURVATURE_ARGS)
 	$(BIN)/python -m experiments.bench.training $(BENCH_TRAINING_ARGS)
 
-docs: $(VENV)/.experiments # builds the reference in build/docs
-	$(PIP) --editable '.[docs]'
-	$(BIN)/pdoc --math --docformat google --output-directory build/docs nlcg_optax
+docs: $(VENV)/.docs # builds the site in build/docs, and runs its gallery
+	rm -rf docs/api/generated
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going $(DOCS_ARGS) docs build/docs
+	@echo "Built build/docs/index.html"
 
 clean: # removes environments and build output
-	rm -rf .venv .venv-* build dist
+	rm -rf .venv .venv-* build dist docs/api/generated

@@ -43,9 +43,7 @@ def _on_source_read(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = spell_out(source[0], posixpath.join(SITE, posixpath.dirname(docname)))
 
 
-def _on_include_read(
-    app: Sphinx, path: Path, docname: str, source: list[str]
-) -> None:
+def _on_include_read(app: Sphinx, path: Path, docname: str, source: list[str]) -> None:
     folder = posixpath.normpath(posixpath.join(SITE, path.parent.as_posix()))
     source[0] = spell_out(source[0], folder)
 
