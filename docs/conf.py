@@ -41,6 +41,7 @@ maximum_signature_line_length = 72
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has them
 
 # Markdown, and the gallery, which every build executes
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath"]

@@ -1,7 +1,7 @@
 """Says whether a tag may be released: `... v0.1.0 https://host/owner/nlcg_optax`.
 
-The tag is the version in pyproject.toml, in the package and in CITATION.cff; the
-changelog has that version with a date; the address in pyproject.toml is that of the
+The tag is the version in every file that states one; the changelog has that version
+with a date; the address in pyproject.toml is that of the
 repository that releases.
 """
 
@@ -18,10 +18,14 @@ def versions() -> dict[str, str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     package = (ROOT / "nlcg_optax" / "__init__.py").read_text()
     citation = (ROOT / "CITATION.cff").read_text()
+    readme = (ROOT / "README.md").read_text()
+    recipe = (ROOT / "packaging" / "conda" / "recipe.yaml").read_text()
     return {
         "pyproject.toml": project["version"],
         "nlcg_optax": re.findall(r'^__version__ = "(.*)"$', package, re.M)[0],
         "CITATION.cff": re.findall(r"^version: (.*)$", citation, re.M)[0],
+        "README.md": re.findall(r"^  version = \{(.*)\},$", readme, re.M)[0],
+        "recipe.yaml": re.findall(r'^  version: "(.*)"$', recipe, re.M)[0],
     }
 
 
