@@ -4,7 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
+# Of what pip says: each package when it is fetched, and when they are installed.
+NAMES := | grep --line-buffered -oE '^ *(Collecting [A-Za-z0-9_.-]+|Installing)'
 
 .PHONY: help demo test test-slow test-matrix lint bench docs clean
 
@@ -12,25 +16,28 @@ help: # lists the targets
 	@grep -hE '^[a-z-]+:.*# ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*# (.*)/make \1\t\2/' | expand -t 20
 
 $(VENV)/.experiments: pyproject.toml
-	@echo "Setting up $(VENV): a virtual environment with JAX, Flax and the other packages (once, some minutes)"
-	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python >= 3.11 is needed, $(PYTHON) is {v[0]}.{v[1]}; call make PYTHON=...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[experiments]'
-	touch $@
+	@echo "Setting up $(VENV), a virtual environment"
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python >= 3.11 is needed, $(PYTHON) is {v[0]}.{v[1]}; call make PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Fetching JAX, Flax and the other packages of the experiments (once, some minutes):"
+	@$(PIP) --editable '.[experiments]' $(NAMES)
+	@touch $@
 
 $(VENV)/.test: $(VENV)/.experiments
-	$(PIP) --editable '.[experiments,test]'
-	touch $@
+	@echo "Adding the packages of the tests:"
+	@$(PIP) --editable '.[experiments,test]' $(NAMES)
+	@touch $@
 
 # The compiler for TPUs, where there is one for this machine.
 $(VENV)/.tpu: $(VENV)/.test
-	$(PIP) --editable '.[tpu]'
-	touch $@
+	@echo "Adding the compiler for TPUs:"
+	@$(PIP) --editable '.[tpu]' $(NAMES)
+	@touch $@
 
 $(VENV)/.docs: $(VENV)/.experiments
-	@echo "Adding Sphinx and its extensions to $(VENV)"
-	$(PIP) --editable '.[docs]'
-	touch $@
+	@echo "Adding Sphinx and its extensions:"
+	@$(PIP) --editable '.[docs]' $(NAMES)
+	@touch $@
 
 demo: $(VENV)/.experiments # trains on handwritten digits, draws curves and a table
 	$(BIN)/python -m experiments.studies.digits $(DEMO_ARGS)
