@@ -77,7 +77,7 @@ from nlcg_optax.wrappers import (
 
 __version__ = "0.1.0"
 
-__all__ = [  # noqa: RUF022, in the groups of README
+__all__ = [  # noqa: RUF022, in the groups of the docstring
     # optimizers
     "nlcg",
     "large_batch_nlcg",

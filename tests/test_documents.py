@@ -115,6 +115,28 @@ def load(path):
     return module
 
 
+def test_the_site_spells_out_links_that_leave_it():
+    spell_out = load(ROOT / "docs" / "extensions" / "links.py").spell_out
+    text = "[a](b.md#c), [here](#d), ![p](../e/f.png), [the table](../e/R.md#g)"
+    spelled = "[a](b.md#c), [here](#d), ![p](../e/f.png), the table (`e/R.md`)"
+    assert spell_out(text, "docs") == spelled
+    assert (
+        spell_out("[R](../R.md), [a](../a.md)", "docs/x")
+        == "[R](../R.md), [a](../a.md)"
+    )
+    assert spell_out("[b](b/R.md) [u](https://u.v)", "e") == (
+        "b (`e/b/R.md`) [u](https://u.v)"
+    )
+
+
+def test_the_site_has_signatures_in_the_words_of_their_source():
+    as_written = load(ROOT / "docs" / "extensions" / "signatures.py").as_written
+    arguments, result = as_written(nlcg_optax.nlcg)  # decorated
+    assert arguments.startswith("(learning_rate: optax.ScalarOrSchedule | None=None, ")
+    assert result == "optax.GradientTransformationExtraArgs"
+    assert as_written(print) is None
+
+
 def test_links_of_a_release_are_absolute():
     build = load(ROOT / "hatch_build.py")
     text = "![a picture](x/y.png) and [a page](docs/z.md#part), [there](https://u.v)\n"

@@ -7,9 +7,10 @@ repository is browsed. In the site such a link becomes its text and the path.
 import posixpath
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:  # tests of the functions below need no Sphinx
+    from sphinx.application import Sphinx
 
 SITE = "docs"
 # [text](folder/file.md#section); no image, no URL, no section of the same page
@@ -25,9 +26,6 @@ def spell_out(text: str, folder: str) -> str:
 
     Returns:
       The Markdown without such links.
-
-    >>> spell_out("[a](b.md), [the table](../experiments/README.md#cost)", "docs")
-    '[a](b.md), the table (`experiments/README.md`)'
     """
     is_page = folder.split("/")[0] == SITE
 
@@ -39,16 +37,18 @@ def spell_out(text: str, folder: str) -> str:
     return LINK.sub(replace, text)
 
 
-def _on_source_read(app: Sphinx, docname: str, source: list[str]) -> None:
+def _on_source_read(app: "Sphinx", docname: str, source: list[str]) -> None:
     source[0] = spell_out(source[0], posixpath.join(SITE, posixpath.dirname(docname)))
 
 
-def _on_include_read(app: Sphinx, path: Path, docname: str, source: list[str]) -> None:
+def _on_include_read(
+    app: "Sphinx", path: Path, docname: str, source: list[str]
+) -> None:
     folder = posixpath.normpath(posixpath.join(SITE, path.parent.as_posix()))
     source[0] = spell_out(source[0], folder)
 
 
-def setup(app: Sphinx) -> dict[str, Any]:
+def setup(app: "Sphinx") -> dict[str, Any]:
     """Registers the extension."""
     app.connect("source-read", _on_source_read)
     app.connect("include-read", _on_include_read)

@@ -6,17 +6,14 @@ Evaluated, ``optax.ScalarOrSchedule`` would be four lines of unions.
 import ast
 import inspect
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:  # tests of the functions below need no Sphinx
+    from sphinx.application import Sphinx
 
 
 def as_written(function: Any) -> tuple[str, str | None] | None:
-    """Returns arguments and result of a function in the words of its source.
-
-    >>> as_written(as_written)
-    ('(function: Any)', 'tuple[str, str | None] | None')
-    """
+    """Returns arguments and result of a function in the words of its source."""
     function = inspect.unwrap(function)
     if not inspect.isfunction(function):
         return None
@@ -28,7 +25,7 @@ def as_written(function: Any) -> tuple[str, str | None] | None:
 
 
 def _on_signature(
-    app: Sphinx,
+    app: "Sphinx",
     what: str,
     name: str,
     thing: Any,
@@ -39,7 +36,7 @@ def _on_signature(
     return as_written(thing) if what == "function" else None
 
 
-def setup(app: Sphinx) -> dict[str, Any]:
+def setup(app: "Sphinx") -> dict[str, Any]:
     """Registers the extension."""
     app.connect("autodoc-process-signature", _on_signature)
     return {"parallel_read_safe": True}
