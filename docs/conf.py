@@ -52,6 +52,7 @@ nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_execution_timeout = 180
 nb_merge_streams = True
+suppress_warnings = ["myst-nb.lexer"]  # of cells that were not executed
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
