@@ -66,6 +66,7 @@ html_title = f"nlcg_optax {release}"
 html_static_path = ["_static", str(MATHJAX)]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_use_index = False
 html_copy_source = False
 html_theme_options = {
     "home_page_in_toc": True,
