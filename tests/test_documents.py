@@ -108,6 +108,13 @@ def test_the_api_page_has_the_groups_of_the_package():
     }
 
 
+def test_readme_lists_the_same_groups():
+    text = (ROOT / "README.md").read_text()
+    items = re.findall(r"^- ([A-Z][a-z ]+): (`.*\n(?:  .*\n)*)", text, re.MULTILINE)
+    listed = {name: sorted(re.findall(r"`(\w+)`", item)) for name, item in items}
+    assert listed == {k: sorted(v) for k, v in groups_of_the_package().items()}
+
+
 def load(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
