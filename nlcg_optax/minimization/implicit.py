@@ -133,7 +133,7 @@ def tangents_of(
 def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
     """Solves ``matvec(x) = b``, with inner products that any sharding allows.
 
-    Those of `jax.scipy.sparse.linalg.cg` refuse arrays of an explicit mesh (jax 0.10.2).
+    Those of `jax.scipy.sparse.linalg.cg` refuse arrays on an explicit mesh.
     """
 
     def norm(x: PyTree) -> jax.Array:
