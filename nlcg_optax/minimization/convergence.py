@@ -24,9 +24,9 @@ ROUNDINGS = 0.01
 # and with those that ask for a size of the gradient, which may rest for dozens of
 # iterations before it falls again.
 STALLED, STALLED_GRADIENT = 10, 40
-# Of a long run so large a part: what takes hundreds of iterations to fall gains little
-# in each of them, and what is left is some tenths of the run times that.
-STALLED_PART = 1 / 8
+# And so large a part of all, one in eight: a run of hundreds of iterations gains little
+# in each, and has a part of itself before it.
+STALLED_PART = 8
 SEARCHES = 2  # failed searches in a row, likewise
 # Units of rounding of f, and of its terms (whose squares f may be the sum of), that a
 # promised decrease may be above and still be rounding.
@@ -202,12 +202,8 @@ def may_hide_descent(
     fraction = LEFT * eps
     if limits.tol_kind == "decrease":
         fraction = LEFT * jnp.maximum(tol * tol, eps)
-    most = (
-        jnp.sqrt(2 * fraction)
-        * jnp.sqrt(size)
-        * jnp.sqrt(jnp.minimum(size, jnp.abs(decrease)))
-    )
-    return (jnp.sqrt(square) > most) & ~_is_nearly_zero(tol, decrease, value)
+    most = 2 * fraction * size * jnp.minimum(size, jnp.abs(decrease))
+    return (square > most) & ~_is_nearly_zero(tol, decrease, value)
 
 
 def steps_to_trust(limits: Limits, sizes: jax.Array, grad_max: jax.Array) -> jax.Array:

@@ -244,8 +244,9 @@ def _status(
     has_fallen = evaluated.grad_max <= FALLEN * Sizes(*sizes).largest_grad_max
     converged |= has_fallen & (iterations.num_small >= trusted)
     stalled = STALLED if limits.tol_kind == "decrease" else STALLED_GRADIENT
-    stalled = jnp.maximum(stalled, STALLED_PART * iterations.nit)
-    at_rest = (iterations.num_stalled >= stalled) | (iterations.num_failed >= SEARCHES)
+    at_rest = iterations.num_stalled >= stalled
+    at_rest &= STALLED_PART * iterations.num_stalled >= iterations.nit
+    at_rest |= iterations.num_failed >= SEARCHES
     at_rest &= is_rounding(sizes, evaluated.value, evaluated.grad_max)
     at_rest |= has_vanished(limits, sizes, evaluated.value, evaluated.grad_max)
     start_size = jnp.maximum(1, jnp.abs(Sizes(*sizes).start_value))
