@@ -202,7 +202,8 @@ def may_hide_descent(
     fraction = LEFT * eps
     if limits.tol_kind == "decrease":
         fraction = LEFT * jnp.maximum(tol * tol, eps)
-    most = 2 * fraction * size * jnp.minimum(size, jnp.abs(decrease))
+    curvature = jnp.clip(jnp.abs(decrease), eps * size, size)
+    most = 2 * fraction * size * curvature
     return (square > most) & ~_is_nearly_zero(tol, decrease, value)
 
 

@@ -24,10 +24,10 @@ from nlcg_optax.trees.inner_products import products_and_maxima
 
 
 def found_descent(state: MinimizeState, taken: Taken) -> jax.Array:
-    """Whether a search has found more than the rounding of the objective."""
-    start = state.search.start_value
-    rounding = NOISE * float(jnp.finfo(start.dtype).eps) * jnp.abs(start)
-    return taken.evaluated.value < start - rounding
+    """Whether a search led below the best point so far, by more than rounding."""
+    best = state.best.value
+    rounding = NOISE * float(jnp.finfo(best.dtype).eps) * jnp.abs(best)
+    return taken.evaluated.value < best - rounding
 
 
 def second_look(limits: Limits, state: MinimizeState) -> MinimizeState:
