@@ -199,11 +199,9 @@ def may_hide_descent(
     tol = jnp.asarray(limits.tol, value.dtype)
     decrease = Sizes(*sizes).start_value - value
     size = jnp.abs(value)
-    fraction = LEFT * eps
-    if limits.tol_kind == "decrease":
-        fraction = LEFT * jnp.maximum(tol * tol, eps)
+    asked = tol * tol if limits.tol_kind == "decrease" else jnp.zeros_like(tol)
     curvature = jnp.clip(jnp.abs(decrease), eps * size, size)
-    most = 2 * fraction * size * curvature
+    most = 2 * LEFT * jnp.maximum(asked, eps) * size * curvature
     return (square > most) & ~_is_nearly_zero(tol, decrease, value)
 
 
