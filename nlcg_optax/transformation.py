@@ -34,7 +34,8 @@ def transformation(
       kind: the class of the result.
 
     Returns:
-      The transformation.
+      The transformation. Its ``init`` raises TypeError for a leaf that is no array and
+      no number, such as a function; the message names the leaf.
 
     Examples:
       >>> tx = transformation(
@@ -45,7 +46,7 @@ def transformation(
     """
 
     def init_fn(params: PyTree) -> PyTree:
-        return init(options, jax.tree.map(_initial, params))
+        return init(options, jax.tree_util.tree_map_with_path(_initial, params))
 
     def update_fn(
         updates: PyTree,
@@ -75,11 +76,19 @@ def as_arrays(tree: PyTree) -> PyTree:
     return jax.tree.map(leaf_array, tree)
 
 
-def _initial(leaf: Any) -> jax.Array:
+def _initial(path: Any, leaf: Any) -> jax.Array:
     """A parameter as ``init`` sees it: never weakly typed; zeros if it is abstract."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jnp.zeros_like(leaf, dtype=leaf.dtype)
-    return _strong(jnp.asarray(leaf))
+    try:
+        return _strong(jnp.asarray(leaf))
+    except TypeError as error:
+        name = f"params{jax.tree_util.keystr(path)}"
+        raise TypeError(
+            f"{name}={leaf!r} is a {type(leaf).__name__}; allowed are real and complex "
+            "floating-point arrays and numbers. Keep other leaves out of the "
+            "parameters, such as with equinox.filter(model, equinox.is_inexact_array)"
+        ) from error
 
 
 def _strong(x: jax.Array) -> jax.Array:

@@ -309,7 +309,8 @@ def _advance(
 ) -> SearchState:
     # Outside of jit these two hundred scalar operations are one program, too.
     search = wolfe_search.advance(rules, search, value, slope)
-    return wolfe_search.failed_if_narrow(search, resolution)
+    search = wolfe_search.failed_if_narrow(search, resolution)
+    return wolfe_search.failed_if_idle(search)
 
 
 def _after(

@@ -24,11 +24,17 @@ ROUNDINGS = 0.01
 # and with those that ask for a size of the gradient, which may rest for dozens of
 # iterations before it falls again.
 STALLED, STALLED_GRADIENT = 10, 40
+# And so large a part of all, one in eight: a run of hundreds of iterations gains little
+# in each, and has a part of itself before it.
+STALLED_PART = 8
 SEARCHES = 2  # failed searches in a row, likewise
 # Units of rounding of f, and of its terms (whose squares f may be the sum of), that a
 # promised decrease may be above and still be rounding.
 NOISE = 30.0
 NOISE_OF_TERMS = 300.0
+# Units of rounding of f, or of the decrease asked for, that may be left at the end, as
+# far as a first-order bound can tell; above them there is a second look.
+LEFT = 100.0
 NEARLY_ZERO = 100.0  # times the decrease asked for that f may be, to be called zero
 FASTER = 1.2  # the least power of the gradient with which f must vanish
 NOISE_OF_PARAMS = 4.0  # units of rounding of x that a step may be long and still be it
@@ -152,9 +158,51 @@ def promises_little(limits: Limits, sizes: jax.Array, value: jax.Array) -> jax.A
     decrease = known.start_value - value
     is_little = known.promise <= fraction * jnp.minimum(decrease, jnp.abs(value))
     short = known.relative_step <= jnp.maximum(tol, NOISE_OF_PARAMS * eps)
-    least = jnp.maximum(tol * tol * tol, NOISE_OF_TERMS * eps * eps)
-    is_zero = jnp.abs(value) <= NEARLY_ZERO * least * decrease
-    return is_little | (short & is_zero & (known.promise <= least * decrease))
+    is_zero = _is_nearly_zero(tol, decrease, value)
+    least = _least_fraction(tol) * decrease
+    return is_little | (short & is_zero & (known.promise <= least))
+
+
+def _least_fraction(tol: jax.Array) -> jax.Array:
+    """The part of the decrease so far that counts as nothing."""
+    eps = float(jnp.finfo(tol.dtype).eps)
+    return jnp.maximum(tol * tol * tol, NOISE_OF_TERMS * eps * eps)
+
+
+def _is_nearly_zero(tol: jax.Array, decrease: jax.Array, value: jax.Array) -> jax.Array:
+    return jnp.abs(value) <= NEARLY_ZERO * _least_fraction(tol) * decrease
+
+
+def may_hide_descent(
+    limits: Limits, sizes: jax.Array, value: jax.Array, square: jax.Array
+) -> jax.Array:
+    r"""Whether the gradient is large enough to hide a descent along a flat valley.
+
+    .. math:: \tfrac12 \sum_i (x_i g_i)^2 > 100 \max(\epsilon, \mathrm{tol}^2)\,
+        |f| \min(|f|, f_0 - f)
+
+    In units of the parameters themselves the left side over a curvature is the most
+    that a step can gain, and few objectives are so flat that the change of a parameter
+    by all of itself changes them by less than f or what they fell by so far. Along the
+    steep walls of a valley the rounding of x alone can make the gradient as large.
+
+    Args:
+      limits: the tolerance.
+      sizes: `Sizes` as a vector.
+      value: f, not nearly zero; else the answer is no.
+      square: the sum on the left.
+
+    Returns:
+      A boolean scalar.
+    """
+    eps = float(jnp.finfo(value.dtype).eps)
+    tol = jnp.asarray(limits.tol, value.dtype)
+    decrease = Sizes(*sizes).start_value - value
+    size = jnp.abs(value)
+    asked = tol * tol if limits.tol_kind == "decrease" else jnp.zeros_like(tol)
+    curvature = jnp.clip(jnp.abs(decrease), eps * size, size)
+    most = 2 * LEFT * jnp.maximum(asked, eps) * size * curvature
+    return (square > most) & ~_is_nearly_zero(tol, decrease, value)
 
 
 def steps_to_trust(limits: Limits, sizes: jax.Array, grad_max: jax.Array) -> jax.Array:

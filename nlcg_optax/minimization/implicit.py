@@ -11,9 +11,12 @@ import numpy as np
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.minimization.problem import Problem, value_and_aux
 from nlcg_optax.minimization.result import MinimizeResult
+from nlcg_optax.trees.inner_products import vdots
 
-# Of the conjugate gradients that solve with the Hessian, relative to the right side.
+# Of the conjugate gradients that solve with the Hessian: the residual relative to the
+# right side, and the iterations per number.
 TOLERANCE = 1e-10
+ITERATIONS = 10
 
 Run = Callable[[PyTree, Any, PyTree], MinimizeResult]
 Tangents = Callable[[PyTree, Any, Any, jax.Array], tuple[PyTree, jax.Array, PyTree]]
@@ -108,16 +111,11 @@ def tangents_of(
         # A product, and so linear: reverse mode would lose the nan of a selection.
         return tangent * jnp.where(success, 1, jnp.nan).astype(tangent.dtype)
 
-    # On both sides of the solution: cg makes zero of what is not a number, and reverse
-    # mode begins on the other side.
+    # On both sides of the solution: the solver makes zero of what is not a number, and
+    # reverse mode begins on the other side.
     minus = jax.tree.map(lambda x: valid(-x), right)
-    # cg alone has no transpose where its right side is linear in a tangent, and so no
-    # reverse mode (jax 0.10.2); the wrapper has.
     u_dot = jax.lax.custom_linear_solve(
-        hessian,
-        minus,
-        lambda matvec, b: jax.scipy.sparse.linalg.cg(matvec, b, tol=TOLERANCE)[0],
-        symmetric=True,
+        hessian, minus, _conjugate_gradients, symmetric=True
     )
     _, (value_dot, _) = jax.jvp(
         lambda given: value_and_aux(problem, u, given), (inputs,), (inputs_dot,)
@@ -130,3 +128,35 @@ def tangents_of(
 
     x_dot = jax.tree.map(valid, problem.coordinates.tree(u_dot))
     return x_dot, valid(value_dot), jax.tree.map(valid, aux_dot)
+
+
+def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
+    """Solves ``matvec(x) = b``, with inner products that any sharding allows.
+
+    Those of `jax.scipy.sparse.linalg.cg` refuse arrays on an explicit mesh.
+    """
+
+    def norm(x: PyTree) -> jax.Array:
+        return vdots([(x, x)])[0]
+
+    def plus(x: PyTree, factor: jax.Array, y: PyTree) -> PyTree:
+        return jax.tree.map(lambda x, y: x + factor.astype(x.dtype) * y, x, y)
+
+    start = norm(b)
+    most = ITERATIONS * sum(leaf.size for leaf in jax.tree.leaves(b))
+
+    def continues(carry: Any) -> jax.Array:
+        _, _, _, square, count = carry
+        return (square > TOLERANCE**2 * start) & (count < most)
+
+    def step(carry: Any) -> Any:
+        x, residual, direction, square, count = carry
+        product = matvec(direction)
+        length = square / vdots([(direction, product)])[0]
+        x, residual = plus(x, length, direction), plus(residual, -length, product)
+        new_square = norm(residual)
+        direction = plus(residual, new_square / square, direction)
+        return x, residual, direction, new_square, count + 1
+
+    zero = jax.tree.map(jnp.zeros_like, b)
+    return jax.lax.while_loop(continues, step, (zero, b, b, start, 0))[0]

@@ -19,6 +19,7 @@ from nlcg_optax.minimization.convergence import (
     SEARCHES,
     STALLED,
     STALLED_GRADIENT,
+    STALLED_PART,
     Limits,
     Sizes,
     has_small_gradient,
@@ -30,6 +31,7 @@ from nlcg_optax.minimization.convergence import (
 from nlcg_optax.minimization.methods import Method
 from nlcg_optax.minimization.next_search import Direction, next_direction, next_search
 from nlcg_optax.minimization.result import Status
+from nlcg_optax.minimization.second_look import found_descent, second_look
 from nlcg_optax.minimization.state import (
     Iterations,
     MinimizeState,
@@ -86,14 +88,17 @@ def iterate(
     taken = take_step(limits, state)
     scale = _scale_for(state.scale, taken)
     status, is_rescaled = state.status, scale != state.scale
-    num_failed = Iterations(*state.iterations).num_failed
-    num_failed = jnp.where(taken.moved, 0, num_failed + 1)
+    before = Iterations(*state.iterations)
+    num_failed = jnp.where(taken.moved, 0, before.num_failed + 1)
+    is_second_look = before.put_off > 0
     # If a search found no lower point, reset the direction and follow the negative
     # gradient. Likewise if nothing has got smaller for 8, 16, 32, ... iterations: the
     # memory then consists of rounding errors.
     restart = jax.lax.population_count(taken.num_stalled) == 1
     restart &= taken.num_stalled >= STALLED_MEMORY
     restart |= ~taken.moved
+    if method.initial_step == "previous":  # its directions would not be conjugate
+        restart |= is_second_look
     direction = next_direction(method, state, taken, restart)
     error = trial_step.after_search(ErrorEstimate(*state.error), taken.accepted)
     error = trial_step.observe(error, taken.evaluated.value)
@@ -104,10 +109,16 @@ def iterate(
     iterations = _count(limits, state, taken, sizes, is_natural, num_failed)
     descends = (direction.slope < 0) | is_rescaled
     status = _status(limits, taken, descends, sizes, iterations, status)
+    seen_twice = is_second_look & ~found_descent(state, taken)
+    status = jnp.where(seen_twice, before.put_off - 1, status)
+    looks = ~seen_twice & (status == Status.CONVERGED_TO_ROUNDING)
+    if limits.tol_kind == "decrease":
+        looks |= ~seen_twice & (status == Status.CONVERGED)
     if callback is not None:
-        status = _call_back(
+        status, ends = _call_back(
             callback, active & ~is_rescaled, state, taken, step, iterations, status
         )
+        looks &= ~ends
     new = state._replace(
         current=taken.params,
         candidate=taken.evaluated,
@@ -125,6 +136,7 @@ def iterate(
         iterations=jnp.stack(iterations),
         status=status.astype(jnp.int32),
     )
+    new = apply_if(looks, lambda _, s: second_look(limits, s), new)
     return apply_if(
         is_rescaled & (status == Status.RUNNING),
         lambda _, s: rescaled(objective, method, s, scale),
@@ -205,13 +217,14 @@ def _count(
     is_natural: jax.Array,
     num_failed: jax.Array,
 ) -> Iterations:
-    nit, _, _, num_small = Iterations(*state.iterations)
+    nit, _, _, num_small, _ = Iterations(*state.iterations)
     little = promises_little(limits, sizes, taken.evaluated.value)
     return Iterations(
         nit=nit + (taken.moved & ~taken.is_first).astype(jnp.int32),
         num_stalled=taken.num_stalled,
         num_failed=num_failed,
         num_small=jnp.where(is_natural, jnp.where(little, num_small + 1, 0), num_small),
+        put_off=jnp.zeros_like(nit),
     )
 
 
@@ -231,7 +244,9 @@ def _status(
     has_fallen = evaluated.grad_max <= FALLEN * Sizes(*sizes).largest_grad_max
     converged |= has_fallen & (iterations.num_small >= trusted)
     stalled = STALLED if limits.tol_kind == "decrease" else STALLED_GRADIENT
-    at_rest = (iterations.num_stalled >= stalled) | (iterations.num_failed >= SEARCHES)
+    at_rest = iterations.num_stalled >= stalled
+    at_rest &= STALLED_PART * iterations.num_stalled >= iterations.nit
+    at_rest |= iterations.num_failed >= SEARCHES
     at_rest &= is_rounding(sizes, evaluated.value, evaluated.grad_max)
     at_rest |= has_vanished(limits, sizes, evaluated.value, evaluated.grad_max)
     start_size = jnp.maximum(1, jnp.abs(Sizes(*sizes).start_value))
@@ -257,8 +272,8 @@ def _call_back(
     step: jax.Array,
     iterations: Iterations,
     status: jax.Array,
-) -> jax.Array:
-    """Calls the callback; the status after it."""
+) -> tuple[jax.Array, jax.Array]:
+    """Calls the callback; the status after it, and whether it ends the run."""
     evaluated, scale = taken.evaluated, state.scale
     progress = Progress(
         iterations.nit,
@@ -272,4 +287,5 @@ def _call_back(
     ends = callback.reach(
         callback.call, jax.ShapeDtypeStruct((), jnp.bool_), active, progress
     )
-    return jnp.where(ends & (status == Status.RUNNING), Status.STOPPED, status)
+    stopped = ends & (status == Status.RUNNING)
+    return jnp.where(stopped, Status.STOPPED, status), ends

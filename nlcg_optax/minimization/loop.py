@@ -25,6 +25,7 @@ from nlcg_optax.minimization.methods import Method
 from nlcg_optax.minimization.result import Status
 from nlcg_optax.minimization.state import (
     Evaluated,
+    Iterations,
     MinimizeState,
     Objective,
     is_first_measurement,
@@ -34,6 +35,7 @@ from nlcg_optax.trees.inner_products import products_and_maxima
 from nlcg_optax.xla.control_flow import apply_if
 
 SHORT_SEARCH = 8  # points at most where all that a search can gain is rounding
+SECOND_LOOK = 16  # points at most of the search before the end
 
 
 class _Measured(NamedTuple):
@@ -89,8 +91,7 @@ def run(
             runs &= turns < max_turns
         return runs, turns, state
 
-    # A boolean decides: an integer XLA would take for a counter and, compiling, look
-    # for the number of turns.
+    # A boolean decides: a compiler may look for the number of turns in an integer.
     turns = None if max_turns is None else jnp.zeros_like(max_turns)
     start = continues(state), turns, state
     end = jax.lax.while_loop(lambda carry: carry[0], body, start)[2]
@@ -118,8 +119,7 @@ def _measure(
             *(getattr(state, field) for field in _Measured._fields[1:]),
         )
 
-    # The search is advanced inside the branches: what they return is computed once, and
-    # not by every loop over parameters that reads it.
+    # Advanced inside the branches, for the parameters read what they return only once.
     measured = jax.lax.cond(needs_gradient, with_gradient, value_alone)
     return state._replace(
         **measured._asdict(),
@@ -129,11 +129,12 @@ def _measure(
 
 
 def _rules_of_search(method: Method, state: MinimizeState) -> WolfeRules:
-    """The rules of the line search; it is short if all it can gain is rounding."""
+    """The rules of the line search; it is short if it is unlikely to gain much."""
     current = state.search.start_value, state.current_grad_max
     most = jnp.where(
         is_rounding(state.sizes, *current), SHORT_SEARCH, method.rules.max_evaluations
     )
+    most = jnp.where(Iterations(*state.iterations).put_off > 0, SECOND_LOOK, most)
     return method.rules._replace(max_evaluations=most)
 
 

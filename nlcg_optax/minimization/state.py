@@ -113,12 +113,14 @@ class Iterations(NamedTuple):
       num_stalled: iterations since objective or gradient last got smaller.
       num_failed: failed searches in a row.
       num_small: promises in a row as small as the tolerance asks.
+      put_off: one more than the status that a second look has put off, else zero.
     """
 
     nit: jax.Array
     num_stalled: jax.Array
     num_failed: jax.Array
     num_small: jax.Array
+    put_off: jax.Array
 
 
 class MinimizeState(NamedTuple):

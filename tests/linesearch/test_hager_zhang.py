@@ -325,3 +325,42 @@ def test_missing_extra_arguments_are_named(missing):
     del extras[missing]
     with pytest.raises(ValueError, match=f"`{missing}`"):
         tx.update(-x, tx.init(x), x, **extras)
+
+
+@pytest.mark.parametrize("rule", ["hz", "pr+"])
+def test_at_the_minimum_a_search_costs_two_gradients_at_most(rule):
+    times = np.linspace(0.0, 5.0, 50, dtype=np.float32)
+    noise = 0.02 * np.random.default_rng(0).normal(size=50)
+    data = (1.7 * np.exp(-0.8 * times) + 0.4 + noise).astype(np.float32)
+
+    def fit(p):
+        return jnp.sum((p[0] * jnp.exp(-p[1] * times) + p[2] - data) ** 2)
+
+    tx = _solver(scale_by_nlcg(rule))
+    value_and_grad = optax.value_and_grad_from_state(fit)
+
+    def step(carry, _):
+        x, state = carry
+        value, grad = value_and_grad(x, state=state)
+        updates, state = tx.update(grad, state, x, value=value, grad=grad, value_fn=fit)
+        counts = state[-1].diagnostics
+        return (optax.apply_updates(x, updates), state), (
+            value,
+            counts.num_values,
+            counts.num_gradients,
+        )
+
+    x = jnp.array([1.0, 1.0, 0.0])
+    _, (values, *counts) = jax.jit(
+        lambda x: jax.lax.scan(step, (x, tx.init(x)), length=150)
+    )(x)
+    # By Gauss-Newton in float64 the least sum is 0.01321164; float32 values of it have
+    # a relative rounding of some sqrt(50) units.
+    at_minimum = values <= 0.01321164 * (1 + 50 * np.finfo(np.float32).eps)
+    first = int(np.argmax(at_minimum))
+    assert 0 < first < 60
+    assert np.all(at_minimum[first:])
+    num_values, num_gradients = (np.diff(count)[first:] for count in counts)
+    assert np.max(num_values) == 1
+    assert np.max(num_gradients) <= 3
+    assert np.max(num_gradients[-60:]) <= 2

@@ -101,6 +101,34 @@ def test_squares_of_gradients_may_overflow_and_underflow():
     np.testing.assert_array_equal(small.fun, parabola(small.x))
 
 
+def growth(p, t, y):
+    return jnp.sum((p[0] * (1 - jnp.exp(-p[1] * t)) - y) ** 2)
+
+
+@pytest.mark.parametrize("method", ["limited-memory", "hs+"])
+def test_parameters_of_very_different_sizes_are_moved_together(method):
+    """Where one of them is a million times the other, float32 finds the valley."""
+    t = np.linspace(77.0, 760.0, 14)
+    noise = 0.1 * np.random.default_rng(0).normal(size=14)
+    y = 239.0 * (1 - np.exp(-5.5e-4 * t)) + noise
+    p = np.array([239.0, 5.5e-4])
+    for _ in range(30):  # Gauss-Newton in float64
+        decay = np.exp(-p[1] * t)
+        jacobian = np.stack([1 - decay, p[0] * t * decay], axis=1)
+        p -= np.linalg.lstsq(jacobian, p[0] * (1 - decay) - y, rcond=None)[0]
+    start, data = np.array([500.0, 1e-4], np.float32), (t, y)
+    data = tuple(x.astype(np.float32) for x in data)
+    result = minimize(growth, start, args=data, method=method)
+    assert bool(result.success)
+    # The rounding of p and t moves the model by 2 of its units, eps * 80, at 14 points
+    # with residuals of .1: relative changes of f by 2 * 2 * 80 * eps / 0.1 at most.
+    rounding = 3200 * np.finfo(np.float32).eps
+    least = np.sum((p[0] * (1 - np.exp(-p[1] * t)) - y) ** 2)
+    found = np.asarray(result.x, np.float64)
+    left = np.sum((found[0] * (1 - np.exp(-found[1] * t)) - y) ** 2) - least
+    assert left <= 100 * rounding * least
+
+
 def test_a_run_from_a_minimum_ends_soon():
     y = observations(0).astype(np.float32)
     first = minimize(fit, START.astype(np.float32), args=(y,))
