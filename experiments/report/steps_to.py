@@ -25,7 +25,10 @@ WINDOW = 5  # steps of the running mean
 
 
 def steps_table(
-    cells: Sequence[Cell], baselines: Collection[str], untuned: Sequence[Cell] = ()
+    cells: Sequence[Cell],
+    baselines: Collection[str],
+    untuned: Sequence[Cell] = (),
+    best: Cell | None = None,
 ) -> Table:
     """Figures of each method and its steps to the end of the best baseline.
 
@@ -35,9 +38,10 @@ def steps_table(
       cells: one per row.
       baselines: names of optimizers.
       untuned: cells whose learning rate was not tuned.
+      best: one of the cells; None for the best of all baselines.
     """
     cells = sorted(cells, key=lambda cell: cell.median("train_loss"))
-    best = best_baseline(cells, baselines)
+    best = best or best_baseline(cells, baselines)
     target = math.nan if best is None else smoothed_losses(best)[-1]
     peer = None if best is None else steps_to(best, target)
     steps = [steps_to(cell, target) for cell in cells]

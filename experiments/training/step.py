@@ -152,6 +152,16 @@ class TrainStep:
         }
         return self.finish(state, outcome, batch_stats, extras)
 
+    def evaluated_params(self, state: TrainState) -> PyTree:
+        """The weights that evaluation takes: the last ones, or an average."""
+        if self.config.ema_decay:
+            return state.average
+        if isinstance(state.opt_state, optax.contrib.ScheduleFreeState):
+            return optax.contrib.schedule_free_eval_params(
+                state.opt_state, state.params
+            )
+        return state.params
+
     def micro_step(
         self, state: TrainState, batch_stats: PyTree, batch: Split, index: jax.Array
     ) -> tuple[Outcome, PyTree]:
