@@ -3,7 +3,6 @@
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import nlcg_optax
@@ -188,13 +187,7 @@ def _lbfgs(
     learning_rate: Rate, *, memory_size: int = 10
 ) -> optax.GradientTransformation:
     # Without a line search, which on one mini-batch says little about the next.
-    tx = optax.lbfgs(learning_rate, memory_size=memory_size, linesearch=None)
-
-    def init(params: Any) -> Any:
-        # Two fields of Optax's state share a buffer, which then cannot be donated.
-        return jax.tree.map(jnp.copy, tx.init(params))
-
-    return optax.GradientTransformationExtraArgs(init, tx.update)
+    return optax.lbfgs(learning_rate, memory_size=memory_size, linesearch=None)
 
 
 register("sgd", _sgd, label="SGD", color="#999999", space=space_around(0.5))

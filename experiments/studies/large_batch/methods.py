@@ -51,6 +51,8 @@ class Candidate:
         if self.optimizer == "slope_ratio" and self.takes_steps:
             options["num_steps"] = 1  # any, so that the label is that of a horizon
         label = label_of(self.optimizer, options)
+        if self.optimizer == "slope_ratio" and not self.takes_steps:
+            label += ", linear decay" if self.schedule == "linear" else ""
         return label + (", averaged weights" if self.ema_decay else "")
 
     def searches(self, draws: int, alone: int) -> tuple[Search, ...]:
@@ -110,14 +112,21 @@ CALIBRATED = (MUON, NADAMW, LARGE_BATCH)
 PUBLISHED = frozenset(c.optimizer for c in (*LEAD, *MORE) if c.momentum is not None)
 
 
-def _slope(**options: Any) -> Candidate:
+def _slope(
+    *,
+    takes_steps: bool = True,
+    schedule: str = "constant",
+    ema_decay: float = 0.0,
+    **options: Any,
+) -> Candidate:
     return Candidate(
         "slope_ratio",
         1.0,
         options,
         span=None,
-        schedule="constant",
-        takes_steps=True,
+        schedule=schedule,
+        takes_steps=takes_steps,
+        ema_decay=ema_decay,
     )
 
 
@@ -139,11 +148,12 @@ STEPPED = (
     _slope(direction="polar_memory"),
     _slope(direction="muon"),
     _slope(direction="adam"),
-    # No horizon: the inferred slope, with a schedule on top, and with an average.
-    dataclasses.replace(_slope(), takes_steps=False, schedule="linear"),
-    dataclasses.replace(_slope(), takes_steps=False),
-    dataclasses.replace(_slope(), takes_steps=False, ema_decay=0.9),
+    _slope(takes_steps=False),
 )
+# Without a horizon the slope is inferred; with a schedule on top, and with an average
+# of the weights. Their runs differ from the last one above in more than the optimizer.
+ANNEALED = (_slope(takes_steps=False, schedule="linear"),)
+AVERAGED = (_slope(takes_steps=False, ema_decay=0.9),)
 
 
 def of_beta(betas: list[float], mean: float, risen: float) -> tuple[Candidate, ...]:
@@ -162,4 +172,14 @@ def of_beta(betas: list[float], mean: float, risen: float) -> tuple[Candidate, .
     )
 
 
-GROUPS = ("lead", "more", "free", "calibrated", "beta", "order", "step")
+GROUPS = (
+    "lead",
+    "more",
+    "free",
+    "calibrated",
+    "beta",
+    "order",
+    "step",
+    "annealed",
+    "averaged",
+)

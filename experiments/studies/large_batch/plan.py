@@ -133,7 +133,12 @@ def candidates_of(
         return ()
     if group == "beta":
         return _of_measured_beta(study, place, out)
-    return {"order": methods.ORDERED, "step": methods.STEPPED}[group]
+    return {
+        "order": methods.ORDERED,
+        "step": methods.STEPPED,
+        "annealed": methods.ANNEALED,
+        "averaged": methods.AVERAGED,
+    }[group]
 
 
 def folder_of(out: Path, place: Place, group: str) -> Path:
