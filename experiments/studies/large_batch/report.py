@@ -66,7 +66,8 @@ class Found:
             return math.nan
         if steps is not None:
             return steps / peer
-        reached = steps_to(self.best, smoothed_losses(cell)[-1])
+        end = smoothed_losses(cell)[-1]
+        reached = steps_to(self.best, end) if math.isfinite(end) else None
         return math.inf if reached is None else peer / reached
 
     def difference(self, cell: Cell) -> tuple[float, float]:
