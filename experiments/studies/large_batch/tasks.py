@@ -20,8 +20,8 @@ class Task:
       name: folder of its records.
       settings: fields of `RunConfig`, the same for every run.
       examples: training examples.
-      batch_sizes: each a part of the training examples.
-      long: step counts of longer runs, with the last batch size.
+      batch_sizes: each a part of the training examples, the smallest first.
+      long: step counts of longer runs, with the first batch size.
       chosen_on: whether choices may be made on it.
     """
 
@@ -76,7 +76,7 @@ DIGITS = Task(
     "digits",
     {"dataset": "digits", "model": "mlp", "validation_examples": 0},
     1024,
-    (1024, 256),
+    (256, 1024),
     chosen_on=True,
 )
 TASKS = (
@@ -85,7 +85,7 @@ TASKS = (
         "ten_classes_convolutions",
         _cifar(10, "cnn_strided", 960),
         960,
-        (960, 320),
+        (320, 960),
         (300,),
         chosen_on=True,
     ),
@@ -93,7 +93,7 @@ TASKS = (
         "characters",
         {"dataset": "text", "model": "transformer_small", "train_examples": 960},
         960,
-        (64, 16),
+        (16, 64),
         (300,),
         chosen_on=True,
     ),
@@ -101,7 +101,7 @@ TASKS = (
         "hundred_classes_patches",
         _cifar(100, "patches", 7680),
         7680,
-        (1920, 640),
+        (640, 1920),
         (300,),
         chosen_on=True,
     ),
@@ -109,21 +109,21 @@ TASKS = (
         "autoencoder",
         {"dataset": "digit_pixels", "model": "autoencoder", "validation_examples": 0},
         1024,
-        (1024, 256),
+        (256, 1024),
         (1000,),
     ),
-    Task("twenty_classes_patches", _cifar(20, "patches", 1920), 1920, (1920, 480)),
+    Task("twenty_classes_patches", _cifar(20, "patches", 1920), 1920, (480, 1920)),
     Task(
         "twenty_classes_convolutions",
         _cifar(20, "cnn_strided", 1920),
         1920,
-        (1920, 480),
+        (480, 1920),
     ),
     Task(
         "hundred_classes_convolutions",
         _cifar(100, "cnn_strided", 3840),
         3840,
-        (1920, 640),
+        (640, 1920),
     ),
 )
 SMALL_TASKS = (
@@ -135,5 +135,5 @@ SMALL_TASKS = (
 def places_of(tasks: tuple[Task, ...], steps: int = STEPS) -> list[Place]:
     """Every task at each batch size, then the longer runs."""
     short = [Place(task, size, steps) for task in tasks for size in task.batch_sizes]
-    long = [Place(task, task.batch_sizes[-1], n) for task in tasks for n in task.long]
+    long = [Place(task, task.batch_sizes[0], n) for task in tasks for n in task.long]
     return short + long
