@@ -16,6 +16,9 @@ from experiments.optimizers.registration import OPTIMIZERS as OPTIMIZERS
 from experiments.optimizers.registration import Optimizer as Optimizer
 from experiments.optimizers.registration import build as build
 from experiments.optimizers.registration import color_of as color_of
+from experiments.optimizers.registration import (
+    finds_learning_rate as finds_learning_rate,
+)
 from experiments.optimizers.registration import label_of as label_of
 from experiments.optimizers.registration import register as register
 from experiments.optimizers.registration import search_space as search_space

@@ -7,9 +7,11 @@ from typing import Literal, NamedTuple
 import rich.box
 import rich.table
 
+from experiments.optimizers import finds_learning_rate
 from experiments.report.cells import Cell, batch_size_name, by_method
 
 NONE = "–"
+NOT_TUNED = "not tuned"
 MOST_DECIMALS = 5
 ACCURACIES = {
     "validation_accuracy": ("validation accuracy %", "val. %"),
@@ -116,7 +118,7 @@ def final_table(cells: Sequence[Cell], *, with_range: bool = True) -> Table:
     def figures(name: str, digits: int, *, ranges: bool) -> list[str]:
         return column_fields(cells, name, digits, with_range=ranges)
 
-    rates = [f"{cell.config.learning_rate:.3g}" for cell in cells]
+    rates = [rate_field(cell) for cell in cells]
     columns = [
         Column("method", "method", [cell.label for cell in cells]),
         Column("learning rate", "lr", rates),
@@ -172,6 +174,13 @@ def batch_size_table(cells: Sequence[Cell], name: str = "test_accuracy") -> Tabl
             fields.append(f"**{text}**" if place in is_best else text)
         columns.append(Column(label, label, fields))
     return Table(columns, "")
+
+
+def rate_field(cell: Cell) -> str:
+    """The learning rate, or that there was none to choose."""
+    if finds_learning_rate(cell.config.optimizer):
+        return NOT_TUNED
+    return f"{cell.config.learning_rate:.3g}"
 
 
 def column_fields(

@@ -16,6 +16,7 @@ from experiments.report import style
 from experiments.report.cells import Cell
 from experiments.report.figures import draw_progress
 from experiments.report.steps_to import (
+    FLOOR,
     best_baseline,
     smoothed_losses,
     steps_table,
@@ -73,15 +74,15 @@ class Found:
     def difference(self, cell: Cell) -> tuple[float, float]:
         """The mean logarithm of the ratio of training losses, and its p-value.
 
-        The losses are those of the whole training set, paired by seed; the test is the
-        two-sided t-test.
+        The losses are those of the whole training set, paired by seed, and count as
+        `FLOOR` below it; the test is the two-sided t-test.
         """
         pairs = [
-            (math.log(mine), math.log(other))
+            (math.log(max(mine, FLOOR)), math.log(max(other, FLOOR)))
             for mine, other in zip(
                 cell.values("train_loss"), self.best.values("train_loss"), strict=False
             )
-            if mine > 0 and other > 0
+            if math.isfinite(mine) and math.isfinite(other)
         ]
         if len(pairs) < 2:
             return math.nan, math.nan
@@ -104,9 +105,7 @@ def write_report(study: Study, out: Path, console: rich.console.Console) -> None
     parts.append("![steps of the best baseline's](ratios.png)\n")
     for one in found:
         cells = list(one.cells.values())
-        untuned = [c for row, c in one.cells.items() if row[0] == "free"]
-        untuned += [c for c in cells if c.config.optimizer == "tuning_free_nlcg"]
-        table = steps_table(cells, methods.PUBLISHED, untuned, one.best).markdown()
+        table = steps_table(cells, methods.PUBLISHED, best=one.best).markdown()
         name = f"loss_{one.place.name.replace('/', '_')}.png"
         drawn = [cell for row, cell in one.cells.items() if row[0] in DRAWN]
         draw_progress(drawn, "loss", out / name)
@@ -187,7 +186,8 @@ def _overview(found: Sequence[Found]) -> str:
     text = (
         "## Steps to the objective of the best tuned baseline\n\n"
         "As a part of that baseline's own steps; the objective is the loss of the "
-        "batches, the median over seeds, then a mean of five steps. Above one: the "
+        "batches, the median over seeds, then a mean of five steps; below 1e-6 it is "
+        "rounding and counts as that. Above one: the "
         "method ends above the baseline, which passed its end at that part of the run "
         "(the inverse).\n\n"
     )
@@ -228,7 +228,7 @@ def _paired(found: Sequence[Found]) -> str:
                 f"{cell.median('train_loss'):.4g}",
                 f"{one.best.median('train_loss'):.4g}",
                 number(mean, 3),
-                f"{p_value:.2g}",
+                f"{p_value:.2g}" if math.isfinite(p_value) else NONE,
                 number(100 * cell.median("validation_accuracy"), 1),
                 number(100 * one.best.median("validation_accuracy"), 1),
             )
