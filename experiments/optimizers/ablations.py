@@ -175,4 +175,5 @@ register(
     color="#bebada",
     space=space_around(1.0),
     extras=("value",),
+    finds_learning_rate=True,
 )

@@ -51,14 +51,29 @@ def _times(factor: float, rate: Rate) -> Rate:
     return factor * rate
 
 
-register("prodigy", _prodigy, label="Prodigy", color="#66a61e", space=space_around(1.0))
-register("dowg", _dowg, label="DoWG", color="#7570b3", space=space_around(1.0))
+register(
+    "prodigy",
+    _prodigy,
+    label="Prodigy",
+    color="#66a61e",
+    space=space_around(1.0),
+    finds_learning_rate=True,
+)
+register(
+    "dowg",
+    _dowg,
+    label="DoWG",
+    color="#7570b3",
+    space=space_around(1.0),
+    finds_learning_rate=True,
+)
 register(
     "momo_adam",
     _momo_adam,
     label="MoMo-Adam",
     color="#1b9e77",
     space=space_around(1.0),
+    finds_learning_rate=True,
     extras=("value",),
 )
 register(
@@ -67,6 +82,7 @@ register(
     label="Mechanic on Muon",
     color="#e7298a",
     space=space_around(1.0),
+    finds_learning_rate=True,
 )
 register(
     "schedule_free_adamw",
@@ -74,4 +90,5 @@ register(
     label="Schedule-free AdamW",
     color="#666666",
     space=space_around(1.0),
+    finds_learning_rate=True,
 )

@@ -224,14 +224,18 @@ def decimals_for(values: Sequence[float], digits: int) -> int:
 
 
 def number(value: float, decimals: int) -> str:
-    """A number with so many decimals; large ones by their power of ten.
+    """A number with so many decimals; large and tiny ones by their power of ten.
 
     Examples:
       >>> number(0.80312, 3), number(14275249700864.0, 3), number(float("inf"), 3)
       ('0.803', '1.43e+13', '–')
+      >>> number(2e-7, 3), number(0.0, 3)
+      ('2.0e-07', '0.000')
     """
     if not math.isfinite(value):
         return NONE
+    if 0 < abs(value) < 0.5 * 10.0**-decimals:
+        return f"{value:.1e}"
     return f"{value:.2e}" if abs(value) >= 1e6 else f"{value:.{decimals}f}"
 
 
