@@ -251,10 +251,10 @@ def with_failures(cells: Sequence[Cell], fields: Sequence[str]) -> list[str]:
 def best_rows(
     cells: Sequence[Cell], name: str, choose: Callable[[Sequence[float]], float]
 ) -> list[int]:
-    """The number of the row with the best median, none if no median is finite."""
+    """The numbers of the rows with the best median, none if no median is finite."""
     medians = [cell.median(name) for cell in cells]
     finite = [median for median in medians if math.isfinite(median)]
-    return [medians.index(choose(finite))] if finite else []
+    return [i for i, m in enumerate(medians) if finite and m == choose(finite)]
 
 
 def _markdown_row(fields: Iterable[str]) -> str:
