@@ -7,7 +7,7 @@ from experiments.data.dataset import AnyDataset as AnyDataset
 from experiments.data.dataset import Dataset as Dataset
 from experiments.data.dataset import Split as Split
 from experiments.data.dataset import StreamedDataset as StreamedDataset
-from experiments.data.digits import load_digits
+from experiments.data.digits import load_digit_pixels, load_digits
 from experiments.data.image_sets import IMAGE_SETS
 from experiments.data.imagenet import NAME as IMAGENET
 from experiments.data.imagenet import load_imagenet
@@ -22,6 +22,7 @@ from experiments.registry import look_up
 
 DATASETS: dict[str, Callable[[DataOptions], Dataset]] = {
     "digits": lambda _: load_digits(),
+    "digit_pixels": lambda _: load_digit_pixels(),
     "text": load_text,
     **{
         name: functools.partial(load_small_images, image_set)

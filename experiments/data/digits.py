@@ -10,6 +10,7 @@ from experiments.data.dataset import Dataset, Split
 TRAIN_SIZE = 1024
 VALIDATION_SIZE = 384
 SPLIT_SEED = 0
+HALF = 8  # of the gray levels, which end at 16
 
 
 def load_digits() -> Dataset:
@@ -18,6 +19,19 @@ def load_digits() -> Dataset:
     The images are standardized by the mean and standard deviation of all training
     pixels.
     """
+    return _load(of_pixels=False)
+
+
+def load_digit_pixels() -> Dataset:
+    """The same images, each labeled by its own pixels: 1 where more than half black.
+
+    For autoencoders. The cross-entropy of two classes is that of a sigmoid, which is
+    what autoencoders of digits minimize (Hinton and Salakhutdinov, 2006).
+    """
+    return _load(of_pixels=True)
+
+
+def _load(*, of_pixels: bool) -> Dataset:
     images, labels = sklearn.datasets.load_digits(return_X_y=True)
     train_images, other_images, train_labels, other_labels = train_test_split(
         images,
@@ -35,15 +49,15 @@ def load_digits() -> Dataset:
     )
     mean, deviation = train_images.mean(), train_images.std()
 
-    def split(raw: np.ndarray, targets: np.ndarray) -> Split:
+    def split(raw: np.ndarray, digits: np.ndarray) -> Split:
         pixels = ((raw - mean) / deviation).reshape(-1, 8, 8, 1)
         return Split(
             images=jnp.asarray(pixels, jnp.float32),
-            labels=jnp.asarray(targets, jnp.int32),
+            labels=jnp.asarray(raw > HALF if of_pixels else digits, jnp.int32),
         )
 
     return Dataset(
-        num_classes=10,
+        num_classes=2 if of_pixels else 10,
         train=split(train_images, train_labels),
         validation=split(validation_images, validation_labels),
         test=split(test_images, test_labels),

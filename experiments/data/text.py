@@ -18,10 +18,12 @@ def load_text(options: DataOptions) -> Dataset:
     The files are concatenated in the order of their names. The last twentieth of the
     text is the test split and the twentieth before it the validation split. Each split
     is cut into examples of `LENGTH` characters, each to be predicted from those before
-    it. A character's code is its rank among the characters of the text.
+    it. A character's code is its rank among the characters of the text. Of the
+    training split the first ``options.train_examples`` are used, if that is given.
 
     Raises:
       NotPreparedError: if there is no such file, or not enough text.
+      ValueError: if the training split has fewer examples than are asked for.
     """
     folder = options.data_dir / FOLDER
     paths = sorted(folder.glob("*.txt"))
@@ -48,10 +50,19 @@ def load_text(options: DataOptions) -> Dataset:
     train, validation, test = np.split(tokens, [-2 * held_out, -held_out])
     return Dataset(
         num_classes=len(codes),
-        train=_examples(train),
+        train=_first(options.train_examples, _examples(train)),
         validation=_examples(validation),
         test=_examples(test),
     )
+
+
+def _first(count: int | None, split: Split) -> Split:
+    there = split.labels.shape[0]
+    if count is not None and count > there:
+        raise ValueError(
+            f"train_examples={count!r} must be at most the {there} of the text"
+        )
+    return Split(*(x[:count] for x in split))
 
 
 def _examples(tokens: np.ndarray) -> Split:

@@ -12,8 +12,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from experiments.models.autoencoder import Autoencoder
 from experiments.models.cnn import Cnn
 from experiments.models.mlp import Mlp
+from experiments.models.patches import PatchNetwork
 from experiments.models.resnet50 import ResNet50
 from experiments.models.resnet_cifar import DEPTHS, ResNetCifar
 from experiments.models.transformer import Transformer
@@ -25,12 +27,15 @@ NARROW, NARROW_MOMENTUM = 0.5, 0.9
 
 # Called with the number of classes and the dtype of the computation.
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "autoencoder": Autoencoder,
     "cnn": Cnn,
     "cnn_strided": functools.partial(
         Cnn, features=(12, 24, 48), strides=(2, 2, 1)
     ),  # for images of 16x16 on CPUs
     "mlp": Mlp,
+    "patches": PatchNetwork,
     "transformer": Transformer,
+    "transformer_small": functools.partial(Transformer, width=64, depth=2),
     "resnet50": ResNet50,
     "resnet50_narrow": functools.partial(ResNet50, width=NARROW),
     **{
@@ -47,7 +52,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         for depth in DEPTHS
     },
 }
-OF_TEXT = frozenset({"transformer"})
+OF_TEXT = frozenset({"transformer", "transformer_small"})
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 

@@ -4,8 +4,11 @@ Each is one `register` call, which gives how it is built, its label and color, t
 extra arguments and the price of its ``update``, and the space in which it is tuned.
 """
 
+from experiments.optimizers import ablations as ablations
 from experiments.optimizers import baselines as baselines
+from experiments.optimizers import learning_rate_free as learning_rate_free
 from experiments.optimizers import ours as ours
+from experiments.optimizers import soap as soap
 from experiments.optimizers.naming import Choice as Choice
 from experiments.optimizers.naming import choice_of as choice_of
 from experiments.optimizers.naming import text_of as text_of
@@ -13,6 +16,9 @@ from experiments.optimizers.registration import OPTIMIZERS as OPTIMIZERS
 from experiments.optimizers.registration import Optimizer as Optimizer
 from experiments.optimizers.registration import build as build
 from experiments.optimizers.registration import color_of as color_of
+from experiments.optimizers.registration import (
+    finds_learning_rate as finds_learning_rate,
+)
 from experiments.optimizers.registration import label_of as label_of
 from experiments.optimizers.registration import register as register
 from experiments.optimizers.registration import search_space as search_space

@@ -3,10 +3,10 @@
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import nlcg_optax
+from experiments.optimizers.ramp import with_ramp
 from experiments.optimizers.registration import register
 from experiments.optimizers.spaces import DECOUPLED, IN_TRUST_RATIO, space_around
 from experiments.weight_decay import decay_mask
@@ -40,15 +40,25 @@ def _heavy_ball(
 
 
 def _nesterov(
-    learning_rate: Rate, *, momentum: float = 0.9
+    learning_rate: Rate, *, momentum: float = 0.9, ramp: float | None = None
 ) -> optax.GradientTransformation:
-    return optax.sgd(learning_rate, momentum, nesterov=True)
+    return with_ramp(
+        lambda momentum: optax.sgd(learning_rate, momentum, nesterov=True),
+        momentum,
+        ramp,
+    )
 
 
 def _adam(
-    learning_rate: Rate, *, b1: float = 0.9, b2: float = 0.999
+    learning_rate: Rate,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    ramp: float | None = None,
 ) -> optax.GradientTransformation:
-    return optax.adam(learning_rate, b1=b1, b2=b2)
+    return with_ramp(
+        lambda momentum: optax.adam(learning_rate, b1=momentum, b2=b2), b1, ramp
+    )
 
 
 def _rmsprop(
@@ -76,6 +86,27 @@ def _adamw(
     )
 
 
+def _nadamw(
+    learning_rate: Rate,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    weight_decay: float = 0.0,
+    ramp: float | None = None,
+) -> optax.GradientTransformation:
+    return with_ramp(
+        lambda momentum: optax.nadamw(
+            learning_rate,
+            b1=momentum,
+            b2=b2,
+            weight_decay=weight_decay,
+            mask=decay_mask,
+        ),
+        b1,
+        ramp,
+    )
+
+
 def _lars(
     learning_rate: Rate,
     *,
@@ -99,20 +130,37 @@ def _lamb(
     b1: float = 0.9,
     b2: float = 0.999,
     weight_decay: float = 1e-2,
+    ramp: float | None = None,
 ) -> optax.GradientTransformation:
-    return optax.lamb(
-        learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decay_mask
+    return with_ramp(
+        lambda momentum: optax.lamb(
+            learning_rate,
+            b1=momentum,
+            b2=b2,
+            weight_decay=weight_decay,
+            mask=decay_mask,
+        ),
+        b1,
+        ramp,
     )
 
 
 def _muon(
-    learning_rate: Rate, *, momentum: float = 0.95, weight_decay: float = 0.0
+    learning_rate: Rate,
+    *,
+    momentum: float = 0.95,
+    weight_decay: float = 0.0,
+    ramp: float | None = None,
 ) -> optax.GradientTransformation:
-    return optax.contrib.muon(
-        learning_rate,
-        beta=momentum,
-        weight_decay=weight_decay,
-        muon_weight_dimension_numbers=matrix_axes_of,
+    return with_ramp(
+        lambda momentum: optax.contrib.muon(
+            learning_rate,
+            beta=momentum,
+            weight_decay=weight_decay,
+            muon_weight_dimension_numbers=matrix_axes_of,
+        ),
+        momentum,
+        ramp,
     )
 
 
@@ -123,12 +171,13 @@ def _shampoo(
     decay: float = 0.95,
     refresh_period: int = 10,
     weight_decay: float = 0.0,
+    ramp: float | None = None,
 ) -> optax.GradientTransformation:
     # With this package's factors, so that it differs from NLCG on them in momentum
     # only.
     return optax.chain(
         nlcg_optax.scale_by_kronecker(decay=decay, refresh_period=refresh_period),
-        optax.trace(momentum),
+        with_ramp(lambda momentum: optax.trace(momentum), momentum, ramp),
         optax.add_decayed_weights(weight_decay, decay_mask),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -138,13 +187,7 @@ def _lbfgs(
     learning_rate: Rate, *, memory_size: int = 10
 ) -> optax.GradientTransformation:
     # Without a line search, which on one mini-batch says little about the next.
-    tx = optax.lbfgs(learning_rate, memory_size=memory_size, linesearch=None)
-
-    def init(params: Any) -> Any:
-        # Two fields of Optax's state share a buffer, which then cannot be donated.
-        return jax.tree.map(jnp.copy, tx.init(params))
-
-    return optax.GradientTransformationExtraArgs(init, tx.update)
+    return optax.lbfgs(learning_rate, memory_size=memory_size, linesearch=None)
 
 
 register("sgd", _sgd, label="SGD", color="#999999", space=space_around(0.5))
@@ -175,6 +218,13 @@ register(
     _adamw,
     label="AdamW",
     color="#d55e00",
+    space=space_around(0.005, "b1", DECOUPLED),
+)
+register(
+    "nadamw",
+    _nadamw,
+    label="NadamW",
+    color="#a6761d",
     space=space_around(0.005, "b1", DECOUPLED),
 )
 register(

@@ -11,6 +11,7 @@ OPTION_LABELS = {
     "b1": "β₁ {}",
     "b2": "β₂ {}",
     "curvature_period": "curvature every {}",
+    "num_steps": "{} steps",
     "refresh_period": "refreshed every {}",
     "weight_decay": "weight decay {}",
 }
@@ -39,6 +40,8 @@ def with_options(
 
 
 def _option(name: str, value: bool | int | float | str) -> str:
+    if name == "ramp":
+        return "ramp" if value else "no ramp"
     text = OPTION_LABELS.get(name, name.replace("_", " "))
     if isinstance(value, bool):
         return text if value else f"no {text}"

@@ -278,6 +278,7 @@ register(
     extras=lambda options: (*_preconditioner(options).extras, "value"),
     gradient_equivalents=lambda options: 1 + _refresh_cost(options),
     options=lambda given: {**_preset_options(given), "num_steps": None},
+    finds_learning_rate=True,
 )
 
 

@@ -50,6 +50,7 @@ class Registration:
     extras: tuple[str, ...] | Callable[[Options], tuple[str, ...]]
     gradient_equivalents: float | Callable[[Options], float]
     options: Callable[[Options], Options]
+    finds_learning_rate: bool
 
 
 OPTIMIZERS: dict[str, Registration] = {}
@@ -65,6 +66,7 @@ def register(
     extras: tuple[str, ...] | Callable[[Options], tuple[str, ...]] = (),
     gradient_equivalents: float | Callable[[Options], float] = 1.0,
     options: Callable[[Options], Options] | None = None,
+    finds_learning_rate: bool = False,
 ) -> None:
     """Adds an optimizer to `OPTIMIZERS`.
 
@@ -82,6 +84,8 @@ def register(
         function from all options.
       options: from the options that were set to all options that are allowed beside
         them, with their defaults; None for the keywords of ``build``.
+      finds_learning_rate: whether there is no learning rate to choose; that of the
+        configuration is a factor of the one that it finds.
 
     Raises:
       ValueError: if the name is taken or has a colon or a comma, or an extra is
@@ -103,6 +107,7 @@ def register(
         extras,
         gradient_equivalents,
         options or (lambda _: keyword_options(build)),
+        finds_learning_rate,
     )
 
 
@@ -179,6 +184,11 @@ def label_of(name: str, options: Options | None = None) -> str:
 def color_of(name: str) -> str:
     """The color of an optimizer, whatever its options."""
     return registration_of(name).color
+
+
+def finds_learning_rate(name: str) -> bool:
+    """Whether an optimizer has no learning rate to choose."""
+    return registration_of(name).finds_learning_rate
 
 
 def search_space(name: str, options: Options | None = None) -> SearchSpace:

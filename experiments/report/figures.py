@@ -31,6 +31,7 @@ COSTS = ("step", "gradient_equivalents", "seconds")
 LOSS_WINDOW, BETA_WINDOW = 5, 11  # steps of the running mean
 MOST_COLUMNS = 3  # of panels with batch sizes
 METHOD_HEIGHT = 0.21  # inches of a method's row
+LEAST_LOSS = 1e-6  # below it the cross-entropy of an example is rounding in float32
 LOG_RATIO = 5.0  # greatest over least loss, above which their axis is logarithmic
 
 Draw = Callable[[Axes, Cell, Look, str], None]
@@ -140,11 +141,14 @@ def median_series(cell: Cell, name: str, window: int) -> np.ndarray:
 
 
 def limit_loss(axes: Axes) -> None:
-    """Limits for a logarithmic axis; spikes far above the first losses are cut off."""
+    """Limits for a logarithmic axis.
+
+    Spikes far above the first losses and what is below `LEAST_LOSS` are cut off.
+    """
     curves = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
     positive = [found for c in curves if (found := c[np.isfinite(c) & (c > 0)]).size]
     if positive:
-        lowest = min(curve.min() for curve in positive)
+        lowest = max(min(curve.min() for curve in positive), LEAST_LOSS)
         highest = max(curve.max() for curve in positive)
         highest = min(highest, 2 * max(curve[0] for curve in positive))
         margin = max(highest / lowest, 1.01) ** 0.05

@@ -13,19 +13,25 @@ from experiments.records.files import mean_over_steps
 from experiments.report.cells import Cell
 from experiments.report.tables import (
     NONE,
+    NOT_TUNED,
     Column,
     Table,
     column_fields,
     make_table,
     number,
+    rate_field,
     with_failures,
 )
 
 WINDOW = 5  # steps of the running mean
+FLOOR = 1e-6  # below it the cross-entropy of an example is rounding in float32
 
 
 def steps_table(
-    cells: Sequence[Cell], baselines: Collection[str], untuned: Sequence[Cell] = ()
+    cells: Sequence[Cell],
+    baselines: Collection[str],
+    untuned: Sequence[Cell] = (),
+    best: Cell | None = None,
 ) -> Table:
     """Figures of each method and its steps to the end of the best baseline.
 
@@ -35,9 +41,10 @@ def steps_table(
       cells: one per row.
       baselines: names of optimizers.
       untuned: cells whose learning rate was not tuned.
+      best: one of the cells; None for the best of all baselines.
     """
     cells = sorted(cells, key=lambda cell: cell.median("train_loss"))
-    best = best_baseline(cells, baselines)
+    best = best or best_baseline(cells, baselines)
     target = math.nan if best is None else smoothed_losses(best)[-1]
     peer = None if best is None else steps_to(best, target)
     steps = [steps_to(cell, target) for cell in cells]
@@ -52,8 +59,7 @@ def steps_table(
             for cell in cells
         ],
         "learning rate": [
-            "none" if cell in untuned else f"{cell.config.learning_rate:.3g}"
-            for cell in cells
+            NOT_TUNED if cell in untuned else rate_field(cell) for cell in cells
         ],
         "training loss": with_failures(cells, column_fields(cells, "train_loss", 4)),
         "validation accuracy %": column_fields(cells, "validation_accuracy", 3),
@@ -68,20 +74,26 @@ def steps_table(
 
 
 def best_baseline(cells: Sequence[Cell], baselines: Collection[str]) -> Cell | None:
-    """The baseline whose objective is least at the end, None if there is none."""
+    """The baseline whose objective is least at the end, None if there is none.
+
+    Of equals it is the one that is there first.
+    """
     ends = [
         (smoothed_losses(cell)[-1], cell)
         for cell in cells
         if cell.config.optimizer in baselines
     ]
     ends = [(loss, cell) for loss, cell in ends if math.isfinite(loss)]
-    return min(ends, key=lambda pair: pair[0])[1] if ends else None
+    if not ends:
+        return None
+    return min(ends, key=lambda pair: (pair[0], steps_to(pair[1], pair[0])))[1]
 
 
 def smoothed_losses(cell: Cell) -> np.ndarray:
     """Objectives of the batches: the median over seeds, then the mean of five steps.
 
-    Entry t is of steps t - 4 to t; a run that diverged counts as infinite.
+    Entry t is of steps t - 4 to t; a run that diverged counts as infinite, and a mean
+    below `FLOOR` as `FLOOR`.
     """
     length = max(len(record.steps) for record in cell.records)
     losses = np.full([len(cell.records), length], np.inf)
@@ -92,7 +104,8 @@ def smoothed_losses(cell: Cell) -> np.ndarray:
     if length < WINDOW:
         return np.full(length, np.inf)
     windows = np.lib.stride_tricks.sliding_window_view(middle, WINDOW)
-    return np.concatenate([np.full(WINDOW - 1, np.inf), windows.mean(axis=1)])
+    means = np.maximum(windows.mean(axis=1), FLOOR)
+    return np.concatenate([np.full(WINDOW - 1, np.inf), means])
 
 
 def steps_to(cell: Cell, target: float) -> int | None:

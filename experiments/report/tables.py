@@ -7,9 +7,11 @@ from typing import Literal, NamedTuple
 import rich.box
 import rich.table
 
+from experiments.optimizers import finds_learning_rate
 from experiments.report.cells import Cell, batch_size_name, by_method
 
 NONE = "–"
+NOT_TUNED = "not tuned"
 MOST_DECIMALS = 5
 ACCURACIES = {
     "validation_accuracy": ("validation accuracy %", "val. %"),
@@ -116,7 +118,7 @@ def final_table(cells: Sequence[Cell], *, with_range: bool = True) -> Table:
     def figures(name: str, digits: int, *, ranges: bool) -> list[str]:
         return column_fields(cells, name, digits, with_range=ranges)
 
-    rates = [f"{cell.config.learning_rate:.3g}" for cell in cells]
+    rates = [rate_field(cell) for cell in cells]
     columns = [
         Column("method", "method", [cell.label for cell in cells]),
         Column("learning rate", "lr", rates),
@@ -174,6 +176,13 @@ def batch_size_table(cells: Sequence[Cell], name: str = "test_accuracy") -> Tabl
     return Table(columns, "")
 
 
+def rate_field(cell: Cell) -> str:
+    """The learning rate, or that there was none to choose."""
+    if finds_learning_rate(cell.config.optimizer):
+        return NOT_TUNED
+    return f"{cell.config.learning_rate:.3g}"
+
+
 def column_fields(
     cells: Sequence[Cell], name: str, digits: int, *, with_range: bool = True
 ) -> list[str]:
@@ -215,14 +224,18 @@ def decimals_for(values: Sequence[float], digits: int) -> int:
 
 
 def number(value: float, decimals: int) -> str:
-    """A number with so many decimals; large ones by their power of ten.
+    """A number with so many decimals; large and tiny ones by their power of ten.
 
     Examples:
       >>> number(0.80312, 3), number(14275249700864.0, 3), number(float("inf"), 3)
       ('0.803', '1.43e+13', '–')
+      >>> number(2e-7, 3), number(0.0, 3)
+      ('2.0e-07', '0.000')
     """
     if not math.isfinite(value):
         return NONE
+    if 0 < abs(value) < 0.5 * 10.0**-decimals:
+        return f"{value:.1e}"
     return f"{value:.2e}" if abs(value) >= 1e6 else f"{value:.{decimals}f}"
 
 
@@ -238,10 +251,10 @@ def with_failures(cells: Sequence[Cell], fields: Sequence[str]) -> list[str]:
 def best_rows(
     cells: Sequence[Cell], name: str, choose: Callable[[Sequence[float]], float]
 ) -> list[int]:
-    """The number of the row with the best median, none if no median is finite."""
+    """The numbers of the rows with the best median, none if no median is finite."""
     medians = [cell.median(name) for cell in cells]
     finite = [median for median in medians if math.isfinite(median)]
-    return [medians.index(choose(finite))] if finite else []
+    return [i for i, m in enumerate(medians) if finite and m == choose(finite)]
 
 
 def _markdown_row(fields: Iterable[str]) -> str:

@@ -105,7 +105,7 @@ class Program:
 
     def evaluate(self, state: TrainState, split: Split | Stream) -> Evaluation:
         """Loss and accuracy on a split, batch by batch."""
-        params = state.average if self.config.ema_decay else state.params
+        params = self.step.evaluated_params(state)
         variables = {"params": params, "batch_stats": state.batch_stats}
         within = self.step.mesh
         variables = jax.tree.map(

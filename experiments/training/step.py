@@ -102,7 +102,7 @@ class TrainStep:
             params=params,
             average=self._initial_average(params),
             batch_stats=variables.get("batch_stats", {}),
-            opt_state=self.optimizer.transformation.init(params),
+            opt_state=self._initial_opt_state(params),
             learning_rate=jnp.asarray(learning_rate, jnp.float32),
             hyperparameters={
                 name: jnp.asarray(value, jnp.float32)
@@ -120,7 +120,7 @@ class TrainStep:
             params=params,
             average=self._initial_average(params),
             batch_stats=batch_stats,
-            opt_state=self.optimizer.transformation.init(params),
+            opt_state=self._initial_opt_state(params),
         )
 
     def shardings(self, state: TrainState) -> TrainState:
@@ -151,6 +151,16 @@ class TrainStep:
             **self._functions_of_batch(state, batches),
         }
         return self.finish(state, outcome, batch_stats, extras)
+
+    def evaluated_params(self, state: TrainState) -> PyTree:
+        """The weights that evaluation takes: the last ones, or an average."""
+        if self.config.ema_decay:
+            return state.average
+        if isinstance(state.opt_state, optax.contrib.ScheduleFreeState):
+            return optax.contrib.schedule_free_eval_params(
+                state.opt_state, state.params
+            )
+        return state.params
 
     def micro_step(
         self, state: TrainState, batch_stats: PyTree, batch: Split, index: jax.Array
@@ -311,6 +321,11 @@ class TrainStep:
             keys[which], batches.images
         )
         return batches._replace(images=images)
+
+    def _initial_opt_state(self, params: PyTree) -> PyTree:
+        # Some states hold the parameters, or one array twice, and a buffer can be
+        # donated once only.
+        return jax.tree.map(jnp.copy, self.optimizer.transformation.init(params))
 
     def _initial_average(self, params: PyTree) -> PyTree:
         return jax.tree.map(jnp.copy, params) if self.config.ema_decay else ()

@@ -75,6 +75,47 @@ def halton(
     )
 
 
+def drawn(
+    center: float,
+    span: float,
+    points: int,
+    choices: Mapping[str, Sequence[float]],
+    seed: int,
+) -> tuple[Search, ...]:
+    """One search, a scrambled Halton sequence over learning rate and listed values.
+
+    Methods with as many choices get the same places, and with one center the same
+    points on every task.
+
+    Args:
+      center: geometric mean of the learning rates.
+      span: greatest learning rate over the least.
+      points: length of the sequence.
+      choices: values of each other hyperparameter that is drawn.
+      seed: seed of the scrambling.
+
+    Examples:
+      >>> search, = drawn(0.1, 4.0, 3, {"momentum": (0.8, 0.9)}, 0)
+      >>> [point["momentum"] for point in search]
+      [0.8, 0.9, 0.8]
+    """
+    halton = scipy.stats.qmc.Halton(1 + len(choices), scramble=True, seed=seed)
+    return (
+        tuple(
+            {
+                "learning_rate": float(center * span ** (row[0] - 0.5)),
+                **{
+                    name: values[int(place * len(values))]
+                    for (name, values), place in zip(
+                        choices.items(), row[1:], strict=True
+                    )
+                },
+            }
+            for row in halton.random(points)
+        ),
+    )
+
+
 def with_values(config: RunConfig, values: Mapping[str, float]) -> RunConfig:
     """A configuration with the values of a point.
 

@@ -4,7 +4,9 @@
 2. If the best learning rate of any method is at the edge of those it has tried, every
    method gets further trials, the same number for each of its searches: beyond the edge
    there, beside the best one elsewhere. This is repeated a limited number of times.
-3. The best trial of each method runs again with fresh seeds, and so does every method
+3. Where a sweep refines, every method gets one more round: its best trial at nearby
+   learning rates, the same factors for all.
+4. The best trial of each method runs again with fresh seeds, and so does every method
    that is not tuned.
 
 A trial is judged by the mean over ``trial_seeds`` of the criterion. Each run leaves a
@@ -107,6 +109,8 @@ class Sweep:
       methods: methods that are compared.
       extensions: how often the searches of all methods may be extended.
       factor: ratio of neighboring learning rates beyond an edge.
+      refined_by: factors of the best learning rate that are tried last; none by
+        default.
       trial_seeds: a trial is judged by its means over them.
       final_seeds: seeds of the runs that are reported.
       criterion: metric by which the best trial is chosen.
@@ -115,6 +119,7 @@ class Sweep:
     methods: tuple[Method, ...]
     extensions: int = 1
     factor: float = 2.0
+    refined_by: tuple[float, ...] = ()
     trial_seeds: tuple[int, ...] = (0,)
     final_seeds: tuple[int, ...] = (10, 11, 12)
     criterion: Criterion = "validation_loss"
@@ -159,7 +164,9 @@ class Sweep:
     def most_runs(self) -> int:
         """The number of runs if every extension is needed."""
         searches = [search for m in self.methods for search in m.searches]
-        trials = sum(map(len, searches)) + EXTENSION * self.extensions * len(searches)
+        further = EXTENSION * self.extensions * len(searches)
+        trials = sum(map(len, searches)) + further
+        trials += sum(bool(m.searches) for m in self.methods) * len(self.refined_by)
         finals = len(self.methods) * len(self.final_seeds)
         return trials * len(self.trial_seeds) + finals
 
@@ -180,7 +187,14 @@ def rounds(sweep: Sweep, folder: Path) -> Iterator[Round]:
         if not any(tuning.is_on_edge() for tuning in tunings):
             break
         yield [run for tuning in tunings for run in tuning.extend()]
+    if sweep.refined_by:
+        yield [run for tuning in tunings for run in tuning.refine()]
     yield [run for tuning in tunings for run in tuning.final_runs()]
+
+
+def trial_paths(method: Method, count: int, folder: Path, seed: int = 0) -> list[Path]:
+    """The records of the first trials of a method."""
+    return [_trial(method, number, seed, folder) for number in range(count)]
 
 
 def final_paths(sweep: Sweep, folder: Path) -> list[Path]:
@@ -215,11 +229,10 @@ class _Tuning:
 
     def _runs(self, number: int) -> list[PlannedRun]:
         config = with_values(self._method.config, self._points[number])
-        stem = f"{self._method.stem}-trial{number:02}"
         return [
             PlannedRun(
                 dataclasses.replace(config, seed=seed),
-                self._folder / "trials" / f"{stem}-seed{seed}.jsonl",
+                _trial(self._method, number, seed, self._folder),
             )
             for seed in self._sweep.trial_seeds
         ]
@@ -256,6 +269,18 @@ class _Tuning:
             numbers += self._add([{**best, "learning_rate": rate} for rate in rates])
         return self.trial_runs(first)
 
+    def refine(self) -> list[PlannedRun]:
+        """Adds the best trial of all at nearby learning rates; the runs."""
+        if not self._searches:
+            return []
+        first = len(self._points)
+        best = self._points[self._best(range(first))]
+        self._add(
+            {**best, "learning_rate": best["learning_rate"] * factor}
+            for factor in self._sweep.refined_by
+        )
+        return self.trial_runs(first)
+
     def final_runs(self) -> list[PlannedRun]:
         """The best trial, or the method that is not tuned, with fresh seeds."""
         config = self._method.config
@@ -288,6 +313,11 @@ def outcome(record: RunRecord) -> Trial:
 def _mean_of(trials: Sequence[Trial]) -> Trial:
     rates, *columns = zip(*trials, strict=True)
     return Trial(rates[0], *map(statistics.fmean, columns))
+
+
+def _trial(method: Method, number: int, seed: int, folder: Path) -> Path:
+    name = f"{method.stem}-trial{number:02}-seed{seed}.jsonl"
+    return folder / "trials" / name
 
 
 def _finals(sweep: Sweep, method: Method, folder: Path) -> list[Path]:

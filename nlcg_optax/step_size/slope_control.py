@@ -14,7 +14,8 @@ import jax.numpy as jnp
 MOST_DOWN, MOST_UP = -1.0, 2.3
 FOUND_BELOW = 0.3  # the search ends at the first ratio below this
 # An overshoot: the slope more than twice as steep the other way and a loss above the
-# last and the averaged one, or a loss above them by 1.5 times their size.
+# last and the averaged one, or a loss above them by 1.5 times their size; in either
+# case a rise that the slope explains.
 OVERSHOOT_RATIO, JUMP = -2.0, 1.5
 # While it is held, a step of less than this part of what it should be grows again.
 FAR_TOO_SHORT = 0.5
@@ -139,9 +140,10 @@ def judge(state: SlopeControlState, value: jax.Array, end: jax.Array) -> Judgmen
     before = jnp.maximum(state.value, state.value_average)
     above = value - before
     too_far = (ratio < OVERSHOOT_RATIO) & (above > RISE * jnp.abs(before))
-    # Where it is convex the loss cannot rise by more than the slope at the end.
-    too_far &= end > EXPLAINED * (value - state.value)
     too_far |= (ratio < 0) & (above > JUMP * jnp.abs(before))
+    # Where it is convex the loss cannot rise by more than the slope at the end. Once
+    # a step back has begun it goes on until the loss is lower.
+    too_far &= (end > EXPLAINED * (value - state.value)) | (state.steps_back > 0)
     jumped = finite & too_far & (state.steps_back >= MAX_STEPS_BACK)
     # The minimizer of the parabola with these two slopes. One bad batch halves the
     # step; if it goes on, the step shrinks faster and faster.
@@ -222,7 +224,9 @@ def went_on(
     held = _is_held(options, state)
     rise = jnp.where(held, RISE_WHILE_HELD, RISE).astype(dtype)
     rising = found & (average > least + rise * jnp.abs(least))
-    rising &= ratio < FOUND_BELOW  # otherwise steps too long are not why
+    # Otherwise steps too long are not why; the average spans 1 / (1 - decay) of them.
+    rising &= ratio < FOUND_BELOW
+    rising &= end > EXPLAINED * (1 - LOSS_DECAY) * (average - least)
     if options.num_steps is not None:
         # Annealed steps are shorter than those of the target ratio, and no more than
         # half of what they should be: a step back may have been by chance.

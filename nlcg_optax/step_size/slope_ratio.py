@@ -98,8 +98,9 @@ def scale_by_slope_ratio(
     1. *Find.* The first step is ``initial_step_size``, or less: what its slope
        promises is at most a hundredth of the loss. Until r first falls below 0.3, each
        step alone decides, with :math:`\eta = 1`.
-    2. *Steer* as above. While the averaged loss stands more than 5 % above its least
-       and r is below 0.3, the step size falls instead of growing (the brake).
+    2. *Steer* as above. While the averaged loss stands more than 5 % above its least,
+       r is below 0.3 and the slopes explain the rise, the step size falls instead of
+       growing (the brake).
     3. With ``num_steps``, *hold* after ``hold_after`` of them (the brake is then at
        twice the least loss), and *anneal*: a linear decay over all ``num_steps`` is
        multiplied on top, and the updates after that are zero.
@@ -108,22 +109,23 @@ def scale_by_slope_ratio(
     (Polyak's step, for losses of zero or more) nor than ten times the average.
 
     **A step back.** Where the step just taken was far too long (r below -2 at a loss
-    5 % above the last and the averaged one, a rise that the slope explains; or r below
-    zero at a loss above them by 1.5 times their size), this update only goes back along
-    it, to the minimizer of the parabola, 0.05 to 0.5 of the step. The step size shrinks
-    alike; the direction and its memory are as before. It is the
-    trial step of a line search, paid for with one gradient. If the loss is no lower
-    after eight of them in a row, the loss itself has changed: the search starts again
-    from there. A loss or gradient that is not finite is a step back to one half, a
-    quarter and so on, and is counted; it reaches no state.
+    5 % above the last and the averaged one, or r below zero at a loss above them by 1.5
+    times their size), this update only goes back along it, to the minimizer of the
+    parabola, 0.05 to 0.5 of the step. The step size shrinks alike; the direction and
+    its memory are as before. It is the trial step of a line search, paid for with one
+    gradient. A rise is the step's only if the slope at its end explains it: along a
+    convex function the loss rises by no more than that slope, so that a rise of more
+    than four times as much is a batch of harder examples, and is passed over. If the
+    loss is no lower after eight steps back in a row, the loss itself has changed: the
+    search starts again from there. A loss or gradient that is not finite is a step back
+    to one half, a quarter and so on, and is counted; it reaches no state.
 
     **Without** ``num_steps`` there is no end to plan for. The slope where a step begins
     is then inferred from the change of the loss, :math:`f_{t+1} - f_t = (s_0 + s_1)/2`
     along a parabola, because the measured one is too steep: d knows the noise of the
     batch that made it. The steps shrink as noise takes over, and the run may go on for
     ever. It costs foresight: nothing is annealed, so that a run of known length ends
-    at a lower loss with ``num_steps``. With very small batches near interpolation steps
-    back by chance may shorten a step that is held: then leave ``num_steps`` out.
+    at a lower loss with ``num_steps``.
 
     Source: the secant step of Moré and Thuente (1994, section 4) and the slope ratio
     of the strong Wolfe conditions (Nocedal and Wright, 2006, equation 3.7b).

@@ -41,11 +41,11 @@ def test_numbers_out_of_range_are_refused(settings, message):
     [
         (
             lambda: data.load("mnits"),
-            r"dataset='mnits' is unknown; .*\['cifar10', 'cifar100', 'digits', .*\]",
+            r"dataset='mnits' is unknown; .*\['cifar10', 'cifar100', 'digit_pixels', .*\]",
         ),
         (
             lambda: models.build("resnet", 10),
-            r"model='resnet' .*\['cnn', .*'mlp', 'resnet",
+            r"model='resnet' .*\['autoencoder', .*'mlp', .*'resnet",
         ),
         (
             lambda: models.build("mlp", 10, "int8"),

@@ -32,6 +32,17 @@ def test_digits_are_stratified(digits):
         np.testing.assert_allclose(shares, 0.1, atol=0.01)
 
 
+def test_pixels_of_digits_are_labeled_by_themselves(digits):
+    pixels = data.load("digit_pixels")
+    raw, _ = sklearn.datasets.load_digits(return_X_y=True)
+    for split, same in zip(pixels[1:], digits[1:], strict=True):
+        np.testing.assert_array_equal(split.images, same.images)
+        # Gray levels are whole numbers: those above 8 are the darker ones.
+        levels = np.rint(split.images * raw.std() + raw.mean()).reshape(-1, 64)
+        np.testing.assert_array_equal(split.labels, levels > 8)
+    assert pixels.num_classes == 2
+
+
 def test_the_split_is_fixed(digits):
     again = data.load("digits")
     np.testing.assert_array_equal(again.test.images, digits.test.images)

@@ -38,6 +38,15 @@ def test_a_text_is_cut_into_examples_of_the_next_character(folder):
         np.testing.assert_array_equal(split.labels.reshape(-1), tokens[1 : used + 1])
 
 
+def test_the_first_examples_of_the_training_split_can_be_all(folder):
+    whole = data.load("text", data.DataOptions(folder))
+    some = data.load("text", data.DataOptions(folder, train_examples=3))
+    np.testing.assert_array_equal(some.train.images, whole.train.images[:3])
+    np.testing.assert_array_equal(some.test.labels, whole.test.labels)
+    with pytest.raises(ValueError, match="train_examples=99 must be at most the 84"):
+        data.load("text", data.DataOptions(folder, train_examples=99))
+
+
 def test_text_that_is_missing_or_wrong_is_told(folder, tmp_path):
     with pytest.raises(data.NotPreparedError, match=r"no \*\.txt file in .*elsewhere"):
         data.load("text", data.DataOptions(tmp_path / "elsewhere"))

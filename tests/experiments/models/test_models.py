@@ -28,6 +28,53 @@ def test_sizes_and_logits(name, parameters):
     assert ("batch_stats" in variables) == (name == "cnn")
 
 
+def test_patches_are_those_of_the_image():
+    # One channel and one hidden layer: patch (i, j) is the block of four by four.
+    model = models.build("patches", 3).clone(depth=1, width=16)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=[2, 8, 12, 1]))
+    variables = model.init(jax.random.key(0), images, train=False)
+    params = variables["params"]
+    blocks = [
+        images[:, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4, 0].reshape(2, 16)
+        for i in range(2)
+        for j in range(3)
+    ]
+    # Statistics are zero and one at first.
+    hidden = [
+        np.maximum(b @ params["Dense_0"]["kernel"] / np.sqrt(1 + 1e-5), 0)
+        for b in blocks
+    ]
+    output = params["Dense_1"]
+    expected = np.mean(hidden, axis=0) @ output["kernel"] + output["bias"]
+    logits = model.apply(variables, images, train=False)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_autoencoder_has_logits_for_each_pixel_and_a_narrow_linear_code():
+    model = models.build("autoencoder", 2)
+    images = jnp.ones([3, 8, 8, 1])
+    logits, variables = model.init_with_output(jax.random.key(0), images, train=False)
+    assert logits.shape == (3, 64, 2)
+    widths = [leaf["kernel"].shape[1] for leaf in variables["params"].values()]
+    assert widths == [128, 64, 12, 64, 128, 128]
+    # Beyond one the code is not squashed.
+    code = variables["params"]["Dense_2"]
+    large = {
+        "params": {
+            **variables["params"],
+            "Dense_2": {**code, "bias": 9 + 0 * code["bias"]},
+        }
+    }
+    larger = {
+        "params": {
+            **variables["params"],
+            "Dense_2": {**code, "bias": 99 + 0 * code["bias"]},
+        }
+    }
+    before, after = (model.apply(v, images, train=False) for v in (large, larger))
+    assert not np.allclose(before, after)
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [

@@ -37,10 +37,18 @@ def test_steps_to_the_loss_of_the_best_baseline():
     columns = {column.heading: column.fields for column in table.columns}
     assert columns["method"] == ["NLCG PR+ (one trial)", "Muon", "SGD (one trial)"]
     assert table.best == [1]
-    assert columns["learning rate"] == ["none", "0.1", "0.1"]
+    assert columns["learning rate"] == ["not tuned", "0.1", "0.1"]
     assert columns["steps to objective"] == ["8", "10", "–"]
     assert columns["of best baseline"] == ["0.80", "1.00", "–"]
     assert columns["gradient-equivalents to objective"] == ["16", "20", "–"]
+
+
+def test_of_baselines_that_end_at_the_floor_the_first_there_is_the_best():
+    early = cell("muon", [1.0] * 5 + [1e-8] * 10)
+    late = cell("sgd", [1.0] * 8 + [1e-9] * 7)
+    assert best_baseline([late, early], BASELINES) is early
+    assert smoothed_losses(late)[-1] == smoothed_losses(early)[-1] == 1e-6
+    assert (steps_to(early, 1e-6), steps_to(late, 1e-6)) == (10, 13)
 
 
 def test_a_run_shorter_than_the_window_reaches_nothing():

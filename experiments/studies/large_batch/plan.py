@@ -1,0 +1,250 @@
+"""What is run, and in which order: the most telling first."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.config import RunConfig
+from experiments.records.files import read_record
+from experiments.studies.large_batch import methods
+from experiments.studies.large_batch.methods import Candidate
+from experiments.studies.large_batch.tasks import (
+    SMALL_TASKS,
+    STEPS,
+    TASKS,
+    Place,
+    Task,
+    places_of,
+)
+from experiments.tuning.jobs import Job
+from experiments.tuning.samplers import Point
+from experiments.tuning.study import Stage
+from experiments.tuning.sweep import (
+    Method,
+    Sweep,
+    final_records,
+    outcome,
+    rounds,
+    trial_paths,
+    with_choice,
+)
+
+FACTORS = (0.5, 0.5**0.5, 2**0.5, 2.0)  # of the best learning rate, tried last
+MOST_BEHIND = math.log(4)  # a cell counts no more than this in the choice of a setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """How much is run.
+
+    Attributes:
+      tasks: in their order.
+      steps: length of the short runs.
+      draws: first trials of a method of which rate, momentum and ramp are tuned.
+      alone: first trials of a method with nothing but a learning rate.
+      refined_by: see `Sweep`.
+      final_seeds: seeds of what is reported.
+      groups: names in `methods.GROUPS`.
+    """
+
+    tasks: tuple[Task, ...] = TASKS
+    steps: int = STEPS
+    draws: int = 12
+    alone: int = 8
+    refined_by: tuple[float, ...] = FACTORS
+    final_seeds: tuple[int, ...] = (10, 11, 12, 13, 14, 15)
+    groups: tuple[str, ...] = methods.GROUPS
+
+    @property
+    def places(self) -> list[Place]:
+        """All tasks, batch sizes and lengths."""
+        return places_of(self.tasks, self.steps)
+
+
+SMALL = Study(
+    tasks=SMALL_TASKS,
+    steps=8,
+    draws=2,
+    alone=2,
+    refined_by=(2.0,),
+    final_seeds=(10, 11),
+)
+
+
+def sweep_of(study: Study, place: Place, candidates: Sequence[Candidate]) -> Sweep:
+    """The comparison of some methods at a place.
+
+    How far some steps get is a question about the training loss: chosen by the
+    validation loss, methods that fit the data would be held back by smaller rates.
+    """
+    return Sweep(
+        tuple(
+            Method(_config(place, one), one.searches(study.draws, study.alone))
+            for one in candidates
+        ),
+        refined_by=study.refined_by,
+        final_seeds=study.final_seeds,
+        criterion="train_loss",
+    )
+
+
+def _config(place: Place, candidate: Candidate) -> RunConfig:
+    task, size = place.task, place.batch_size
+    epochs, rest = divmod(place.steps * size, task.examples)
+    if rest:
+        raise ValueError(
+            f"{place.title} ends within an epoch; the steps times the batch size must "
+            f"be a multiple of the {task.examples} examples"
+        )
+    config = RunConfig(
+        **task.settings,
+        learning_rate=candidate.center,
+        schedule=candidate.schedule,
+        ema_decay=candidate.ema_decay,
+        batch_size=None if size == task.examples else size,
+        epochs=epochs,
+        epochs_per_report=epochs,
+    )
+    return with_choice(config, candidate.choice(place.steps))
+
+
+def candidates_of(
+    study: Study, group: str, place: Place, out: Path
+) -> tuple[Candidate, ...]:
+    """The methods of a group at a place; none where it is not run, or not yet.
+
+    Args:
+      study: how much is run.
+      group: a name in `methods.GROUPS`.
+      place: where.
+      out: the records, on which some groups depend.
+    """
+    everywhere = {"lead": methods.LEAD, "more": methods.MORE, "free": methods.FREE}
+    if group in everywhere:
+        return everywhere[group]
+    if group == "calibrated":
+        return calibrated(study, out)
+    is_short = place.steps == study.steps
+    if not place.task.chosen_on or not is_short:
+        return ()
+    if group == "beta":
+        return _of_measured_beta(study, place, out)
+    return {
+        "order": methods.ORDERED,
+        "step": methods.STEPPED,
+        "annealed": methods.ANNEALED,
+        "averaged": methods.AVERAGED,
+    }[group]
+
+
+def folder_of(out: Path, place: Place, group: str) -> Path:
+    """Where the records of a group at a place are."""
+    return out / place.name / group
+
+
+def stages(study: Study, out: Path) -> list[Stage]:
+    """All of the study: group by group, each at all places."""
+    return [
+        Stage(_most_runs(study, group, place), _later(study, group, place, out))
+        for group in study.groups
+        for place in study.places
+    ]
+
+
+def _later(
+    study: Study, group: str, place: Place, out: Path
+) -> Callable[[], Iterator[Sequence[Job]]]:
+    def planned() -> Iterator[Sequence[Job]]:
+        candidates = candidates_of(study, group, place, out)
+        if candidates:
+            sweep = sweep_of(study, place, candidates)
+            yield from rounds(sweep, folder_of(out, place, group))
+
+    return planned
+
+
+def _most_runs(study: Study, group: str, place: Place) -> int:
+    stand_ins = {
+        "calibrated": tuple(_fixed(c, {}) for c in methods.CALIBRATED),
+        "beta": methods.of_beta([0.5], 0.5, 0.6),
+    }
+    chosen_on = place.task.chosen_on and place.steps == study.steps
+    if group == "beta" and not chosen_on:
+        return 0
+    candidates = stand_ins.get(group) or candidates_of(study, group, place, Path())
+    return sweep_of(study, place, candidates).most_runs if candidates else 0
+
+
+def calibrated(study: Study, out: Path) -> tuple[Candidate, ...]:
+    """One setting of each method of `methods.CALIBRATED`, for all tasks.
+
+    The setting is the one of the first trials, which are the same everywhere, whose
+    training loss is the least on the mean of logarithms over the short runs of the
+    tasks that choices may be made on; in each it counts as at most four times the best
+    of that method there. Empty as long as any of these trials is missing.
+    """
+    chosen_on = [
+        place
+        for place in study.places
+        if place.task.chosen_on and place.steps == study.steps
+    ]
+    return tuple(
+        _fixed(candidate, setting)
+        for candidate in methods.CALIBRATED
+        if (setting := _best_setting(study, candidate, chosen_on, out)) is not None
+    )
+
+
+def _best_setting(
+    study: Study, candidate: Candidate, where: Sequence[Place], out: Path
+) -> Point | None:
+    (points,) = candidate.searches(study.draws, study.alone)
+    behind = []
+    for place in where:
+        (method,) = sweep_of(study, place, [candidate]).methods
+        paths = trial_paths(method, len(points), folder_of(out, place, "lead"))
+        if not all(path.exists() for path in paths):
+            return None
+        losses = [outcome(read_record(path)).train_loss for path in paths]
+        tiny = 1e-9  # a loss of zero has a logarithm then
+        logs = [math.log(x + tiny) if math.isfinite(x) else math.inf for x in losses]
+        behind.append([min(log - min(logs), MOST_BEHIND) for log in logs])
+    if not behind:
+        return None
+    means = [statistics.fmean(of_point) for of_point in zip(*behind, strict=True)]
+    return points[means.index(min(means))]
+
+
+def _fixed(candidate: Candidate, setting: Point) -> Candidate:
+    """A candidate of which nothing is tuned any more."""
+    options = {k: v for k, v in setting.items() if k != "learning_rate"}
+    return dataclasses.replace(
+        candidate,
+        center=setting.get("learning_rate", candidate.center),
+        options={**candidate.options, **options},
+        span=None,
+        momentum=None,
+    )
+
+
+def _of_measured_beta(study: Study, place: Place, out: Path) -> tuple[Candidate, ...]:
+    """The β of the tuned preset, the median over its final seeds, in other forms."""
+    sweep = sweep_of(study, place, [methods.LARGE_BATCH])
+    try:
+        records = final_records(sweep, folder_of(out, place, "lead"))
+    except FileNotFoundError:
+        return ()
+    found = [r.series("beta") for r in records if r.summary is not None]
+    if not found:
+        return ()
+    betas = np.median(found, axis=0)
+    risen = 1 - methods.RAMPS[1] ** np.arange(len(betas))
+    return methods.of_beta(
+        [round(float(beta), 4) for beta in betas],
+        round(float(betas.mean()), 3),
+        round(float(betas.sum() / risen.sum()), 3),
+    )

@@ -1,0 +1,166 @@
+"""The study of large batch: its plan, what depends on records, and its report."""
+
+import dataclasses
+import io
+import math
+
+import pytest
+import rich.console
+
+from experiments.optimizers import build
+from experiments.records.files import read_record, read_records
+from experiments.studies.large_batch import __main__ as large_batch
+from experiments.studies.large_batch import methods
+from experiments.studies.large_batch.plan import (
+    SMALL,
+    Study,
+    calibrated,
+    candidates_of,
+    folder_of,
+    stages,
+    sweep_of,
+)
+from experiments.studies.large_batch.report import Found, geometric_mean
+from experiments.tuning.study import run_study
+from tests.experiments.report.test_steps_to import cell
+from tests.experiments.tuning.fake_runner import FakeRunner
+
+
+def test_every_method_can_be_built_and_ends_with_an_epoch(tmp_path):
+    study = Study()
+    assert sum(task.chosen_on for task in study.tasks) * 2 <= len(study.tasks)
+    for place in study.places:
+        for group in study.groups:
+            candidates = candidates_of(study, group, place, tmp_path)
+            if not candidates:
+                continue
+            sweep = sweep_of(study, place, candidates)
+            for method, candidate in zip(sweep.methods, candidates):
+                config = method.config
+                size = config.batch_size or place.task.examples
+                assert config.epochs * place.task.examples == place.steps * size
+                drawn = [] if candidate.span is None else method.searches[0]
+                tuned = 12 if candidate.momentum else 8
+                assert len(drawn) == (0 if candidate.span is None else tuned)
+                build(config.optimizer, 0.1, config.optimizer_options)
+
+
+def test_baselines_are_drawn_over_rate_momentum_and_ramp_at_the_same_places():
+    (muon,), (adam,) = (
+        next(c for c in methods.LEAD if c.optimizer == name).searches(12, 8)
+        for name in ("muon", "adam")
+    )
+    assert {point["momentum"] for point in muon} == set(methods.MOMENTA)
+    assert {point["ramp"] for point in muon} == {0.0, 0.95}
+    for mine, other in zip(muon, adam, strict=True):
+        assert mine["momentum"] == other["b1"]
+        ratio = mine["learning_rate"] / other["learning_rate"]
+        assert ratio == pytest.approx(0.07 / 0.015)
+        assert 50**-0.5 < mine["learning_rate"] / 0.07 < 50**0.5
+
+
+def run(study, out, loss_of):
+    runner = FakeRunner(loss_of)
+    console = rich.console.Console(file=io.StringIO())
+    run_study(stages(study, out), runner, console)
+    return runner
+
+
+def test_one_setting_is_chosen_on_half_of_the_tasks_and_run_on_all(tmp_path):
+    study = dataclasses.replace(SMALL, groups=("lead", "calibrated"), draws=6, alone=6)
+
+    def loss_of(config):
+        # The optimum of the other task is elsewhere and must not matter.
+        best = 0.05 if config.batch_size == 256 else 5.0
+        return 1 + abs(math.log(config.learning_rate / best))
+
+    run(study, tmp_path, loss_of)
+    found = calibrated(study, tmp_path)
+    assert [c.optimizer for c in found] == ["muon", "nadamw", "large_batch_nlcg"]
+    for candidate, setting in zip(methods.CALIBRATED, found):
+        rates = [point["learning_rate"] for point in candidate.searches(6, 6)[0]]
+        assert setting.center == min(rates, key=lambda r: abs(math.log(r / 0.05)))
+    for place in study.places:
+        records = read_records(folder_of(tmp_path, place, "calibrated") / "finals")
+        assert {r.config.learning_rate for r in records} == {c.center for c in found}
+    assert not run(study, tmp_path, loss_of).ran
+
+
+def test_the_best_trial_is_refined_along_the_learning_rate(tmp_path):
+    study = dataclasses.replace(SMALL, groups=("lead",))
+    run(study, tmp_path, lambda config: abs(math.log(config.learning_rate / 0.6)))
+    folder = folder_of(tmp_path, study.places[0], "lead")
+    final = read_record(folder / "finals" / "batch_256-large_batch_nlcg-seed10.jsonl")
+    # Two draws, two beyond the edge, and the best of these times two.
+    rates = [line["learning_rate"] for line in final.trials]
+    assert len(rates) == 5
+    assert rates[4] == 2 * min(rates[:4], key=lambda r: abs(math.log(r / 0.6)))
+    assert final.config.learning_rate == min(
+        rates, key=lambda r: abs(math.log(r / 0.6))
+    )
+
+
+def test_measured_beta_is_replayed_and_taken_as_a_constant(tmp_path):
+    study = dataclasses.replace(SMALL, groups=("lead", "beta"))
+    place = study.places[0]
+    assert not candidates_of(study, "beta", place, tmp_path)
+    run(study, tmp_path, lambda config: config.learning_rate)
+    risen, mean, replayed = candidates_of(study, "beta", place, tmp_path)
+    # The fake β is .25 and then .75; the ramp alone would be 0 and then .05.
+    assert mean.options["beta"] == 0.5
+    assert risen.options["beta"] == pytest.approx(1.0 / 0.05)
+    assert replayed.options["betas"] == [0.25, 0.75]
+
+
+def test_ratios_of_steps_are_defined_on_both_sides_of_the_baseline():
+    falling = [2 - 0.1 * step for step in range(15)]
+    best = cell("muon", falling)
+    found = Found(SMALL.places[0], {}, best)
+    assert found.ratio(best) == 1
+    # Four to five tenths lower is four steps earlier, as much higher the inverse.
+    assert found.ratio(cell("nlcg", [x - 0.45 for x in falling])) == 11 / 15
+    assert found.ratio(cell("nlcg", [x + 0.45 for x in falling])) == 15 / 11
+    # The mean of five steps is not before the fifth.
+    assert found.ratio(cell("nlcg", [9.0] * 15)) == 15 / 5
+    assert found.ratio(cell("nlcg", [*falling[:8], math.nan])) == math.inf
+    mean, p_value = found.difference(cell("nlcg", [x / 2 for x in falling]))
+    assert math.isnan(mean)  # one seed says nothing about spread
+    assert math.isnan(p_value)
+    assert geometric_mean([0.5, 2.0]) == 1.0
+
+
+def test_paired_differences_of_logarithms():
+    ends = [1.0, 2.0, 4.0]
+    best = cell("muon", *([9.0, end] for end in ends))
+    other = cell("nlcg", *([9.0, end * f] for end, f in zip(ends, (0.5, 0.4, 0.6))))
+    mean, p_value = Found(SMALL.places[0], {}, best).difference(other)
+    assert mean == pytest.approx(math.log(0.5 * 0.4 * 0.6) / 3)
+    logs = [math.log(f) for f in (0.5, 0.4, 0.6)]
+    error = (sum((x - mean) ** 2 for x in logs) / 2 / 3) ** 0.5
+    t = -mean / error
+    # Student's t with two degrees of freedom has a distribution in closed form.
+    assert p_value == pytest.approx(1 - t / math.sqrt(2 + t**2))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--tasks", "other"], "error: tasks=.'other'. are unknown; allowed are"),
+        (["--report-only"], "error: .*holds no tuned baseline of this study"),
+    ],
+)
+def test_wrong_input_ends_the_command_with_a_message(given, message, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        large_batch.main(["--small", f"--out={tmp_path}", *given])
+
+
+@pytest.mark.slow
+def test_the_small_study_runs_reports_and_is_not_repeated(tmp_path, capsys):
+    given = ["--small", "--out", str(tmp_path), "--groups", "lead", "free"]
+    large_batch.main(given)
+    capsys.readouterr()
+    text = (tmp_path / "report.md").read_text()
+    assert "| Schedule-free AdamW |" in text
+    assert (tmp_path / "ratios.png").exists()
+    large_batch.main(given)
+    assert "are not repeated" in capsys.readouterr().out
