@@ -309,8 +309,7 @@ def _advance(
 ) -> SearchState:
     # Outside of jit these two hundred scalar operations are one program, too.
     search = wolfe_search.advance(rules, search, value, slope)
-    search = wolfe_search.failed_if_narrow(search, resolution)
-    return wolfe_search.failed_if_idle(search)
+    return wolfe_search.failed_if_narrow(search, resolution)
 
 
 def _after(

@@ -27,10 +27,7 @@ MIDPOINT = 5  # secant² shrank the bracket too little
 ACCEPTED = 6  # the last step that was measured satisfies the conditions
 FAILED = 7  # it does not, and there is no room or no budget left
 
-# Units of rounding of φ that the bend of a parabola must exceed, and what is left to
-# gain after so many measurements, the probe among them.
-ROUNDING = 10.0
-MEASURED = 3
+ROUNDING = 10.0  # units of rounding of φ that the bend of a parabola must exceed
 
 
 class WolfeRules(NamedTuple):
@@ -285,27 +282,6 @@ def failed_if_narrow(state: SearchState, resolution: jax.Array) -> SearchState:
     narrow = state.bracket[1, 0] - state.bracket[0, 0] <= resolution
     failed = narrow & is_running(state)
     return state._replace(stage=jnp.where(failed, FAILED, state.stage))
-
-
-def failed_if_idle(state: SearchState) -> SearchState:
-    """Fails after two slopes where all that the bracket may hold is rounding.
-
-    A convex φ falls by no more than the slope at the lower end times the width. Below
-    `ROUNDING` units of rounding of φ its values only tell how they were rounded.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> s = start(*map(jnp.float32, (1., -2e-6, 1., 0.)), probe=False)
-      >>> for _ in range(3):
-      ...     s = advance_point(WolfeRules(), s, jnp.float32(1.1), jnp.float32(-1e-6))
-      >>> bool(failed_if_idle(s).stage == FAILED)
-      True
-    """
-    (low, _, slope), (high, _, _) = state.bracket
-    rounding = ROUNDING * float(jnp.finfo(slope.dtype).eps) * jnp.abs(state.start_value)
-    idle = -slope * (high - low) <= rounding
-    idle &= (state.num_evaluations >= MEASURED) & is_running(state)
-    return state._replace(stage=jnp.where(idle, FAILED, state.stage))
 
 
 def _within_limits(
