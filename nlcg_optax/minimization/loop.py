@@ -131,8 +131,12 @@ def _measure(
 def _rules_of_search(method: Method, state: MinimizeState) -> WolfeRules:
     """The rules of the line search; it is short if it is unlikely to gain much."""
     current = state.search.start_value, state.current_grad_max
+    # Not while the step still grows: a valley may begin with steps that gain nothing.
+    enclosed = jnp.isfinite(state.search.bracket[1, 0])
     most = jnp.where(
-        is_rounding(state.sizes, *current), SHORT_SEARCH, method.rules.max_evaluations
+        enclosed & is_rounding(state.sizes, *current),
+        SHORT_SEARCH,
+        method.rules.max_evaluations,
     )
     most = jnp.where(Iterations(*state.iterations).put_off > 0, SECOND_LOOK, most)
     return method.rules._replace(max_evaluations=most)

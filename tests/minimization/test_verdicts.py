@@ -184,3 +184,25 @@ def test_a_looser_tolerance_that_is_met_is_success():
     )
     assert bool(rest.success)
     assert int(rest.ngev) == int(part.ngev)  # without another measurement
+
+
+@pytest.mark.parametrize("method", ["hs+", "pr+"])
+def test_a_valley_that_begins_with_steps_of_no_gain_is_followed(x64, method):
+    """Parameters of 640 and 2e-4: across the valley f falls at once, along it later."""
+    strains = np.linspace(77.0, 760.0, 14)
+    stresses = 640 * (1 - (1 + 4e-4 * strains) ** -0.5)
+    stresses += 0.1 * np.random.default_rng(0).normal(size=14)
+    p = np.array([640.0, 2e-4])
+    for _ in range(30):  # Gauss-Newton
+        root = (1 + 2 * p[1] * strains) ** -0.5
+        jacobian = np.stack([1 - root, p[0] * strains * root**3], axis=1)
+        p += np.linalg.lstsq(jacobian, stresses - p[0] * (1 - root), rcond=None)[0]
+    least = np.sum((p[0] * (1 - (1 + 2 * p[1] * strains) ** -0.5) - stresses) ** 2)
+
+    def objective(p):
+        model = p[0] * (1 - (1 + 2 * p[1] * strains) ** -0.5)
+        return jnp.sum((model - stresses) ** 2)
+
+    result = minimize(objective, jnp.array([500.0, 1e-4]), method=method)
+    assert bool(result.success)
+    assert float(result.fun) == pytest.approx(least, rel=1e-8)
