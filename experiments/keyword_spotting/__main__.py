@@ -26,7 +26,7 @@ from experiments.tuning.runner import Runner
 from experiments.tuning.study import run_study
 
 MODULE = "experiments.keyword_spotting"
-SMALL_METHODS = ("adam", "large_batch_nlcg", "minimize")
+SMALL_METHODS = ("adam", "minimize")
 SMALL_VARIANTS = ("no hard negatives",)
 
 
@@ -58,6 +58,7 @@ def plan_of(given: KeywordArguments) -> Plan:
         given.out,
         methods=SMALL_METHODS,
         variants=SMALL_VARIANTS,
+        ablated="adam",
         budget=4,
         reports=2,
         seeds=(0,),

@@ -55,7 +55,8 @@ class KeywordConfig:
       keyword_variants: likewise of each training clip with the keyword.
       validation_passes: times that the validation stream uses each of its clips.
       test_passes: times that the test stream uses each of its clips.
-      context: frames before and after each frame that the network sees.
+      context: frames before and after each frame that the network sees, a multiple of
+        three.
       width: units of each hidden layer.
       depth: number of hidden layers.
       window_frames: longest window for training by the end metric.
@@ -64,6 +65,7 @@ class KeywordConfig:
       windows: windows of each kind, see `windows.sample_windows`.
       mined: windows without the keyword that are taken because the detector scores them
         highest.
+      l2: factor of the penalty on squared weights in training by the end metric.
       batch_size: examples per step of training by cross-entropy.
       epochs: passes of each round of alignment; the last training has three times as
         many.
@@ -80,16 +82,17 @@ class KeywordConfig:
     greatest_snr: float = 20.0
     variants: int = 2
     keyword_variants: int = 8
-    validation_passes: int = 4
-    test_passes: int = 4
+    validation_passes: int = 3
+    test_passes: int = 2
     context: int = 9
     width: int = 64
     depth: int = 3
     window_frames: int = 80
     least_iou: float = 0.95
     greatest_iou: float = 0.5
-    windows: int = 300
+    windows: int = 200
     mined: int = 1200
+    l2: float = 1e-3
     batch_size: int = 64
     epochs: int = 3
     rounds: int = 4

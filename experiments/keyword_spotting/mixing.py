@@ -15,7 +15,7 @@ from experiments.keyword_spotting.states import speech_span
 NOISE_LEVEL = 0.01  # root mean square of the noise; full scale is one
 SECONDS = 60  # of a recording
 PAD = 0.2  # seconds of noise around a training clip
-GAPS = (0.2, 1.0)  # seconds between the clips of a recording
+GAPS = (0.5, 4.0)  # seconds between the clips of a recording
 BATCH = 8  # recordings or clips whose features are computed together
 
 

@@ -12,13 +12,15 @@ from experiments.keyword_spotting.decoder import (
     window_scores,
 )
 
+STRIDE = 3  # neighboring frames overlap by more than half and say much the same
+
 
 class FrameNetwork(nn.Module):
     """Dense layers with tanh between them, on each frame with its context.
 
     Attributes:
       classes: the keyword's states, silence and background.
-      context: frames before and after.
+      context: frames before and after, of which every `STRIDE`-th is seen.
       width: units of each hidden layer.
       depth: number of hidden layers.
     """
@@ -40,10 +42,13 @@ class FrameNetwork(nn.Module):
           ``[..., frames, classes]``.
         """
         del train
-        span = 2 * self.context + 1
-        frames = features.shape[-2] - span + 1
+        frames = features.shape[-2] - 2 * self.context
         x = jnp.concatenate(
-            [features[..., first : first + frames, :] for first in range(span)], axis=-1
+            [
+                features[..., first : first + frames, :]
+                for first in range(0, 2 * self.context + 1, STRIDE)
+            ],
+            axis=-1,
         )
         for _ in range(self.depth):
             x = nn.tanh(nn.Dense(self.width)(x))

@@ -31,6 +31,7 @@ from experiments.keyword_spotting.states import (
 from experiments.keyword_spotting.training import Trainer, constants_of, hinges
 from experiments.keyword_spotting.windows import Windows, sample_windows
 from experiments.records.files import Line
+from experiments.training.losses import l2
 from nlcg_optax import minimize
 
 PyTree = Any
@@ -169,17 +170,31 @@ class Phases:
         )
 
     def train_end_metric(
-        self, aligned: Aligned, variant: Variant, run: RunConfig, *, test: bool
+        self,
+        aligned: Aligned,
+        variant: Variant,
+        run: RunConfig,
+        *,
+        track: bool,
+        test: bool,
     ) -> Line:
-        """Trains by the end metric with an optimizer; the figures of the record."""
+        """Trains by the end metric with an optimizer; the figures of the record.
+
+        Args:
+          aligned: where training starts, with the states of the frames.
+          variant: of the loss.
+          run: settings of the run.
+          track: whether every report evaluates the validation speakers.
+          test: whether the test speakers are evaluated at the end.
+        """
         windows = self.windows(aligned, variant, run.seed)
         reports: list[Line] = []
 
         def report(params: PyTree, loss: float, cost: float) -> None:
-            found = self._rejects(params, aligned.statistics, variant)
-            reports.append(
-                {"gradient_equivalents": cost, "loss": loss, "validation": found}
-            )
+            reports.append({"gradient_equivalents": cost, "loss": loss})
+            if track:
+                found = self._rejects(params, aligned.statistics, variant)
+                reports[-1]["validation"] = found
 
         params = (
             self._trainer_of(variant)
@@ -209,7 +224,7 @@ class Phases:
             logits = scorer.apply(
                 {"params": params, "batch_stats": constants}, inputs, train=True
             )
-            return jnp.mean(hinges(logits, labels, 0.0))
+            return jnp.mean(hinges(logits, labels, 0.0)) + l2(self.config.l2, params)
 
         reports: list[Line] = []
         params, state = {"network": aligned.params}, None

@@ -31,7 +31,6 @@ NLCG: dict[str, float | None] = {
     "tuning_free_nlcg": None,
 }
 MINIMIZE = "minimize"
-ABLATED = "large_batch_nlcg"
 VARIANTS: dict[str, Variant] = {
     "no hard negatives": Variant(hard_negatives=False),
     "no IOU sampling": Variant(iou_sampling=False),
@@ -51,6 +50,7 @@ class Plan:
       out: folder of the records.
       methods: optimizers with the middle of their learning rates.
       variants: ablations by name.
+      ablated: the optimizer of the ablations, at the rate that the search finds.
       budget: gradient-equivalents of each run, of gradients on all windows.
       reports: evaluations of each run on validation speakers.
       factor: ratio of neighboring learning rates; three are tried.
@@ -61,7 +61,8 @@ class Plan:
     out: Path
     methods: tuple[str, ...] = (*BASELINES, *NLCG, MINIMIZE)
     variants: tuple[str, ...] = tuple(VARIANTS)
-    budget: int = 48
+    ablated: str = "large_batch_nlcg"
+    budget: int = 36
     reports: int = 6
     factor: float = 3.0
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -103,6 +104,7 @@ class Plan:
             learning_rate=rate,
             schedule="constant" if self.rates(method) == [1.0] else "linear",
             batch_size=None,
+            l2=self.config.l2,
             epochs=each * self.reports,
             epochs_per_report=each,
             seed=seed,
@@ -221,14 +223,16 @@ class _Work:
     def search(self, method: str, rate: float) -> str:
         plan = self._plan
         run = plan.run_config(method, rate, plan.seeds[0])
-        return self._train(plan.trial(method, rate), run, Variant(), test=False)
+        return self._train(
+            plan.trial(method, rate), run, Variant(), track=False, test=False
+        )
 
     def final(self, method: str, seed: int) -> str:
         plan = self._plan
         path = plan.final(method, seed)
         if method != MINIMIZE:
             run = plan.run_config(method, plan.best_rate(method), seed)
-            return self._train(path, run, Variant(), test=True)
+            return self._train(path, run, Variant(), track=True, test=True)
         aligned = self._phases.load(plan.aligned(seed))
         each = plan.budget / plan.reports
         costs = [each * (number + 1) for number in range(plan.reports)]
@@ -240,18 +244,21 @@ class _Work:
 
     def ablate(self, name: str, seed: int) -> str:
         plan = self._plan
-        run = plan.run_config(ABLATED, plan.best_rate(ABLATED), seed)
+        rate = plan.best_rate(plan.ablated)
+        run = plan.run_config(plan.ablated, rate, seed)
         path = plan.ablation(name, seed)
-        return self._train(path, run, VARIANTS[name], test=True)
+        return self._train(path, run, VARIANTS[name], track=False, test=True)
 
     def _train(
-        self, path: Path, run: RunConfig, variant: Variant, *, test: bool
+        self, path: Path, run: RunConfig, variant: Variant, *, track: bool, test: bool
     ) -> str:
         aligned = self._phases.load(self._plan.aligned(run.seed))
         return self._leave(
             path,
             run,
-            lambda: self._phases.train_end_metric(aligned, variant, run, test=test),
+            lambda: self._phases.train_end_metric(
+                aligned, variant, run, track=track, test=test
+            ),
         )
 
     def _leave(self, path: Path, run: RunConfig, line: Callable[[], Line]) -> str:
