@@ -39,6 +39,9 @@ LEXICON: dict[str, str] = {
     "zero": "Z IH R OW",
 }
 STATES_PER_PHONEME = 3
+# Between the frames of context that the network sees: neighbors overlap by more than
+# half and say much the same.
+STRIDE = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,7 @@ class KeywordConfig:
       validation_passes: times that the validation stream uses each of its clips.
       test_passes: times that the test stream uses each of its clips.
       context: frames before and after each frame that the network sees, a multiple of
-        three.
+        `STRIDE`.
       width: units of each hidden layer.
       depth: number of hidden layers.
       window_frames: longest window for training by the end metric.
@@ -138,6 +141,10 @@ class KeywordConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name}={value!r} must be at least 1")
+        if self.context < 0 or self.context % STRIDE:
+            raise ValueError(
+                f"context={self.context!r} must be a multiple of {STRIDE}, at least 0"
+            )
         if self.window_frames < self.states:
             raise ValueError(
                 f"window_frames={self.window_frames!r} must be at least the "

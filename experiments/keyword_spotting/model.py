@@ -6,13 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from experiments.keyword_spotting.config import STRIDE
 from experiments.keyword_spotting.decoder import (
     Transitions,
     emissions,
     window_scores,
 )
-
-STRIDE = 3  # neighboring frames overlap by more than half and say much the same
 
 
 class FrameNetwork(nn.Module):

@@ -340,6 +340,6 @@ class Phases:
             )
 
 
-def worst_of(line: Line) -> float:
+def mean_rejects(line: Line) -> float:
     """By which rates are chosen: the mean of the rejects on validation speakers."""
     return sum(line["validation"]["rejects"]) / len(ALARMS_PER_HOUR)

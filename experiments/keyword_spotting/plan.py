@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments import optimizers
 from experiments.config import RunConfig, changes
 from experiments.keyword_spotting.config import KeywordConfig
-from experiments.keyword_spotting.phases import Phases, Variant, worst_of
+from experiments.keyword_spotting.phases import Phases, Variant, mean_rejects
 from experiments.keyword_spotting.prepare import prepare, read_source, write
 from experiments.optimizers import choice_of
 from experiments.records.files import Line, header
@@ -118,7 +118,7 @@ class Plan:
 
         def rejected(rate: float) -> float:
             line = read_line(self.trial(method, rate))
-            return 2.0 if "stopped" in line else worst_of(line)
+            return 2.0 if "stopped" in line else mean_rejects(line)
 
         return min(rates, key=rejected)
 

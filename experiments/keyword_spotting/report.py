@@ -147,9 +147,12 @@ def cost_table(groups: dict[str, list[Line]]) -> str:
 
 
 def series_of(group: Sequence[Line], what: str) -> tuple[list[float], list[float]]:
-    """Costs of the reports, and the mean over seeds of ``loss`` or ``validation``."""
+    """Costs of the reports, and ``loss`` or ``validation``: means over seeds."""
     reports = [line["reports"] for line in group]
-    costs = [report["gradient_equivalents"] for report in reports[0]]
+    costs = [
+        statistics.fmean(report["gradient_equivalents"] for report in at)
+        for at in zip(*reports, strict=True)
+    ]
     values = [
         [r[what][TARGET] if what == "validation" else r[what] for r in at]
         for at in zip(*reports, strict=True)

@@ -103,6 +103,7 @@ def test_keywords_that_cannot_be_spotted(source):
         {"least_iou": 1.5},
         {"windows": 0},
         {"window_frames": 5},
+        {"context": 4},
     ],
 )
 def test_wrong_settings_are_named(setting):

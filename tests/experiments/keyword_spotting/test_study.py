@@ -97,12 +97,12 @@ def test_hinges_of_scores():
 
 
 def test_the_network_sees_the_context_of_a_frame():
-    network = FrameNetwork(classes=3, context=2, width=4, depth=1)
-    features = np.random.default_rng(0).normal(size=(1, 9, 2)).astype(np.float32)
+    network = FrameNetwork(classes=3, context=3, width=4, depth=1)
+    features = np.random.default_rng(0).normal(size=(1, 11, 2)).astype(np.float32)
     params = network.init(jax.random.key(0), features)
     logits = network.apply(params, features)
     assert logits.shape == (1, 5, 3)
-    alone = network.apply(params, features[:, 3:8])
+    alone = network.apply(params, features[:, 3:10])
     np.testing.assert_allclose(alone[:, 0], logits[:, 3], rtol=1e-5, atol=1e-6)
 
 

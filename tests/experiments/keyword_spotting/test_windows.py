@@ -8,7 +8,7 @@ from experiments.keyword_spotting.detection import iou
 from experiments.keyword_spotting.mixing import Examples
 from experiments.keyword_spotting.windows import KEYWORD, OTHER, sample_windows
 
-CONFIG = KeywordConfig(keyword="up", context=2, window_frames=50, windows=20)
+CONFIG = KeywordConfig(keyword="up", context=3, window_frames=50, windows=20)
 SPANS = np.array([[30, 70]])
 
 
@@ -26,7 +26,7 @@ def examples():
 def frames_of(windows):
     """The features of the frames of each window, without context."""
     return [
-        window[2:-2, 0][window[2:-2, -1] == 1].astype(int).tolist()
+        window[3:-3, 0][window[3:-3, -1] == 1].astype(int).tolist()
         for window in windows.features
     ]
 
@@ -59,10 +59,10 @@ def test_each_kind_of_window(examples):
 
 def test_context_precedes_the_window(examples):
     window = sample(examples, iou_sampling=False).features[0]
-    np.testing.assert_array_equal(window[:3, 0], [28, 29, 30])
-    np.testing.assert_array_equal(window[41:44, 0], [69, 70, 71])
-    assert not window[44:].any()
-    np.testing.assert_array_equal(window[:, -1], [0] * 2 + [1] * 40 + [0] * 12)
+    np.testing.assert_array_equal(window[:4, 0], [27, 28, 29, 30])
+    np.testing.assert_array_equal(window[42:46, 0], [69, 70, 71, 72])
+    assert not window[46:].any()
+    np.testing.assert_array_equal(window[:, -1], [0] * 3 + [1] * 40 + [0] * 13)
 
 
 def test_ablations_keep_the_number_of_windows(examples):
