@@ -18,8 +18,8 @@ from experiments.training import DivergedError
 from experiments.tuning.jobs import Job, PlannedJob
 from experiments.tuning.study import Stage, jobs_stage
 
-# Optimizers and the middle of their learning rates; None for nothing to tune. Ten times
-# these reject every keyword: the hinge of the many negatives is steep at the start.
+# Optimizers and the middle of their learning rates; None for nothing to tune. Rates are
+# small: the hinge of the many negatives is steep at the weights of cross-entropy.
 BASELINES: dict[str, float | None] = {
     "adam": 2e-4,
     "nesterov": 0.01,
