@@ -62,6 +62,8 @@ class TrainStep:
       build_optimizer: function from a name, a schedule and options to an optimizer.
       optimizer: optimizer built from plain numbers, which are thereby checked.
       on_batches: functions that compute quantities of a batch.
+      losses: function from logits, labels and the label smoothing to the loss of each
+        label.
     """
 
     config: RunConfig
@@ -73,6 +75,7 @@ class TrainStep:
     build_optimizer: Callable[..., optimizers.Optimizer]
     optimizer: optimizers.Optimizer
     on_batches: OnBatches
+    losses: Callable[[jax.Array, jax.Array, float], jax.Array] = cross_entropies
 
     @property
     def gradient_equivalents(self) -> float:
@@ -305,7 +308,7 @@ class TrainStep:
     def _loss(
         self, l2_factor: jax.Array, logits: jax.Array, labels: jax.Array, params: PyTree
     ) -> jax.Array:
-        losses = cross_entropies(logits, labels, self.config.label_smoothing)
+        losses = self.losses(logits, labels, self.config.label_smoothing)
         return jnp.mean(losses) + l2(l2_factor, params)
 
     def _prepare(

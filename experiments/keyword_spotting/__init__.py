@@ -1,0 +1,1 @@
+"""Keyword spotting that is trained by its end metric (arXiv 2011.01151)."""

@@ -1,0 +1,88 @@
+"""``python -m experiments.keyword_spotting``: the whole study, resumed if interrupted.
+
+A network of frames and a decoder spot a word in continuous recordings. The network is
+trained with cross-entropy on aligned states, then by the decoder's score with each
+optimizer. For example::
+
+    python -m experiments.keyword_spotting --source speech_commands_test
+    --config.keyword stop --out runs/keyword_spotting
+
+Every job leaves a record; ``--report-only`` writes the tables and the picture again.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich.console
+import tyro
+
+from experiments import data
+from experiments.errors import ending_with_a_message
+from experiments.keyword_spotting.config import KeywordConfig
+from experiments.keyword_spotting.plan import Plan, check_settings, stages
+from experiments.keyword_spotting.report import write_report
+from experiments.tuning.runner import Runner
+from experiments.tuning.study import run_study
+
+MODULE = "experiments.keyword_spotting"
+SMALL_METHODS = ("adam", "minimize")
+SMALL_VARIANTS = ("no hard negatives",)
+
+
+@dataclasses.dataclass(frozen=True)
+class KeywordArguments:
+    """Compares optimizers on keyword spotting that is trained by its end metric.
+
+    Attributes:
+      config: the data, the network and the windows.
+      source: folder of the clips as npz parts, see `audio.read_clips`.
+      out: folder of the records, the tables and the picture.
+      small: a few methods for a few steps and one ablation, to see that it runs.
+      report_only: run nothing.
+    """
+
+    config: KeywordConfig = dataclasses.field(default_factory=KeywordConfig)
+    source: Path = data.DATA_DIR / "speech_commands"
+    out: Path = Path("runs/keyword_spotting")
+    small: bool = False
+    report_only: bool = False
+
+
+def plan_of(given: KeywordArguments) -> Plan:
+    """The study that the arguments choose."""
+    if not given.small:
+        return Plan(given.config, given.out)
+    return Plan(
+        given.config,
+        given.out,
+        methods=SMALL_METHODS,
+        variants=SMALL_VARIANTS,
+        ablated="adam",
+        budget=4,
+        reports=2,
+        seeds=(0,),
+    )
+
+
+def run(given: KeywordArguments, console: rich.console.Console) -> str:
+    """Runs what has no record yet; the text of the report."""
+    plan = plan_of(given)
+    check_settings(plan)
+    if not given.report_only:
+        runner = Runner(data.DATA_DIR)
+        run_study(stages(plan, given.source), runner, console)
+    text = write_report(plan, given.out)
+    console.print(text)
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; wrong input ends it with a message."""
+    given = tyro.cli(KeywordArguments, prog=f"python -m {MODULE}", args=arguments)
+    with ending_with_a_message(MODULE, arguments):
+        run(given, rich.console.Console())
+
+
+if __name__ == "__main__":
+    main()

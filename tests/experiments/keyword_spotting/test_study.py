@@ -1,0 +1,121 @@
+"""The whole command at small size, on synthetic speech."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.keyword_spotting import __main__ as command
+from experiments.keyword_spotting import report
+from experiments.keyword_spotting.model import FrameNetwork
+from experiments.keyword_spotting.training import hinges
+
+SMALL = {
+    "keyword": "up",
+    "fractions": "0.5 0.25 0.25",
+    "keyword-variants": 2,
+    "variants": 1,
+    "validation-passes": 1,
+    "test-passes": 1,
+    "context": 3,
+    "width": 8,
+    "depth": 1,
+    "windows": 8,
+    "mined": 8,
+    "window-frames": 50,
+    "batch-size": 8,
+    "epochs": 2,
+    "rounds": 1,
+}
+
+
+def arguments(source, out, **changes):
+    settings = {**SMALL, **changes}
+    pairs = [f"--config.{name} {value}" for name, value in settings.items()]
+    text = f"--small --source {source} --out {out} {' '.join(pairs)}"
+    return text.split()
+
+
+@pytest.fixture(scope="module")
+def out(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    command.main(arguments(source, folder))
+    return folder
+
+
+def test_the_study_leaves_records_and_a_report(out):
+    names = {path.name for path in out.rglob("*") if path.is_file()}
+    assert {
+        "prepared.npz",
+        "seed0.npz",
+        "cross_entropy-seed0.json",
+        "longer_cross_entropy-seed0.json",
+        "adam-seed0.json",
+        "minimize-seed0.json",
+        "no_hard_negatives-seed0.json",
+        "report.md",
+        "trade_off.png",
+    } <= names
+    line = json.loads((out / "finals" / "adam-seed0.json").read_text("utf-8"))
+    costs = [report["gradient_equivalents"] for report in line["reports"]]
+    assert costs == [2.0, 4.0]
+    assert line["config"]["optimizer"] == "adam"
+    assert line["test"]["keywords"] == 6
+    losses = [report["loss"] for report in line["reports"]]
+    assert losses[1] < losses[0]
+    text = (out / "report.md").read_text("utf-8")
+    assert "| cross-entropy | 1 |" in text
+    assert "| minimize |" in text
+
+
+def test_a_finished_study_is_not_repeated(source, out):
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
+    command.main(arguments(source, out))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_another_study_is_refused(source, out):
+    with pytest.raises(SystemExit, match="width=9 was 8"):
+        command.main(arguments(source, out, width=9))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "message"), [("stop", "the word of no clip"), ("hi", "no phonemes")]
+)
+def test_unknown_words_end_the_command(source, tmp_path, keyword, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments(source, tmp_path, keyword=keyword))
+    assert message in f"{ended.value} {capsys.readouterr()}"
+
+
+def test_hinges_of_scores():
+    scores = np.array([0.4, 3.0, 0.4, -3.0])
+    logits = np.stack([-scores / 2, scores / 2], axis=-1).astype(np.float32)
+    found = hinges(logits, np.array([1, 1, 0, 0]), 0.0)
+    np.testing.assert_allclose(found, [0.6, 0.0, 1.4, 0.0], atol=1e-6)
+
+
+def test_the_network_sees_the_context_of_a_frame():
+    network = FrameNetwork(classes=3, context=3, width=4, depth=1)
+    features = np.random.default_rng(0).normal(size=(1, 11, 2)).astype(np.float32)
+    params = network.init(jax.random.key(0), features)
+    logits = network.apply(params, features)
+    assert logits.shape == (1, 5, 3)
+    alone = network.apply(params, features[:, 3:10])
+    np.testing.assert_allclose(alone[:, 0], logits[:, 3], rtol=1e-5, atol=1e-6)
+
+
+def test_cost_to_a_target():
+    def line(*losses):
+        return {
+            "reports": [
+                {"gradient_equivalents": 2.0 * n, "loss": loss, "validation": [1, loss]}
+                for n, loss in enumerate(losses, start=1)
+            ]
+        }
+
+    group = [line(3.0, 2.0, 1.0), line(3.0, 1.0, 0.0)]
+    assert report.cost_to(group, "loss", 1.5) == 4.0
+    assert report.cost_to(group, "validation", 0.5) == 6.0
+    assert report.cost_to(group, "loss", 0.4) is None
