@@ -1,6 +1,7 @@
-"""Proves the properties of Optax's own common tests for every optimizer here."""
+"""Proves the properties of Optax's own common tests for every row of the table."""
 
 import functools
+import inspect
 import re
 
 import chex
@@ -10,34 +11,29 @@ import optax
 import pytest
 
 from nlcg_optax import diagnostics, scale_by_diagonal_secant
-from tests.contract.cases import (
-    BY_NAME,
-    CASES,
-    RATE,
-    STOCHASTIC,
+from tests.contract.running import (
+    AMPLIFYING,
+    OF_SCALARS,
     compiled_step,
     count_compilations,
-    ids,
+    each_row,
+    extra_args,
     make_step,
     small_loss,
     small_params,
+    types,
 )
-
-each_case = pytest.mark.parametrize("case", CASES, ids=ids)
-
-
-def _types(tree):
-    return jax.tree.map(jax.typeof, tree)
+from tests.contract.table import PRESETS, RATE, ROWS
 
 
-@each_case
-def test_unknown_extra_arguments_are_accepted_and_change_nothing(case):
-    tx = case.make()
+@each_row(fast=None)
+def test_unknown_extra_arguments_are_accepted_and_change_nothing(row):
+    tx = row.make()
     params = small_params()
 
     def update(grad, state, params, **unknown):
-        extra_args = case.extra_args(small_loss(params), grad, small_loss)
-        return tx.update(grad, state, params, **extra_args, **unknown)
+        known = extra_args(row, small_loss(params), grad, small_loss)
+        return tx.update(grad, state, params, **known, **unknown)
 
     def program(**unknown):
         jaxpr = jax.make_jaxpr(functools.partial(update, **unknown))
@@ -48,57 +44,66 @@ def test_unknown_extra_arguments_are_accepted_and_change_nothing(case):
     assert program(an_unknown_extra_argument=1) == program()
 
 
-@each_case
-def test_one_compilation_serves_all_steps(case):
-    tx = case.make()
-    step = jax.jit(make_step(case, tx, small_loss))
-    params = small_params()
-    state = tx.init(params)
-    with count_compilations() as first:
-        params, state = step(params, state)
-    assert any("step" in message for message in first)
-    with count_compilations() as later:
-        for _ in range(3):
-            params, state = step(params, state)
-    assert later == []
-
-
-@each_case
-def test_state_keeps_structure_shape_dtype_and_type(case):
+@each_row(without=OF_SCALARS)
+def test_one_program_serves_all_steps_and_keeps_the_types(row):
     # jax.typeof holds the shape, the dtype, the weak type and the sharding.
-    tx, step = compiled_step(case.name)
+    tx, step = compiled_step(row.name)
     params = small_params()
     state = tx.init(params)
-    new_params, new_state = step(params, state)
-    chex.assert_trees_all_equal_structs(state, new_state)
-    assert _types(state) == _types(new_state)
-    assert _types(jax.jit(tx.init)(params)) == _types(state)
-    assert _types(new_params) == _types(params)
-    assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
+    carry = step(params, state)
+    assert types(carry) == types((params, state))
+    chex.assert_trees_all_equal_structs(carry[1], state)
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(carry[1]))
+    with count_compilations() as later:
+        for _ in range(9):
+            carry = step(*carry)
+    assert later == []
+    assert types(jax.jit(tx.init)(params)) == types(state)
 
 
-@each_case
-def test_the_state_is_accepted_as_a_branch_of_a_conditional(case):
-    # Optax's stability test: `lax.cond` refuses any difference of type.
-    tx, _ = compiled_step(case.name)
-    params = small_params()
-    step = make_step(case, tx, small_loss)
+@each_row(fast=None)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_state_is_the_carry_of_a_loop_and_of_a_conditional(row, dtype, x64):
+    # Both refuse any difference of structure, shape, dtype or weak type; no compilation
+    # is needed to see whether they do.
+    tx = row.make()
+    params = small_params(dtype)
+    step = make_step(row, tx, small_loss)
 
-    def either(take, params, state):
-        return jax.lax.cond(take, step, lambda *old: old, params, state)
+    def either(take, carry):
+        return jax.lax.cond(take, lambda c: step(*c), lambda c: c, carry)
+
+    def run(takes, params, state):
+        body = lambda carry, take: (either(take, carry), None)
+        return jax.lax.scan(body, (params, state), takes)[0]
 
     state = tx.init(params)
-    out = jax.eval_shape(either, True, params, state)
+    out = jax.eval_shape(run, jnp.array([True, False]), params, state)
     chex.assert_trees_all_equal_shapes_and_dtypes(out, (params, state))
 
 
-@pytest.mark.parametrize("case", STOCHASTIC, ids=ids)
-def test_map_params_finds_the_parameters_in_the_state(case):
-    # Optax's own line searches cannot be asked (their `init` looks at the dtype of a
-    # leaf, and `map_params` gives them a tree without leaves).
-    tx, step = compiled_step(case.name)
-    params = small_params()
-    _, state = step(params, tx.init(params))
+# Optax's own line searches cannot be asked (their `init` looks at the dtype of a leaf,
+# and `map_params` gives them a tree without leaves).
+UNMAPPED = {
+    **dict.fromkeys(
+        ("zoom", "backtracking", "backtracking_rms"),
+        "Optax's own searches look at the dtype of a leaf",
+    ),
+    **{
+        row.name: "has no direction with a memory"
+        for row in ROWS
+        if row.name.endswith(" alone") or row.name == "hager_zhang of L-BFGS"
+    },
+}
+
+
+@each_row(without=UNMAPPED | OF_SCALARS)
+def test_map_params_finds_the_parameters_in_the_state(row):
+    tx, step = compiled_step(row.name)
+    carry = small_params(), tx.init(small_params())
+    for _ in range(2):  # a virtual batch takes its first step at the second
+        carry = step(*carry)
+    state = carry[1]
     same = optax.tree.map_params(tx, lambda leaf: leaf, state)
     chex.assert_trees_all_equal(same, state)
     # The scalars are no parameters: only the leaves of parameter trees are touched.
@@ -109,55 +114,29 @@ def test_map_params_finds_the_parameters_in_the_state(case):
     assert diagnostics(zeros)["grad_norm"] > 0
 
 
-@each_case
-def test_zero_gradients_move_nothing(case):
-    tx = case.make()
+@each_row(fast=None, without=OF_SCALARS)
+def test_zero_gradients_move_nothing(row):
+    """Un-jitted: an operation that divides by them is seen as well."""
+    tx = row.make()
     params = small_params()
     zeros = optax.tree.zeros_like(params)
 
     def flat(params):
         return 0.0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params)) + 1.0
 
-    extra_args = case.extra_args(jnp.float32(1.0), zeros, flat)
-    update = jax.jit(lambda s, p: tx.update(zeros, s, p, **extra_args))
+    known = extra_args(row, jnp.float32(1.0), zeros, flat)
     state = tx.init(params)
     for _ in range(3):
-        updates, state = update(state, params)
-        chex.assert_trees_all_equal(updates, zeros)
+        updates, state = tx.update(zeros, state, params, **known)
+        if "weight_decay" in row.kwargs:
+            factor = -RATE * row.kwargs["weight_decay"]
+            expected = optax.tree.scale(factor, params)
+            # One rounding of float32.
+            chex.assert_trees_all_close(updates, expected, rtol=1e-6)
+        else:
+            chex.assert_trees_all_equal(updates, zeros)
     # The infinities that are meant to be there are bounds, which no state holds.
     chex.assert_tree_all_finite(state)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        BY_NAME[name]
-        for name in (
-            "hz",
-            "per_leaf",
-            "factored",
-            "secant_hvp",
-            "paper_layerwise",
-            "search",
-        )
-    ],
-    ids=ids,
-)
-def test_none_leaves_are_left_alone(case):
-    """A None in the parameters changes no number of the other leaves."""
-    tx, step = compiled_step(case.name)
-    params = small_params()
-
-    def loss(tree):
-        return small_loss({"b": tree["b"], "w": tree["w"]})
-
-    step_with_none = jax.jit(make_step(case, tx, loss))
-    with_none = {**params, "a": None}
-    one, other = (params, tx.init(params)), (with_none, tx.init(with_none))
-    for _ in range(2):
-        one, other = step(*one), step_with_none(*other)
-    assert other[0].pop("a") is None
-    chex.assert_trees_all_equal(other[0], one[0])
 
 
 def test_a_none_gradient_of_a_present_parameter_is_named():
@@ -167,33 +146,52 @@ def test_a_none_gradient_of_a_present_parameter_is_named():
         tx.update({**params, "b": None}, tx.init(params), params)
 
 
-@each_case
-def test_hyperparameters_can_be_injected(case):
-    # rtol: injected numbers enter as float32 arrays, plain ones as constants that XLA
-    # folds; after three steps the two differ by some roundings (1e-7 each).
-    plain = case.make()
-    injected = optax.inject_hyperparams(case.factory)(**case.kwargs)
-    params = small_params()
-    step = compiled_step(case.name)[1]
-    step_injected = jax.jit(make_step(case, injected, small_loss))
+# Functions, and numbers that say what shapes there are: no schedule can give them.
+STRUCTURAL = {"likelihood", "block_size", "one_sided_ratio", "steps", "coefficients"}
+
+
+def _structural(row):
+    return tuple(STRUCTURAL & set(inspect.signature(row.factory).parameters))
+
+
+WHOLE = {row.name: "is built without arguments" for row in ROWS if not row.kwargs}
+
+
+@each_row(fast=None, without=WHOLE | OF_SCALARS)
+def test_hyperparameters_can_be_injected(row, request):
+    if row.name.startswith(AMPLIFYING):
+        request.getfixturevalue("x64")
+    # Injected numbers enter as arrays, also where the update is traced; plain ones are
+    # constants, so that the two differ by some roundings after two steps.
+    params = small_params(float)
+    plain = row.make()
+    factory = optax.inject_hyperparams(row.factory, static_args=_structural(row))
+    injected = row._replace(factory=factory).make()
     one, other = (params, plain.init(params)), (params, injected.init(params))
-    for _ in range(3):
+    step = make_step(row, plain, small_loss)
+    step_injected = make_step(row, injected, small_loss)
+    traced = jax.eval_shape(step_injected, *other)
+    chex.assert_trees_all_equal_shapes_and_dtypes(traced, other)
+    for _ in range(2):
         one, other = step(*one), step_injected(*other)
     chex.assert_trees_all_close(other[0], one[0], rtol=1e-5)
     chex.assert_trees_all_equal_structs(other[1].inner_state, one[1])
     chex.assert_trees_all_close(other[1].inner_state, one[1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.searches], ids=ids)
-def test_a_constant_schedule_is_the_number(case):
-    scheduled = case.make(learning_rate=optax.constant_schedule(RATE))
-    params = small_params()
-    tx, step = compiled_step(case.name)
-    step_scheduled = jax.jit(make_step(case, scheduled, small_loss))
+# Whoever takes a rate gives it to `optax.scale_by_learning_rate`.
+RATED = [row.name for row in PRESETS if "learning_rate" in row.kwargs]
+
+
+@each_row(names=RATED, fast=None)
+def test_a_constant_schedule_is_the_number(row):
+    scheduled = row.make(learning_rate=optax.constant_schedule(RATE))
+    tx, params = row.make(), small_params()
+    step, step_scheduled = (make_step(row, t, small_loss) for t in (tx, scheduled))
     one, other = (params, tx.init(params)), (params, scheduled.init(params))
-    for _ in range(3):
+    for _ in range(2):
         one, other = step(*one), step_scheduled(*other)
-    # A few roundings of float32 apart, for XLA folds the constant elsewhere.
+    # A few roundings of float32.
     chex.assert_trees_all_close(other[0], one[0], rtol=1e-6)
 
 
@@ -227,34 +225,61 @@ def _mixed():
 # The narrow valley limits the step to 1e-3 (its curvature is 1000); where the
 # preconditioner divides the curvature out, the step has no scale but its own.
 ROSENBROCK_RATES = {
+    "fr": 1e-3,
+    "pr+": 1e-3,
     "hz": 3e-4,
+    "constant": 1e-3,
+    "daniel": 1e-3,
+    "per_leaf": 1e-3,
+    "smoothed": 1e-3,
+    "restarted": 1e-3,
+    "restart_memory": 1e-3,
+    "rms": 1e-3,
+    "factored": 1e-3,
     "orthogonal": 3e-4,
+    "kronecker": 1e-3,
     "secant_rate": 0.2,
     "secant_params": 0.2,
     "secant_hvp": 0.2,
     "hutchinson": 0.02,
     "equilibration": 0.2,
+    "bartlett": 1e-3,
     "curvature_step": 0.25,
     "subspace_step": 1.0,
     "scaled_cg_step": 1.0,
+    "slope_ratio": 1e-3,
     "paper_fr_step": 0.2,
     "paper_pr_online": 0.2,
     "paper_layerwise": 0.1,
 }
-# Optax's own 30 000 steps on Rosenbrock; a search needs far fewer.
-PROBLEMS = {"parabola": _parabola, "matrix": _matrix, "mixed": _mixed}
-QUADRATIC_CASES = [
-    *((case, "mixed") for case in CASES),
-    *(
-        (BY_NAME[name], problem)
-        for name in ("fr", "factored", "orthogonal", "paper_layerwise", "search")
-        for problem in ("parabola", "matrix")
-    ),
-]
+SEARCHES = [row.name for row in ROWS if row.searches]
+NO_OUTPUTS = {
+    row.name: "a Gauss-Newton matrix needs a model, which these problems have not"
+    for row in ROWS
+    if "output_loss_fn" in row.extras
+}
+# By the loss as the only output, or by signs and norms alone: no step size of these
+# rows dies out at an optimum, or they are many rows of one step.
+NO_LIMIT = {
+    name: reason
+    for reason, names in {
+        "its step does not die out": (
+            *("kronecker defaults", "orthogonal alone", "kronecker of secant"),
+            *("orthogonal of kronecker", "large_batch_nlcg", "tuning_free_nlcg"),
+            *("tuning_free_nlcg horizon", "virtual_batch of a preset"),
+        ),
+        "its rate would fit one problem": (
+            *("secant_params alone", "layer-wise ratio", "loss_ratio"),
+            *("hutchinson alone", "equilibration alone", "bartlett alone"),
+        ),
+        "decays": ("nlcg",),
+    }.items()
+    for name in names
+}
 
 
-def _solve(case, tx, start, loss, steps):
-    step = make_step(case, tx, loss)
+def _solve(row, tx, start, loss, steps):
+    step = make_step(row, tx, loss)
 
     @jax.jit
     def run(params):
@@ -264,29 +289,36 @@ def _solve(case, tx, start, loss, steps):
     return run(start)
 
 
-@pytest.mark.parametrize(
-    ("case", "problem"),
-    QUADRATIC_CASES,
-    ids=[f"{c.name}-{p}" for c, p in QUADRATIC_CASES],
-)
-def test_quadratics_are_solved(case, problem):
-    start, target, loss = PROBLEMS[problem]()
-    solution = _solve(case, case.make(), start, loss, 200 if case.searches else 2000)
+def _check_quadratic(row, problem):
+    start, target, loss = problem()
+    solution = _solve(row, row.make(), start, loss, 200 if row.searches else 2000)
     # Optax asks for 3e-2.
     chex.assert_trees_all_close(solution, target, atol=1e-4)
 
 
-@each_case
-def test_rosenbrock_is_solved(case):
+@each_row(without=NO_OUTPUTS | NO_LIMIT | OF_SCALARS)
+def test_a_quadratic_of_a_mixed_tree_is_solved(row):
+    _check_quadratic(row, _mixed)
+
+
+@each_row(names=("fr", "factored", "orthogonal", "paper_layerwise", "search"))
+@pytest.mark.parametrize("problem", [_parabola, _matrix])
+def test_quadratics_of_other_shapes_are_solved(row, problem):
+    _check_quadratic(row, problem)
+
+
+# A rate of its own for each row that has one.
+@each_row(names=[*ROSENBROCK_RATES, *SEARCHES])
+def test_rosenbrock_is_solved(row):
     start, target, loss = _rosenbrock()
-    if case.searches:
-        tx, steps = case.make(), 5000
-    else:
-        rate, steps = ROSENBROCK_RATES.get(case.name, 1e-3), 30_000
+    # Optax's own 30 000 steps on Rosenbrock; a search needs far fewer.
+    tx, steps = row.make(), 5000
+    if not row.searches:
+        rate, steps = ROSENBROCK_RATES[row.name], 30_000
         overrides = {"learning_rate": rate}
-        if case.name == "secant_rate":
+        if row.name == "secant_rate":
             overrides["preconditioner"] = scale_by_diagonal_secant(rate)
-        tx = case.make(**overrides)
-    # Optax's tolerance and number of steps.
-    solution = _solve(case, tx, start, loss, steps)
+        tx = row.make(**overrides)
+    # Optax's tolerance.
+    solution = _solve(row, tx, start, loss, steps)
     chex.assert_trees_all_close(solution, target, atol=3e-2, rtol=3e-2)

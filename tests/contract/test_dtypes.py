@@ -8,59 +8,65 @@ import optax
 import pytest
 
 from nlcg_optax import diagnostics, hessian_vector_product, nlcg
-from tests.contract.cases import (
-    BY_NAME,
-    CASES,
-    KEY_CASES,
-    RATE,
-    ids,
+from tests.contract.running import (
+    OF_SCALARS,
+    OPTAX_SEARCHES,
+    each_row,
+    extra_args,
     make_step,
     small_loss,
     small_params,
 )
+from tests.contract.table import BY_NAME, RATE, ROWS
 
-each_key_case = pytest.mark.parametrize("case", KEY_CASES, ids=ids)
 
-
-def _check_types(case, dtype):
+def _check_types(row, dtype):
     """No compilation: `eval_shape` shows every dtype that would come out."""
-    tx = case.make()
+    tx = row.make()
     params = small_params(dtype)
-    step = make_step(case, tx, small_loss)
+    step = make_step(row, tx, small_loss)
     state = tx.init(params)
     new_params, new_state = jax.eval_shape(step, params, state)
     chex.assert_trees_all_equal_dtypes(new_params, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
-    chex.assert_trees_all_equal_dtypes(optax.tree.get(state, "direction"), params)
+    direction = optax.tree.get(state, "direction")
+    if direction is not None and row.name not in WITHOUT_OWN_DTYPE:
+        chex.assert_trees_all_equal_dtypes(direction, params)
     wide = jnp.dtype(dtype) in (jnp.dtype(jnp.float64), jnp.dtype(jnp.complex128))
-    assert diagnostics(state)["beta"].dtype == (jnp.float64 if wide else jnp.float32)
+    if "beta" in diagnostics(state):
+        expected = jnp.float64 if wide else jnp.float32
+        assert diagnostics(state)["beta"].dtype == expected
 
     def update(params, state):
         value, grad = jax.value_and_grad(small_loss)(params)
         return tx.update(
-            grad, state, params, **case.extra_args(value, grad, small_loss)
+            grad, state, params, **extra_args(row, value, grad, small_loss)
         )
 
     updates, _ = jax.eval_shape(update, params, state)
     chex.assert_trees_all_equal_dtypes(updates, params)
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids)
-def test_bfloat16_is_kept(case):
-    _check_types(case, jnp.bfloat16)
+# Their states are kept in another dtype than that of the parameters.
+WITHOUT_OWN_DTYPE = ("narrow",)
 
 
-@each_key_case
-@pytest.mark.parametrize("dtype", ["float16", "complex64"])
-def test_narrow_dtypes_are_kept(case, dtype):
-    _check_types(case, dtype)
+@each_row(fast=None, without=OF_SCALARS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "complex64"])
+def test_narrow_and_complex_dtypes_are_kept(row, dtype):
+    _check_types(row, dtype)
 
 
-# Under x64; float32 parameters in a float64 world: nothing of theirs may widen.
-@each_key_case
+@each_row(without=OF_SCALARS)
+def test_float16_is_kept(row):
+    _check_types(row, "float16")
+
+
+# float32 parameters in a float64 world too: nothing of theirs may widen.
+@each_row(without=OF_SCALARS)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
-def test_dtypes_are_kept_under_x64(case, dtype, x64):
-    _check_types(case, dtype)
+def test_dtypes_are_kept_under_x64(row, dtype, x64):
+    _check_types(row, dtype)
 
 
 # Three steps in a dtype against the same in float64. The bound is the unit roundoff
@@ -68,7 +74,7 @@ def test_dtypes_are_kept_under_x64(case, dtype, x64):
 # gradient itself is rounded at every step and secant pairs are differences of those,
 # so preconditioners from differences are left out there.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 0.1, "float16": 0.0125}
-NARROW_CASES = ["fr", "pr+", "rms", "per_leaf", "secant_hvp"]
+NARROW = ["pr+", "rms", "secant_hvp"]
 
 
 def _loss(params):
@@ -76,9 +82,9 @@ def _loss(params):
     return jnp.sum(params["w"] ** 2) + 2 * jnp.sum(params["b"] ** 4) / 4
 
 
-def _three_steps(case, dtype):
-    tx, params = case.make(), small_params(dtype)
-    step = make_step(case, tx, _loss)
+def _three_steps(row, dtype):
+    tx, params = row.make(), small_params(dtype)
+    step = make_step(row, tx, _loss)
 
     @jax.jit
     def run(params, state):
@@ -88,12 +94,12 @@ def _three_steps(case, dtype):
     return run(params, tx.init(params))
 
 
-@pytest.mark.parametrize("name", NARROW_CASES)
+@pytest.mark.parametrize("name", NARROW)
 def test_dtypes_agree_with_float64(name, x64):
-    case = BY_NAME[name]
-    exact = _three_steps(case, jnp.float64)[0]
+    row = BY_NAME[name]
+    exact = _three_steps(row, jnp.float64)[0]
     for dtype, tolerance in TOLERANCES.items():
-        rounded = _three_steps(case, jnp.dtype(dtype))[0]
+        rounded = _three_steps(row, jnp.dtype(dtype))[0]
         wide = jax.tree.map(lambda x: x.astype(jnp.float64), rounded)
         chex.assert_trees_all_close(wide, exact, atol=tolerance)
 
@@ -151,16 +157,22 @@ def _split(z):
     return jax.tree.map(lambda x: jnp.stack([jnp.real(x), jnp.imag(x)], -1), z)
 
 
-@pytest.mark.parametrize("name", TWINS)
-@pytest.mark.parametrize("precision", ["complex64", "complex128"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("pr+", "complex64"),
+        ("search", "complex64"),
+        *(pytest.param(name, "complex128", marks=pytest.mark.slow) for name in TWINS),
+    ],
+)
 def test_complex_problem_is_its_real_twin(name, precision, request, standard_promotion):
     if precision == "complex128":
         request.getfixturevalue("x64")
     tx = TWINS[name]
-    case = BY_NAME[name if name in ("search", "zoom", "backtracking") else "pr+"]
+    row = BY_NAME[name if name in ("search", "zoom", "backtracking") else "pr+"]
     start = _complex_start(precision)
-    step = jax.jit(make_step(case, tx, _complex_loss))
-    twin_step = jax.jit(make_step(case, tx, lambda t: _complex_loss(_join(t))))
+    step = jax.jit(make_step(row, tx, _complex_loss))
+    twin_step = jax.jit(make_step(row, tx, lambda t: _complex_loss(_join(t))))
     one, twin = (start, tx.init(start)), (_split(start), tx.init(_split(start)))
     for _ in range(4):
         one, twin = step(*one), twin_step(*twin)
@@ -202,11 +214,11 @@ def test_state_dtype_halves_the_state(rule):
 
 def test_state_dtype_keeps_the_updates_wide():
     wide, narrow = nlcg(RATE), nlcg(RATE, state_dtype=jnp.bfloat16)
-    case = BY_NAME["pr+"]
+    row = BY_NAME["pr+"]
     params = small_params()
     one, other = (params, wide.init(params)), (params, narrow.init(params))
     step, narrow_step = (
-        jax.jit(make_step(case, tx, small_loss)) for tx in (wide, narrow)
+        jax.jit(make_step(row, tx, small_loss)) for tx in (wide, narrow)
     )
     one, other = step(*one), narrow_step(*other)
     # The first step uses no state but -1 * z, which is rounded as it is stored only.
@@ -220,12 +232,16 @@ def test_state_dtype_keeps_the_updates_wide():
     chex.assert_trees_all_close(other[0], one[0], atol=1e-2)
 
 
-@pytest.mark.parametrize("case", [c for c in KEY_CASES if c.factory is nlcg], ids=ids)
-def test_state_dtype_is_stable_in_every_form(case):
-    tx = case.make(state_dtype=jnp.bfloat16)
+@each_row(
+    names=[row.name for row in ROWS if row.factory is nlcg],
+    without=OPTAX_SEARCHES,
+    fast=None,
+)
+def test_state_dtype_is_stable_in_every_form(row):
+    tx = row.make(state_dtype=jnp.bfloat16)
     params = small_params()
     state = tx.init(params)
-    out = jax.eval_shape(make_step(case, tx, small_loss), params, state)
+    out = jax.eval_shape(make_step(row, tx, small_loss), params, state)
     chex.assert_trees_all_equal_shapes_and_dtypes(out, (params, state))
     direction = optax.tree.get(state, "direction")
     assert {leaf.dtype for leaf in direction.values()} == {jnp.dtype(jnp.bfloat16)}

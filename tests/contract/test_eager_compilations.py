@@ -1,17 +1,23 @@
-"""Un-jitted updates compile nothing after their second call, jitted ones one program.
+"""Un-jitted updates compile nothing after their second call, on one CPU device.
 
-For every row of the table, on one CPU device.
+That jitted ones compile one program is asserted by `test_common`.
 """
 
-import jax
-import pytest
+from tests.contract.running import (
+    OF_SCALARS,
+    OPTAX_SEARCHES,
+    count_compilations,
+    each_row,
+    make_step,
+    small_loss,
+    small_params,
+)
 
-from tests.contract.cases import count_compilations
-from tests.contract.table import PARAMS, ROWS, make, step
 
-
-def run(tx, step, calls):
-    params, state = PARAMS, tx.init(PARAMS)
+def _compilations(row, calls):
+    """The compilations in each of the first calls of a new transformation."""
+    tx, params = row.make(), small_params()
+    step, state = make_step(row, tx, small_loss), tx.init(params)
     compiled = []
     for _ in range(calls):
         with count_compilations() as messages:
@@ -20,21 +26,9 @@ def run(tx, step, calls):
     return compiled
 
 
-@pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("name", ROWS)
-def test_eager_calls_compile_nothing_after_the_second(name):
-    tx = make(name)
+@each_row(fast=None, without=OF_SCALARS | OPTAX_SEARCHES)
+def test_eager_calls_compile_nothing_after_the_second(row):
     # JAX compiles an operation the first time that it meets it, so a first run compiles
     # those of each branch (a refresh, a secant pair that is taken).
-    run(tx, lambda p, s: step(tx, p, s), 10)
-    compiled = run(tx, lambda p, s: step(tx, p, s), 10)
-    assert compiled == [[]] * 10
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("name", ROWS)
-def test_jitted_calls_compile_one_program(name):
-    tx = make(name)
-    compiled = run(tx, jax.jit(lambda p, s: step(tx, p, s)), 10)
-    assert [len(messages) for messages in compiled[1:]] == [0] * 9
+    _compilations(row, 10)
+    assert _compilations(row, 10) == [[]] * 10

@@ -14,11 +14,19 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.contract import table
-from tests.contract.cases import BY_NAME
-from tests.contract.table import AMPLIFYING, make, step
+from tests.contract.running import (
+    FAST,
+    OF_SCALARS,
+    OPTAX_SEARCHES,
+    ModelLoss,
+    amplifies,
+    each_row,
+    each_row_with_one,
+    make_step,
+)
+from tests.contract.table import BY_NAME
 
-pytestmark = [pytest.mark.devices, pytest.mark.usefixtures("standard_promotion")]
+pytestmark = pytest.mark.devices
 
 LAYOUTS = {
     "replicated": {"b": P(), "k": P(), "w": P()},
@@ -59,47 +67,74 @@ def _placed(mesh, layout):
     }
 
 
-def _run(tx, params, jitted):
+def _sum(outputs):
+    return jnp.sum(outputs)
+
+
+def _run(row, params, jitted):
     """Three steps, and the types of parameters and state before and after."""
-
-    def one_step(params, state):
-        return step(tx, params, state, _outputs_fn)
-
+    tx = row.make()
+    step = make_step(row, tx, ModelLoss(_outputs_fn, _sum))
     carry = params, tx.init(params)
     before = jax.tree.map(jax.typeof, carry)
-    one_step = jax.jit(one_step) if jitted else one_step
+    step = jax.jit(step) if jitted else step
     for _ in range(3):
-        carry = one_step(*carry)
+        carry = step(*carry)
     return carry[0], before, jax.tree.map(jax.typeof, carry)
 
 
-FAST = [("kronecker", "both", True), ("orthogonalization", "both", True)]
-
-
-@pytest.mark.parametrize(
-    ("row", "layout", "jitted"),
-    [
-        pytest.param(*x, marks=[] if x in FAST else [pytest.mark.slow])
-        for x in [
-            *((row, layout, True) for row in table.ROWS for layout in LAYOUTS),
-            *((row, "both", False) for row in sorted(table.FAST)),
-        ]
-    ],
-)
-def test_a_run_has_the_types_it_began_with_and_the_numbers_of_one_device(
-    row, layout, jitted, request
-):
-    if row.startswith(AMPLIFYING):
+def _check(row, layout, mesh, jitted, request):
+    if amplifies(row):
         request.getfixturevalue("x64")
-    # Eager operations are many programs at once; on two cores, collectives of more
-    # devices than that can wait for each other forever.
-    mesh = _mesh() if jitted else _mesh((2, 1))
     with jax.set_mesh(mesh):
-        params, before, after = _run(make(row), _placed(mesh, layout), jitted)
+        params, before, after = _run(row, _placed(mesh, layout), jitted)
     assert after == before  # jax.typeof says how an array is split
-    expected, _, _ = _run(make(row), _params(), jitted=True)
+    expected, _, _ = _run(row, _params(), jitted=True)
     # Sums run in another order: roundings, carried through three steps.
     chex.assert_trees_all_close(jax.device_get(params), expected, rtol=2e-5, atol=2e-6)
+
+
+# What must say how it is split says so while it is traced.
+@each_row(without=OF_SCALARS | OPTAX_SEARCHES)
+def test_no_layout_changes_a_type(row):
+    mesh, tx = _mesh(), row.make()
+    step = make_step(row, tx, ModelLoss(_outputs_fn, _sum))
+    for layout in LAYOUTS:
+        with jax.set_mesh(mesh):
+            params = _placed(mesh, layout)
+            carry = params, tx.init(params)
+            after = jax.eval_shape(step, *carry)
+        for x, old in zip(jax.tree.leaves(after), jax.tree.leaves(carry), strict=True):
+            kept = jax.typeof(old)
+            assert (x.shape, x.dtype) == (kept.shape, kept.dtype), layout
+            assert x.sharding.spec == kept.sharding.spec, layout
+
+
+@each_row_with_one(
+    "layout",
+    list(LAYOUTS),
+    without=OF_SCALARS | OPTAX_SEARCHES,
+    fast=("kronecker",),
+)
+def test_a_run_has_the_types_it_began_with_and_the_numbers_of_one_device(
+    row, layout, request
+):
+    _check(row, layout, _mesh(), True, request)
+
+
+@pytest.mark.slow
+@each_row(names=FAST)
+def test_an_eager_run_has_the_numbers_of_one_device(row, request):
+    # Eager operations are many programs at once; on two cores, collectives of more
+    # devices than that can wait for each other forever.
+    _check(row, "both", _mesh((2, 1)), False, request)
+
+
+@pytest.mark.slow
+@each_row(names=FAST)
+def test_axes_of_one_device_change_no_number(row, request):
+    """A mesh of one device, as on a laptop, is as good as none."""
+    _check(row, "both", _mesh((1, 1)), True, request)
 
 
 @pytest.mark.parametrize("name", ["kronecker", "orthogonal"])

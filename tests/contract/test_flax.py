@@ -1,73 +1,78 @@
 """Proves that the optimizers drive Flax: `TrainState` and `nnx.Optimizer`."""
 
+import functools
 import itertools
+import re
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
-import pytest
 from flax import nnx
 from flax.training import train_state
 
-from tests.contract import table
-from tests.contract.cases import (
-    BY_NAME,
+from tests.contract.running import (
+    FAST,
+    OF_SCALARS,
+    ModelLoss,
+    amplifies,
     compiled_step,
+    each_row,
+    extra_args,
     make_step,
     small_loss,
     small_params,
 )
+from tests.contract.table import BY_NAME
 
 
-@pytest.mark.parametrize("name", ["pr+", "secant_params"])
-def test_train_state_applies_gradients(name):
-    case = BY_NAME[name]
-    tx = case.make()
+def _train_state(tx):
     params = small_params()
-    state = train_state.TrainState.create(apply_fn=small_loss, params=params, tx=tx)
+    return train_state.TrainState.create(apply_fn=small_loss, params=params, tx=tx)
 
-    @jax.jit
-    def flax_step(state):
-        return state.apply_gradients(grads=jax.grad(state.apply_fn)(state.params))
 
-    _, optax_step = compiled_step(case.name)
-    own = (params, tx.init(params))
+def _flax_step(row, state):
+    """`apply_gradients`, or what it does with the extra arguments that it lacks.
+
+    It forwards none to `tx.update`: its own keywords are fields to replace.
+    """
+    value, grad = jax.value_and_grad(state.apply_fn)(state.params)
+    if not row.extras:
+        return state.apply_gradients(grads=grad)
+    known = extra_args(row, value, grad, state.apply_fn)
+    updates, opt_state = state.tx.update(grad, state.opt_state, state.params, **known)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+
+
+@each_row(fast=None, without=OF_SCALARS)
+def test_train_state_takes_the_steps_of_optax(row):
+    """The same program, from leaves to leaves: three steps of it are those of Optax."""
+    tx, step = row.make(), make_step(row, row.make(), small_loss)
+    state = _train_state(tx)
+
+    def flax(params, opt_state):
+        after = _flax_step(row, state.replace(params=params, opt_state=opt_state))
+        return after.params, after.opt_state
+
+    def program(step):
+        jaxpr = str(jax.make_jaxpr(step)(state.params, state.opt_state))
+        return re.sub(r" at 0x[0-9a-f]+", "", jaxpr)
+
+    if row.name != "zoom":  # which takes another gradient in our step
+        assert program(flax) == program(step)
+
+
+@each_row(names=FAST, fast=("pr+", "secant_hvp"))
+def test_a_jitted_train_state_takes_three_steps(row):
+    tx, step = compiled_step(row.name)
+    state, own = _train_state(tx), (small_params(), tx.init(small_params()))
+    flax_step = jax.jit(functools.partial(_flax_step, row))
     for _ in range(3):
-        state, own = flax_step(state), optax_step(*own)
+        state, own = flax_step(state), step(*own)
     assert state.step == 3
     chex.assert_trees_all_close(state.params, own[0], rtol=1e-6)
     chex.assert_trees_all_close(state.opt_state, own[1], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["paper_fr_step", "secant_hvp", "search"])
-def test_train_state_with_extra_arguments_goes_by_replace(name):
-    # `apply_gradients` forwards no extra arguments to `tx.update`: its own keywords
-    # are fields to replace. So the update is spelt out, in two lines.
-    case = BY_NAME[name]
-    tx = case.make()
-    params = small_params()
-    state = train_state.TrainState.create(apply_fn=small_loss, params=params, tx=tx)
-
-    @jax.jit
-    def flax_step(state):
-        value, grad = jax.value_and_grad(state.apply_fn)(state.params)
-        extra_args = case.extra_args(value, grad, state.apply_fn)
-        updates, opt_state = state.tx.update(
-            grad, state.opt_state, state.params, **extra_args
-        )
-        return state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            opt_state=opt_state,
-        )
-
-    _, optax_step = compiled_step(case.name)
-    own = (params, tx.init(params))
-    for _ in range(3):
-        state, own = flax_step(state), optax_step(*own)
-    assert state.step == 3
-    chex.assert_trees_all_close(state.params, own[0], rtol=1e-6)
 
 
 X = jnp.sin(jnp.arange(24.0)).reshape(8, 3)
@@ -78,94 +83,32 @@ def _model():
     return nnx.Linear(3, 2, rngs=nnx.Rngs(0))
 
 
-def _model_loss(model):
-    return jnp.mean((jnp.tanh(model(X)) - Y) ** 2)
-
-
-@pytest.mark.parametrize("name", ["pr+", "secant_hvp", "search_secant"])
-def test_nnx_optimizer_forwards_extra_arguments(name):
-    case = BY_NAME[name]
-    model = _model()
-    graphdef, start = nnx.split(model, nnx.Param)
-    optimizer = nnx.Optimizer(model, case.make(), wrt=nnx.Param)
-
-    def value_fn(params):  # of the state of parameters, as the optimizer sees it
-        return _model_loss(nnx.merge(graphdef, params))
-
-    @nnx.jit
-    def nnx_step(model, optimizer):
-        value, grad = nnx.value_and_grad(_model_loss)(model)
-        optimizer.update(model, grad, **case.extra_args(value, grad, value_fn))
-
-    # The same problem without Flax's objects.
-    def plain_loss(params):
-        out = jnp.tanh(X @ params["kernel"] + params["bias"][None])
-        return jnp.mean((out - Y) ** 2)
-
-    params = {"bias": start["bias"][...], "kernel": start["kernel"][...]}
-    params = jax.tree.map(jnp.copy, params)
-    tx = case.make()
-    plain_step = jax.jit(make_step(case, tx, plain_loss))
-    own = (params, tx.init(params))
-    for _ in range(3):
-        nnx_step(model, optimizer)
-        own = plain_step(*own)
-    trained = {"bias": model.bias[...], "kernel": model.kernel[...]}
-    assert float(_model_loss(model)) < float(plain_loss(params))
-    # Another program: roundings, carried through three steps.
-    chex.assert_trees_all_close(trained, own[0], rtol=2e-5, atol=1e-6)
-
-
-@pytest.mark.slow
-@table.each_row
-def test_nnx_keeps_the_state_of_every_part(row, standard_promotion):
-    _check_nnx(row, jitted=True)
-
-
-# The presets, and the states that are more than trees of arrays like the parameters.
-@pytest.mark.parametrize("row", ["kronecker", "large_batch_nlcg", "tuning_free_nlcg"])
-@pytest.mark.parametrize("jitted", [False, True])
-def test_nnx_keeps_the_state_of_presets(row, jitted, standard_promotion):
-    _check_nnx(row, jitted)
-
-
 def _check_nnx(row, jitted):
     """Three updates by ``nnx.Optimizer`` are those of Optax alone."""
     model = _model()
     graphdef, start = nnx.split(model, nnx.Param)
-    optimizer = nnx.Optimizer(model, table.make(row), wrt=nnx.Param)
+    start = jax.tree.map(lambda x: x.astype(float), start)
+    nnx.update(model, start)
+    optimizer = nnx.Optimizer(model, row.make(), wrt=nnx.Param)
 
-    def outputs_fn(params):
-        return jnp.tanh(nnx.merge(graphdef, params)(X))
+    def outputs_fn(params):  # of the state of parameters, as the optimizer sees it
+        return jnp.tanh(nnx.merge(graphdef, params)(X.astype(float)))
 
-    def value_fn(params):
-        return table.output_loss_fn(outputs_fn(params))
+    value_fn = ModelLoss(outputs_fn, _output_loss)
 
     def nnx_step(model, optimizer):
         params = nnx.state(model, nnx.Param)
         value, grads = jax.value_and_grad(value_fn)(params)
-        optimizer.update(
-            model,
-            grads,
-            value=value,
-            grad=grads,
-            value_fn=value_fn,
-            outputs_fn=outputs_fn,
-            output_loss_fn=table.output_loss_fn,
-            half_grads=(grads, grads),
-        )
+        optimizer.update(model, grads, **extra_args(row, value, grads, value_fn))
 
     def plain_outputs_fn(params):
-        return jnp.tanh(X @ params["kernel"] + params["bias"][None])
+        return jnp.tanh(X.astype(float) @ params["kernel"] + params["bias"][None])
 
-    tx = table.make(row)
+    tx = row.make()
     params = {"bias": start["bias"][...], "kernel": start["kernel"][...]}
     params = jax.tree.map(jnp.copy, params)
     own = params, tx.init(params)
-
-    def plain_step(params, state):
-        return table.step(tx, params, state, plain_outputs_fn)
-
+    plain_step = make_step(row, tx, ModelLoss(plain_outputs_fn, _output_loss))
     if jitted:
         nnx_step, plain_step = nnx.jit(nnx_step), jax.jit(plain_step)
     for _ in range(3):
@@ -174,6 +117,31 @@ def _check_nnx(row, jitted):
     trained = {"bias": model.bias[...], "kernel": model.kernel[...]}
     # Another program: roundings, carried through three steps.
     chex.assert_trees_all_close(trained, own[0], rtol=2e-5, atol=2e-6)
+    before, after = plain_outputs_fn(params), plain_outputs_fn(trained)
+    assert float(_output_loss(after)) < float(_output_loss(before))
+
+
+def _output_loss(outputs):
+    return jnp.mean((outputs - Y.astype(outputs.dtype)) ** 2)
+
+
+# What `nnx.Optimizer` changes is how a state is stored and rebuilt around an update,
+# which is the same with and without jit.
+@each_row(fast=None, without=OF_SCALARS)
+def test_nnx_takes_the_steps_of_optax(row, request):
+    if amplifies(row):
+        request.getfixturevalue("x64")
+    _check_nnx(row, jitted=False)
+
+
+@each_row(
+    names=(*FAST, "large_batch_nlcg", "tuning_free_nlcg"),
+    fast=("secant_hvp", "large_batch_nlcg", "tuning_free_nlcg"),
+)
+def test_jitted_nnx_takes_the_steps_of_optax(row, request):
+    if amplifies(row):
+        request.getfixturevalue("x64")
+    _check_nnx(row, jitted=True)
 
 
 def test_nnx_value_fn_with_batch_statistics():

@@ -9,22 +9,19 @@ import pytest
 
 from nlcg_optax import nlcg, only_extra_args, scale_by_diagonal_secant, scale_by_nlcg
 from nlcg_optax.paper import scale_by_loss_ratio
-from tests.contract.cases import (
-    DETERMINISTIC,
-    SEARCH_EXTRAS,
-    ids,
-    make_step,
-    small_loss,
-    small_params,
-)
+from tests.contract.running import each_row, make_step, small_loss, small_params
+from tests.contract.table import BY_NAME, SEARCH_EXTRAS
 
-each_search = pytest.mark.parametrize("case", DETERMINISTIC, ids=ids)
+# The Hager-Zhang search bounds the slope, and Optax's two the value.
+each_search = each_row(
+    names=("search", "search_secant", "zoom", "backtracking", "backtracking_rms")
+)
 
 
 @each_search
-def test_every_step_satisfies_the_conditions_of_the_search(case):
-    tx = case.make()
-    step = jax.jit(make_step(case, tx, small_loss))
+def test_every_step_satisfies_the_conditions_of_the_search(row):
+    tx = row.make()
+    step = jax.jit(make_step(row, tx, small_loss))
     value_and_grad = jax.jit(jax.value_and_grad(small_loss))
     params, state = small_params(), tx.init(small_params())
     for _ in range(6):
@@ -36,17 +33,17 @@ def test_every_step_satisfies_the_conditions_of_the_search(case):
         assert slope < 0
         # Armijo's condition at Optax's default of 1e-4, up to roundings of the loss.
         assert new_value <= value + 1e-4 * slope + 1e-6 * abs(value)
-        if case.name.startswith(("search", "zoom")):
+        if row.name.startswith(("search", "zoom")):
             assert new_slope >= 0.1 * slope - 1e-6
-        if case.name == "zoom":  # strong Wolfe
+        if row.name == "zoom":  # strong Wolfe
             assert new_slope <= 0.1 * abs(slope) + 1e-6
         params = new_params
 
 
 @each_search
-def test_value_and_grad_from_state_reads_the_search(case):
+def test_value_and_grad_from_state_reads_the_search(row):
     """It finds one `value` and one `grad` in the state, and they are the right ones."""
-    tx = case.make()
+    tx = row.make()
     stored = optax.value_and_grad_from_state(small_loss)
     params, state = small_params(), tx.init(small_params())
 
@@ -104,11 +101,11 @@ def test_a_search_in_a_chain_by_hand_is_the_alias(search):
         scale_by_nlcg("pr+", beta_max=jnp.inf), optax.scale(-1.0), search
     )
     alias = nlcg(linesearch=search)
-    case = DETERMINISTIC[0]
+    row = BY_NAME["search"]
     params = small_params()
     one, other = (params, by_hand.init(params)), (params, alias.init(params))
     step, alias_step = (
-        jax.jit(make_step(case, tx, small_loss)) for tx in (by_hand, alias)
+        jax.jit(make_step(row, tx, small_loss)) for tx in (by_hand, alias)
     )
     for _ in range(3):
         one, other = step(*one), alias_step(*other)
@@ -123,10 +120,10 @@ def test_linear_conjugate_gradients_appear_on_a_quadratic():
     def loss(x):
         return 0.5 * jnp.sum(curvatures * x**2)
 
-    case = DETERMINISTIC[0]
+    row = BY_NAME["search"]
 
     def after(tx, steps):
-        step = jax.jit(make_step(case, tx, loss))
+        step = jax.jit(make_step(row, tx, loss))
         carry = (jnp.ones(5), tx.init(jnp.ones(5)))
         for _ in range(steps):
             carry = step(*carry)

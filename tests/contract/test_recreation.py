@@ -12,7 +12,10 @@ import optimistix
 import pytest
 
 import nlcg_optax as n
+from tests.contract.running import each_row
 from tests.contract.table import ROWS
+
+PROMOTING = {row.name: "has Optax's closures inside" for row in ROWS if row.promotes}
 
 
 def parts(tx):
@@ -20,9 +23,9 @@ def parts(tx):
     return equinox.partition(solver.optim, equinox.is_array)
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_two_optimizers_built_alike_are_equal(name):
-    one, other = (parts(ROWS[name]())[1] for _ in range(2))
+@each_row(fast=None, without=PROMOTING)
+def test_two_optimizers_built_alike_are_equal(row):
+    one, other = (parts(row.make())[1] for _ in range(2))
     assert equinox.tree_equal(one, other)
 
 

@@ -8,8 +8,15 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.contract.cases import BY_NAME, make_step
-from tests.contract.table import PARAMS, each_row, make, step
+from tests.contract.running import (
+    OF_SCALARS,
+    OPTAX_SEARCHES,
+    each_row,
+    make_step,
+    small_loss,
+    small_params,
+)
+from tests.contract.table import BY_NAME
 
 pytestmark = pytest.mark.devices
 
@@ -17,10 +24,10 @@ pytestmark = pytest.mark.devices
 @pytest.mark.parametrize("search", ["zoom", "backtracking"])
 def test_a_search_that_cannot_run_on_explicit_axes_says_so(search):
     """Optax's own take products of split arrays without saying where they live."""
-    case = BY_NAME[search]
+    row = BY_NAME[search]
     mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
-    tx = case.make()
-    one_step = make_step(case, tx, lambda w: jnp.sum(jnp.cosh(w - 0.5)))
+    tx = row.make()
+    one_step = make_step(row, tx, lambda w: jnp.sum(jnp.cosh(w - 0.5)))
     with jax.set_mesh(mesh):
         w = jax.device_put(jnp.ones([4, 2]), NamedSharding(mesh, P("x")))
         state = tx.init(w)
@@ -34,25 +41,28 @@ def _mesh():
     return jax.make_mesh((jax.device_count(),), ("x",), axis_types=(AxisType.Auto,))
 
 
-@pytest.mark.usefixtures("standard_promotion")
-@each_row
+@each_row(fast=None, without=OF_SCALARS | OPTAX_SEARCHES)
 def test_the_check_of_varying_axes_passes(row):
     """Traced only: problems that differ between devices, and the same on each."""
-    tx = make(row)
+    tx = row.make()
+    step = make_step(row, tx, small_loss)
 
     def own_problem(parts):
         params = jax.tree.map(lambda x: x[0], parts)
         carry = (params, tx.init(params))
         for _ in range(2):
-            carry = step(tx, *carry)
+            carry = step(*carry)
         return jax.tree.map(lambda x: x[None], carry[0])
 
     def same_problem(params):
         carry = (params, tx.init(params))
-        return jax.lax.scan(lambda c, _: (step(tx, *c), None), carry, length=2)[0][0]
+        return jax.lax.scan(lambda c, _: (step(*c), None), carry, length=2)[0][0]
 
-    many = jax.tree.map(lambda x: jnp.stack([x] * jax.device_count()), PARAMS)
-    for fn, params, spec in ((own_problem, many, P("x")), (same_problem, PARAMS, P())):
+    many = jax.tree.map(lambda x: jnp.stack([x] * jax.device_count()), small_params())
+    for fn, params, spec in (
+        (own_problem, many, P("x")),
+        (same_problem, small_params(), P()),
+    ):
         mapped = jax.shard_map(fn, mesh=_mesh(), in_specs=spec, out_specs=spec)
         out = jax.eval_shape(mapped, params)
         chex.assert_trees_all_equal_shapes_and_dtypes(out, params)
@@ -61,12 +71,12 @@ def test_the_check_of_varying_axes_passes(row):
 @pytest.mark.parametrize("part", ["pr+", "kronecker", "secant_params", "search"])
 def test_shard_map_solves_one_problem_per_device(part):
     """With the default check of varying axes."""
-    case, mesh = BY_NAME[part], _mesh()
-    tx, count = case.make(), jax.device_count()
+    row, mesh = BY_NAME[part], _mesh()
+    tx, count = row.make(), jax.device_count()
     starts = jnp.sin(jnp.arange(count * 6.0)).reshape(count, 3, 2) + 1
 
     def run(start):
-        one_step = make_step(case, tx, lambda w: jnp.sum(jnp.cosh(w - 0.5)))
+        one_step = make_step(row, tx, lambda w: jnp.sum(jnp.cosh(w - 0.5)))
         carry = (start, tx.init(start))
         for _ in range(2):
             carry = one_step(*carry)

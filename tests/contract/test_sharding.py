@@ -12,7 +12,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nlcg_optax import nlcg, scale_by_diagonal_secant, split_parameters
-from tests.contract.cases import BY_NAME, RATE, chained, make_step
+from tests.contract.running import FAST, extra_args, make_step
+from tests.contract.table import BY_NAME, RATE, chained
 
 pytestmark = pytest.mark.devices
 
@@ -52,9 +53,9 @@ def _sharded(mesh):
     )
 
 
-def _one_device_run(case, steps=3):
-    tx = case.make()
-    step = jax.jit(make_step(case, tx, _loss))
+def _one_device_run(row, steps=3):
+    tx = row.make()
+    step = jax.jit(make_step(row, tx, _loss))
     carry = (_params(), tx.init(_params()))
     for _ in range(steps):
         carry = step(*carry)
@@ -119,7 +120,7 @@ def test_two_scalar_all_reduces_and_nothing_else(name, kind):
 
 
 SHARDED = [
-    (name, kind)
+    pytest.param(name, kind, marks=[] if name in FAST else [pytest.mark.slow])
     for name in (
         "pr+",
         "per_leaf",
@@ -140,19 +141,19 @@ SHARDED = [
 @pytest.mark.parametrize(("name", "kind"), SHARDED)
 def test_a_sharded_run_has_the_numbers_of_one_device(name, kind):
     """And the state is laid out like the parameters, from `init` to the last step."""
-    case, mesh = BY_NAME[name], _mesh(kind)
-    tx = case.make()
+    row, mesh = BY_NAME[name], _mesh(kind)
+    tx = row.make()
     with jax.set_mesh(mesh):
         params = _sharded(mesh)
         carry = (params, tx.init(params))
         types = jax.tree.map(jax.typeof, carry)
-        step = jax.jit(make_step(case, tx, _loss))
+        step = jax.jit(make_step(row, tx, _loss))
         for _ in range(3):
             carry = step(*carry)
         after = jax.tree.map(jax.typeof, carry)
-    if not case.searches:  # those of Optax's searches are weakly typed at first
+    if not row.searches:  # those of Optax's searches are weakly typed at first
         assert after == types
-    expected = _one_device_run(case)
+    expected = _one_device_run(row)
     # Sums run in another order: roundings, carried through three steps.
     chex.assert_trees_all_close(
         jax.device_get(carry[0]), expected[0], rtol=2e-5, atol=2e-6
@@ -257,17 +258,20 @@ DATA_PARALLEL = [
     # Without the check of varying axes JAX takes the gradient of an averaged loss to
     # be that of the own share, so `value_fn` is differentiated with the check on.
     *((name, True) for name in ("pr+", "paper_pr_online", "secant_hvp")),
-    *((name, True) for name in ("hutchinson", "curvature_step", "subspace_step")),
+    *(
+        pytest.param(name, True, marks=pytest.mark.slow)
+        for name in ("hutchinson", "curvature_step", "subspace_step")
+    ),
 ]
 
 
 @pytest.mark.parametrize(("name", "check_vma"), DATA_PARALLEL)
 def test_data_parallel_shard_map_is_the_big_batch(name, check_vma):
     """Gradients and losses are averaged; nothing else is told to the optimizer."""
-    case, mesh = BY_NAME[name], _mesh("auto")
+    row, mesh = BY_NAME[name], _mesh("auto")
     x = jnp.asarray(np.sin(np.arange(48.0)).reshape(16, 3), jnp.float32)
     y = jnp.asarray(np.cos(np.arange(16.0)), jnp.float32)
-    tx, start = case.make(), jnp.array([0.5, -1.0, 2.0])
+    tx, start = row.make(), jnp.array([0.5, -1.0, 2.0])
 
     def loss(params, x, y):
         return jnp.mean((jnp.tanh(x @ params) - y) ** 2)
@@ -282,8 +286,8 @@ def test_data_parallel_shard_map_is_the_big_batch(name, check_vma):
                 value, grad = jax.value_and_grad(value_fn)(params)
             else:
                 value, grad = average(jax.value_and_grad(loss)(params, x, y))
-            extra_args = case.extra_args(value, grad, value_fn)
-            updates, state = tx.update(grad, state, params, **extra_args)
+            known = extra_args(row, value, grad, value_fn)
+            updates, state = tx.update(grad, state, params, **known)
             return (optax.apply_updates(params, updates), state), None
 
         return jax.lax.scan(step, (params, tx.init(params)), length=4)[0][0]

@@ -6,49 +6,42 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from tests.contract.cases import (
-    BY_NAME,
-    CASES,
-    KEY_CASES,
+from tests.contract.running import (
+    KEY,
     compiled_step,
-    ids,
+    each_row,
     make_step,
     small_loss,
     small_params,
+    types,
 )
-
-each_case = pytest.mark.parametrize("case", CASES, ids=ids)
-each_key_case = pytest.mark.parametrize("case", KEY_CASES, ids=ids)
+from tests.contract.table import BY_NAME
 
 
-def _types(tree):
-    return jax.tree.map(jax.typeof, tree)
-
-
-@each_case
-def test_weakly_typed_parameters_give_the_strongly_typed_state(case):
+@each_row(fast=None)
+def test_weakly_typed_parameters_give_the_strongly_typed_state(row):
     # `jnp.asarray(1.)` is weakly typed. A state that took this over would change its
     # type, and be compiled again, as soon as the parameters are strong.
     weak = {"b": jnp.asarray(1.0), "w": jnp.asarray(2.0)}
     strong = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), weak)
     assert all(leaf.weak_type for leaf in jax.tree.leaves(weak))
-    tx = case.make()
-    assert _types(tx.init(weak)) == _types(tx.init(strong))
+    tx = row.make()
+    assert types(tx.init(weak)) == types(tx.init(strong))
 
     def loss(params):
         return (params["b"] - params["w"]) ** 2 + params["w"] ** 2
 
-    step = make_step(case, tx, loss)
+    step = make_step(row, tx, loss)
     _, from_weak = jax.eval_shape(step, weak, tx.init(weak))
     _, from_strong = jax.eval_shape(step, strong, tx.init(strong))
     chex.assert_trees_all_equal_shapes_and_dtypes(from_weak, from_strong)
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(from_weak))
 
 
-@each_key_case
-def test_donation(case):
-    tx, plain = compiled_step(case.name)
-    step = make_step(case, tx, small_loss)
+@each_row(names=KEY)
+def test_donation(row):
+    tx, plain = compiled_step(row.name)
+    step = make_step(row, tx, small_loss)
     donating = jax.jit(step, donate_argnums=(0, 1))
     start = small_params()
     one = (start, tx.init(start))
@@ -66,28 +59,10 @@ def test_donation(case):
     chex.assert_trees_all_close(other[1], one[1], rtol=1e-5, atol=1e-6)
 
 
-@each_case
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_scan_accepts_the_state_as_carry_under_x64(case, dtype, x64):
-    # The carry of a scan must keep structure, shape, dtype and weak type; no
-    # compilation is needed to see whether it does.
-    tx = case.make()
-    params = small_params(dtype)
-    step = make_step(case, tx, small_loss)
-
-    def run(params, state):
-        carry = (params, state)
-        return jax.lax.scan(lambda c, _: (step(*c), None), carry, length=3)[0]
-
-    state = tx.init(params)
-    out = jax.eval_shape(run, params, state)
-    chex.assert_trees_all_equal_shapes_and_dtypes(out, (params, state))
-
-
-@each_case
-def test_nothing_leaks_from_a_trace(case):
-    tx, params = case.make(), small_params()
-    step = make_step(case, tx, small_loss)
+@each_row(fast=None)
+def test_nothing_leaks_from_a_trace(row):
+    tx, params = row.make(), small_params()
+    step = make_step(row, tx, small_loss)
 
     def run(params):
         carry = (params, tx.init(params))
@@ -100,9 +75,9 @@ def test_nothing_leaks_from_a_trace(case):
 
 @pytest.mark.parametrize("name", ["pr+", "secant_hvp", "paper_fr_step", "search"])
 def test_scan_gives_the_numbers_of_a_loop(name):
-    case = BY_NAME[name]
+    row = BY_NAME[name]
     tx, jitted = compiled_step(name)
-    step = make_step(case, tx, small_loss)
+    step = make_step(row, tx, small_loss)
     params = small_params()
     carry = (params, tx.init(params))
 
@@ -117,13 +92,13 @@ def test_scan_gives_the_numbers_of_a_loop(name):
     chex.assert_trees_all_close(scanned(carry)[0], looped[0], rtol=1e-5, atol=1e-6)
 
 
-@each_key_case
-def test_vmap_gives_the_numbers_of_a_loop_over_problems(case):
-    tx = case.make()
+@each_row(names=KEY)
+def test_vmap_gives_the_numbers_of_a_loop_over_problems(row):
+    tx = row.make()
     scales = jnp.array([1.0, 0.3, 2.0])
 
     def step(scale, params, state):
-        return make_step(case, tx, lambda p: scale * small_loss(p))(params, state)
+        return make_step(row, tx, lambda p: scale * small_loss(p))(params, state)
 
     def start(shift):
         return jax.tree.map(lambda leaf: leaf + shift, small_params())
@@ -149,14 +124,14 @@ def test_vmap_gives_the_numbers_of_a_loop_over_problems(case):
 def test_vmapped_gated_curvature_is_taken_only_where_it_is_due():
     # Under vmap the condition becomes a select: every problem computes the product,
     # but only the one whose turn it is may use it.
-    case = BY_NAME["secant_hvp"]  # refreshes at even steps
-    tx = case.make()
-    step = jax.jit(make_step(case, tx, small_loss))
+    row = BY_NAME["secant_hvp"]  # refreshes at even steps
+    tx = row.make()
+    step = jax.jit(make_step(row, tx, small_loss))
     params = small_params()
     first = step(params, tx.init(params))
     second = step(*first)
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), first, second)
-    _, state = jax.jit(jax.vmap(make_step(case, tx, small_loss)))(*both)
+    _, state = jax.jit(jax.vmap(make_step(row, tx, small_loss)))(*both)
     chex.assert_trees_all_equal(
         optax.tree.get(state, "num_secants"), jnp.array([0, 1], jnp.int32)
     )

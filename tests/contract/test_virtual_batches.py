@@ -11,13 +11,15 @@ import pytest
 
 from nlcg_optax import diagnostics
 from nlcg_optax.wrappers import virtual_batch
-from tests.contract.cases import (
-    BY_NAME,
-    KEY_CASES,
-    ids,
+from tests.contract.running import (
+    FAST,
+    KEY,
+    each_row,
+    extra_args,
     make_step,
     small_params,
 )
+from tests.contract.table import BY_NAME
 
 MICRO, ROWS = 3, 4
 
@@ -41,16 +43,16 @@ def _micro(rows, i):
 
 @functools.cache
 def _big_batch_run(name, dtype=jnp.float32, steps=3):
-    case, rows = BY_NAME[name], _rows(dtype)
-    tx = case.make()
-    step = jax.jit(make_step(case, tx, lambda p: _batch_loss(p, rows)))
+    row, rows = BY_NAME[name], _rows(dtype)
+    tx = row.make()
+    step = jax.jit(make_step(row, tx, lambda p: _batch_loss(p, rows)))
     carry = (small_params(dtype), tx.init(small_params(dtype)))
     for _ in range(steps):
         carry = step(*carry)
     return carry
 
 
-def _micro_batch_run(case, wrapped, dtype=jnp.float32, steps=3, spoilers=()):
+def _micro_batch_run(row, wrapped, dtype=jnp.float32, steps=3, spoilers=()):
     """Runs micro-batches; a spoiler is (before which micro-batch, what it spoils)."""
     rows = _rows(dtype)
 
@@ -63,9 +65,9 @@ def _micro_batch_run(case, wrapped, dtype=jnp.float32, steps=3, spoilers=()):
         grad = jax.tree.map(jnp.conj, grad)
         value = jnp.where(bad_value, jnp.nan, value).astype(value.dtype)
         grad["b"] = jnp.where(bad_grad, jnp.nan, grad["b"]).astype(grad["b"].dtype)
-        extra_args = case.extra_args(value, grad, whole_loss)
-        extra_args.setdefault("value", value)
-        updates, state = wrapped.update(grad, state, params, **extra_args)
+        known = extra_args(row, value, grad, whole_loss)
+        known.setdefault("value", value)
+        updates, state = wrapped.update(grad, state, params, **known)
         return optax.apply_updates(params, updates), state
 
     params = small_params(dtype)
@@ -83,38 +85,52 @@ def _micro_batch_run(case, wrapped, dtype=jnp.float32, steps=3, spoilers=()):
     return params, state
 
 
-# Searches are in the float64 test: a rounding of float32 can flip a decision of theirs.
-@pytest.mark.parametrize("case", [c for c in KEY_CASES if not c.searches], ids=ids)
-def test_virtual_batch_is_the_step_of_the_big_batch(case):
+# These are in the test in float64.
+SEARCHES = {
+    name: "a rounding of float32 can flip a decision"
+    for name in KEY
+    if BY_NAME[name].searches
+}
+
+
+@each_row(names=KEY, without=SEARCHES)
+def test_virtual_batch_is_the_step_of_the_big_batch(row):
     """Parameters and the whole state; what depends on the loss too."""
-    params, state = _micro_batch_run(case, virtual_batch(case.make(), MICRO))
-    big_params, big_state = _big_batch_run(case.name)
+    params, state = _micro_batch_run(row, virtual_batch(row.make(), MICRO))
+    big_params, big_state = _big_batch_run(row.name)
     # The mean of means is the mean up to roundings of float32, in each of 3 steps.
     chex.assert_trees_all_close(params, big_params, rtol=2e-5, atol=2e-6)
     chex.assert_trees_all_close(state.inner_state, big_state, rtol=1e-4, atol=1e-5)
     assert state.count == 3
 
 
-@pytest.mark.parametrize("name", ["pr+", "secant_params", "paper_pr_online"])
+def _names(*names):
+    return pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
+            for name in names
+        ],
+    )
+
+
+@_names("pr+", "secant_params", "paper_pr_online")
 def test_virtual_batch_leaves_spoiled_micro_batches_out(name):
-    case = BY_NAME[name]
-    wrapped = virtual_batch(case.make(), MICRO)
-    clean = _micro_batch_run(case, wrapped)
+    row = BY_NAME[name]
+    wrapped = virtual_batch(row.make(), MICRO)
+    clean = _micro_batch_run(row, wrapped)
     spoilers = ((0, "grad"), (1, "value"), (2, "grad"))
-    spoiled = _micro_batch_run(case, wrapped, spoilers=spoilers)
+    spoiled = _micro_batch_run(row, wrapped, spoilers=spoilers)
     # The same program on the same numbers.
     chex.assert_trees_all_equal(spoiled[0], clean[0])
     chex.assert_trees_all_equal(spoiled[1].inner_state, clean[1].inner_state)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["pr+", "secant_params", "paper_pr_online", "search", "zoom", "backtracking_rms"],
-)
+@_names("pr+", "secant_params", "paper_pr_online", "search", "zoom", "backtracking_rms")
 def test_virtual_batch_in_float64(name, x64):
-    case = BY_NAME[name]
+    row = BY_NAME[name]
     params, _ = _micro_batch_run(
-        case, virtual_batch(case.make(), MICRO), jnp.float64, steps=2
+        row, virtual_batch(row.make(), MICRO), jnp.float64, steps=2
     )
     big_params, _ = _big_batch_run(name, jnp.float64, steps=2)
     # Roundings of float64 (2e-16) times a few hundred operations.
@@ -122,23 +138,23 @@ def test_virtual_batch_in_float64(name, x64):
 
 
 def test_virtual_batch_of_complex_parameters():
-    case = BY_NAME["pr+"]
+    row = BY_NAME["pr+"]
     params, _ = _micro_batch_run(
-        case, virtual_batch(case.make(), MICRO), jnp.complex64, steps=2
+        row, virtual_batch(row.make(), MICRO), jnp.complex64, steps=2
     )
     big_params, _ = _big_batch_run("pr+", jnp.complex64, steps=2)
     chex.assert_trees_all_close(params, big_params, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["pr+", "secant_params"])
+@_names("pr+", "secant_params")
 def test_plain_multi_steps_averages_the_gradient(name, standard_promotion):
-    case = BY_NAME[name]
+    row = BY_NAME[name]
     # Without `virtual_batch` the loss is that of the last micro-batch, so only what
     # does not read the loss agrees with the big batch.
     params, state = _micro_batch_run(
-        case, optax.MultiSteps(case.make(), every_k_schedule=MICRO), steps=1
+        row, optax.MultiSteps(row.make(), every_k_schedule=MICRO), steps=1
     )
-    big_params, big_state = _big_batch_run(case.name, steps=1)
+    big_params, big_state = _big_batch_run(row.name, steps=1)
     chex.assert_trees_all_close(params, big_params, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
         diagnostics(state)["grad_norm"], diagnostics(big_state)["grad_norm"], rtol=1e-5

@@ -11,18 +11,17 @@ import pytest
 
 from nlcg_optax import diagnostics, fill_masked, nlcg, paper_schedule, scale_by_nlcg
 from nlcg_optax.direction.rules import RULES
-from tests.contract.cases import (
-    BY_NAME,
-    KEY_CASES,
-    RATE,
+from tests.contract.running import (
+    KEY,
     compiled_step,
-    ids,
+    each_row,
+    each_row_with_one,
+    extra_args,
     make_step,
     small_loss,
     small_params,
 )
-
-each_key_case = pytest.mark.parametrize("case", KEY_CASES, ids=ids)
+from tests.contract.table import BY_NAME, RATE
 
 
 @functools.cache
@@ -93,29 +92,20 @@ def _loss_of_w(w_only):
     return small_loss({"b": small_params()["b"], **w_only})
 
 
-# `partition` is made of `masked`, so that a few of the latter are enough.
-MASKED = [BY_NAME[name] for name in ("pr+", "secant_hvp", "paper_fr_step")]
-WRAPPED = [
-    *((case, "partition") for case in KEY_CASES),
-    *((case, "masked") for case in MASKED),
-]
-
-
-@pytest.mark.parametrize(
-    ("case", "wrapper"), WRAPPED, ids=[f"{c.name}-{wrapper}" for c, wrapper in WRAPPED]
-)
-def test_masked_and_partition_solve_the_part(case, wrapper):
+# `partition` is made of `masked`, so that it alone runs them all.
+@each_row_with_one("wrapper", ["partition", "masked"], names=KEY)
+def test_masked_and_partition_solve_the_part(row, wrapper):
     """The numbers of the unmasked leaf are those of the problem in that leaf alone."""
     mask = {"b": False, "w": True}
     # Gradients in `extra_args` (the searches have one) must be masked alike.
     if wrapper == "masked":
         tx = optax.chain(
-            optax.masked(case.make(), mask, mask_compatible_extra_args=True),
+            optax.masked(row.make(), mask, mask_compatible_extra_args=True),
             optax.masked(optax.set_to_zero(), {"b": True, "w": False}),
         )
     else:
         tx = optax.partition(
-            {"ours": case.make(), "frozen": optax.set_to_zero()},
+            {"ours": row.make(), "frozen": optax.set_to_zero()},
             {"b": "frozen", "w": "ours"},
             mask_compatible_extra_args=True,
         )
@@ -124,12 +114,12 @@ def test_masked_and_partition_solve_the_part(case, wrapper):
     def step(params, state):
         value, grad = jax.value_and_grad(small_loss)(params)
         # `value_fn` wants all parameters, the masked transformation has some.
-        extra_args = case.extra_args(value, grad, fill_masked(small_loss, params))
-        updates, state = tx.update(grad, state, params, **extra_args)
+        known = extra_args(row, value, grad, fill_masked(small_loss, params))
+        updates, state = tx.update(grad, state, params, **known)
         return optax.apply_updates(params, updates), state
 
-    alone = case.make()
-    step_alone = jax.jit(make_step(case, alone, _loss_of_w))
+    alone = row.make()
+    step_alone = jax.jit(make_step(row, alone, _loss_of_w))
     params = small_params()
     carry = (params, tx.init(params))
     own = ({"w": params["w"]}, alone.init({"w": params["w"]}))
@@ -164,15 +154,15 @@ def test_partition_keeps_two_optimizers_apart():
 # --- apply_if_finite -----------------------------------------------------------------
 
 
-@each_key_case
-def test_apply_if_finite_leaves_a_nan_out(case):
-    tx = optax.apply_if_finite(case.make(), max_consecutive_errors=3)
+@each_row(names=KEY)
+def test_apply_if_finite_leaves_a_nan_out(row):
+    tx = optax.apply_if_finite(row.make(), max_consecutive_errors=3)
 
     def step(params, state, spoil):
         value, grad = jax.value_and_grad(small_loss)(params)
         grad = jax.tree.map(lambda g: g * spoil, grad)
-        extra_args = case.extra_args(value, grad, small_loss)
-        updates, state = tx.update(grad, state, params, **extra_args)
+        known = extra_args(row, value, grad, small_loss)
+        updates, state = tx.update(grad, state, params, **known)
         return optax.apply_updates(params, updates), state
 
     step = jax.jit(step)
@@ -187,7 +177,7 @@ def test_apply_if_finite_leaves_a_nan_out(case):
     carry = step(*step(*carry, 1.0), 1.0)
     # As if the spoiled steps had never been; another program, hence roundings.
     chex.assert_trees_all_close(
-        carry[0], _three_steps(case.name)[3][0], rtol=1e-5, atol=1e-6
+        carry[0], _three_steps(row.name)[3][0], rtol=1e-5, atol=1e-6
     )
 
 
@@ -195,13 +185,14 @@ def test_apply_if_finite_leaves_a_nan_out(case):
 
 # Flattening takes the matrices away from preconditioners that look at shapes, and
 # other probes are drawn for other shapes.
-SHAPED = ("factored", "orthogonal", "kronecker", "hutchinson")
-FLATTENABLE = [c for c in KEY_CASES if c.name not in SHAPED]
+SHAPED = dict.fromkeys(
+    ("factored", "orthogonal", "kronecker", "hutchinson"), "reads the shapes"
+)
 
 
-@pytest.mark.parametrize("case", FLATTENABLE, ids=ids)
-def test_flatten_changes_no_number(case):
-    tx = optax.flatten(case.make())
+@each_row(names=KEY, without=SHAPED)
+def test_flatten_changes_no_number(row):
+    tx = optax.flatten(row.make())
     _, unravel = jax.flatten_util.ravel_pytree(small_params())
 
     def flat_loss(vector):
@@ -213,14 +204,14 @@ def test_flatten_changes_no_number(case):
         # `flatten` flattens the updates and the parameters but no extra argument:
         # whoever passes a loss or a gradient passes it for the flat vector.
         flat_grad, _ = jax.flatten_util.ravel_pytree(grad)
-        extra_args = case.extra_args(value, flat_grad, flat_loss)
-        updates, state = tx.update(grad, state, params, **extra_args)
+        known = extra_args(row, value, flat_grad, flat_loss)
+        updates, state = tx.update(grad, state, params, **known)
         return optax.apply_updates(params, updates), state
 
     carry = (small_params(), tx.init(small_params()))
     for _ in range(3):
         carry = step(*carry)
-    expected = _three_steps(case.name)[3][0]
+    expected = _three_steps(row.name)[3][0]
     # Sums run in another order: roundings, carried through three steps.
     chex.assert_trees_all_close(carry[0], expected, rtol=2e-5, atol=2e-6)
     assert optax.tree.get(carry[1], "direction").shape == (8,)

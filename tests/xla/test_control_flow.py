@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlcg_optax.xla.control_flow import cond, while_loop
-from tests.contract.cases import count_compilations
+from tests.contract.running import count_compilations
 
 
 def collatz(x):
