@@ -24,6 +24,8 @@ FAST = (
     "paper_pr_online",
     "search",
 )
+# Of these `make test` runs the properties that compile several programs a row.
+DEAR = ("pr+", "secant_hvp", "search")
 # One for each form and preconditioner, for properties of which each costs seconds.
 KEY = (
     *("pr+", "rms", "factored", "orthogonal", "kronecker", "limited_memory"),

@@ -157,7 +157,7 @@ def _structural(row):
 WHOLE = {row.name: "is built without arguments" for row in ROWS if not row.kwargs}
 
 
-@each_row(fast=None, without=WHOLE | OF_SCALARS)
+@each_row(without=WHOLE | OF_SCALARS)
 def test_hyperparameters_can_be_injected(row, request):
     if row.name.startswith(AMPLIFYING):
         request.getfixturevalue("x64")

@@ -127,7 +127,7 @@ def _output_loss(outputs):
 
 # What `nnx.Optimizer` changes is how a state is stored and rebuilt around an update,
 # which is the same with and without jit.
-@each_row(fast=None, without=OF_SCALARS)
+@each_row(without=OF_SCALARS)
 def test_nnx_takes_the_steps_of_optax(row, request):
     if amplifies(row):
         request.getfixturevalue("x64")

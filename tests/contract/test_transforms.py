@@ -7,7 +7,9 @@ import optax
 import pytest
 
 from tests.contract.running import (
+    DEAR,
     KEY,
+    OF_SCALARS,
     compiled_step,
     each_row,
     make_step,
@@ -38,7 +40,7 @@ def test_weakly_typed_parameters_give_the_strongly_typed_state(row):
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(from_weak))
 
 
-@each_row(names=KEY)
+@each_row(names=KEY, fast=DEAR)
 def test_donation(row):
     tx, plain = compiled_step(row.name)
     step = make_step(row, tx, small_loss)
@@ -59,7 +61,7 @@ def test_donation(row):
     chex.assert_trees_all_close(other[1], one[1], rtol=1e-5, atol=1e-6)
 
 
-@each_row(fast=None)
+@each_row(without=OF_SCALARS)
 def test_nothing_leaks_from_a_trace(row):
     tx, params = row.make(), small_params()
     step = make_step(row, tx, small_loss)
@@ -92,7 +94,7 @@ def test_scan_gives_the_numbers_of_a_loop(name):
     chex.assert_trees_all_close(scanned(carry)[0], looped[0], rtol=1e-5, atol=1e-6)
 
 
-@each_row(names=KEY)
+@each_row(names=KEY, fast=DEAR)
 def test_vmap_gives_the_numbers_of_a_loop_over_problems(row):
     tx = row.make()
     scales = jnp.array([1.0, 0.3, 2.0])

@@ -12,6 +12,7 @@ import pytest
 from nlcg_optax import diagnostics
 from nlcg_optax.wrappers import virtual_batch
 from tests.contract.running import (
+    DEAR,
     FAST,
     KEY,
     each_row,
@@ -93,7 +94,7 @@ SEARCHES = {
 }
 
 
-@each_row(names=KEY, without=SEARCHES)
+@each_row(names=KEY, without=SEARCHES, fast=DEAR)
 def test_virtual_batch_is_the_step_of_the_big_batch(row):
     """Parameters and the whole state; what depends on the loss too."""
     params, state = _micro_batch_run(row, virtual_batch(row.make(), MICRO))

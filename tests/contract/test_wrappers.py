@@ -12,6 +12,7 @@ import pytest
 from nlcg_optax import diagnostics, fill_masked, nlcg, paper_schedule, scale_by_nlcg
 from nlcg_optax.direction.rules import RULES
 from tests.contract.running import (
+    DEAR,
     KEY,
     compiled_step,
     each_row,
@@ -93,7 +94,7 @@ def _loss_of_w(w_only):
 
 
 # `partition` is made of `masked`, so that it alone runs them all.
-@each_row_with_one("wrapper", ["partition", "masked"], names=KEY)
+@each_row_with_one("wrapper", ["partition", "masked"], names=KEY, fast=DEAR)
 def test_masked_and_partition_solve_the_part(row, wrapper):
     """The numbers of the unmasked leaf are those of the problem in that leaf alone."""
     mask = {"b": False, "w": True}
@@ -154,7 +155,7 @@ def test_partition_keeps_two_optimizers_apart():
 # --- apply_if_finite -----------------------------------------------------------------
 
 
-@each_row(names=KEY)
+@each_row(names=KEY, fast=DEAR)
 def test_apply_if_finite_leaves_a_nan_out(row):
     tx = optax.apply_if_finite(row.make(), max_consecutive_errors=3)
 
@@ -190,7 +191,7 @@ SHAPED = dict.fromkeys(
 )
 
 
-@each_row(names=KEY, without=SHAPED)
+@each_row(names=KEY, without=SHAPED, fast=DEAR)
 def test_flatten_changes_no_number(row):
     tx = optax.flatten(row.make())
     _, unravel = jax.flatten_util.ravel_pytree(small_params())

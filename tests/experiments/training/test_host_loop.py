@@ -42,7 +42,7 @@ def train(config, dataset):
     return compiled, list(run_epochs(compiled, config, dataset, state))
 
 
-@pytest.mark.parametrize("batch_size", [24, None])
+@pytest.mark.parametrize("batch_size", [24, pytest.param(None, marks=pytest.mark.slow)])
 def test_its_steps_are_those_of_the_compiled_loop(images, batch_size):
     # 24 of 40: the second step takes examples of two epochs. None: the whole set.
     parts = 3 if batch_size else 4
