@@ -21,7 +21,8 @@ from experiments.scaling.collectives import (
 )
 from experiments.training import meshes
 from experiments.training.hyperparameters import hyperparameters_of
-from experiments.training.step import TrainState, make_step
+from experiments.training.state import TrainState
+from experiments.training.step import make_step
 
 SCHEDULE_STEPS = 1000  # its length does not change the program
 

@@ -17,5 +17,5 @@ from experiments.training.hyperparameters import (
 from experiments.training.hyperparameters import program_of as program_of
 from experiments.training.program import Program as Program
 from experiments.training.program import make_program as make_program
+from experiments.training.state import TrainState as TrainState
 from experiments.training.step import Metrics as Metrics
-from experiments.training.step import TrainState as TrainState

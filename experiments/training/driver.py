@@ -12,7 +12,8 @@ from experiments.data import AnyDataset, Split
 from experiments.errors import UserError
 from experiments.training.host_loop import compile_host_loop, takes_host_loop
 from experiments.training.program import Program
-from experiments.training.step import Metrics, TrainState
+from experiments.training.state import TrainState
+from experiments.training.step import Metrics
 
 
 class Report(NamedTuple):

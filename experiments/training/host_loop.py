@@ -18,7 +18,8 @@ from experiments.data import Split
 from experiments.training import meshes
 from experiments.training.micro_batches import Outcome
 from experiments.training.program import Program
-from experiments.training.step import Metrics, TrainState
+from experiments.training.state import TrainState
+from experiments.training.step import Metrics
 
 PyTree = Any
 

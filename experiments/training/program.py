@@ -20,7 +20,8 @@ from experiments.training import meshes
 from experiments.training.evaluation import Evaluation, evaluate_split
 from experiments.training.feeding import CallShape, Feed, make_feed
 from experiments.training.hyperparameters import hyperparameters_of
-from experiments.training.step import Metrics, TrainState, TrainStep, make_step
+from experiments.training.state import TrainState
+from experiments.training.step import Metrics, TrainStep, make_step
 
 PyTree = Any
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,33 +19,10 @@ from experiments.training import meshes
 from experiments.training.losses import cross_entropies, hits, l2
 from experiments.training.micro_batches import Outcome, half_gradients
 from experiments.training.on_batches import OnBatches, on_batches
+from experiments.training.state import TrainState
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
-
-
-class TrainState(NamedTuple):
-    """Everything that changes during a run or differs between the runs of a search.
-
-    Attributes:
-      step: number of steps taken.
-      params: the weights.
-      average: exponential average of the weights for evaluation; empty if not used.
-      batch_stats: statistics of batch normalization; empty if the model has none.
-      opt_state: state of the optimizer.
-      learning_rate: peak of the schedule.
-      hyperparameters: the run's numbers from `hyperparameters_of`.
-      key: random key for the order of the data and the augmentation.
-    """
-
-    step: jax.Array
-    params: PyTree
-    average: PyTree
-    batch_stats: PyTree
-    opt_state: PyTree
-    learning_rate: jax.Array
-    hyperparameters: dict[str, jax.Array]
-    key: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,0 +1,53 @@
+"""Derivatives of minimizers, by the implicit function theorem."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from nlcg_optax import minimize
+
+
+def quadratic(x, a):
+    return jnp.sum(jnp.arange(1.0, 4.0) * (x - a) ** 2) + jnp.sum(x**4)
+
+
+def test_implicit_derivatives(x64):
+    a = jnp.array([1.0, 2.0, 3.0])
+
+    def solution(a):
+        return minimize(quadratic, jnp.zeros(3), args=(a,), tol=1e-12).x
+
+    x = solution(a)
+    hessian = jax.hessian(quadratic)(x, a)
+    mixed = jax.jacobian(jax.grad(quadratic), argnums=1)(x, a)
+    expected = -jnp.linalg.solve(hessian, mixed)
+    np.testing.assert_allclose(jax.jacrev(solution)(a), expected, atol=1e-8)
+    np.testing.assert_allclose(jax.jacfwd(solution)(a), expected, atol=1e-8)
+
+    def closed_over(a):
+        return jnp.sum(minimize(lambda x: quadratic(x, a), jnp.zeros(3), tol=1e-12).x)
+
+    np.testing.assert_allclose(jax.grad(closed_over)(a), expected.sum(0), atol=1e-8)
+
+
+@pytest.mark.devices
+def test_derivatives_of_a_minimizer_on_an_explicit_mesh():
+    mesh = jax.make_mesh(
+        (2,), ("x",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2]
+    )
+    curvatures = np.arange(1.0, 5.0, dtype=np.float32)
+
+    def solution(a, x0, c):
+        return minimize(lambda x: jnp.sum(0.5 * c * x**2 - a * x), x0).x
+
+    with jax.set_mesh(mesh):
+        x0, c = (jax.device_put(x, jax.P("x")) for x in (np.zeros(4), curvatures))
+        derivative = jax.jit(jax.jacfwd(solution))(2.0, x0.astype(c.dtype), c)
+        total = jax.jit(jax.grad(lambda *args: jnp.sum(solution(*args))))
+        reverse = total(2.0, x0.astype(c.dtype), c)
+    # x = a / c: conjugate gradients end after four iterations, each within some
+    # roundings of the largest of the four.
+    np.testing.assert_allclose(derivative, 1 / curvatures, rtol=1e-5)
+    np.testing.assert_allclose(reverse, np.sum(1 / curvatures), rtol=1e-5)
