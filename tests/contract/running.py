@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from tests.contract.table import BY_NAME, ROWS, RULES_OF_SCALARS, Row
+from tests.contract.table import BY_NAME, PRESETS, ROWS, RULES_OF_SCALARS, Row
 
 # One of each kind: the rows that `make test` runs. `make test-slow` runs the others.
 FAST = (
@@ -33,6 +33,8 @@ KEY = (
     *("curvature_step", "subspace_step", "paper_fr_step", "paper_pr_online"),
     *("search", "search_secant", "backtracking_rms"),
 )
+# And the presets: the rows that `make test` runs where all rows would take a minute.
+WIDE = (*KEY, *(row.name for row in PRESETS))
 # Reasons for which properties leave rows out.
 OF_SCALARS = {
     row.name: "the program of another rule, but for a formula of scalars"

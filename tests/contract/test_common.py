@@ -14,6 +14,7 @@ from nlcg_optax import diagnostics, scale_by_diagonal_secant
 from tests.contract.running import (
     AMPLIFYING,
     OF_SCALARS,
+    WIDE,
     compiled_step,
     count_compilations,
     each_row,
@@ -26,7 +27,7 @@ from tests.contract.running import (
 from tests.contract.table import PRESETS, RATE, ROWS
 
 
-@each_row(fast=None)
+@each_row(fast=WIDE)
 def test_unknown_extra_arguments_are_accepted_and_change_nothing(row):
     tx = row.make()
     params = small_params()
@@ -61,7 +62,7 @@ def test_one_program_serves_all_steps_and_keeps_the_types(row):
     assert types(jax.jit(tx.init)(params)) == types(state)
 
 
-@each_row(fast=None)
+@each_row(fast=WIDE)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_the_state_is_the_carry_of_a_loop_and_of_a_conditional(row, dtype, x64):
     # Both refuse any difference of structure, shape, dtype or weak type; no compilation
@@ -114,7 +115,7 @@ def test_map_params_finds_the_parameters_in_the_state(row):
     assert diagnostics(zeros)["grad_norm"] > 0
 
 
-@each_row(fast=None, without=OF_SCALARS)
+@each_row(fast=WIDE, without=OF_SCALARS)
 def test_zero_gradients_move_nothing(row):
     """Un-jitted: an operation that divides by them is seen as well."""
     tx = row.make()

@@ -16,6 +16,7 @@ from flax.core import FrozenDict
 from tests.contract.running import (
     FAST,
     OF_SCALARS,
+    WIDE,
     compiled_step,
     each_row_with_one,
     make_step,
@@ -109,7 +110,7 @@ def _program(row, kind):
     return re.sub(r" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(flat)(*leaves)))
 
 
-@each_row_with_one("kind", list(TREES), fast=None)
+@each_row_with_one("kind", list(TREES), fast=WIDE)
 def test_a_tree_of_another_kind_makes_the_program_of_a_dictionary(row, kind):
     """Also where None stands for what `equinox.filter` leaves out."""
     assert _program(row, kind) == _program(row, None)

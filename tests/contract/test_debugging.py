@@ -7,6 +7,7 @@ import pytest
 from tests.contract.running import (
     FAST,
     OF_SCALARS,
+    WIDE,
     amplifies,
     compiled_step,
     each_row,
@@ -34,7 +35,7 @@ def _eager(row, count=3, params=None):
     return _steps(tx, make_step(row, tx, small_loss), count, params)
 
 
-@each_row(without=OF_SCALARS, fast=None)
+@each_row(without=OF_SCALARS, fast=WIDE)
 def test_nothing_is_found_in_any_operation_of_three_steps(row):
     """Un-jitted, where each operation is looked at by itself."""
     with jax.debug_nans(True), jax.debug_infs(row.name not in SEARCHES):
@@ -57,7 +58,7 @@ def test_nothing_is_found_in_the_results_of_three_jitted_steps(row):
     chex.assert_trees_all_equal(found, _steps(tx, step, 3, small_params()))
 
 
-@each_row(fast=None)
+@each_row(fast=WIDE)
 def test_the_checks_of_jax_pass_while_it_traces(row):
     """They look at the types of every equation that a step is made of."""
     tx, params = row.make(), small_params()
