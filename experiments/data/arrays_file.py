@@ -18,14 +18,18 @@ def write(
     image_set: ImageSet, data_dir: Path, splits: dict[str, LabeledImages]
 ) -> None:
     """Writes both splits atomically: a reader sees the whole file or none."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    path = arrays_path(image_set, data_dir)
-    incomplete = path.with_suffix(f".incomplete{os.getpid()}")
     arrays = {
         f"{split}_{kind}": array
         for split in SPLITS
         for kind, array in splits[split]._asdict().items()
     }
+    write_arrays(arrays_path(image_set, data_dir), arrays)
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays to an npz file atomically, in a folder that need not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    incomplete = path.with_suffix(f".incomplete{os.getpid()}")
     try:
         with incomplete.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)

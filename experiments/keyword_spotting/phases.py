@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.config import RunConfig
+from experiments.data.arrays_file import write_arrays
 from experiments.keyword_spotting.config import KeywordConfig
 from experiments.keyword_spotting.decoder import Transitions
 from experiments.keyword_spotting.evaluation import (
@@ -20,7 +21,7 @@ from experiments.keyword_spotting.evaluation import (
     with_context,
 )
 from experiments.keyword_spotting.model import FrameNetwork, KeywordScorer
-from experiments.keyword_spotting.prepare import Prepared, read, write_arrays
+from experiments.keyword_spotting.prepare import Prepared, read
 from experiments.keyword_spotting.states import (
     Statistics,
     aligned_states,

@@ -1,11 +1,11 @@
 """The data of the study: made once, and kept in one file."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from experiments.data.arrays_file import write_arrays
 from experiments.keyword_spotting.audio import (
     Clips,
     check_keyword,
@@ -104,15 +104,3 @@ def read(path: Path) -> Prepared:
 
         train = Examples(*(arrays[f"train_{name}"] for name in Examples._fields))
         return Prepared(train, recordings("validation"), recordings("test"))
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays to an npz file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    incomplete = path.with_suffix(f".incomplete{os.getpid()}")
-    try:
-        with incomplete.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        incomplete.replace(path)
-    finally:
-        incomplete.unlink(missing_ok=True)

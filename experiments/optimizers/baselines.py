@@ -1,5 +1,6 @@
 """The baselines: what NLCG is compared with."""
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -74,6 +75,28 @@ def _rmsprop(
     )
 
 
+def _with_decay(
+    build: Callable[..., optax.GradientTransformation],
+    learning_rate: Rate,
+    b1: float,
+    b2: float,
+    weight_decay: float,
+    ramp: float | None = None,
+) -> optax.GradientTransformation:
+    """One of the relatives of Adam in Optax, its weight decay under `decay_mask`."""
+    return with_ramp(
+        lambda momentum: build(
+            learning_rate,
+            b1=momentum,
+            b2=b2,
+            weight_decay=weight_decay,
+            mask=decay_mask,
+        ),
+        b1,
+        ramp,
+    )
+
+
 def _adamw(
     learning_rate: Rate,
     *,
@@ -81,9 +104,7 @@ def _adamw(
     b2: float = 0.999,
     weight_decay: float = 1e-2,
 ) -> optax.GradientTransformation:
-    return optax.adamw(
-        learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decay_mask
-    )
+    return _with_decay(optax.adamw, learning_rate, b1, b2, weight_decay)
 
 
 def _nadamw(
@@ -94,17 +115,7 @@ def _nadamw(
     weight_decay: float = 0.0,
     ramp: float | None = None,
 ) -> optax.GradientTransformation:
-    return with_ramp(
-        lambda momentum: optax.nadamw(
-            learning_rate,
-            b1=momentum,
-            b2=b2,
-            weight_decay=weight_decay,
-            mask=decay_mask,
-        ),
-        b1,
-        ramp,
-    )
+    return _with_decay(optax.nadamw, learning_rate, b1, b2, weight_decay, ramp)
 
 
 def _lars(
@@ -132,17 +143,7 @@ def _lamb(
     weight_decay: float = 1e-2,
     ramp: float | None = None,
 ) -> optax.GradientTransformation:
-    return with_ramp(
-        lambda momentum: optax.lamb(
-            learning_rate,
-            b1=momentum,
-            b2=b2,
-            weight_decay=weight_decay,
-            mask=decay_mask,
-        ),
-        b1,
-        ramp,
-    )
+    return _with_decay(optax.lamb, learning_rate, b1, b2, weight_decay, ramp)
 
 
 def _muon(

@@ -24,8 +24,8 @@ ROUNDINGS = 0.01
 # and with those that ask for a size of the gradient, which may rest for dozens of
 # iterations before it falls again.
 STALLED, STALLED_GRADIENT = 10, 40
-# And so large a part of all, one in eight: a run of hundreds of iterations gains little
-# in each, and has a part of itself before it.
+# And at least an eighth of all iterations: a long run gains little in each of them, and
+# may gain as much again in as many.
 STALLED_PART = 8
 SEARCHES = 2  # failed searches in a row, likewise
 # Units of rounding of f, and of its terms (whose squares f may be the sum of), that a

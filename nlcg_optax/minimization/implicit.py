@@ -90,7 +90,7 @@ def tangents_of(
       x: the minimizer, in the coordinates or as the tree of parameters.
       inputs: as `Problem.inputs`.
       inputs_dot: their tangents.
-      success: whether x is a minimizer; the derivatives are not numbers else.
+      success: whether x is a minimizer; otherwise all derivatives are NaN.
 
     Returns:
       Tangents of the parameters, of the objective and of the auxiliary tree.
