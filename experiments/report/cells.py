@@ -11,6 +11,8 @@ from experiments.optimizers import color_of, label_of
 from experiments.records.files import RunRecord
 from experiments.report.style import Look, looks_of
 
+LEAST_LOSS = 1e-6  # below it the cross-entropy of an example is rounding in float32
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:

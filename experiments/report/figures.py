@@ -11,7 +11,13 @@ from matplotlib.axes import Axes
 
 from experiments.records.files import Line
 from experiments.report import style
-from experiments.report.cells import Cell, by_batch_size, looks, short_labels
+from experiments.report.cells import (
+    LEAST_LOSS,
+    Cell,
+    by_batch_size,
+    looks,
+    short_labels,
+)
 from experiments.report.style import Look
 
 Quantity = Literal["loss", "validation_accuracy", "test_accuracy"]
@@ -31,7 +37,6 @@ COSTS = ("step", "gradient_equivalents", "seconds")
 LOSS_WINDOW, BETA_WINDOW = 5, 11  # steps of the running mean
 MOST_COLUMNS = 3  # of panels with batch sizes
 METHOD_HEIGHT = 0.21  # inches of a method's row
-LEAST_LOSS = 1e-6  # below it the cross-entropy of an example is rounding in float32
 LOG_RATIO = 5.0  # greatest over least loss, above which their axis is logarithmic
 
 Draw = Callable[[Axes, Cell, Look, str], None]

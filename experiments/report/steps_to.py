@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from experiments.records.files import mean_over_steps
-from experiments.report.cells import Cell
+from experiments.report.cells import LEAST_LOSS, Cell
 from experiments.report.tables import (
     NONE,
     NOT_TUNED,
@@ -24,7 +24,6 @@ from experiments.report.tables import (
 )
 
 WINDOW = 5  # steps of the running mean
-FLOOR = 1e-6  # below it the cross-entropy of an example is rounding in float32
 
 
 def steps_table(
@@ -93,7 +92,7 @@ def smoothed_losses(cell: Cell) -> np.ndarray:
     """Objectives of the batches: the median over seeds, then the mean of five steps.
 
     Entry t is of steps t - 4 to t; a run that diverged counts as infinite, and a mean
-    below `FLOOR` as `FLOOR`.
+    below `LEAST_LOSS` as `LEAST_LOSS`.
     """
     length = max(len(record.steps) for record in cell.records)
     losses = np.full([len(cell.records), length], np.inf)
@@ -104,7 +103,7 @@ def smoothed_losses(cell: Cell) -> np.ndarray:
     if length < WINDOW:
         return np.full(length, np.inf)
     windows = np.lib.stride_tricks.sliding_window_view(middle, WINDOW)
-    means = np.maximum(windows.mean(axis=1), FLOOR)
+    means = np.maximum(windows.mean(axis=1), LEAST_LOSS)
     return np.concatenate([np.full(WINDOW - 1, np.inf), means])
 
 

@@ -13,10 +13,9 @@ import scipy.stats
 
 from experiments.records.files import RunRecord, read_record
 from experiments.report import style
-from experiments.report.cells import Cell
+from experiments.report.cells import LEAST_LOSS, Cell
 from experiments.report.figures import draw_progress
 from experiments.report.steps_to import (
-    FLOOR,
     best_baseline,
     smoothed_losses,
     steps_table,
@@ -75,10 +74,10 @@ class Found:
         """The mean logarithm of the ratio of training losses, and its p-value.
 
         The losses are those of the whole training set, paired by seed, and count as
-        `FLOOR` below it; the test is the two-sided t-test.
+        `LEAST_LOSS` below it; the test is the two-sided t-test.
         """
         pairs = [
-            (math.log(max(mine, FLOOR)), math.log(max(other, FLOOR)))
+            (math.log(max(mine, LEAST_LOSS)), math.log(max(other, LEAST_LOSS)))
             for mine, other in zip(
                 cell.values("train_loss"), self.best.values("train_loss"), strict=False
             )
