@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax.dtypes import PyTree
+from nlcg_optax.xla.automatic_sharding import on_mesh_of
 
 
 def transformation(
@@ -46,7 +47,8 @@ def transformation(
     """
 
     def init_fn(params: PyTree) -> PyTree:
-        return init(options, jax.tree_util.tree_map_with_path(_initial, params))
+        with on_mesh_of(params):
+            return init(options, jax.tree_util.tree_map_with_path(_initial, params))
 
     def update_fn(
         updates: PyTree,
@@ -54,7 +56,9 @@ def transformation(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, PyTree]:
-        return update(options, as_arrays(updates), state, as_arrays(params), extra_args)
+        updates, params = as_arrays(updates), as_arrays(params)
+        with on_mesh_of(updates):
+            return update(options, updates, state, params, extra_args)
 
     return kind(init_fn, update_fn)
 

@@ -13,6 +13,7 @@ from nlcg_optax.curvature.products import (
     tangents_of,
 )
 from nlcg_optax.dtypes import PyTree, accumulator_dtype
+from nlcg_optax.xla.automatic_sharding import on_mesh_of
 
 
 class DirectionalCurvature(NamedTuple):
@@ -69,9 +70,10 @@ def hessian_along(
       (Array([3.], dtype=float32), Array([[0.]], dtype=float32))
     """
     value_fn = scalar_fn(value_fn, has_aux=has_aux)
-    tangents = _tangents(params, directions)
-    value, slopes, matrix = _second_derivatives(value_fn, params, tangents)
-    return _in_accumulator(value, slopes, matrix)
+    with on_mesh_of(params):
+        tangents = _tangents(params, directions)
+        value, slopes, matrix = _second_derivatives(value_fn, params, tangents)
+        return _in_accumulator(value, slopes, matrix)
 
 
 def gauss_newton_along(
@@ -121,11 +123,12 @@ def gauss_newton_along(
     outputs_fn = outputs_alone_fn(outputs_fn, has_aux=has_aux)
     output_loss_fn = output_scalar_fn(output_loss_fn)
     changes = []
-    for tangent in _tangents(params, directions):
-        outputs, change = jax.jvp(outputs_fn, (params,), (tangent,))
-        changes.append(change)
-    value, slopes, matrix = _second_derivatives(output_loss_fn, outputs, changes)
-    return _in_accumulator(value, slopes, matrix)
+    with on_mesh_of(params):
+        for tangent in _tangents(params, directions):
+            outputs, change = jax.jvp(outputs_fn, (params,), (tangent,))
+            changes.append(change)
+        value, slopes, matrix = _second_derivatives(output_loss_fn, outputs, changes)
+        return _in_accumulator(value, slopes, matrix)
 
 
 def _tangents(params: PyTree, directions: Sequence[PyTree]) -> list[PyTree]:

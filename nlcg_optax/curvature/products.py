@@ -10,6 +10,7 @@ import numpy as np
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.wrappers.extra_args import check_has_aux, without_aux
+from nlcg_optax.xla.automatic_sharding import on_mesh_of
 
 
 def hessian_vector_product(
@@ -53,8 +54,9 @@ def hessian_vector_product(
     value_fn = scalar_fn(value_fn, has_aux=has_aux)
     tangents = tangents_of(params, vector, "vector")
     grad_fn = jax.grad(value_fn, allow_int=True)
-    _, product = jax.jvp(grad_fn, (params,), (tangents,))
-    return _steepest_ascent(product)
+    with on_mesh_of(params):
+        _, product = jax.jvp(grad_fn, (params,), (tangents,))
+        return _steepest_ascent(product)
 
 
 class ValueGradProduct(NamedTuple):
@@ -104,12 +106,13 @@ def value_grad_and_hessian_vector_product(
     """
     value_fn = scalar_fn(value_fn)
     tangents = tangents_of(params, vector, "vector")
-    (value, grad), (slope, product) = jax.jvp(
-        jax.value_and_grad(value_fn, allow_int=True), (params,), (tangents,)
-    )
-    return ValueGradProduct(
-        value, _steepest_ascent(grad), slope, _steepest_ascent(product)
-    )
+    with on_mesh_of(params):
+        (value, grad), (slope, product) = jax.jvp(
+            jax.value_and_grad(value_fn, allow_int=True), (params,), (tangents,)
+        )
+        return ValueGradProduct(
+            value, _steepest_ascent(grad), slope, _steepest_ascent(product)
+        )
 
 
 def gauss_newton_vector_product(
@@ -160,12 +163,13 @@ def gauss_newton_vector_product(
     outputs_fn = outputs_alone_fn(outputs_fn, has_aux=has_aux)
     output_loss_fn = output_scalar_fn(output_loss_fn)
     tangents = tangents_of(params, vector, "vector")
-    outputs, changes = jax.jvp(outputs_fn, (params,), (tangents,))
     grad_fn = jax.grad(output_loss_fn, allow_int=True)
-    _, cotangents = jax.jvp(grad_fn, (outputs,), (changes,))
-    _, pull_back = jax.vjp(outputs_fn, params)
-    (product,) = pull_back(cotangents)
-    return _steepest_ascent(product)
+    with on_mesh_of(params):
+        outputs, changes = jax.jvp(outputs_fn, (params,), (tangents,))
+        _, cotangents = jax.jvp(grad_fn, (outputs,), (changes,))
+        _, pull_back = jax.vjp(outputs_fn, params)
+        (product,) = pull_back(cotangents)
+        return _steepest_ascent(product)
 
 
 def scalar_fn(

@@ -21,6 +21,7 @@ from nlcg_optax.minimization.program import (
 )
 from nlcg_optax.minimization.result import MinimizeResult
 from nlcg_optax.minimization.state import MinimizeState
+from nlcg_optax.xla.automatic_sharding import on_mesh_of
 
 
 def minimize(
@@ -151,14 +152,15 @@ def minimize(
         arguments.wants_point(callback),
     )
     start = arguments.as_start(x0)
-    coordinates = coordinates_of(start, may_be_vector=chosen.may_be_vector)
-    u0 = coordinates.of(start)
-    problem = pose(fun, arguments.as_args(args), has_aux, coordinates, u0)
-    text = _shapes_of(start)
-    program = program_for(problem, setup, text)
-    if state is not None:
-        _check_state(program, problem, state, u0, text)
-    return _solve(problem, program, u0, limits, state, callback)
+    with on_mesh_of(start):
+        coordinates = coordinates_of(start, may_be_vector=chosen.may_be_vector)
+        u0 = coordinates.of(start)
+        problem = pose(fun, arguments.as_args(args), has_aux, coordinates, u0)
+        text = _shapes_of(start)
+        program = program_for(problem, setup, text)
+        if state is not None:
+            _check_state(program, problem, state, u0, text)
+        return _solve(problem, program, u0, limits, state, callback)
 
 
 def _solve(

@@ -1,11 +1,13 @@
-"""Work on arrays of an explicit mesh that XLA lays out, as on an automatic one."""
+"""Work on arrays of an explicit mesh: its layout is left to XLA, its mesh is set."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree
+from nlcg_optax.xla.control_flow import is_known
 
 
 def with_automatic_sharding(
@@ -70,6 +72,39 @@ def explicit_mesh(tree: PyTree) -> jax.sharding.AbstractMesh | None:
         if jax.sharding.AxisType.Explicit in mesh.axis_types:
             return mesh
     return None
+
+
+def on_mesh_of(tree: PyTree) -> contextlib.AbstractContextManager[object]:
+    """Sets the explicit mesh of a tree where the caller has set none.
+
+    Outside of ``jit``, JAX makes new arrays on one device unless a mesh is set, and
+    then refuses to combine them with those on the mesh. Under ``jit`` nothing can be
+    set; there, or without an explicit mesh, the context does nothing.
+
+    Args:
+      tree: arrays, or anything else.
+
+    Returns:
+      A context manager.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> with on_mesh_of(jnp.ones(2)):
+      ...     jax.sharding.get_abstract_mesh().empty
+      True
+    """
+    for leaf in jax.tree.leaves(tree):
+        if not isinstance(leaf, jax.Array) or not is_known(leaf):
+            continue
+        mesh = getattr(leaf.sharding, "mesh", None)
+        if mesh is None or jax.sharding.AxisType.Explicit not in mesh.axis_types:
+            continue
+        # Under `jit` a new array is not known, not even a constant.
+        if jax.sharding.get_abstract_mesh().empty and is_known(jnp.zeros([])):
+            context: contextlib.AbstractContextManager[object] = jax.set_mesh(mesh)
+            return context
+        break
+    return contextlib.nullcontext()
 
 
 def placed_like(tree: PyTree, like: PyTree) -> PyTree:

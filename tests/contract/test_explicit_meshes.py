@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -22,6 +23,7 @@ from tests.contract.running import (
     amplifies,
     each_row,
     each_row_with_one,
+    extra_args,
     make_step,
 )
 from tests.contract.table import BY_NAME
@@ -76,10 +78,26 @@ def _sum(outputs):
     return jnp.sum(outputs)
 
 
-def _run(row, params, jitted):
+LOSS = ModelLoss(_outputs_fn, _sum)
+
+
+def _eager_step(row, tx):
+    """All but the derivative, for which JAX needs a mesh that is set, or `jit`."""
+    value_and_grad = jax.jit(jax.value_and_grad(LOSS))
+
+    def step(params, state):
+        value, grad = value_and_grad(params)
+        known = extra_args(row, value, grad, LOSS)
+        updates, state = tx.update(grad, state, params, **known)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def _run(row, params, jitted=True):
     """Three steps, and the types of parameters and state before and after."""
     tx = row.make()
-    step = make_step(row, tx, ModelLoss(_outputs_fn, _sum))
+    step = make_step(row, tx, LOSS) if jitted else _eager_step(row, tx)
     carry = params, tx.init(params)
     before = jax.tree.map(jax.typeof, carry)
     step = jax.jit(step) if jitted else step
@@ -88,15 +106,19 @@ def _run(row, params, jitted):
     return carry[0], before, jax.tree.map(jax.typeof, carry)
 
 
-def _check(row, layout, mesh, jitted, request):
+def _check(row, layout, mesh, request):
     if amplifies(row):
         request.getfixturevalue("x64")
     with jax.set_mesh(mesh):
-        params, before, after = _run(row, _placed(mesh, layout), jitted)
+        run = _run(row, _placed(mesh, layout))
+    _check_run(row, *run)
+
+
+def _check_run(row, params, before, after):
     assert after == before  # jax.typeof says how an array is split
     if row.name == ILL_POSED:
         return
-    expected, _, _ = _run(row, _params(), jitted=True)
+    expected, _, _ = _run(row, _params())
     # Sums run in another order: roundings, carried through three steps.
     chex.assert_trees_all_close(jax.device_get(params), expected, rtol=2e-5, atol=2e-6)
 
@@ -105,7 +127,7 @@ def _check(row, layout, mesh, jitted, request):
 @each_row(without=OF_SCALARS | OPTAX_SEARCHES)
 def test_no_layout_changes_a_type(row):
     mesh, tx = _mesh(), row.make()
-    step = make_step(row, tx, ModelLoss(_outputs_fn, _sum))
+    step = make_step(row, tx, LOSS)
     for layout in LAYOUTS:
         with jax.set_mesh(mesh):
             params = _placed(mesh, layout)
@@ -126,22 +148,24 @@ def test_no_layout_changes_a_type(row):
 def test_a_run_has_the_types_it_began_with_and_the_numbers_of_one_device(
     row, layout, request
 ):
-    _check(row, layout, _mesh(), True, request)
+    _check(row, layout, _mesh(), request)
 
 
 @pytest.mark.slow
 @each_row(names=FAST)
-def test_an_eager_run_has_the_numbers_of_one_device(row, request):
+def test_an_eager_run_without_set_mesh_has_the_numbers_of_one_device(row, request):
+    if amplifies(row):
+        request.getfixturevalue("x64")
     # Eager operations are many programs at once; on two cores, collectives of more
     # devices than that can wait for each other forever.
-    _check(row, "both", _mesh((2, 1)), False, request)
+    _check_run(row, *_run(row, _placed(_mesh((2, 1)), "both"), jitted=False))
 
 
 @pytest.mark.slow
 @each_row(names=FAST)
 def test_axes_of_one_device_change_no_number(row, request):
     """A mesh of one device, as on a laptop, is as good as none."""
-    _check(row, "both", _mesh((1, 1)), True, request)
+    _check(row, "both", _mesh((1, 1)), request)
 
 
 @pytest.mark.parametrize("name", ["kronecker", "orthogonal"])
