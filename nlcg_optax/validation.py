@@ -18,6 +18,7 @@ import optax
 
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.trees.inner_products import SCOPES
+from nlcg_optax.xla.control_flow import is_known
 
 
 def _is_array(value: Any) -> bool:
@@ -75,6 +76,21 @@ def check_positive_int(name: str, value: Any) -> None:
         return
     if not _is_integer(value) or value < 1:
         raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+
+
+def check_static(**values: Any) -> None:
+    """Raises TypeError if a number on which the program depends is traced.
+
+    Args:
+      **values: the numbers by name.
+    """
+    for name, value in values.items():
+        if not is_known(value):
+            raise TypeError(
+                f"{name}={value!r} is traced, but the program depends on its value; "
+                "allowed is a number, which optax.inject_hyperparams keeps with "
+                f"static_args=('{name}',)"
+            )
 
 
 def check_int(name: str, value: Any) -> None:

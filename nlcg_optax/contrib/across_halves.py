@@ -11,14 +11,21 @@ from nlcg_optax.direction.options import Options, checked_options
 from nlcg_optax.direction.products import measure
 from nlcg_optax.direction.rules import products_used
 from nlcg_optax.direction.state import ScaleByNlcgState
-from nlcg_optax.direction.transform import advance, init, precondition
+from nlcg_optax.direction.transform import (
+    advance,
+    init,
+    precondition,
+    scale_by_nlcg,
+)
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import vdots
+from nlcg_optax.wrappers.not_schedules import not_schedules
 
 NAME = "scale_by_nlcg_across_halves"
 
 
+@not_schedules("rule", others=scale_by_nlcg)
 def scale_by_nlcg_across_halves(
     rule: Any = "pr+", **kwargs: Any
 ) -> optax.GradientTransformationExtraArgs:

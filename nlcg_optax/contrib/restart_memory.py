@@ -11,9 +11,15 @@ from nlcg_optax.direction.beta import decide
 from nlcg_optax.direction.options import Options, checked_options
 from nlcg_optax.direction.products import measure
 from nlcg_optax.direction.state import ScaleByNlcgState
-from nlcg_optax.direction.transform import advance, init, precondition
+from nlcg_optax.direction.transform import (
+    advance,
+    init,
+    precondition,
+    scale_by_nlcg,
+)
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.transformation import transformation
+from nlcg_optax.wrappers.not_schedules import not_schedules
 
 
 class ScaleByNlcgWithRestartMemoryState(NamedTuple):
@@ -28,6 +34,7 @@ class ScaleByNlcgWithRestartMemoryState(NamedTuple):
     recent: RecentDirections
 
 
+@not_schedules("rule", static=("memory",), others=scale_by_nlcg)
 def scale_by_nlcg_with_restart_memory(
     rule: Any = "pr+", *, memory: int = 11, **kwargs: Any
 ) -> optax.GradientTransformationExtraArgs:
@@ -64,6 +71,7 @@ def scale_by_nlcg_with_restart_memory(
       >>> restarted
       [True, False, True]
     """
+    validation.check_static(memory=memory)
     validation.check_positive_int("memory", memory)
     options = checked_options(rule, **kwargs)
     if options.scope != "global":
@@ -72,7 +80,7 @@ def scale_by_nlcg_with_restart_memory(
             "subspace of all parameters"
         )
 
-    return transformation(_Options(memory, options), _init, _update)
+    return transformation(_Options(int(memory), options), _init, _update)
 
 
 class _Options(NamedTuple):

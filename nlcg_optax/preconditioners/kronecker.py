@@ -79,7 +79,7 @@ class ScaleByKroneckerState(NamedTuple):
     diagnostics: KroneckerDiagnostics
 
 
-@not_schedules("weight_dimension_numbers")
+@not_schedules("weight_dimension_numbers", static=("block_size", "one_sided_ratio"))
 def scale_by_kronecker(
     *,
     decay: float | jax.Array = 0.95,
@@ -152,6 +152,9 @@ def scale_by_kronecker(
       >>> bool(jnp.allclose(z, jnp.array([[0., 1.], [-1., 0.]]), atol=1e-5))
       True
     """
+    validation.check_static(
+        block_size=block_size, one_sided_ratio=one_sided_ratio, graft=graft
+    )
     validation.check_decay("decay", decay)
     validation.check_positive_int("refresh_period", refresh_period)
     validation.check_non_negative("relative_damping", relative_damping)
@@ -168,8 +171,8 @@ def scale_by_kronecker(
         decay,
         refresh_period,
         relative_damping,
-        block_size,
-        one_sided_ratio,
+        int(block_size),
+        float(one_sided_ratio),
         graft,
         transform_diagonal,
         weight_dimension_numbers,

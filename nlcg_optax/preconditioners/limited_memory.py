@@ -17,6 +17,7 @@ from nlcg_optax.trees.split import (
     parameters_split_over,
 )
 from nlcg_optax.trees.stacked_products import combination, stacked_vdots
+from nlcg_optax.wrappers.not_schedules import not_schedules
 from nlcg_optax.xla import varying
 
 
@@ -63,6 +64,7 @@ class ScaleByLimitedMemoryState(NamedTuple):
     diagnostics: LimitedMemoryDiagnostics
 
 
+@not_schedules(static=("memory",))
 def scale_by_limited_memory(
     memory: int = 31,
     *,
@@ -117,10 +119,11 @@ def scale_by_limited_memory(
       >>> z.round(4)  # two pairs: both curvatures are known, and P g = x
       Array([2., 2.], dtype=float32)
     """
+    validation.check_static(memory=memory)
     validation.check_positive_int("memory", memory)
     validation.check_non_negative("min_cosine", min_cosine)
 
-    options = _Options(memory, min_cosine)
+    options = _Options(int(memory), min_cosine)
 
     return transformation(options, _init, _update)
 

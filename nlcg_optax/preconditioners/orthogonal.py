@@ -39,7 +39,7 @@ class ScaleByOrthogonalizationState(NamedTuple):
     vectors: PyTree
 
 
-@not_schedules("weight_dimension_numbers")
+@not_schedules("weight_dimension_numbers", static=("steps",))
 def scale_by_orthogonalization(
     *,
     steps: int = 5,
@@ -103,6 +103,7 @@ def scale_by_orthogonalization(
       >>> bool(jnp.allclose(z["b"], jnp.array([1., -1.]), atol=1e-5))
       True
     """
+    validation.check_static(steps=steps, restore_norm=restore_norm)
     validation.check_positive_int("steps", steps)
     validation.check_choice("normalization", normalization, NORMALIZATIONS)
     _check_coefficients(coefficients, steps)
@@ -114,7 +115,7 @@ def scale_by_orthogonalization(
     )
 
     options = _Options(
-        steps,
+        int(steps),
         coefficients,
         normalization,
         restore_norm,

@@ -1,8 +1,8 @@
-"""Functions among the arguments of a factory that are no schedules."""
+"""Arguments of a factory that ``optax.inject_hyperparams`` must not make arrays of."""
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -12,17 +12,24 @@ import numpy as np
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
-def not_schedules(*names: str) -> Callable[[Factory], Factory]:
+def not_schedules(
+    *names: str,
+    static: Sequence[str] = (),
+    others: Callable[..., Any] | None = None,
+) -> Callable[[Factory], Factory]:
     """Marks arguments of a factory that may be functions but are no schedules.
 
     ``optax.inject_hyperparams(factory)`` takes each function among the arguments for a
-    schedule and calls it with the step count, unless its ``static_args`` name it. It
-    binds the arguments to the signature of the factory; there a marked function is
-    replaced by one that raises TypeError, with the remedy, if a step count makes it
-    raise or return no number. A schedule of numbers passes.
+    schedule and calls it with the step count, and makes an array of each number, unless
+    its ``static_args`` name it. It binds the arguments to the signature of the factory;
+    there a marked function is replaced by one that raises TypeError, with the remedy,
+    if a step count makes it raise or return no number. A schedule of numbers passes.
+    A number on which shapes depend is replaced by an equal one that stays a number.
 
     Args:
-      *names: of the arguments.
+      *names: of the arguments that may be functions.
+      static: names of numbers on which shapes depend.
+      others: another factory, to whose arguments the ``**kwargs`` of this one go.
 
     Returns:
       A decorator, which returns the factory itself.
@@ -47,10 +54,20 @@ def not_schedules(*names: str) -> Callable[[Factory], Factory]:
             for name in names:
                 if callable(bound.arguments.get(name)):
                     bound.arguments[name] = _guarded(name, bound.arguments[name])
+            for name in static:
+                value = bound.arguments.get(name, self.parameters[name].default)
+                bound.arguments[name] = _not_injected(value)
             return bound
 
     def mark(factory: Factory) -> Factory:
-        factory.__dict__["__signature__"] = Signature.from_callable(factory)
+        signature = Signature.from_callable(factory)
+        if others is not None:
+            own = dict(signature.parameters)
+            del own["kwargs"]
+            rest = inspect.signature(others).parameters
+            new = [p for name, p in rest.items() if name not in own]
+            signature = signature.replace(parameters=[*own.values(), *new])
+        factory.__dict__["__signature__"] = signature
         return factory
 
     return mark
@@ -78,6 +95,13 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         return value
 
     return guarded
+
+
+def _not_injected(value: Any) -> Any:
+    """An equal number that is none of the types of which Optax makes arrays."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    return np.int64(value) if isinstance(value, int) else np.longdouble(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -73,14 +73,15 @@ def with_rate(
             direction(**kwargs), optax.scale_by_learning_rate(learning_rate)
         )
 
-    # `optax.inject_hyperparams` reads the names of the arguments.
+    # `optax.inject_hyperparams` binds the arguments to the signature.
+    signature = inspect.signature(direction)
     rate = inspect.signature(chained).parameters["learning_rate"]
     given = [
         p.replace(kind=p.KEYWORD_ONLY)
-        for p in inspect.signature(direction).parameters.values()
+        for p in signature.parameters.values()
         if p.kind != p.VAR_KEYWORD and p.name != rate.name
     ]
-    chained.__signature__ = inspect.Signature([rate, *given])
+    chained.__signature__ = signature.replace(parameters=[rate, *given])
     return chained
 
 

@@ -195,6 +195,31 @@ def test_a_function_taken_for_a_schedule_is_named(name):
         optax.inject_hyperparams(factory)(**kwargs).init(PARAMS)
 
 
+STATIC = {
+    "block_size": (n.scale_by_kronecker, 2),
+    "one_sided_ratio": (n.scale_by_kronecker, 2.0),
+    "graft": (n.scale_by_kronecker, False),
+    "steps": (n.scale_by_orthogonalization, 3),
+    "restore_norm": (n.scale_by_orthogonalization, True),
+    "memory": (n.scale_by_limited_memory, 2),
+}
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_a_number_on_which_the_program_depends_is_not_injected(name):
+    factory, value = STATIC[name]
+    injected = optax.inject_hyperparams(factory)(**{name: value})
+    given = jax.eval_shape(injected.init, PARAMS)
+    assert name not in given.hyperparams
+    expected = jax.eval_shape(factory(**{name: value}).init, PARAMS)
+    assert given.inner_state == expected
+    # In a factory of the user's nothing keeps Optax from making an array of it.
+    users = lambda number: factory(**{name: number})
+    injected = optax.inject_hyperparams(users)(np.asarray(value))
+    with raises(TypeError, f"static_args=('{name}',)"):
+        jax.eval_shape(injected.init, PARAMS)
+
+
 def test_with_static_args_a_callable_rule_is_injected():
     rule = INJECTED["rule"][1]["rule"]
     tx = optax.inject_hyperparams(n.nlcg, static_args=("rule",))(0.1, rule)
