@@ -197,9 +197,10 @@ def _update(
         "value_fn", bind_extra_args(value_fn, others)
     )
     acc = state.previous_step.dtype
+    given = options.rules
     rules = jax.tree.map(
-        lambda x: x.astype(acc) if isinstance(x, jax.Array) else x, options.rules
-    )
+        lambda x: x.astype(acc) if isinstance(x, jax.Array) else x, given
+    )._replace(max_evaluations=given.max_evaluations)  # an integer
     start_value = jnp.asarray(value).astype(acc)
     error = trial_step.observe(state.error, start_value)
     search, resolution = _start(

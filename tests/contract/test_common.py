@@ -10,9 +10,14 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from nlcg_optax import diagnostics, scale_by_diagonal_secant
+from nlcg_optax import (
+    diagnostics,
+    scale_by_diagonal_secant,
+    scale_by_hager_zhang_linesearch,
+)
 from tests.contract.running import (
     AMPLIFYING,
+    FAST,
     OF_SCALARS,
     WIDE,
     compiled_step,
@@ -24,7 +29,14 @@ from tests.contract.running import (
     small_params,
     types,
 )
-from tests.contract.table import PRESETS, RATE, ROWS
+from tests.contract.table import (
+    PRESETS,
+    RATE,
+    ROWS,
+    SEARCH_EXTRAS,
+    STEP_SIZES,
+    Row,
+)
 
 
 @each_row(fast=WIDE)
@@ -147,10 +159,14 @@ def test_a_none_gradient_of_a_present_parameter_is_named():
         tx.update({**params, "b": None}, tx.init(params), params)
 
 
-WHOLE = {row.name: "is built without arguments" for row in ROWS if not row.kwargs}
+WHOLE = {
+    row.name: "is built without arguments"
+    for row in ROWS
+    if not inspect.signature(row.factory).parameters
+}
 
 
-@each_row(without=WHOLE | OF_SCALARS)
+@each_row(without=WHOLE | OF_SCALARS, fast=[name for name in FAST if name != "search"])
 def test_hyperparameters_can_be_injected(row, request):
     if row.name.startswith(AMPLIFYING):
         request.getfixturevalue("x64")
@@ -174,6 +190,23 @@ def test_hyperparameters_can_be_injected(row, request):
     chex.assert_trees_all_close(other[0], one[0], rtol=1e-5)
     chex.assert_trees_all_equal_structs(other[1].inner_state, one[1])
     chex.assert_trees_all_close(other[1].inner_state, one[1], rtol=1e-4, atol=1e-5)
+
+
+PARTS = {
+    **{f"{name} alone": x for name, x in STEP_SIZES.items() if "gauss" not in name},
+    "hager_zhang alone": (scale_by_hager_zhang_linesearch, SEARCH_EXTRAS),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_hyperparameters_of_a_step_size_may_be_traced(name):
+    factory, extras = PARTS[name]
+    tx, params = optax.inject_hyperparams(factory)(), small_params()
+    carry = params, tx.init(params)
+    assert carry[1].hyperparams
+    step = make_step(Row(name, factory, {}, extras), tx, small_loss)
+    traced = jax.eval_shape(tx.init, params), *jax.eval_shape(step, *carry)
+    chex.assert_trees_all_equal_shapes_and_dtypes(traced, (carry[1], *carry))
 
 
 # Whoever takes a rate gives it to `optax.scale_by_learning_rate`.

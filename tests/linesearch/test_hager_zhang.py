@@ -290,9 +290,9 @@ def test_bad_arguments_are_named(kwargs, message):
 
 
 def test_numbers_are_injectable():
-    injected = optax.inject_hyperparams(
-        scale_by_hager_zhang_linesearch, static_args=("max_evaluations",)
-    )(sufficient_decrease=0.2, max_slope_ratio=0.5)
+    injected = optax.inject_hyperparams(scale_by_hager_zhang_linesearch)(
+        sufficient_decrease=0.2, max_slope_ratio=0.5
+    )
     fixed = scale_by_hager_zhang_linesearch(
         sufficient_decrease=0.2, max_slope_ratio=0.5
     )
