@@ -15,6 +15,7 @@ from nlcg_optax.dtypes import PyTree
 from nlcg_optax.linesearch.hager_zhang import scale_by_hager_zhang_linesearch
 from nlcg_optax.preconditioners.kronecker import scale_by_kronecker
 from nlcg_optax.preconditioners.matrices import vector_mask
+from nlcg_optax.preconditioners.nested import IDENTITY
 from nlcg_optax.preconditioners.orthogonal import scale_by_orthogonalization
 from nlcg_optax.step_size.slope_ratio import scale_by_slope_ratio
 from nlcg_optax.trees.inner_products import Scope
@@ -340,7 +341,7 @@ def _large_batch_direction(
     parts = [
         damp_by_beta(memory, vector_mask(weight_dimension_numbers)),
         scale_by_orthogonalization(
-            vectors=optax.identity(), weight_dimension_numbers=weight_dimension_numbers
+            vectors=IDENTITY, weight_dimension_numbers=weight_dimension_numbers
         ),
     ]
     if weight_decay is not None:

@@ -1,6 +1,5 @@
 """The NLCG search direction as an Optax transformation."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -29,11 +28,13 @@ from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import Scope
 from nlcg_optax.wrappers.extra_args import warn_of_near_misses
 from nlcg_optax.wrappers.not_schedules import not_schedules
+from nlcg_optax.wrappers.signs import warn_of_the_sign
 from nlcg_optax.xla import scalars
-from nlcg_optax.xla.control_flow import is_known
+from nlcg_optax.xla.automatic_sharding import explained_explicit_axes
 from nlcg_optax.xla.in_place import selected
 
 NAME = "scale_by_nlcg"
+AXES_REMEDY = "the preconditioners of nlcg_optax run on both kinds"
 
 
 @not_schedules("rule")
@@ -182,18 +183,6 @@ def update(
     return advance(options, decision, g, z, preconditioner_state, state)
 
 
-def _warn_of_the_sign(state: ScaleByNlcgState, new_state: ScaleByNlcgState) -> None:
-    """Warns if the first update replaced the preconditioner; not inside of ``jit``."""
-    refused = new_state.diagnostics.num_preconditioner_skips
-    if is_known(refused) and is_known(state.count) and state.count == 0 and refused > 0:
-        warnings.warn(
-            "preconditioner: gᵀP g is not positive at the first update, so P = I is "
-            "used. A preconditioner maps g to P g, without a learning rate and its "
-            "sign: for example, pass optax.scale_by_adam() instead of optax.adam(...)",
-            stacklevel=2,
-        )
-
-
 def precondition(
     options: Options,
     g: PyTree,
@@ -203,9 +192,10 @@ def precondition(
 ) -> tuple[PyTree, PyTree]:
     """``z = P g``, and the new state of the preconditioner."""
     extra_args = {**extra_args, "previous_direction": state.direction}
-    return options.preconditioner.update(
-        g, state.preconditioner_state, params, **extra_args
-    )
+    with explained_explicit_axes("preconditioner", AXES_REMEDY):
+        return options.preconditioner.update(
+            g, state.preconditioner_state, params, **extra_args
+        )
 
 
 def advance(
@@ -261,7 +251,12 @@ def advance(
         diagnostics=_diagnostics(decision, state.diagnostics),
     )
     if options.preconditioned:
-        _warn_of_the_sign(state, new_state)
+        warn_of_the_sign(
+            "preconditioner",
+            state.count,
+            new_state.diagnostics.num_preconditioner_skips,
+            "gᵀP g is not positive at the first update, so P = I is used",
+        )
     return updates, new_state
 
 

@@ -12,9 +12,8 @@ from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.preconditioners.kronecker_factors import (
     Blocks,
-    averaged,
+    averaged_factors,
     blocks_for,
-    gram,
     multiplied,
     refreshed_roots,
 )
@@ -27,6 +26,7 @@ from nlcg_optax.preconditioners.matrices import (
     vector_mask,
     widened,
 )
+from nlcg_optax.preconditioners.nested import with_sign_checked
 from nlcg_optax.transformation import transformation
 from nlcg_optax.wrappers.not_schedules import not_schedules
 from nlcg_optax.xla.automatic_sharding import with_automatic_sharding
@@ -127,8 +127,11 @@ def scale_by_kronecker(
         at least one.
       graft: whether matrices take their norms from ``diagonal``. Without it the length
         of P G does not depend on that of G when both factors have converged.
-      diagonal: an Optax transformation; by default the root
-        mean square of Adam, ``optax.scale_by_rms`` with decay 0.999.
+      diagonal: an Optax transformation :math:`g \mapsto P g`, without a learning rate
+        and its sign; by default the root mean square of Adam, ``optax.scale_by_rms``
+        with decay 0.999. ``num_vector_ascents`` of the diagnostics counts updates at
+        which it turns the leaves that are not matrices uphill; outside of ``jit``
+        there is a warning as well if that happens at the first.
       weight_dimension_numbers: see `scale_by_orthogonalization`.
 
     Returns:
@@ -162,11 +165,14 @@ def scale_by_kronecker(
     validation.check_range("1", "one_sided_ratio", 1.0, one_sided_ratio)
     if diagonal is not None:
         validation.check_transformation("diagonal", diagonal)
-    transform_diagonal = optax.with_extra_args_support(diagonal or second_moment())
+    are_vectors = vector_mask(weight_dimension_numbers)
+    if diagonal is None:
+        transform_diagonal = optax.with_extra_args_support(second_moment())
+    else:
+        mask = are_vectors if graft else None
+        transform_diagonal = with_sign_checked("diagonal", diagonal, mask)
     if not graft:
-        transform_diagonal = optax.masked(
-            transform_diagonal, vector_mask(weight_dimension_numbers)
-        )
+        transform_diagonal = optax.masked(transform_diagonal, are_vectors)
     options = _Options(
         decay,
         refresh_period,
@@ -251,7 +257,7 @@ def _update(
             None if found is None else found.split(grad)
             for found, grad in zip(blocks, grads, strict=True)
         ]
-        factors = _averaged_factors(
+        factors = averaged_factors(
             blocks, split, factors, numbers.decay, numbers.finite
         )
         roots, failures = if_due(
@@ -332,25 +338,6 @@ def _as_trees(
             for side in Sides._fields
         )
     )
-
-
-def _averaged_factors(
-    blocks: list[Blocks | None],
-    split: list[jax.Array | None],
-    old_factors: list[list[jax.Array]],
-    decay: float | jax.Array,
-    finite: jax.Array,
-) -> list[list[jax.Array]]:
-    """The averages with the factors of this gradient, per leaf and per side."""
-    return [
-        [
-            averaged(old, gram(cut, side), decay, finite)
-            for old, side in zip(old_of_leaf, found.sides, strict=True)
-        ]
-        if found is not None and cut is not None
-        else []
-        for found, cut, old_of_leaf in zip(blocks, split, old_factors, strict=True)
-    ]
 
 
 def _per_leaf(

@@ -85,12 +85,31 @@ def multiplied(
     return blocks
 
 
-def averaged(
+def _averaged(
     old: jax.Array, new: jax.Array, decay: float | jax.Array, finite: jax.Array
 ) -> jax.Array:
     """One step of an exponential average; the old one where ``finite`` is False."""
     weight = jnp.asarray(decay).astype(jnp.finfo(old.dtype).dtype)
     return jnp.where(finite, times(weight, old) + times(1 - weight, new), old)
+
+
+def averaged_factors(
+    blocks: list[Blocks | None],
+    split: list[jax.Array | None],
+    old_factors: list[list[jax.Array]],
+    decay: float | jax.Array,
+    finite: jax.Array,
+) -> list[list[jax.Array]]:
+    """The averages with the factors of this gradient, per leaf and per side."""
+    return [
+        [
+            _averaged(old, gram(cut, side), decay, finite)
+            for old, side in zip(old_of_leaf, found.sides, strict=True)
+        ]
+        if found is not None and cut is not None
+        else []
+        for found, cut, old_of_leaf in zip(blocks, split, old_factors, strict=True)
+    ]
 
 
 def refreshed_roots(

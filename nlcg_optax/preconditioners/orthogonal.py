@@ -20,6 +20,7 @@ from nlcg_optax.preconditioners.matrices import (
     vector_mask,
     widened,
 )
+from nlcg_optax.preconditioners.nested import with_sign_checked
 from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import max_abs
 from nlcg_optax.trees.split import parameters_split_over
@@ -74,8 +75,11 @@ def scale_by_orthogonalization(
       normalization: how the singular values are bounded before the iteration; see
         ``preconditioning`` of ``optax.contrib.scale_by_muon``.
       restore_norm: whether each matrix keeps the Frobenius norm of its gradient.
-      vectors: transformation of leaves that are not matrices; by default the root
-        mean square of Adam, ``optax.scale_by_rms`` with decay 0.999.
+      vectors: transformation :math:`g \mapsto P g` of leaves that are not matrices,
+        without a learning rate and its sign; by default the root mean square of Adam,
+        ``optax.scale_by_rms`` with decay 0.999. ``num_vector_ascents`` of the
+        diagnostics counts updates at which it turns them uphill; outside of ``jit``
+        there is a warning as well if that happens at the first.
       weight_dimension_numbers: which axes are rows and columns, as in
         ``optax.contrib.muon``: a tree of ``optax.contrib.MuonDimensionNumbers`` and
         None (a vector), or a function from the parameters to one. By default leaves of
@@ -110,7 +114,7 @@ def scale_by_orthogonalization(
     if vectors is not None:
         validation.check_transformation("vectors", vectors)
     transform_vectors = optax.masked(
-        optax.with_extra_args_support(vectors or second_moment()),
+        second_moment() if vectors is None else with_sign_checked("vectors", vectors),
         vector_mask(weight_dimension_numbers),
     )
 

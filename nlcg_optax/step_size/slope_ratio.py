@@ -26,6 +26,7 @@ from nlcg_optax.step_size.slope_control import (
 )
 from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import vdots
+from nlcg_optax.wrappers.signs import warn_of_the_sign
 from nlcg_optax.xla import scalars
 
 NAME = "scale_by_slope_ratio"
@@ -41,6 +42,8 @@ class SlopeRatioDiagnostics(NamedTuple):
       inferred_slope: the same, from the change of the loss.
       num_steps_back: steps back so far, those because of something not finite included.
       num_not_finite: losses or gradients so far that were not finite.
+      num_ascent_directions: updates so far along whose direction the loss rises. At
+        every update it means a sign-flipped direction.
       num_jumps: times so far that the loss stayed high after all steps back, and the
         search for the step size started again.
     """
@@ -51,6 +54,7 @@ class SlopeRatioDiagnostics(NamedTuple):
     inferred_slope: jax.Array
     num_steps_back: jax.Array
     num_not_finite: jax.Array
+    num_ascent_directions: jax.Array
     num_jumps: jax.Array
 
 
@@ -209,7 +213,7 @@ def _init(options: _Options, params: PyTree) -> ScaleBySlopeRatioState:
         control=init_control(options.control, acc),
         diagnostics=SlopeRatioDiagnostics(
             *(jnp.zeros([], acc) for _ in range(4)),
-            *(jnp.zeros([], jnp.int32) for _ in range(3)),
+            *(jnp.zeros([], jnp.int32) for _ in range(4)),
         ),
     )
 
@@ -237,6 +241,12 @@ def _update(
         g, state.direction_state, params, **extra_args
     )
     (ascent,) = vdots([(u, g)], dtype=loss.dtype)
+    warn_of_the_sign(
+        "direction",
+        control.count,
+        ascent < 0,
+        "the loss rises along the negative of its output at the first update",
+    )
     chosen, ratio, inferred = went_on(options.control, control, judgment)
     forward, factor = with_step(options.control, control, chosen, ascent)
     back, kept, factor = scalars.computed_once(judgment.back, judgment.kept, factor)
@@ -253,7 +263,7 @@ def _update(
         direction_state=choose(state.direction_state, direction_state),
         last_step=choose(left, taken),
         control=choose(stepped_back(control, judgment), forward),
-        diagnostics=_diagnostics(state, judgment, forward, ratio, inferred),
+        diagnostics=_diagnostics(state, judgment, forward, ratio, inferred, ascent),
     )
     return optax.tree.cast_like(choose(undone, taken), g), new
 
@@ -264,6 +274,7 @@ def _diagnostics(
     forward: SlopeControlState,
     ratio: jax.Array,
     inferred: jax.Array,
+    ascent: jax.Array,
 ) -> SlopeRatioDiagnostics:
     last, back = state.diagnostics, judgment.back
     log_step_size = jnp.where(
@@ -278,6 +289,8 @@ def _diagnostics(
         inferred_slope=jnp.where(back, last.inferred_slope, inferred),
         num_steps_back=last.num_steps_back + back.astype(jnp.int32),
         num_not_finite=last.num_not_finite + (~judgment.finite).astype(jnp.int32),
+        num_ascent_directions=last.num_ascent_directions
+        + (~back & (ascent < 0)).astype(jnp.int32),
         num_jumps=last.num_jumps + judgment.jumped.astype(jnp.int32),
     )
 

@@ -74,6 +74,39 @@ def test_under_jit_the_diagnostics_count_sign_flipped_steps():
     assert count(one_flipped, GRADS, scope="per_leaf") == 3
 
 
+NESTED = {
+    "diagonal": lambda tx: n.scale_by_kronecker(diagonal=tx),
+    "diagonal, graft=False": lambda tx: n.scale_by_kronecker(diagonal=tx, graft=False),
+    "vectors": lambda tx: n.scale_by_orthogonalization(vectors=tx),
+    "direction": n.scale_by_slope_ratio,
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_sign_flipped_part_is_reported_at_the_first_update(name):
+    argument = name.split(",")[0]
+
+    def updated(tx, state):
+        return tx.update(GRADS, state, PARAMS, value=jnp.float32(1.0))[1]
+
+    def count(state):
+        (found,) = (v for k, v in n.diagnostics(state).items() if "ascent" in k)
+        return int(found)
+
+    for right in (optax.scale(2.0), optax.set_to_zero()):
+        tx = NESTED[name](right)
+        assert count(updated(tx, tx.init(PARAMS))) == 0  # a warning is an error
+    tx = NESTED[name](optax.scale(-2.0))
+    jax.eval_shape(lambda s: updated(tx, s), tx.init(PARAMS))  # nor under `jit`
+    with pytest.warns(UserWarning, match=rf"{argument}: .*scale_by_adam\(\)"):
+        state = updated(tx, tx.init(PARAMS))
+    assert count(updated(tx, state)) == 2
+    # The sign of a matrix is not looked at: only its norm is taken, or nothing.
+    if argument != "direction":
+        matrices = {"w": GRADS["w"]}
+        tx.update(matrices, tx.init(matrices), matrices)
+
+
 # --- arguments of factories ----------------------------------------------------------
 
 FACTORIES = {

@@ -4,10 +4,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import nlcg_optax as n
+from nlcg_optax.dtypes import with_standard_promotion
 from tests.contract.running import (
     OF_SCALARS,
     OPTAX_SEARCHES,
@@ -21,18 +24,27 @@ from tests.contract.table import BY_NAME
 pytestmark = pytest.mark.devices
 
 
-@pytest.mark.parametrize("search", ["zoom", "backtracking"])
-def test_a_search_that_cannot_run_on_explicit_axes_says_so(search):
+MUON = with_standard_promotion(optax.contrib.scale_by_muon())
+CANNOT = {
+    "zoom": ("linesearch", BY_NAME["zoom"].make()),
+    "backtracking": ("linesearch", BY_NAME["backtracking"].make()),
+    "preconditioner": ("preconditioner", n.nlcg(0.1, preconditioner=MUON)),
+    "diagonal": ("diagonal", n.scale_by_kronecker(diagonal=MUON)),
+}
+
+
+@pytest.mark.parametrize("name", CANNOT)
+def test_what_cannot_run_on_explicit_axes_says_so(name):
     """Optax's own take products of split arrays without saying where they live."""
-    row = BY_NAME[search]
+    argument, tx = CANNOT[name]
+    row = BY_NAME["zoom"]  # for its extra arguments
     mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
-    tx = row.make()
     one_step = make_step(row, tx, lambda w: jnp.sum(jnp.cosh(w - 0.5)))
     with jax.set_mesh(mesh):
         w = jax.device_put(jnp.ones([4, 2]), NamedSharding(mesh, P("x")))
         state = tx.init(w)
         with pytest.raises(
-            ValueError, match=r"(?s)linesearch cannot run .*AxisType\.Auto"
+            ValueError, match=rf"(?s)^{argument} cannot run .*AxisType\.Auto"
         ):
             jax.eval_shape(one_step, w, state)
 

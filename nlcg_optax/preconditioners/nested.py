@@ -1,0 +1,124 @@
+"""Transformations of vectors that are nested in a preconditioner of matrices."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlcg_optax.dtypes import PyTree
+from nlcg_optax.transformation import transformation
+from nlcg_optax.trees.inner_products import vdots
+from nlcg_optax.wrappers.signs import warn_of_the_sign
+from nlcg_optax.xla.automatic_sharding import explained_explicit_axes
+
+AXES_REMEDY = "the default runs on both kinds"
+IDENTITY = optax.identity()  # whose sign needs no check
+
+
+class NestedDiagnostics(NamedTuple):
+    """What was seen of a nested transformation.
+
+    Attributes:
+      num_vector_ascents: updates so far at which ``gᵀP g`` of the vectors was negative.
+        At every update it means a sign-flipped transformation, such as
+        ``optax.adam(1e-2)`` in place of ``optax.scale_by_adam()``.
+    """
+
+    num_vector_ascents: jax.Array
+
+
+class NestedState(NamedTuple):
+    """State of a transformation whose sign is checked.
+
+    Attributes:
+      count: number of updates.
+      inner_state: state of the transformation.
+      diagnostics: what was seen.
+    """
+
+    count: jax.Array  # type: ignore[assignment]
+    inner_state: PyTree
+    diagnostics: NestedDiagnostics
+
+
+class _Options(NamedTuple):
+    """The arguments of `with_sign_checked`."""
+
+    name: str
+    inner: optax.GradientTransformationExtraArgs
+    mask: Callable[[PyTree], PyTree] | None
+
+
+def with_sign_checked(
+    name: str,
+    tx: optax.GradientTransformation,
+    mask: Callable[[PyTree], PyTree] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation ``tx`` itself; updates at which it ascends are counted.
+
+    Outside of ``jit`` there is a warning as well if that happens at the first update.
+    One inner product, of vectors only.
+
+    Args:
+      name: of the argument that ``tx`` is.
+      tx: the nested transformation.
+      mask: from the updates to a tree of booleans: which leaves are vectors, if not
+        all. The sign of a matrix is not looked at, where only its norm is taken.
+
+    Returns:
+      The transformation, with a `NestedState`.
+
+    Examples:
+      >>> tx = with_sign_checked("vectors", optax.scale(2.))
+      >>> z, state = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
+      >>> z, state.diagnostics.num_vector_ascents
+      (Array([2.], dtype=float32), Array(0, dtype=int32))
+    """
+    inner = optax.with_extra_args_support(tx)
+    if tx is IDENTITY:
+        return inner
+    return transformation(_Options(name, inner, mask), _init, _update)
+
+
+def _init(options: _Options, params: PyTree) -> NestedState:
+    return NestedState(
+        count=jnp.zeros([], jnp.int32),
+        inner_state=options.inner.init(params),
+        diagnostics=NestedDiagnostics(jnp.zeros([], jnp.int32)),
+    )
+
+
+def _update(
+    options: _Options,
+    g: PyTree,
+    state: NestedState,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, NestedState]:
+    with explained_explicit_axes(options.name, AXES_REMEDY):
+        z, inner_state = options.inner.update(
+            g, state.inner_state, params, **extra_args
+        )
+    chosen = options.mask or (lambda tree: jax.tree.map(lambda _: True, tree))
+    flags = jax.tree.leaves(chosen(g))
+    vectors = [
+        [leaf for leaf, flag in zip(jax.tree.leaves(tree), flags, strict=True) if flag]
+        for tree in (g, z)
+    ]
+    ascents = state.diagnostics.num_vector_ascents
+    if vectors[0]:
+        (g_z,) = vdots([(vectors[0], vectors[1])])
+        warn_of_the_sign(
+            options.name,
+            state.count,
+            g_z < 0,
+            "gᵀP g of the leaves that are not matrices is negative at the first update",
+        )
+        ascents += (g_z < 0).astype(jnp.int32)
+    return z, NestedState(
+        count=optax.safe_increment(state.count),
+        inner_state=inner_state,
+        diagnostics=NestedDiagnostics(ascents),
+    )

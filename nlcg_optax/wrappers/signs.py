@@ -1,0 +1,27 @@
+"""The warning that a nested transformation flips the sign of what it is passed."""
+
+import warnings
+
+import jax
+
+from nlcg_optax.xla.control_flow import is_known
+
+
+def warn_of_the_sign(
+    name: str, count: jax.Array, flipped: jax.Array, fact: str
+) -> None:
+    """Warns of a sign flipped at the first update; not inside of ``jit``.
+
+    Args:
+      name: of the argument that is the transformation.
+      count: updates before this one.
+      flipped: whether it flips the sign of this gradient; zero for no.
+      fact: what was seen, and what is done about it.
+    """
+    if is_known(count) and is_known(flipped) and count == 0 and flipped:
+        warnings.warn(
+            f"{name}: {fact}. This transformation maps g to P g, without a learning "
+            "rate and its sign: for example, pass optax.scale_by_adam() instead of "
+            "optax.adam(...)",
+            stacklevel=2,
+        )
