@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 from experiments.classical import profiles
+from experiments.classical.records import complete_lines, make_ready
 from experiments.errors import ending_with_a_message
 
 REFERENCE = "CG_DESCENT default"
@@ -176,7 +177,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         ValueError: if a line is no record; the message names file and line.
     """
     records = []
-    for number, line in enumerate(_complete_lines(path), start=1):
+    for number, line in enumerate(complete_lines(path), start=1):
         try:
             record = json.loads(line)
             record["solver"], record["problem"], record["solved"]
@@ -186,14 +187,6 @@ def read(path: Path) -> list[dict[str, Any]]:
             ) from error
         records.append(record)
     return records
-
-
-def _complete_lines(path: Path) -> list[str]:
-    """The lines of a file without the half line that a killed run may leave."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")]
 
 
 def versions() -> dict[str, str]:
@@ -228,9 +221,7 @@ def run(config: Config, console: Console) -> None:
         for solver in config.solvers
         if (solver, name) not in done
     ]
-    config.records.parent.mkdir(parents=True, exist_ok=True)
-    if config.records.exists():
-        config.records.write_text("".join(_complete_lines(config.records)))
+    make_ready(config.records)
     worker, stamp = Worker(), versions()
     try:
         with config.records.open("a") as file:

@@ -4,12 +4,15 @@ B fits of sums of exponentials in float32, each with data of its own, are solved
 compiled program. Every solver runs until the stopping rule of its defaults holds for
 each fit, at most `MOST_STEPS` iterations; a fit counts as solved if its sum of squares
 is within `SLACK` of the least that any solver found. Times are medians of `--repeats`
-runs, taken in turns in one process; bytes are those of XLA's temporary buffers.
+runs, taken in turns in one process; bytes are those of XLA's temporary buffers. Each
+number of fits leaves its lines in a file of records, and is not run again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,10 +27,12 @@ from rich.console import Console
 
 import nlcg_optax
 from experiments.bench.timing import timed
+from experiments.classical.records import complete_lines, make_ready
 from experiments.errors import ending_with_a_message
 from experiments.registry import look_up
 from experiments.report import style
 
+MODULE = "experiments.classical.many"
 POINTS = 50  # data of a fit
 NOISE = 0.02
 MOST_STEPS = 500
@@ -63,6 +68,7 @@ class Config:
         fits: how many at once.
         solvers: names of the solvers; all by default.
         repeats: timed runs, after one that is discarded.
+        records: file of records, one JSON line each; it is appended to.
         output: Markdown file of the table; the picture lies beside it.
     """
 
@@ -70,6 +76,7 @@ class Config:
     fits: tuple[int, ...] = (1, 8, 64, 512, 8192)
     solvers: tuple[str, ...] = tuple(COLORS)
     repeats: int = 5
+    records: Path = Path("runs/many.jsonl")
     output: Path = Path("runs/many.md")
 
 
@@ -202,6 +209,37 @@ def compare(parameters: int, fits: int, config: Config) -> list[Row]:
     ]
 
 
+def recorded(config: Config) -> list[Row]:
+    """The rows of the file of records, after what it lacks has been run.
+
+    The solvers of a number of fits are timed in turns, so all of them are run again
+    where one is missing.
+
+    Raises:
+        ValueError: if a line is no record; the message names file and line.
+    """
+    make_ready(config.records)
+    known: dict[tuple[int, int], dict[str, Row]] = {}
+    for number, line in enumerate(complete_lines(config.records), start=1):
+        try:
+            row = Row(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{config.records}:{number} is not a record of {MODULE}"
+            ) from error
+        known.setdefault((row.parameters, row.fits), {})[row.solver] = row
+    rows = []
+    for parameters, fits in itertools.product(config.parameters, config.fits):
+        own = known.get((parameters, fits), {})
+        if not own.keys() >= set(config.solvers):
+            new = compare(parameters, fits, config)
+            own = {row.solver: row for row in new}
+            with config.records.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row._asdict()) + "\n" for row in new)
+        rows += [own[solver] for solver in config.solvers]
+    return rows
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
     lines = [f"| {' | '.join(HEADINGS)} |", f"|---:|---:|---|{'---:|' * 4}"]
@@ -239,17 +277,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends it with a message."""
-    module = "experiments.classical.many"
-    config = tyro.cli(Config, prog=f"python -m {module}", args=arguments)
-    with ending_with_a_message(module, arguments, again="start again with"):
+    config = tyro.cli(Config, prog=f"python -m {MODULE}", args=arguments)
+    with ending_with_a_message(MODULE, arguments):
         for solver in config.solvers:
             look_up("solvers", solver, SOLVERS)
-        rows = [
-            row
-            for parameters in config.parameters
-            for fits in config.fits
-            for row in compare(parameters, fits, config)
-        ]
+        rows = recorded(config)
         text = table(rows)
         config.output.parent.mkdir(parents=True, exist_ok=True)
         config.output.write_text(text + "\n", encoding="utf-8")

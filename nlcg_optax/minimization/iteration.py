@@ -31,7 +31,12 @@ from nlcg_optax.minimization.convergence import (
 from nlcg_optax.minimization.methods import Method
 from nlcg_optax.minimization.next_search import Direction, next_direction, next_search
 from nlcg_optax.minimization.result import Status
-from nlcg_optax.minimization.second_look import found_descent, second_look
+from nlcg_optax.minimization.second_look import (
+    LOOKS,
+    found_descent,
+    is_neighbor,
+    second_look,
+)
 from nlcg_optax.minimization.state import (
     Iterations,
     MinimizeState,
@@ -90,13 +95,13 @@ def iterate(
     status, is_rescaled = state.status, scale != state.scale
     before = Iterations(*state.iterations)
     num_failed = jnp.where(taken.moved, 0, before.num_failed + 1)
-    is_second_look = before.put_off > 0
+    is_second_look = before.look > 0
     # If a search found no lower point, reset the direction and follow the negative
     # gradient. Likewise if nothing has got smaller for 8, 16, 32, ... iterations: the
     # memory then consists of rounding errors.
     restart = jax.lax.population_count(taken.num_stalled) == 1
     restart &= taken.num_stalled >= STALLED_MEMORY
-    restart |= ~taken.moved
+    restart |= ~taken.moved | is_neighbor(state)
     if method.initial_step == "previous":  # its directions would not be conjugate
         restart |= is_second_look
     direction = next_direction(method, state, taken, restart)
@@ -109,11 +114,12 @@ def iterate(
     iterations = _count(limits, state, taken, sizes, is_natural, num_failed)
     descends = (direction.slope < 0) | is_rescaled
     status = _status(limits, taken, descends, sizes, iterations, status)
-    seen_twice = is_second_look & ~found_descent(state, taken)
-    status = jnp.where(seen_twice, before.put_off - 1, status)
-    looks = ~seen_twice & (status == Status.CONVERGED_TO_ROUNDING)
+    in_vain = is_second_look & ~found_descent(state, taken)
+    status = jnp.where(in_vain, before.put_off, status)
+    looks = ~in_vain & (status == Status.CONVERGED_TO_ROUNDING)
     if limits.tol_kind == "decrease":
-        looks |= ~seen_twice & (status == Status.CONVERGED)
+        looks |= ~in_vain & (status == Status.CONVERGED)
+    looks |= in_vain & (before.look < LOOKS)
     if callback is not None:
         status, ends = _call_back(
             callback, active & ~is_rescaled, state, taken, step, iterations, status
@@ -136,7 +142,8 @@ def iterate(
         iterations=jnp.stack(iterations),
         status=status.astype(jnp.int32),
     )
-    new = apply_if(looks, lambda _, s: second_look(limits, s), new)
+    look = jnp.where(in_vain, before.look + 1, 1)
+    new = apply_if(looks, lambda _, s: second_look(limits, s, look), new)
     return apply_if(
         is_rescaled & (status == Status.RUNNING),
         lambda _, s: rescaled(objective, method, s, scale),
@@ -217,7 +224,8 @@ def _count(
     is_natural: jax.Array,
     num_failed: jax.Array,
 ) -> Iterations:
-    nit, _, _, num_small, _ = Iterations(*state.iterations)
+    before = Iterations(*state.iterations)
+    nit, num_small = before.nit, before.num_small
     little = promises_little(limits, sizes, taken.evaluated.value)
     return Iterations(
         nit=nit + (taken.moved & ~taken.is_first).astype(jnp.int32),
@@ -225,6 +233,7 @@ def _count(
         num_failed=num_failed,
         num_small=jnp.where(is_natural, jnp.where(little, num_small + 1, 0), num_small),
         put_off=jnp.zeros_like(nit),
+        look=jnp.zeros_like(nit),
     )
 
 

@@ -23,6 +23,7 @@ from nlcg_optax.minimization.convergence import (
 from nlcg_optax.minimization.iteration import Callback, iterate
 from nlcg_optax.minimization.methods import Method
 from nlcg_optax.minimization.result import Status
+from nlcg_optax.minimization.second_look import is_neighbor
 from nlcg_optax.minimization.state import (
     Evaluated,
     Iterations,
@@ -35,7 +36,7 @@ from nlcg_optax.trees.inner_products import products_and_maxima
 from nlcg_optax.xla.control_flow import apply_if
 
 SHORT_SEARCH = 8  # points at most where all that a search can gain is rounding
-SECOND_LOOK = 16  # points at most of the search before the end
+SECOND_LOOK = 16  # points at most of a search before the end
 
 
 class _Measured(NamedTuple):
@@ -138,7 +139,7 @@ def _rules_of_search(method: Method, state: MinimizeState) -> WolfeRules:
         SHORT_SEARCH,
         method.rules.max_evaluations,
     )
-    most = jnp.where(Iterations(*state.iterations).put_off > 0, SECOND_LOOK, most)
+    most = jnp.where(Iterations(*state.iterations).look > 0, SECOND_LOOK, most)
     return method.rules._replace(max_evaluations=most)
 
 
@@ -172,7 +173,7 @@ def _measure_gradient(
     level = value <= search.start_value + search.tolerance
     converged = usable & level & has_small_gradient(limits, sizes, value, grad_max)
     accepted = wolfe_search.accepts(rules, search, value, slope)
-    accepted |= converged | is_first
+    accepted |= converged | is_first | (usable & is_neighbor(state))
     lower = usable & (value < state.candidate.value)
     advanced = wolfe_search.advance_point(rules, search, value, slope)
 

@@ -113,7 +113,8 @@ class Iterations(NamedTuple):
       num_stalled: iterations since objective or gradient last got smaller.
       num_failed: failed searches in a row.
       num_small: promises in a row as small as the tolerance asks.
-      put_off: one more than the status that a second look has put off, else zero.
+      put_off: the status that a second look has put off.
+      look: the number of its search, zero outside of it.
     """
 
     nit: jax.Array
@@ -121,6 +122,7 @@ class Iterations(NamedTuple):
     num_failed: jax.Array
     num_small: jax.Array
     put_off: jax.Array
+    look: jax.Array
 
 
 class MinimizeState(NamedTuple):

@@ -20,12 +20,17 @@ from nlcg_optax.trees.stacked_products import combination, stacked_vdots
 from nlcg_optax.wrappers.not_schedules import not_schedules
 from nlcg_optax.xla import varying
 
+# On a quadratic function of n parameters n pairs are enough, on others the older ones
+# help a little. What thousands of small fits at once cost are the (m + 1)² numbers of
+# R⁻¹: not more rows than the next power of two above this many per parameter.
+PAIRS_PER_PARAMETER = 4
+
 
 class LimitedMemoryDiagnostics(NamedTuple):
     """What `scale_by_limited_memory` did, as scalars.
 
     Attributes:
-      num_pairs: secant pairs in the memory, at most m.
+      num_pairs: secant pairs in the memory.
       num_refused_pairs: pairs refused so far because their curvature is not positive.
       initial_scaling: γ of the initial matrix γ I.
     """
@@ -96,7 +101,8 @@ def scale_by_limited_memory(
 
     Args:
       memory: m, the number of pairs kept. 31 pairs plus one spare row fill whole SIMD
-        registers, which compiles to less code.
+        registers, which compiles to less code. Of one parameter at most 7 are kept, of
+        two or three 15, of four to seven 31, and so on: older ones add next to nothing.
       min_cosine: the ε above; with 0 any positive curvature is enough.
 
     Returns:
@@ -164,7 +170,8 @@ class _Memory(NamedTuple):
 
 def _init(options: _Options, params: PyTree) -> ScaleByLimitedMemoryState:
     acc = accumulator_dtype(params)
-    rows = options.memory + 1
+    size = max(1, sum(map(jnp.size, jax.tree.leaves(params))))
+    rows = min(options.memory + 1, 1 << (PAIRS_PER_PARAMETER * size).bit_length())
 
     def stack(x: jax.Array) -> jax.Array:
         # Made of x, so that every row is sharded like it.
@@ -204,8 +211,8 @@ def _update(
     pair = _newest_pair(options, updates, state, params)
     # The pair goes to the spare row, zeros if it is refused. The row of the oldest
     # pair is the next spare one.
-    slot = state.spare
-    spare = jnp.where(pair.taken, jnp.where(slot < options.memory, slot + 1, 0), slot)
+    slot, most = state.spare, state.curvatures.size - 1
+    spare = jnp.where(pair.taken, jnp.where(slot < most, slot + 1, 0), slot)
     steps = _write(state.steps, pair.s, slot, pair.taken)
     grad_changes = _write(state.grad_changes, pair.y, slot, pair.taken)
     curvatures = jax.lax.dynamic_update_index_in_dim(
@@ -213,7 +220,7 @@ def _update(
     )
     num_known = jnp.where(state.count > 0, state.diagnostics.num_pairs, 0)
     num_new = pair.taken.astype(jnp.int32)
-    num_pairs = jnp.minimum(num_known + num_new, options.memory)
+    num_pairs = jnp.minimum(num_known + num_new, most)
     scaling = jnp.where(
         pair.taken,
         pair.s_y / jnp.where(pair.taken, pair.y_y, 1),

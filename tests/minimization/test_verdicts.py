@@ -129,6 +129,22 @@ def test_parameters_of_very_different_sizes_are_moved_together(method):
     assert left <= 100 * rounding * least
 
 
+def test_a_valley_behind_the_rounding_of_a_wall_is_followed():
+    """Maratos' function: around a circle, whose wall is a million times as steep.
+
+    On the circle the rounding of x makes a gradient of 4e6 eps = .5 across it, as large
+    as the slope of 1 along it.
+    """
+
+    def maratos(x):
+        return x[0] + 1e6 * (x[0] ** 2 + x[1] ** 2 - 1) ** 2
+
+    result = minimize(maratos, jnp.array([1.1, 0.1]))
+    assert bool(result.success)
+    # At (-1, 0) it is -1, but for the square of 1 / (4e6) times 1e6.
+    np.testing.assert_allclose(result.fun, -1.0, atol=100 * np.finfo(np.float32).eps)
+
+
 def test_a_run_from_a_minimum_ends_soon():
     y = observations(0).astype(np.float32)
     first = minimize(fit, START.astype(np.float32), args=(y,))

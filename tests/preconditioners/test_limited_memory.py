@@ -95,6 +95,28 @@ def test_a_gradient_that_is_not_finite_leaves_nothing_behind(x64):
     assert int(state.diagnostics.num_refused_pairs) == 2
 
 
+@pytest.mark.parametrize(("size", "pairs"), [(1, 7), (2, 15), (3, 15), (4, 31)])
+def test_a_few_parameters_need_few_pairs(size, pairs):
+    state = scale_by_limited_memory(31).init(jnp.zeros(size))
+    assert state.inverse.shape == (pairs + 1, pairs + 1)
+    assert state.steps.shape == (pairs + 1, size)
+
+
+def test_old_pairs_of_a_few_parameters_leave(x64):
+    rng = np.random.default_rng(0)
+    tx, pairs = scale_by_limited_memory(31), []
+    update, x, g = jax.jit(tx.update), np.zeros(2), np.zeros(2)
+    state = tx.init(jnp.zeros(2))
+    for _ in range(20):
+        before, x = (x, g), rng.standard_normal(2)
+        g = np.array([1.0, 10.0]) * x
+        z, state = update(jnp.asarray(g), state, jnp.asarray(x))
+        pairs = [*pairs, (x - before[0], g - before[1])][-15:]
+    # The first pair is not one: nothing was known before the first update.
+    assert int(state.diagnostics.num_pairs) == 15
+    np.testing.assert_allclose(z, two_loop(g, pairs), rtol=1e-9)
+
+
 def test_is_the_inverse_hessian_after_n_independent_pairs(x64):
     rng = np.random.default_rng(1)
     hessian = np.diag([1.0, 10.0, 100.0, 1000.0])

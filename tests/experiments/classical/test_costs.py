@@ -15,13 +15,19 @@ def test_many_fits_are_solved_and_drawn(tmp_path, capsys):
     path = tmp_path / "many.md"
     solver = "nlcg_optax limited-memory"
     given = ["--parameters", "3", "--fits", "1", "4", "--repeats", "1"]
-    many.main([*given, "--solvers", solver, f"--output={path}"])
+    given += ["--solvers", solver, f"--output={path}"]
+    given += [f"--records={path.with_suffix('.jsonl')}"]
+    many.main(given)
     rows = path.read_text().splitlines()[2:]
     # The only solver is the best one: each of its fits counts as solved.
     cells = [[cell.strip() for cell in row.split("|")[1:5]] for row in rows]
     assert cells == [["3", "1", solver, "1"], ["3", "4", solver, "4"]]
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert solver in capsys.readouterr().out
+    # What is recorded is not run again, not even the times.
+    before = path.read_bytes(), path.with_suffix(".jsonl").read_bytes()
+    many.main(given)
+    assert (path.read_bytes(), path.with_suffix(".jsonl").read_bytes()) == before
     with pytest.raises(SystemExit, match="error: .*newton"):
         many.main(["--solvers", "newton"])
 
