@@ -56,7 +56,7 @@ test-slow: $(VENV)/.tpu # runs the tests that take minutes or several processes
 
 # The other suites leave most optimizations of XLA out, see tests/conftest.py.
 test-optimized: $(VENV)/.test # runs the tests that optimizations could break, with all
-	$(PYTEST) -m 'not slow' --optimized $(TEST_ARGS) \
+	$(PYTEST) -m 'optimized or not slow' --optimized $(TEST_ARGS) tests/test_safety.py \
 		tests/xla tests/trees tests/direction tests/step_size tests/paper
 
 test-matrix: # runs the suite on every Python found and on the oldest declared versions

@@ -5,7 +5,8 @@ suite runs on one CPU device. Tests of several devices carry the marker ``device
 run by themselves, on eight virtual devices: ``pytest --devices``.
 
 Most of the time of a test is the compilation of its programs, so XLA is asked for less
-work, see `_compile_quickly`. ``pytest --optimized`` compiles as users do.
+work, see `_compile_quickly`. ``pytest --optimized`` compiles as users do; the tests
+that need this carry the marker ``optimized``.
 """
 
 import gc
@@ -97,12 +98,15 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keeps the tests of several devices, or all others."""
+    """Keeps the tests of several devices, or all others, as the programs allow."""
     several = config.getoption("--devices")
+    optimized = config.getoption("--optimized")
     kept, left_out = [], []
     for item in items:
-        marked = item.get_closest_marker("devices") is not None
-        (kept if marked == several else left_out).append(item)
+        marked = {mark.name for mark in item.iter_markers()}
+        fits = ("devices" in marked) == several
+        fits &= optimized or "optimized" not in marked
+        (kept if fits else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
 
