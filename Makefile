@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 # Of what pip says: each package when it is fetched, and when they are installed.
 NAMES := | grep --line-buffered -oE '^ *(Collecting [A-Za-z0-9_.-]+|Installing)'
 
-.PHONY: help demo test test-slow test-matrix lint bench docs clean
+.PHONY: help demo test test-slow test-optimized test-matrix lint bench docs clean
 
 help: # lists the targets
 	@grep -hE '^[a-z-]+:.*# ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*# (.*)/make \1\t\2/' | expand -t 20
@@ -42,14 +42,22 @@ $(VENV)/.docs: $(VENV)/.experiments
 demo: $(VENV)/.experiments # trains on handwritten digits, draws curves and a table
 	$(BIN)/python -m experiments.studies.digits $(DEMO_ARGS)
 
+# An idle worker takes tests from the other, so that both end together.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
 # Tests of several devices run by themselves, see tests/conftest.py.
 test: $(VENV)/.test # runs the fast suite, doctests included
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(TEST_ARGS)
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' --devices $(TEST_ARGS)
+	$(PYTEST) -m 'not slow' $(TEST_ARGS)
+	$(PYTEST) -m 'not slow' --devices $(TEST_ARGS)
 
 test-slow: $(VENV)/.tpu # runs the tests that take minutes or several processes
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(TEST_ARGS)
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow --devices $(TEST_ARGS)
+	$(PYTEST) -m slow $(TEST_ARGS)
+	$(PYTEST) -m slow --devices $(TEST_ARGS)
+
+# The other suites leave most optimizations of XLA out, see tests/conftest.py.
+test-optimized: $(VENV)/.test # runs the tests that optimizations could break, with all
+	$(PYTEST) -m 'optimized or not slow' --optimized $(TEST_ARGS) tests/test_safety.py \
+		tests/xla tests/trees tests/direction tests/step_size tests/paper
 
 test-matrix: # runs the suite on every Python found and on the oldest declared versions
 	PYTHON=$(PYTHON) bash tests/matrix.sh

@@ -3,13 +3,20 @@
 Most users have one device, and the package's programs differ where there is one; so the
 suite runs on one CPU device. Tests of several devices carry the marker ``devices`` and
 run by themselves, on eight virtual devices: ``pytest --devices``.
+
+Most of the time of a test is the compilation of its programs, so XLA is asked for less
+work, see `_compile_quickly`. ``pytest --optimized`` compiles as users do; the tests
+that need this carry the marker ``optimized``.
 """
 
+import gc
+import mmap
 import os
 import tempfile
 from pathlib import Path
 
 import jax
+import jaxlib
 import pytest
 
 DEVICES = 8
@@ -18,6 +25,14 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 # Folder of compiled programs: pytest passes it to its workers, .ci/run to all suites.
 _PROGRAMS = "NLCG_OPTAX_TEST_PROGRAMS"
 
+# Fusions without MLIR before LLVM, one module a program, few optimizations by LLVM.
+_QUICK_FLAGS = (
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -25,10 +40,47 @@ def pytest_addoption(parser):
         action="store_true",
         help=f"run the tests of several devices, on {DEVICES} virtual ones; only these",
     )
+    parser.addoption(
+        "--optimized",
+        action="store_true",
+        help="compile with all optimizations of XLA, which takes twice the time",
+    )
+
+
+def _known_to_xla(flags):
+    """Those of the flags that this jaxlib has; at any other XLA ends the process."""
+    names = {flag: flag.removeprefix("--").split("=")[0].encode() for flag in flags}
+    known = set()
+    for library in Path(jaxlib.__file__).parent.glob("*.so"):
+        with (
+            library.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            known |= {flag for flag, name in names.items() if content.find(name) >= 0}
+    return [flag for flag in flags if flag in known]
+
+
+def _compile_quickly():
+    """Halves the processor time of the suite, here and in the processes it starts.
+
+    XLA's passes over a program stay the same but for the choice of a few fusions, so
+    that what a test reads in a compiled program, such as collectives, constants and
+    buffers, is what users have. The code that LLVM makes of it is another, and rounds
+    otherwise, as that for another machine would.
+    """
+    given = os.environ.get("XLA_FLAGS", "").split()
+    missing = [flag for flag in _QUICK_FLAGS if flag not in given]
+    # What the caller asks for stands behind, and so holds.
+    os.environ["XLA_FLAGS"] = " ".join([*_known_to_xla(missing), *given])
 
 
 def pytest_configure(config):
-    """Sets the number of devices, and compiles a program once per session only."""
+    """Sets devices and compiler, and compiles a program once per session only."""
+    # JAX's own objects live long: at Python's default the search for cycles among them
+    # takes a tenth of the time.
+    gc.set_threshold(50_000)
+    if not config.getoption("--optimized"):
+        _compile_quickly()
     if config.getoption("--devices"):
         jax.config.update("jax_num_cpu_devices", DEVICES)
     if _PROGRAMS not in os.environ:
@@ -46,12 +98,15 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keeps the tests of several devices, or all others."""
+    """Keeps the tests of several devices, or all others, as the programs allow."""
     several = config.getoption("--devices")
+    optimized = config.getoption("--optimized")
     kept, left_out = [], []
     for item in items:
-        marked = item.get_closest_marker("devices") is not None
-        (kept if marked == several else left_out).append(item)
+        marked = {mark.name for mark in item.iter_markers()}
+        fits = ("devices" in marked) == several
+        fits &= optimized or "optimized" not in marked
+        (kept if fits else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
 

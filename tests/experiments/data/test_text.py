@@ -106,7 +106,7 @@ def test_a_text_is_learned(folder, tmp_path):
     run.main(
         [
             "--config.dataset=text",
-            "--config.model=transformer",
+            "--config.model=transformer_small",
             "--config.optimizer=adam",
             "--config.learning-rate=0.003",
             "--config.batch-size=16",

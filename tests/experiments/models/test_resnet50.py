@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from experiments import models
+from experiments.config import RunConfig
 from experiments.models.resnet50 import Bottleneck, ResNet50
+from experiments.scaling.compiled_step import Problem, lower_step
+from experiments.training import meshes
 
 
 def sizes(tree):
@@ -128,3 +131,26 @@ def test_initialisation_of_a_small_resnet():
     dense = variables["params"]["Dense_0"]["kernel"]
     assert dense.shape == (128, 7)  # 896 draws: to 2.4 per cent
     np.testing.assert_allclose(dense.std(), 0.01, rtol=0.1)
+
+
+@pytest.mark.slow
+def test_a_training_step_keeps_the_types_of_the_state():
+    config = RunConfig(
+        dataset="imagenet2012",
+        model="resnet50",
+        optimizer="large_batch_nlcg",
+        learning_rate=0.02,
+        batch_size=16,
+        compute_dtype="bfloat16",
+        standardization="imagenet",
+    )
+    step = lower_step(config, Problem(32, 1000), meshes.make_mesh())
+    (before, _), _ = step.args_info
+    after, metrics = step.out_info
+    assert sizes(after) > 2 * 25_557_032  # with the memory of the direction
+    given, returned = (
+        [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
+        for tree in (before, after)
+    )
+    assert returned == given
+    assert metrics["loss"].shape == ()

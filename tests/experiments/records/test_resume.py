@@ -277,12 +277,12 @@ def test_a_process_killed_in_the_middle_of_a_write(tmp_path):
         return [*COMMAND, f"--record={record}", f"--checkpoint-dir={tmp_path / name}"]
 
     run.main(arguments("whole"))
+    # Compiled as in this process, to the same bits.
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags = f"{flags} --xla_force_host_platform_device_count={jax.device_count()}"
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_IN_A_WRITE, *arguments("killed")],
-        env={
-            **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={jax.device_count()}",
-        },
+        env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         check=False,
     )

@@ -32,6 +32,9 @@ EXPLICIT_LAYOUTS = {
     "explicit_shard_map": {**EXPLICIT, "partitioning": "shard_map", "shard_devices": 2},
 }
 ALL_LAYOUTS = {**LAYOUTS, **EXPLICIT_LAYOUTS}
+# These split over both axes what the others of `LAYOUTS` split over one of them.
+BOTH_AXES = ("hybrid", "explicit", "shard_map_hybrid")
+ONE_AXIS = ("data", "sharded", "shard_map")
 
 
 class Case(NamedTuple):
@@ -161,15 +164,24 @@ def check_same_numbers(optimizer, few_digits, alone, devices, layout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["hybrid", "explicit", "shard_map_hybrid"])
-def test_twenty_steps_on_eight_devices(layout, few_digits, alone):
-    check_same_numbers("nlcg,preconditioner=rms", few_digits, alone, 8, layout)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", BOTH_AXES)
 @pytest.mark.parametrize("optimizer", CASES)
 def test_every_optimizer_on_eight_devices(optimizer, layout, few_digits, alone):
+    check_same_numbers(optimizer, few_digits, alone, 8, layout)
+
+
+# Element by element, with products with the Hessian, and by matrices.
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ONE_AXIS)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "nlcg,preconditioner=rms",
+        "nlcg,rule=hs,preconditioner=secant",
+        "nlcg,preconditioner=kronecker",
+    ],
+)
+def test_layouts_of_one_axis_on_eight_devices(optimizer, layout, few_digits, alone):
     check_same_numbers(optimizer, few_digits, alone, 8, layout)
 
 
@@ -186,9 +198,15 @@ def test_explicit_axes_in_every_layout(layout, few_digits, alone):
     check_same_numbers("nlcg,preconditioner=rms", few_digits, alone, 8, layout)
 
 
+# Two devices along one axis, and with an explicit one of length 1; four along both.
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [2, 4])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "devices"),
+    [
+        *((layout, 2) for layout in (*ONE_AXIS, "explicit")),
+        *((layout, 4) for layout in ("hybrid", "shard_map_hybrid")),
+    ],
+)
 def test_fewer_devices(layout, devices, few_digits, alone):
     check_same_numbers(
         "nlcg,rule=hs,preconditioner=secant", few_digits, alone, devices, layout

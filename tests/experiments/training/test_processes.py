@@ -36,7 +36,8 @@ def free_address():
 
 def start(arguments, devices, log):
     """A process with devices of its own."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags = f"{flags} --xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     with log.open("w") as file:
         return subprocess.Popen(
