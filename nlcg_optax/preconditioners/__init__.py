@@ -15,6 +15,7 @@ from nlcg_optax.preconditioners.limited_memory import (
     ScaleByLimitedMemoryState,
     scale_by_limited_memory,
 )
+from nlcg_optax.preconditioners.nested import NestedDiagnostics, NestedState
 from nlcg_optax.preconditioners.orthogonal import (
     ScaleByOrthogonalizationState,
     scale_by_orthogonalization,
@@ -33,6 +34,8 @@ __all__ = [
     "DiagonalSecantDiagnostics",
     "KroneckerDiagnostics",
     "LimitedMemoryDiagnostics",
+    "NestedDiagnostics",
+    "NestedState",
     "SampledDiagonalDiagnostics",
     "ScaleByDiagonalSecantState",
     "ScaleByKroneckerState",
