@@ -79,16 +79,16 @@ def check_positive_int(name: str, value: Any) -> None:
 
 
 def check_static(**values: Any) -> None:
-    """Raises TypeError if a number on which the program depends is traced.
+    """Raises TypeError if an argument on which the program depends is traced.
 
     Args:
-      **values: the numbers by name.
+      **values: the arguments by name.
     """
     for name, value in values.items():
         if not is_known(value):
             raise TypeError(
                 f"{name}={value!r} is traced, but the program depends on its value; "
-                "allowed is a number, which optax.inject_hyperparams keeps with "
+                "allowed is a Python value, which optax.inject_hyperparams keeps with "
                 f"static_args=('{name}',)"
             )
 

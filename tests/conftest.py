@@ -25,7 +25,8 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 # Folder of compiled programs: pytest passes it to its workers, .ci/run to all suites.
 _PROGRAMS = "NLCG_OPTAX_TEST_PROGRAMS"
 
-# Fusions without MLIR before LLVM, one module a program, few optimizations by LLVM.
+# Fusions are compiled without MLIR, one LLVM module per program, with few LLVM
+# optimizations.
 _QUICK_FLAGS = (
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
@@ -48,7 +49,7 @@ def pytest_addoption(parser):
 
 
 def _known_to_xla(flags):
-    """Those of the flags that this jaxlib has; at any other XLA ends the process."""
+    """The flags that this jaxlib has; XLA ends the process at an unknown one."""
     names = {flag: flag.removeprefix("--").split("=")[0].encode() for flag in flags}
     known = set()
     for library in Path(jaxlib.__file__).parent.glob("*.so"):
@@ -70,7 +71,7 @@ def _compile_quickly():
     """
     given = os.environ.get("XLA_FLAGS", "").split()
     missing = [flag for flag in _QUICK_FLAGS if flag not in given]
-    # What the caller asks for stands behind, and so holds.
+    # The caller's flags come last, so they take precedence.
     os.environ["XLA_FLAGS"] = " ".join([*_known_to_xla(missing), *given])
 
 

@@ -140,7 +140,7 @@ def check(problem, steps, horizon):
 
 FAST = [("Rosenbrock", 300, 300), ("linear", 300, None), ("relu, sampled", 60, 60)]
 # How far sampled networks come depends on roundings: where XLA optimizes little, two
-# of these end at 2.2 and 2.4 times the best rate, instead of .01 and .5 times.
+# of these end at 2.2 and 2.4 times the loss of the best rate, instead of .01 and .5.
 SLOW = [
     pytest.param(
         problem,

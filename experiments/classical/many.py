@@ -68,7 +68,8 @@ class Config:
         fits: how many at once.
         solvers: names of the solvers; all by default.
         repeats: timed runs, after one that is discarded.
-        records: file of records, one JSON line each; it is appended to.
+        records: file of records, one JSON line each; it is appended to. Delete it after
+            a change of the program, of the machine or of `repeats`.
         output: Markdown file of the table; the picture lies beside it.
     """
 

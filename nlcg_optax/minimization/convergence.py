@@ -22,8 +22,8 @@ SMALL_STEPS, SMALL_STEPS_OF_LARGE = 3, 8
 ROUNDINGS = 0.01
 # Iterations without progress after which rounding is considered: with the default kind,
 # and with those that ask for a size of the gradient, which may rest for dozens of
-# iterations before it falls again. Of 183 development problems in float64 a quarter of
-# the second number changes one (VESUVIOULS is left too early).
+# iterations before it falls again. With 10 in place of 40, one of 183 development
+# problems in float64 ends too early (VESUVIOULS).
 STALLED, STALLED_GRADIENT = 10, 40
 # And at least an eighth of all iterations: a long run gains little in each of them, and
 # may gain as much again in as many.

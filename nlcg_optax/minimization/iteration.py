@@ -31,17 +31,13 @@ from nlcg_optax.minimization.convergence import (
 from nlcg_optax.minimization.methods import Method
 from nlcg_optax.minimization.next_search import Direction, next_direction, next_search
 from nlcg_optax.minimization.result import Status
-from nlcg_optax.minimization.second_look import (
-    LOOKS,
-    found_descent,
-    is_neighbor,
-    second_look,
-)
+from nlcg_optax.minimization.second_look import LOOKS, found_descent, second_look
 from nlcg_optax.minimization.state import (
     Iterations,
     MinimizeState,
     Objective,
     Progress,
+    is_neighbor,
     rescaled,
 )
 from nlcg_optax.minimization.step_taken import Taken, take_step
@@ -95,15 +91,15 @@ def iterate(
     status, is_rescaled = state.status, scale != state.scale
     before = Iterations(*state.iterations)
     num_failed = jnp.where(taken.moved, 0, before.num_failed + 1)
-    is_second_look = before.look > 0
+    is_look = before.look > 0
     # If a search found no lower point, reset the direction and follow the negative
     # gradient. Likewise if nothing has got smaller for 8, 16, 32, ... iterations: the
-    # memory then consists of rounding errors.
+    # memory then consists of rounding errors, as does the secant pair of a neighbor.
     restart = jax.lax.population_count(taken.num_stalled) == 1
     restart &= taken.num_stalled >= STALLED_MEMORY
     restart |= ~taken.moved | is_neighbor(state)
     if method.initial_step == "previous":  # its directions would not be conjugate
-        restart |= is_second_look
+        restart |= is_look
     direction = next_direction(method, state, taken, restart)
     error = trial_step.after_search(ErrorEstimate(*state.error), taken.accepted)
     error = trial_step.observe(error, taken.evaluated.value)
@@ -114,17 +110,17 @@ def iterate(
     iterations = _count(limits, state, taken, sizes, is_natural, num_failed)
     descends = (direction.slope < 0) | is_rescaled
     status = _status(limits, taken, descends, sizes, iterations, status)
-    in_vain = is_second_look & ~found_descent(state, taken)
+    in_vain = is_look & ~found_descent(state, taken)
     status = jnp.where(in_vain, before.put_off, status)
-    looks = ~in_vain & (status == Status.CONVERGED_TO_ROUNDING)
+    looks_again = ~in_vain & (status == Status.CONVERGED_TO_ROUNDING)
     if limits.tol_kind == "decrease":
-        looks |= ~in_vain & (status == Status.CONVERGED)
-    looks |= in_vain & (before.look < LOOKS)
+        looks_again |= ~in_vain & (status == Status.CONVERGED)
+    looks_again |= in_vain & (before.look < LOOKS)
     if callback is not None:
         status, ends = _call_back(
             callback, active & ~is_rescaled, state, taken, step, iterations, status
         )
-        looks &= ~ends
+        looks_again &= ~ends
     new = state._replace(
         current=taken.params,
         candidate=taken.evaluated,
@@ -143,7 +139,7 @@ def iterate(
         status=status.astype(jnp.int32),
     )
     look = jnp.where(in_vain, before.look + 1, 1)
-    new = apply_if(looks, lambda _, s: second_look(limits, s, look), new)
+    new = apply_if(looks_again, lambda _, s: second_look(limits, s, look), new)
     return apply_if(
         is_rescaled & (status == Status.RUNNING),
         lambda _, s: rescaled(objective, method, s, scale),

@@ -23,13 +23,13 @@ from nlcg_optax.minimization.convergence import (
 from nlcg_optax.minimization.iteration import Callback, iterate
 from nlcg_optax.minimization.methods import Method
 from nlcg_optax.minimization.result import Status
-from nlcg_optax.minimization.second_look import is_neighbor
 from nlcg_optax.minimization.state import (
     Evaluated,
     Iterations,
     MinimizeState,
     Objective,
     is_first_measurement,
+    is_neighbor,
 )
 from nlcg_optax.minimization.step_taken import point_at
 from nlcg_optax.trees.inner_products import products_and_maxima

@@ -26,7 +26,7 @@ from nlcg_optax.minimization.convergence import (
     may_hide_descent,
 )
 from nlcg_optax.minimization.result import Status
-from nlcg_optax.minimization.state import Iterations, MinimizeState
+from nlcg_optax.minimization.state import NEIGHBOR, Iterations, MinimizeState
 from nlcg_optax.minimization.step_taken import Taken
 from nlcg_optax.trees.inner_products import products_and_maxima, vdots
 
@@ -34,7 +34,6 @@ from nlcg_optax.trees.inner_products import products_and_maxima, vdots
 # roundings of x away; from the best point along the steepest descent without its part
 # along the normal.
 LOOKS = 3
-NEIGHBOR = 2
 
 
 def found_descent(state: MinimizeState, taken: Taken) -> jax.Array:
@@ -42,11 +41,6 @@ def found_descent(state: MinimizeState, taken: Taken) -> jax.Array:
     best = state.best.value
     rounding = NOISE * float(jnp.finfo(best.dtype).eps) * jnp.abs(best)
     return taken.evaluated.value < best - rounding
-
-
-def is_neighbor(state: MinimizeState) -> jax.Array:
-    """Whether the search only measures a neighbor, to be taken whatever it is."""
-    return Iterations(*state.iterations).look == NEIGHBOR
 
 
 def second_look(limits: Limits, state: MinimizeState, look: jax.Array) -> MinimizeState:
@@ -58,7 +52,7 @@ def second_look(limits: Limits, state: MinimizeState, look: jax.Array) -> Minimi
 
     Args:
       limits: the tolerance.
-      state: a state that has converged, with a finite gradient.
+      state: a state whose run would end, with a finite gradient.
       look: the number of the search, 1 to `LOOKS`.
 
     Returns:
@@ -85,6 +79,7 @@ def second_look(limits: Limits, state: MinimizeState, look: jax.Array) -> Minimi
     )
     looks = may_hide_descent(limits, state.sizes, point.value, square)
     looks &= jnp.isfinite(square) & (square > 0) & jnp.isfinite(part)
+    looks &= (look != LOOKS) | projects
     slope = -jnp.where(looks, square, 1)
     # The first trial changes the parameter that moves most by all of itself.
     value = point.value

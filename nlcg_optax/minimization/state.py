@@ -19,6 +19,8 @@ from nlcg_optax.minimization.convergence import (
 from nlcg_optax.minimization.methods import Method
 from nlcg_optax.minimization.result import Status
 
+NEIGHBOR = 2  # the number of the look that measures a point next to the best one
+
 
 class Objective(NamedTuple):
     """The function to minimize, times a scale, in the coordinates of `minimize`.
@@ -114,7 +116,8 @@ class Iterations(NamedTuple):
       num_failed: failed searches in a row.
       num_small: promises in a row as small as the tolerance asks.
       put_off: the status that a second look has put off.
-      look: the number of its search, zero outside of it.
+      look: the number of its search, zero outside of it; that of `NEIGHBOR` only
+        measures a point next to the best one.
     """
 
     nit: jax.Array
@@ -300,3 +303,8 @@ def rescaled(
 def is_first_measurement(state: MinimizeState) -> jax.Array:
     """Whether the search measures its own start, whose value is unknown."""
     return jnp.isposinf(state.search.start_value)
+
+
+def is_neighbor(state: MinimizeState) -> jax.Array:
+    """Whether the search only measures a neighbor, accepted if it is finite."""
+    return Iterations(*state.iterations).look == NEIGHBOR

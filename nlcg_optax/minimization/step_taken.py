@@ -14,6 +14,7 @@ from nlcg_optax.minimization.state import (
     Iterations,
     MinimizeState,
     is_first_measurement,
+    is_neighbor,
 )
 from nlcg_optax.xla.control_flow import cond
 
@@ -71,6 +72,9 @@ def take_step(limits: Limits, state: MinimizeState) -> Taken:
     as_low = evaluated.value <= jnp.minimum(ceiling, known.start_value)
     flatter = as_low & (evaluated.grad_max < 0.5 * state.best.grad_max)
     improved = converged | is_first | (evaluated.value < state.best.value) | flatter
+    # A neighbor stays apart from the best point: the next search compares their
+    # gradients.
+    improved &= converged | ~is_neighbor(state)
     old = state.best, state.best_params
     best, best_params = cond(
         improved, lambda: optax.tree.cast_like((evaluated, params), old), lambda: old

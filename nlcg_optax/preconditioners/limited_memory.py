@@ -20,9 +20,9 @@ from nlcg_optax.trees.stacked_products import combination, stacked_vdots
 from nlcg_optax.wrappers.not_schedules import not_schedules
 from nlcg_optax.xla import varying
 
-# On a quadratic function of n parameters n pairs are enough, on others the older ones
-# help a little. What thousands of small fits at once cost are the (m + 1)² numbers of
-# R⁻¹: not more rows than the next power of two above this many per parameter.
+# n pairs are enough for a quadratic function of n parameters; for others older ones
+# help a little. Thousands of small fits at once pay for the (m + 1)² numbers of R⁻¹
+# each, so rows are limited to the next power of two above this many per parameter.
 PAIRS_PER_PARAMETER = 4
 
 
@@ -101,8 +101,9 @@ def scale_by_limited_memory(
 
     Args:
       memory: m, the number of pairs kept. 31 pairs plus one spare row fill whole SIMD
-        registers, which compiles to less code. Of one parameter at most 7 are kept, of
-        two or three 15, of four to seven 31, and so on: older ones add next to nothing.
+        registers, which compiles to less code. With one parameter at most 7 are kept,
+        with two or three 15, with four to seven 31, and so on; older ones add next to
+        nothing.
       min_cosine: the ε above; with 0 any positive curvature is enough.
 
     Returns:

@@ -56,16 +56,16 @@ def with_sign_checked(
     tx: optax.GradientTransformation,
     mask: Callable[[PyTree], PyTree] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation ``tx`` itself; updates at which it ascends are counted.
+    """Counts the updates at which ``tx`` ascends; what it returns is unmodified.
 
     Outside of ``jit`` there is a warning as well if that happens at the first update.
     One inner product, of vectors only.
 
     Args:
-      name: of the argument that ``tx`` is.
+      name: name of the argument that takes ``tx``.
       tx: the nested transformation.
-      mask: from the updates to a tree of booleans: which leaves are vectors, if not
-        all. The sign of a matrix is not looked at, where only its norm is taken.
+      mask: function from the updates to a tree of booleans, True for vectors; by
+        default all are. Matrices are not checked where only their norm is used.
 
     Returns:
       The transformation, with a `NestedState`.

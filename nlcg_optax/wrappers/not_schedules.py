@@ -1,4 +1,4 @@
-"""Arguments of a factory that ``optax.inject_hyperparams`` must not make arrays of."""
+"""Arguments that ``optax.inject_hyperparams`` must not call or turn into arrays."""
 
 import functools
 import inspect
@@ -17,7 +17,7 @@ def not_schedules(
     static: Sequence[str] = (),
     others: Callable[..., Any] | None = None,
 ) -> Callable[[Factory], Factory]:
-    """Marks arguments of a factory that may be functions but are no schedules.
+    """Marks arguments that Optax must not call as schedules or turn into arrays.
 
     ``optax.inject_hyperparams(factory)`` takes each function among the arguments for a
     schedule and calls it with the step count, and makes an array of each number, unless

@@ -13,7 +13,7 @@ def warn_of_the_sign(
     """Warns of a sign flipped at the first update; not inside of ``jit``.
 
     Args:
-      name: of the argument that is the transformation.
+      name: name of the argument that takes the transformation.
       count: updates before this one.
       flipped: whether it flips the sign of this gradient; zero for no.
       fact: what was seen, and what is done about it.

@@ -1,10 +1,9 @@
-"""Work on arrays of an explicit mesh: its layout is left to XLA, its mesh is set."""
+"""Explicit meshes: XLA lays out what JAX refuses to; a missing mesh is set."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.xla.control_flow import is_known
@@ -78,8 +77,9 @@ def on_mesh_of(tree: PyTree) -> contextlib.AbstractContextManager[object]:
     """Sets the explicit mesh of a tree where the caller has set none.
 
     Outside of ``jit``, JAX makes new arrays on one device unless a mesh is set, and
-    then refuses to combine them with those on the mesh. Under ``jit`` nothing can be
-    set; there, or without an explicit mesh, the context does nothing.
+    then refuses to combine them with those on the mesh. Inside of ``jit``, ``vmap`` or
+    a derivative no mesh can be set; there, or without an explicit mesh, the context
+    does nothing.
 
     Args:
       tree: arrays, or anything else.
@@ -99,10 +99,11 @@ def on_mesh_of(tree: PyTree) -> contextlib.AbstractContextManager[object]:
         mesh = getattr(leaf.sharding, "mesh", None)
         if mesh is None or jax.sharding.AxisType.Explicit not in mesh.axis_types:
             continue
-        # Under `jit` a new array is not known, not even a constant.
-        if jax.sharding.get_abstract_mesh().empty and is_known(jnp.zeros([])):
-            context: contextlib.AbstractContextManager[object] = jax.set_mesh(mesh)
-            return context
+        if jax.sharding.get_abstract_mesh().empty:
+            # JAX refuses while it traces, for `vmap` and derivatives too.
+            with contextlib.suppress(ValueError):
+                context: contextlib.AbstractContextManager[object] = jax.set_mesh(mesh)
+                return context
         break
     return contextlib.nullcontext()
 

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 from nlcg_optax import Status, minimize
+from nlcg_optax.minimization.convergence import Limits
+from nlcg_optax.minimization.second_look import second_look
+from nlcg_optax.minimization.state import NEIGHBOR, Iterations
+from nlcg_optax.minimization.step_taken import take_step
 
 TIMES = np.linspace(0.0, 5.0, 50)
 START = np.array([1.0, 1.0, 0.0])
@@ -141,8 +145,44 @@ def test_a_valley_behind_the_rounding_of_a_wall_is_followed():
 
     result = minimize(maratos, jnp.array([1.1, 0.1]))
     assert bool(result.success)
-    # At (-1, 0) it is -1, but for the square of 1 / (4e6) times 1e6.
+    # The minimum is -1 to within 1e6 / (4e6)² = 6e-8.
     np.testing.assert_allclose(result.fun, -1.0, atol=100 * np.finfo(np.float32).eps)
+
+
+def test_the_last_look_is_orthogonal_to_the_change_of_the_gradient_at_the_neighbor():
+    def wall(x):
+        return x[0] + 1e6 * (x[0] ** 2 + x[1] ** 2 - 1) ** 2
+
+    state = minimize(wall, jnp.array([1.1, 0.1])).state
+    limits = Limits("decrease", 1e-6, 1000, 1000.0, 100)
+    x = jnp.array([0.6, 0.8], jnp.float32)
+
+    def padded(values):
+        return jnp.zeros_like(state.current).at[:2].set(jnp.array(values, jnp.float32))
+
+    best = state.best._replace(value=jnp.float32(0.6), grad=padded([3.0, 2.0]))
+    # One rounding lower, and much flatter: the next look compares the two all the same.
+    lower = state.candidate._replace(
+        value=best.value * (1 - np.finfo(np.float32).eps),
+        grad=padded([1.0, 2.5]),
+        grad_max=best.grad_max / 4,
+    )
+    state = state._replace(
+        best=best,
+        best_params=padded(x),
+        candidate=lower,
+        iterations=jnp.stack(Iterations(*state.iterations)._replace(look=NEIGHBOR)),
+    )
+    taken = take_step(limits, state)
+    assert float(taken.best.value) == float(best.value)
+    state = state._replace(best=taken.best, best_params=taken.best_params)
+    after = second_look(limits, state, jnp.int32(3))
+    assert int(after.status) == Status.RUNNING
+    # d_i = -x_i r_i and z_i = x_i (g'_i - g_i).
+    r = np.asarray(after.updates)[:2] / np.asarray(x)
+    z = np.asarray(x) * np.array([-2.0, 0.5])
+    assert abs(r @ z) < 1e-6 * np.linalg.norm(r) * np.linalg.norm(z)
+    assert np.linalg.norm(r) > 0.1
 
 
 def test_a_run_from_a_minimum_ends_soon():

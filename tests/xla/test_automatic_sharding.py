@@ -34,7 +34,9 @@ def test_a_mesh_is_set_where_none_is_set_and_nothing_is_traced(split):
     seen = []
     jax.jit(lambda: seen.append(axes_inside(split)))()
     jax.jit(lambda x: seen.append(axes_inside(x)))(split)
-    assert seen == [(), ()]  # where `jax.set_mesh` would raise
+    jax.vmap(lambda x: (seen.append(axes_inside(split)), x)[1])(jnp.ones(2))
+    jax.grad(lambda x: (seen.append(axes_inside(split)), x)[1])(1.0)
+    assert seen == [()] * 4  # where `jax.set_mesh` would raise
     assert axes_inside({"none": None, "number": 1.0, "w": split}) == ("x",)
     assert axes_inside(jnp.ones(2)) == axes() == ()
     with jax.set_mesh(_mesh("y")):
