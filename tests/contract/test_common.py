@@ -280,7 +280,7 @@ ROSENBROCK_RATES = {
     "slope_ratio": 1e-3,
     "paper_fr_step": 0.2,
     "paper_pr_online": 0.2,
-    "paper_layerwise": 0.1,
+    "paper_layerwise": 0.5,
 }
 SEARCHES = [row.name for row in ROWS if row.searches]
 NO_OUTPUTS = {

@@ -127,7 +127,8 @@ def test_virtual_batch_leaves_spoiled_micro_batches_out(name):
     chex.assert_trees_all_equal(spoiled[1].inner_state, clean[1].inner_state)
 
 
-@_names("pr+", "secant_params", "paper_pr_online", "search", "zoom", "backtracking_rms")
+# Without Optax's zoom, whose decisions a rounding of float64 can flip as well.
+@_names("pr+", "secant_params", "paper_pr_online", "search", "backtracking_rms")
 def test_virtual_batch_in_float64(name, x64):
     row = BY_NAME[name]
     params, _ = _micro_batch_run(
