@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.records.files import record_lines
+
 
 def complete_lines(path: Path) -> list[str]:
-    """The lines of a file without the half line that a killed run may leave."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")]
+    """The lines of a file, if there is one, without the half line of a killed run."""
+    return record_lines(path, interrupted=True) if path.exists() else []
 
 
 def make_ready(path: Path) -> None:
