@@ -30,6 +30,22 @@ class Detection(NamedTuple):
     start: int
 
 
+class Falls(NamedTuple):
+    """The frames after which the score falls, in order of recordings and frames.
+
+    Attributes:
+      recordings: number of the recording, ``[falls]``.
+      frames: in it.
+      scores: there.
+      starts: first frames of the paths that end there.
+    """
+
+    recordings: np.ndarray
+    frames: np.ndarray
+    scores: np.ndarray
+    starts: np.ndarray
+
+
 class Operating(NamedTuple):
     """A threshold and what it gives.
 
@@ -59,33 +75,48 @@ def iou(start: float, end: float, other_start: float, other_end: float) -> float
     return common / (end - start + other_end - other_start - common)
 
 
-def fire(
-    scores: np.ndarray, starts: np.ndarray, threshold: float, refractory: int
-) -> list[Detection]:
+def falls_of(scores: np.ndarray, starts: np.ndarray) -> Falls:
+    """Where the score falls in the next frame, or the recording ends.
+
+    Args:
+      scores: ``[recordings, frames]``.
+      starts: first frames of the paths, likewise.
+    """
+    after = np.pad(scores[:, 1:], ((0, 0), (0, 1)), constant_values=-np.inf)
+    recordings, frames = np.nonzero(after < scores)
+    return Falls(
+        recordings, frames, scores[recordings, frames], starts[recordings, frames]
+    )
+
+
+def fire(falls: Falls, threshold: float, refractory: int) -> list[Detection]:
     """The detections in recordings: at a score of at least the threshold.
 
     The detector waits while the score rises, fires where it falls, and then rests for
     ``refractory`` frames.
 
     Args:
-      scores: ``[recordings, frames]``.
-      starts: first frames of the paths, likewise.
+      falls: of the scores.
       threshold: least score.
       refractory: frames from a detection to the next.
     """
-    after = np.pad(scores[:, 1:], ((0, 0), (0, 1)), constant_values=-np.inf)
+    loud = np.flatnonzero(falls.scores >= threshold)
     found: list[Detection] = []
-    free: dict[int, int] = {}
-    for row, frame in np.argwhere((scores >= threshold) & (after < scores)).tolist():
-        if frame >= free.get(row, 0):
-            found.append(Detection(row, frame, int(starts[row, frame])))
-            free[row] = frame + refractory
+    row, free = -1, 0
+    for recording, frame, start in zip(
+        falls.recordings[loud].tolist(),
+        falls.frames[loud].tolist(),
+        falls.starts[loud].tolist(),
+        strict=True,
+    ):
+        if recording != row or frame >= free:
+            found.append(Detection(recording, frame, start))
+            row, free = recording, frame + refractory
     return found
 
 
 def operate(
-    scores: np.ndarray,
-    starts: np.ndarray,
+    falls: Falls,
     events: Sequence[Event],
     threshold: float,
     refractory: int,
@@ -101,7 +132,7 @@ def operate(
         by_recording.setdefault(event.recording, []).append(number)
     first: dict[int, Detection] = {}
     false_alarms = 0
-    for found in fire(scores, starts, threshold, refractory):
+    for found in fire(falls, threshold, refractory):
         for number in by_recording.get(found.recording, ()):
             event = events[number]
             if event.start - tolerance <= found.frame < event.end + tolerance:
@@ -132,20 +163,26 @@ def trade_off(
 
     Thresholds are infinity and the peaks of the score outside of keywords; the last
     one is the first that gives more than ``most_alarms`` false alarms.
+
+    Args:
+      scores: ``[recordings, frames]``.
+      starts: first frames of the paths, likewise.
+      events: the keywords.
+      most_alarms: see above.
+      refractory: see `fire`.
+      tolerance: see `operate`.
     """
     outside = np.ones(scores.shape, bool)
     for event in events:
         first = max(0, event.start - tolerance)
         outside[event.recording, first : event.end + tolerance] = False
-    curve = [operate(scores, starts, events, np.inf, refractory, tolerance)]
-    falls = np.pad(
-        scores[:, 1:] < scores[:, :-1], ((0, 0), (0, 1)), constant_values=True
-    )
-    peaks = np.unique(scores[outside & falls])[::-1]
-    for threshold in peaks:
-        curve.append(
-            operate(scores, starts, events, float(threshold), refractory, tolerance)
-        )
+    falls = falls_of(scores, starts)
+    before = np.pad(scores[:, :-1], ((0, 0), (1, 0)), constant_values=-np.inf)
+    places = falls.recordings, falls.frames
+    peaks = falls.scores[outside[places] & (falls.scores >= before[places])]
+    curve = [operate(falls, events, np.inf, refractory, tolerance)]
+    for threshold in np.unique(peaks)[::-1].tolist():
+        curve.append(operate(falls, events, threshold, refractory, tolerance))
         if curve[-1].false_alarms > most_alarms:
             break
     return curve

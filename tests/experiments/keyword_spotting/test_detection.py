@@ -7,6 +7,7 @@ from experiments.keyword_spotting.detection import (
     Detection,
     Event,
     bootstrap_over_speakers,
+    falls_of,
     fire,
     iou,
     operate,
@@ -25,6 +26,7 @@ SCORES = np.array(
     float,
 )
 STARTS = np.array([[0, 0, 1, 1, 3, 3, 3, 6, 6, 6], [0, 0, 0, 1, 1, 5, 5, 5, 5, 5]])
+FALLS = falls_of(SCORES, STARTS)
 EVENTS = [Event(0, 1, 3, "a"), Event(0, 6, 9, "b"), Event(1, 5, 7, "a")]
 
 
@@ -42,17 +44,20 @@ def test_iou(intervals, expected):
 
 
 def test_the_detector_fires_at_peaks_and_rests():
-    assert fire(SCORES[:1], STARTS, 3.0, 1) == [
+    assert fire(falls_of(SCORES[:1], STARTS), 3.0, 1) == [
         Detection(0, 2, 1),
         Detection(0, 4, 3),
         Detection(0, 7, 6),
     ]
-    assert fire(SCORES[:1], STARTS, 3.0, 4) == [Detection(0, 2, 1), Detection(0, 7, 6)]
-    assert fire(SCORES, STARTS, 5.5, 1) == []
+    assert fire(falls_of(SCORES[:1], STARTS), 3.0, 4) == [
+        Detection(0, 2, 1),
+        Detection(0, 7, 6),
+    ]
+    assert fire(falls_of(SCORES, STARTS), 5.5, 1) == []
 
 
 def test_operating_point_by_hand():
-    point = operate(SCORES, STARTS, EVENTS, 2.0, refractory=1, tolerance=0)
+    point = operate(FALLS, EVENTS, 2.0, refractory=1, tolerance=0)
     # Frames 3 and 4 of the recordings: 2 falls from 5, so no peak in the first.
     assert point.false_alarms == 2
     np.testing.assert_array_equal(point.rejected, [False, False, True])
