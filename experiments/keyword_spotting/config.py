@@ -65,7 +65,9 @@ class KeywordConfig:
       window_frames: longest window for training by the end metric.
       least_iou: least overlap of a positive window with the keyword.
       greatest_iou: greatest overlap of a negative window with the keyword.
-      windows: windows of each kind, see `windows.sample_windows`.
+      positives: windows with the keyword.
+      windows: windows of each kind without it, see `windows.sample_windows`; at most
+        as many as there are ``positives``.
       mined: windows without the keyword that are taken because the detector scores them
         highest.
       l2: factor of the penalty on squared weights in training by the end metric.
@@ -90,18 +92,19 @@ class KeywordConfig:
     context: int = 9
     width: int = 64
     depth: int = 3
-    window_frames: int = 80
+    window_frames: int = 96
     least_iou: float = 0.95
     greatest_iou: float = 0.5
+    positives: int = 1000
     windows: int = 200
-    mined: int = 1200
-    l2: float = 1e-3
+    mined: int = 2000
+    l2: float = 1e-4
     batch_size: int = 64
     epochs: int = 3
     rounds: int = 4
     moved: float = 0.05
     refractory: int = 100
-    tolerance: int = 10
+    tolerance: int = 25
 
     def __post_init__(self) -> None:
         if not self.keyword:
@@ -131,6 +134,7 @@ class KeywordConfig:
             "test_passes",
             "width",
             "depth",
+            "positives",
             "windows",
             "mined",
             "batch_size",
@@ -141,6 +145,10 @@ class KeywordConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name}={value!r} must be at least 1")
+        if self.windows > self.positives:
+            raise ValueError(
+                f"windows={self.windows!r} must be at most positives={self.positives!r}"
+            )
         if self.context < 0 or self.context % STRIDE:
             raise ValueError(
                 f"context={self.context!r} must be a multiple of {STRIDE}, at least 0"

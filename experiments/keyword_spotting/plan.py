@@ -18,17 +18,16 @@ from experiments.training import DivergedError
 from experiments.tuning.jobs import Job, PlannedJob
 from experiments.tuning.study import Stage, jobs_stage
 
-# Optimizers and the middle of their learning rates; None for nothing to tune. Rates are
-# small: the hinge of the many negatives is steep at the weights of cross-entropy.
+# Optimizers and the middle of their learning rates; None for nothing to tune.
 BASELINES: dict[str, float | None] = {
-    "adam": 2e-4,
-    "nesterov": 0.01,
-    "muon": 1e-3,
-    "lbfgs": 0.03,
+    "adam": 3e-3,
+    "nesterov": 6e-3,
+    "muon": 0.03,
+    "lbfgs": 0.01,
 }
 NLCG: dict[str, float | None] = {
-    "nlcg": 0.01,
-    "large_batch_nlcg": 3e-4,
+    "nlcg": 0.03,
+    "large_batch_nlcg": 0.02,
     "tuning_free_nlcg": None,
 }
 MINIMIZE = "minimize"
@@ -64,7 +63,7 @@ class Plan:
     variants: tuple[str, ...] = tuple(VARIANTS)
     ablated: str = "large_batch_nlcg"
     budget: int = 36
-    reports: int = 6
+    reports: int = 12
     factor: float = 3.0
     seeds: tuple[int, ...] = (0, 1, 2)
 
@@ -99,6 +98,8 @@ class Plan:
         name, options = choice_of(method)
         cost = optimizers.build(name, rate, options).gradient_equivalents
         each = max(1, int(self.budget / cost / self.reports))
+        if method == "tuning_free_nlcg":
+            options = {**options, "num_steps": each * self.reports}
         return RunConfig(
             optimizer=name,
             optimizer_options=options,

@@ -37,12 +37,12 @@ def sample_windows(
     hard_negatives: bool = True,
     iou_sampling: bool = True,
 ) -> Windows:
-    """Draws ``config.windows`` windows of each kind.
+    """Draws ``config.positives`` windows with the keyword, and windows without it.
 
-    Kinds: windows whose overlap with a keyword is at least ``least_iou``; windows that
-    overlap one by at most ``greatest_iou``; the speech of other words, twice; windows
-    anywhere in other words or noise; a keyword's window cut in two with its halves
-    swapped; and ``mined``, all of which are taken.
+    Positives overlap a keyword by at least ``least_iou``. Of the other kinds there are
+    ``config.windows`` each: windows that overlap a keyword by at most ``greatest_iou``;
+    a keyword's window cut in two with its halves swapped; the speech of other words,
+    twice; and windows anywhere in other words or noise. All of ``mined`` are taken.
 
     Args:
       examples: training clips in noise.
@@ -67,11 +67,13 @@ def sample_windows(
     def length() -> int:
         return int(rng.choice(lengths))
 
-    for _ in range(config.windows):
+    for number in range(config.positives):
         which = int(rng.integers(len(rows)))
         row, span = int(rows[which]), keyword_spans[which]
         positive = _near(rng, span, config) if iou_sampling else (span[0], span[1])
         cut.add((row, *positive), KEYWORD)
+        if number >= config.windows:
+            continue
         if iou_sampling:
             cut.add((row, *_away(rng, span, length(), frames, config)), OTHER)
         else:

@@ -1,6 +1,8 @@
 """The whole command at small size, on synthetic speech."""
 
+import csv
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,7 +10,9 @@ import pytest
 
 from experiments.keyword_spotting import __main__ as command
 from experiments.keyword_spotting import report
+from experiments.keyword_spotting.config import KeywordConfig
 from experiments.keyword_spotting.model import FrameNetwork
+from experiments.keyword_spotting.plan import BASELINES, NLCG, Plan
 from experiments.keyword_spotting.training import hinges
 
 SMALL = {
@@ -21,6 +25,7 @@ SMALL = {
     "context": 3,
     "width": 8,
     "depth": 1,
+    "positives": 10,
     "windows": 8,
     "mined": 8,
     "window-frames": 50,
@@ -55,6 +60,7 @@ def test_the_study_leaves_records_and_a_report(out):
         "minimize-seed0.json",
         "no_hard_negatives-seed0.json",
         "report.md",
+        "runs.csv",
         "trade_off.png",
     } <= names
     line = json.loads((out / "finals" / "adam-seed0.json").read_text("utf-8"))
@@ -67,6 +73,12 @@ def test_the_study_leaves_records_and_a_report(out):
     text = (out / "report.md").read_text("utf-8")
     assert "| cross-entropy | 1 |" in text
     assert "| minimize |" in text
+    rows = list(csv.DictReader((out / "runs.csv").read_text("utf-8").splitlines()))
+    row = next(row for row in rows if row["trained_by"] == "Adam")
+    rejects = line["test"]["rejects"]
+    assert float(row["test_rejects_at_5_per_hour"]) == pytest.approx(
+        rejects[1], abs=1e-4
+    )
 
 
 def test_a_finished_study_is_not_repeated(source, out):
@@ -119,3 +131,14 @@ def test_cost_to_a_target():
     assert report.cost_to(group, "loss", 1.5) == 4.0
     assert report.cost_to(group, "validation", 0.5) == 6.0
     assert report.cost_to(group, "loss", 0.4) is None
+
+
+def test_all_methods_are_given_the_same_budget():
+    plan = Plan(KeywordConfig(), Path(), budget=37, reports=12)
+    for method in (*BASELINES, *NLCG):
+        run = plan.run_config(method, 1.0, 0)
+        assert (run.epochs, run.epochs_per_report) == (36, 3)
+    # Its step size falls by itself, over the steps of the run.
+    run = plan.run_config("tuning_free_nlcg", 1.0, 0)
+    assert run.optimizer_options == {"num_steps": 36}
+    assert run.schedule == "constant"

@@ -1,5 +1,7 @@
 """Windows: their overlap with the keyword, halves that are swapped, and labels."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,9 @@ from experiments.keyword_spotting.detection import iou
 from experiments.keyword_spotting.mixing import Examples
 from experiments.keyword_spotting.windows import KEYWORD, OTHER, sample_windows
 
-CONFIG = KeywordConfig(keyword="up", context=3, window_frames=50, windows=20)
+CONFIG = KeywordConfig(
+    keyword="up", context=3, window_frames=50, positives=20, windows=20
+)
 SPANS = np.array([[30, 70]])
 
 
@@ -72,3 +76,9 @@ def test_ablations_keep_the_number_of_windows(examples):
         assert plain[6 * number] == list(range(30, 70))
         for other in plain[6 * number + 1 : 6 * number + 6]:
             assert min(other) >= 1000
+
+
+def test_positives_beyond_the_other_kinds(examples):
+    config = dataclasses.replace(CONFIG, positives=7, windows=2)
+    found = sample_windows(examples, SPANS, np.zeros((0, 3), int), config, 0)
+    assert found.labels.tolist() == 2 * [KEYWORD, *5 * [OTHER]] + 5 * [KEYWORD]
