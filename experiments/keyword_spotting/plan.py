@@ -21,13 +21,13 @@ from experiments.tuning.study import Stage, jobs_stage
 # Optimizers and the middle of their learning rates; None for nothing to tune.
 BASELINES: dict[str, float | None] = {
     "adam": 3e-3,
-    "nesterov": 6e-3,
-    "muon": 0.03,
-    "lbfgs": 0.01,
+    "nesterov": 0.018,
+    "muon": 0.09,
+    "lbfgs": 0.01 / 3,
 }
 NLCG: dict[str, float | None] = {
     "nlcg": 0.03,
-    "large_batch_nlcg": 0.02,
+    "large_batch_nlcg": 0.06,
     "tuning_free_nlcg": None,
 }
 MINIMIZE = "minimize"
