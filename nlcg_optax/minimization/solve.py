@@ -87,7 +87,8 @@ def minimize(
         callable: a closure, a bound method, a module with arrays.
       x0: where to begin: a tree of real or complex floating-point arrays; a number, or
         a list or tuple of numbers, is cast to an array.
-      args: further arguments of ``fun``; what is no tuple is the only one.
+      args: further arguments of ``fun``; what is no tuple is the only one. They may
+        hold functions and strings, too.
       has_aux: whether ``fun`` returns that pair.
       method: a name out of `nlcg_optax.minimization.methods.names`, that is
         ``"limited-memory"`` (31 secant pairs as the metric of NLCG, fewer for up to
