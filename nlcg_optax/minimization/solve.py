@@ -67,7 +67,9 @@ def minimize(
 
     ``fun`` is traced at every call, so that whatever it reads is read anew. The arrays
     and numbers it closes over become arguments of the compiled program: the same
-    function of other data, or a new closure, compiles nothing.
+    function of other data, or a new closure, compiles nothing. Python numbers inside of
+    ``scan``, ``while_loop``, ``cond``, ``checkpoint`` or a function with derivatives of
+    its own are part of the program: to change them without compiling, make them arrays.
 
     It works under ``jit`` and ``vmap``. The results ``x``, ``fun`` and ``aux`` have
     derivatives with respect to everything that ``fun`` depends on, ``args`` and

@@ -358,5 +358,5 @@ def test_at_the_minimum_failed_searches_are_short_and_nothing_is_lost():
     # Rounding of the gradient: some units of its forty terms of size one.
     assert np.min(sizes) <= 100 * np.finfo(float).eps
     assert int(counts[np.argmax(sizes <= 1e-12 * sizes[0])]) <= 80
-    # The bracket of each is closed by its third gradient; bisected to the end they take 7.
+    # The third gradient closes the bracket of each; bisected to the end they take 7.
     assert np.mean(np.diff(counts)[-100:]) <= 3.5
