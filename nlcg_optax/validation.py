@@ -52,8 +52,11 @@ def check_decay(name: str, value: Any) -> None:
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` is finite and above zero."""
-    if not _is_array(value) and not (value > 0 and math.isfinite(value)):
+    """Raises ValueError unless ``value`` is a number, finite and above zero."""
+    if _is_array(value):
+        return
+    is_number = isinstance(value, numbers.Real) or hasattr(value, "dtype")
+    if not is_number or not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name}={value!r} must be finite and greater than 0")
 
 

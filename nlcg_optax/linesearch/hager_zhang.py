@@ -63,6 +63,9 @@ def scale_by_hager_zhang_linesearch(
 
     Value and gradient are measured together, at one place in the program; the trial of
     the quadratic step is a value alone. Values that are not finite shrink the bracket.
+    After a search that failed, one whose bracket holds nothing but rounding ends after
+    two gradients, or when it is closed.
+
     Nothing raises inside ``jit``: if the direction does not descend or no lower point
     is found the update is zero and ``accepted`` is False. Updates along which the
     objective rises, as without the ``optax.scale(-1.)``, are counted as
@@ -207,9 +210,13 @@ def _update(
         options, updates, state, params, grad, start_value, error
     )
     _warn_of_the_sign(search.start_slope)
+    # Not at once: the first long search in rounding often finds a smaller gradient.
+    failed_before = (state.count > 0) & ~state.diagnostics.accepted
     end = while_loop(
         lambda trial: wolfe_search.is_running(trial.search),
-        lambda trial: _measured(rules, objective, updates, params, resolution, trial),
+        lambda trial: _measured(
+            rules, objective, updates, params, resolution, failed_before, trial
+        ),
         _Trial(
             search=search,
             step=jnp.zeros([], acc),
@@ -265,6 +272,7 @@ def _measured(
     updates: PyTree,
     params: PyTree,
     resolution: jax.Array,
+    failed_before: jax.Array,
     trial: _Trial,
 ) -> _Trial:
     """Measures the point that the search asks for, and advances the search."""
@@ -286,7 +294,7 @@ def _measured(
     taken |= wolfe_search.accepts(rules, trial.search, value, slope)
     taken &= needs_gradient
     return _Trial(
-        search=_advance(rules, trial.search, value, slope, resolution),
+        search=_advance(rules, trial.search, value, slope, resolution, failed_before),
         step=jnp.where(taken, step, trial.step),
         value=jnp.where(taken, value, trial.value),
         slope=jnp.where(taken, slope, trial.slope),
@@ -307,10 +315,12 @@ def _advance(
     value: jax.Array,
     slope: jax.Array,
     resolution: jax.Array,
+    failed_before: jax.Array,
 ) -> SearchState:
     # Outside of jit these two hundred scalar operations are one program, too.
     search = wolfe_search.advance(rules, search, value, slope)
-    return wolfe_search.failed_if_narrow(search, resolution)
+    search = wolfe_search.failed_if_narrow(search, resolution)
+    return wolfe_search.failed_if_idle(search, failed_before)
 
 
 def _after(

@@ -27,7 +27,10 @@ MIDPOINT = 5  # secant² shrank the bracket too little
 ACCEPTED = 6  # the last step that was measured satisfies the conditions
 FAILED = 7  # it does not, and there is no room or no budget left
 
-ROUNDING = 10.0  # units of rounding of φ that the bend of a parabola must exceed
+# Units of rounding of φ that the bend of a parabola must exceed, and what is left to
+# gain after so many measurements, the probe among them.
+ROUNDING = 10.0
+MEASURED = 3
 
 
 class WolfeRules(NamedTuple):
@@ -282,6 +285,35 @@ def failed_if_narrow(state: SearchState, resolution: jax.Array) -> SearchState:
     narrow = state.bracket[1, 0] - state.bracket[0, 0] <= resolution
     failed = narrow & is_running(state)
     return state._replace(stage=jnp.where(failed, FAILED, state.stage))
+
+
+def failed_if_idle(state: SearchState, failed_before: jax.Array) -> SearchState:
+    """Fails after two slopes where the bracket holds nothing but rounding.
+
+    A convex φ falls by no more than the slope at the lower end times the width. Where
+    that is below `ROUNDING` units of rounding of φ and the search before has failed,
+    too, this one would fail after as many points as that one.
+
+    Args:
+      state: a search.
+      failed_before: whether the search before it failed.
+
+    Returns:
+      The search; it has failed where it runs idle.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> s = start(*map(jnp.float32, (1., -2e-6, 1., 0.)), probe=False)
+      >>> for slope in (-1e-6, -1e-6, 1e-6):
+      ...     s = advance_point(WolfeRules(), s, jnp.float32(1.1), jnp.float32(slope))
+      >>> bool(failed_if_idle(s, jnp.bool_(True)).stage == FAILED)
+      True
+    """
+    (low, _, slope), (high, _, _) = state.bracket
+    rounding = ROUNDING * float(jnp.finfo(slope.dtype).eps) * jnp.abs(state.start_value)
+    idle = -slope * (high - low) <= rounding
+    idle &= failed_before & (state.num_evaluations >= MEASURED) & is_running(state)
+    return state._replace(stage=jnp.where(idle, FAILED, state.stage))
 
 
 def _within_limits(

@@ -1,7 +1,6 @@
 """What `minimize` accepts, checked and cast before any work."""
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any, get_args
@@ -65,20 +64,23 @@ def check_limits(
     Raises:
       ValueError: if one of them is out of its range.
     """
-    tol = DEFAULT_TOL if tol is None else tol
-    validation.check_positive("tol", tol)
-    validation.check_choice("tol_kind", tol_kind, TOLERANCES)
-    validation.check_positive_int("max_iterations", max_iterations)
-    if not isinstance(max_evaluations, jax.Array) and math.isnan(max_evaluations):
-        raise ValueError("max_evaluations=nan must be a number greater than 0")
-    validation.check_positive("max_evaluations", max_evaluations)
-    validation.check_positive_int("patience", patience)
-    return {
-        "tol": tol,
+    limits = {
+        "tol": DEFAULT_TOL if tol is None else tol,
         "max_iterations": max_iterations,
         "max_evaluations": max_evaluations,
         "patience": patience,
     }
+    for name, limit in limits.items():
+        if np.shape(limit) != ():
+            raise ValueError(
+                f"{name} has the shape {np.shape(limit)}; it must be a scalar"
+            )
+    validation.check_choice("tol_kind", tol_kind, TOLERANCES)
+    for name in ("tol", "max_evaluations"):
+        validation.check_positive(name, limits[name])
+    for name in ("max_iterations", "patience"):
+        validation.check_positive_int(name, limits[name])
+    return limits
 
 
 def as_args(args: Any) -> tuple[Any, ...]:
@@ -94,8 +96,8 @@ def as_args(args: Any) -> tuple[Any, ...]:
 def as_start(x0: Any) -> PyTree:
     """Returns the start as a tree of floating-point arrays.
 
-    A list or tuple of numbers is an array, as in SciPy; Python and NumPy integers
-    become floats.
+    A list or tuple of numbers is an array, as in SciPy; integers become floats, but for
+    JAX's within a tree, which may be counters or keys.
 
     Args:
       x0: the start as given.
@@ -104,7 +106,7 @@ def as_start(x0: Any) -> PyTree:
       A tree of JAX arrays.
 
     Raises:
-      ValueError: if there is no leaf.
+      ValueError: if there is no leaf, or rows of numbers have different lengths.
       TypeError: if a leaf is no real or complex floating-point array; the message names
         the leaf.
 
@@ -113,7 +115,13 @@ def as_start(x0: Any) -> PyTree:
       Array([1. , 2.5], dtype=float32)
     """
     if type(x0) in (list, tuple) and _holds_numbers(x0):
-        numbers = np.asarray(x0)
+        try:
+            numbers = np.asarray(x0)
+        except ValueError as error:
+            raise ValueError(
+                f"x0={x0!r} has rows of different lengths; allowed are lists of equal "
+                "length or a tree of arrays, such as a list of them"
+            ) from error
         x0 = jnp.asarray(numbers.astype(np.result_type(float, numbers.dtype)))
     leaves, structure = jax.tree_util.tree_flatten_with_path(x0)
     if not leaves:
@@ -143,8 +151,10 @@ def _is_number(leaf: Any) -> bool:
 def _as_array(path: Any, leaf: Any) -> jax.Array:
     name = f"x0{jax.tree_util.keystr(path)}"
     if isinstance(leaf, jax.Array):
-        return leaf
-    if not _is_number(leaf) and not isinstance(leaf, np.ndarray):
+        is_integer = not path and jnp.issubdtype(leaf.dtype, jnp.integer)
+        return leaf.astype(float) if is_integer else leaf
+    is_array = isinstance(leaf, np.ndarray) and leaf.dtype != object
+    if not _is_number(leaf) and not is_array:
         raise TypeError(
             f"{name}={leaf!r} is a {type(leaf).__name__}; allowed are real and complex "
             "floating-point arrays and numbers. Close over other leaves, such as after "
@@ -169,6 +179,9 @@ def _as_array(path: Any, leaf: Any) -> jax.Array:
 def wants_point(callback: Callable[..., Any] | None) -> bool:
     """Whether a callback has a parameter that asks for the point.
 
+    Raises:
+      TypeError: if it cannot be called as `host_callback` does.
+
     Examples:
       >>> wants_point(lambda progress: None), wants_point(lambda xk: None)
       (False, True)
@@ -176,14 +189,37 @@ def wants_point(callback: Callable[..., Any] | None) -> bool:
     if callback is None:
         return False
     validation.check_callable("callback", callback)
-    return bool(_parameters(callback) & set(POINT_NAMES))
+    signature, names = _signature(callback), _parameters(callback)
+    if signature is not None:
+        args, kwargs = _call_of(names, None, None)
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"callback={callback!r} cannot be called: {error}; allowed parameters "
+                "are (progress), (x) and (progress, x), also with xk in place of x"
+            ) from error
+    return bool(names & set(POINT_NAMES))
+
+
+def _call_of(names: set[str], progress: Any, point: Any) -> tuple[Any, Any]:
+    """The arguments, by position and by name, of a callback with such parameters."""
+    if names == {"intermediate_result"}:  # keyword-only in SciPy's documentation
+        return (), {"intermediate_result": progress}
+    named = dict.fromkeys(sorted(names & {"x", "xk"}), point)
+    return () if len(names) == 1 and named else (progress,), named
 
 
 def _parameters(callback: Callable[..., Any]) -> set[str]:
+    signature = _signature(callback)
+    return set() if signature is None else set(signature.parameters)
+
+
+def _signature(callback: Callable[..., Any]) -> inspect.Signature | None:
     try:
-        return set(inspect.signature(callback).parameters)
+        return inspect.signature(callback)
     except (TypeError, ValueError):  # such as a built-in function without signature
-        return set()
+        return None
 
 
 def host_callback(callback: Callable[..., Any], on_error: Callable[..., Any]) -> Any:
@@ -197,16 +233,14 @@ def host_callback(callback: Callable[..., Any], on_error: Callable[..., Any]) ->
       A function for the host.
     """
     names = _parameters(callback)
-    by_name = sorted(names & {"x", "xk"})
-    is_alone = len(names) == 1 and bool(by_name)
 
     def call(active: Any, progress: Any) -> np.ndarray:
         if not active:
             return np.zeros([], np.bool_)
         progress = jax.tree.map(np.asarray, progress)
         try:
-            named = dict.fromkeys(by_name, progress.x)
-            ends = callback(**named) if is_alone else callback(progress, **named)
+            args, kwargs = _call_of(names, progress, progress.x)
+            ends = callback(*args, **kwargs)
         except StopIteration:
             ends = True
         except BaseException as error:

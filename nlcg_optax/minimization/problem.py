@@ -12,6 +12,12 @@ from nlcg_optax.minimization.coordinates import Coordinates
 from nlcg_optax.minimization.state import Objective, objective_of
 from nlcg_optax.minimization.tracing import Traced, evaluate, largest, trace
 
+# Errors of tracing that a function written for NumPy gives.
+_OF_NUMPY = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 SMALL = 512  # numbers in the largest array of a problem for which compiling is the work
 
 
@@ -92,7 +98,8 @@ def pose(
 
     Args:
       fun: ``fun(x, *args)``, a real scalar, or a pair of it and an auxiliary tree.
-      args: further arguments of ``fun``.
+      args: further arguments of ``fun``; what is no array or number in them, such as a
+        function, is closed over.
       has_aux: whether it returns a pair.
       coordinates: how the parameters are written.
       u: coordinates of parameters, for their shapes.
@@ -103,13 +110,24 @@ def pose(
     Raises:
       TypeError: if ``fun`` returns something else.
     """
-    leaves, structure = jax.tree.flatten(args)
+    given, structure = jax.tree.flatten(args)
+    leaves = [leaf for leaf in given if _is_data(leaf)]
 
     def value_and_aux(v: PyTree, leaves: list[Any]) -> tuple[jax.Array, PyTree]:
-        out = fun(coordinates.tree(v), *jax.tree.unflatten(structure, leaves))
+        rest = iter(leaves)
+        all_leaves = [next(rest) if _is_data(leaf) else leaf for leaf in given]
+        out = fun(coordinates.tree(v), *jax.tree.unflatten(structure, all_leaves))
         return _checked(out, has_aux)
 
-    value = trace(value_and_aux, u, leaves)
+    try:
+        value = trace(value_and_aux, u, leaves)
+    except _OF_NUMPY as error:
+        error.add_note(
+            "minimize traces fun with JAX. Write it with jax.numpy in place of numpy "
+            "and math, with jnp.where or jax.lax.cond in place of if, and without "
+            "float() or int() of what depends on x."
+        )
+        raise
     gradient = None
     if value.has_custom_rules:
         scale = jnp.ones([], accumulator_dtype(u))
@@ -164,6 +182,11 @@ def objective_from(problem: Problem, inputs: Sequence[list[Any]]) -> Objective:
         return jax.tree.unflatten(jax.tree.structure(gradient.shape), out)
 
     return Objective(plain.value, value_and_grad)
+
+
+def _is_data(leaf: Any) -> bool:
+    is_array = hasattr(leaf, "dtype") or hasattr(leaf, "__jax_array__")
+    return is_array or isinstance(leaf, (bool, int, float, complex))
 
 
 def _checked(out: Any, has_aux: bool) -> tuple[jax.Array, PyTree]:

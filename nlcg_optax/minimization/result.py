@@ -64,6 +64,12 @@ MESSAGES: dict[Status, str] = {
 }
 
 
+# Of `Status.CONVERGED` without an iteration, with a gradient of zero.
+ZERO_AT_START = (
+    "converged: the gradient is zero at the start, which is stationary (or fun "
+    "underflows there, or does not depend on x)"
+)
+
 # What SciPy's results have besides.
 ABSENT = {
     "hess_inv": (
@@ -125,9 +131,15 @@ class MinimizeResult(NamedTuple):
     def message(self) -> str | list[str]:
         """Why it ended, in words; a list for a batch. Not inside ``jit``."""
         status = np.asarray(self.status)
-        if status.ndim == 0:
-            return MESSAGES[Status(int(status))]
-        return [MESSAGES[Status(int(s))] for s in status.ravel()]
+        messages = [MESSAGES[Status(int(code))] for code in status.ravel()]
+        for i in np.flatnonzero((status == Status.CONVERGED) & (self.nit == 0)):
+            if not any(np.any(g[i]) for g in self._gradients(status.size)):
+                messages[i] = ZERO_AT_START
+        return messages if status.ndim else messages[0]
+
+    def _gradients(self, count: int) -> list[np.ndarray]:
+        """The leaves of the gradients, a row for each problem of a batch."""
+        return [np.asarray(g).reshape(count, -1) for g in jax.tree.leaves(self.grad)]
 
     def keys(self) -> tuple[str, ...]:
         """The names that ``result[name]`` takes."""
@@ -136,6 +148,8 @@ class MinimizeResult(NamedTuple):
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, str):
             return tuple.__getitem__(self, key)
+        if key in ABSENT:
+            raise KeyError(f"{key!r}: {ABSENT[key]}")
         if key not in self.keys():
             raise KeyError(f"{key!r}; there are {', '.join(self.keys())}")
         return getattr(self, key)

@@ -67,7 +67,9 @@ def minimize(
 
     ``fun`` is traced at every call, so that whatever it reads is read anew. The arrays
     and numbers it closes over become arguments of the compiled program: the same
-    function of other data, or a new closure, compiles nothing.
+    function of other data, or a new closure, compiles nothing. Python numbers inside of
+    ``scan``, ``while_loop``, ``cond``, ``checkpoint`` or a function with derivatives of
+    its own are part of the program: to change them without compiling, make them arrays.
 
     It works under ``jit`` and ``vmap``. The results ``x``, ``fun`` and ``aux`` have
     derivatives with respect to everything that ``fun`` depends on, ``args`` and
@@ -87,7 +89,8 @@ def minimize(
         callable: a closure, a bound method, a module with arrays.
       x0: where to begin: a tree of real or complex floating-point arrays; a number, or
         a list or tuple of numbers, is cast to an array.
-      args: further arguments of ``fun``; what is no tuple is the only one.
+      args: further arguments of ``fun``; what is no tuple is the only one. They may
+        hold functions and strings, too.
       has_aux: whether ``fun`` returns that pair.
       method: a name out of `nlcg_optax.minimization.methods.names`, that is
         ``"limited-memory"`` (31 secant pairs as the metric of NLCG, fewer for up to

@@ -325,3 +325,38 @@ def test_missing_extra_arguments_are_named(missing):
     del extras[missing]
     with pytest.raises(ValueError, match=f"`{missing}`"):
         tx.update(-x, tx.init(x), x, **extras)
+
+
+def test_at_the_minimum_failed_searches_are_short_and_nothing_is_lost():
+    times = np.linspace(0.0, 4.0, 40)
+    noise = 0.02 * np.random.default_rng(2).normal(size=40)
+    data = 1.7 * np.exp(-0.8 * times) + 0.3 + noise
+
+    def fit(p):
+        return jnp.sum((p[0] * jnp.exp(-p[1] * times) + p[2] - data) ** 2)
+
+    tx = optax.chain(
+        scale_by_nlcg("hs+"),
+        optax.scale(-1.0),
+        scale_by_hager_zhang_linesearch(max_slope_ratio=0.1),
+    )
+    value_and_grad = optax.value_and_grad_from_state(fit)
+
+    def step(carry, _):
+        x, state = carry
+        value, grad = value_and_grad(x, state=state)
+        updates, state = tx.update(grad, state, x, value=value, grad=grad, value_fn=fit)
+        count = state[-1].diagnostics.num_gradients
+        return (optax.apply_updates(x, updates), state), (count, grad)
+
+    with jax.enable_x64(True):
+        x = jnp.array([1.0, 1.0, 0.1])
+        _, (counts, grads) = jax.jit(
+            lambda x: jax.lax.scan(step, (x, tx.init(x)), length=200)
+        )(x)
+    sizes = np.max(np.abs(grads), axis=1)
+    # Rounding of the gradient: some units of its forty terms of size one.
+    assert np.min(sizes) <= 100 * np.finfo(float).eps
+    assert int(counts[np.argmax(sizes <= 1e-12 * sizes[0])]) <= 80
+    # The third gradient closes the bracket of each; bisected to the end they take 7.
+    assert np.mean(np.diff(counts)[-100:]) <= 3.5

@@ -28,7 +28,7 @@ def parabola(x, a=1.5):
 
 @pytest.mark.parametrize(
     "x0",
-    [3.0, 3, [0, 1], (0.0, 1), [[0.5], [1]], np.int64(3), np.arange(2), np.float32(2)],
+    [3.0, 3, [0, 1], (0.0, 1), [[0.5], [1]], np.int64(3), np.arange(2), jnp.arange(2)],
 )
 def test_starts_are_cast_as_in_scipy(x0):
     result = minimize(parabola, x0)
@@ -52,6 +52,22 @@ def test_arguments_that_are_no_tuple_are_the_only_one():
         np.testing.assert_allclose(minimize(parabola, jnp.zeros(2), args).x, 3.0)
 
 
+def test_arguments_may_hold_functions_and_names():
+    def fun(x, model, names, target):
+        return jnp.sum((model(x) - target[names[0]]) ** 2)
+
+    for factor in (2.0, 4.0):
+        args = (lambda x, c=factor: c * x, ("a",), {"a": 8.0})
+        result = minimize(fun, jnp.zeros(2), args)
+        np.testing.assert_allclose(result.x, 8.0 / factor)
+
+
+def test_a_function_written_for_numpy_is_told_what_to_use():
+    with pytest.raises(jax.errors.TracerArrayConversionError) as told:
+        minimize(lambda x: np.sum(np.exp(x)), jnp.zeros(2))
+    assert "jax.numpy in place of numpy" in "".join(told.value.__notes__)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
@@ -61,6 +77,13 @@ def test_arguments_that_are_no_tuple_are_the_only_one():
         ({"gtol": 1e-5}, TypeError, 'tol_kind="absolute"'),
         ({"color": "red"}, TypeError, "color='red'"),
         ({"callback": 3}, TypeError, "callback=3"),
+        ({"callback": lambda: None}, TypeError, r"\(progress, x\)"),
+        ({"callback": lambda x, progress: None}, TypeError, r"\(progress, x\)"),
+        ({"x0": [[1, 2], [3]]}, ValueError, "different lengths"),
+        ({"x0": np.array([1, None])}, TypeError, r"x0=array\(\[1, None\]"),
+        ({"tol": "small"}, ValueError, "tol='small'"),
+        ({"max_evaluations": None}, ValueError, "max_evaluations=None"),
+        ({"patience": jnp.array([7])}, ValueError, r"patience has the shape \(1,\)"),
         ({"x0": {"a": jnp.ones(2), "f": jax.nn.relu}}, TypeError, r"x0\['f'\]"),
         ({"x0": {}}, ValueError, "x0={}"),
         ({"x0": [True]}, TypeError, "x0"),
@@ -91,6 +114,8 @@ def test_the_result_by_scipys_names():
     assert {"x", "fun", "message", "success", "nit"} <= set(dict(result))
     with pytest.raises(AttributeError, match=r"jax\.hessian"):
         _ = result.hess_inv
+    with pytest.raises(KeyError, match=r"jax\.hessian"):
+        _ = result["hess_inv"]
     with pytest.raises(AttributeError, match="there are message, x, fun"):
         _ = result.xopt
     with pytest.raises(KeyError, match="there are"):
@@ -98,6 +123,22 @@ def test_the_result_by_scipys_names():
     large = minimize(lambda p: sum(map(parabola, p)), [jnp.zeros((30, 40))] * 9)
     assert len(str(large).splitlines()) <= 15
     assert max(map(len, str(large).splitlines())) < 90
+
+
+def test_a_start_without_a_gradient_is_told():
+    # exp(-x²/2) is less than every number of float32 at 20.
+    def bump(x):
+        return -jnp.exp(-0.5 * jnp.sum(x**2))
+
+    far = minimize(bump, jnp.array([20.0]))
+    assert (int(far.nit), float(far.grad[0])) == (0, 0.0)
+    assert "underflows" in far.message
+    batch = jax.vmap(lambda x: minimize(bump, x))(jnp.array([[1.0], [20.0]]))
+    assert ["underflows" in message for message in batch.message] == [False, True]
+    near = minimize(parabola, jnp.array([1.5, 1.5]), tol=1.0, tol_kind="absolute")
+    assert "stationary" in near.message
+    slack = minimize(parabola, jnp.array([1.5, 1.6]), tol=1.0, tol_kind="absolute")
+    assert (int(slack.nit), slack.message) == (0, "converged: the tolerance is met")
 
 
 def test_numbers_out_of_the_objective():
@@ -142,7 +183,7 @@ def test_a_callback_sees_the_point_and_ends_the_run():
         np.testing.assert_allclose(progress.fun, rosenbrock(x), rtol=1e-5)
         return progress.nit >= 2
 
-    def scipys(intermediate_result):
+    def scipys(*, intermediate_result):
         value = rosenbrock(intermediate_result.x)
         np.testing.assert_allclose(intermediate_result.fun, value, rtol=1e-5)
         return intermediate_result.nit >= 2

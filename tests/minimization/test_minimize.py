@@ -343,7 +343,7 @@ def test_what_cannot_be_minimised_gets_a_status(x64, method):
         ({"max_evaluations": -1}, ValueError, "max_evaluations=-1"),
         ({"method": "newton"}, ValueError, "method='newton'"),
         ({"method": 3}, TypeError, "method=3"),
-        ({"x0": jnp.array([1, 2])}, TypeError, "int32|int64"),
+        ({"x0": {"a": jnp.array([1, 2])}}, TypeError, "int32|int64"),
         ({"fun": lambda x: x}, TypeError, "real floating-point scalar"),
         ({"fun": lambda x: jax.lax.complex(x, x)[0]}, TypeError, "real floating-point"),
         ({"fun": lambda x: jnp.sum(x).astype(int)}, TypeError, "real floating-point"),
