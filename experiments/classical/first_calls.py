@@ -1,9 +1,10 @@
 """The first call of a solver in a new process, and a call with new data.
 
-``python -m experiments.classical.first_calls SOLVER`` measures one solver in its own
-process and prints a line of JSON; `table` starts such processes. The fit has ten
-parameters and fifty points, in float32; every call has a new closure over new data, as
-in a script that fits one file after another.
+``python -m experiments.classical.first_calls SOLVER [FOLDER]`` measures one solver in
+its own process and prints a line of JSON; with a folder, JAX keeps its compiled
+programs there from one process to the next. `table` starts such processes. The fit has
+ten parameters and fifty points, in float32; every call has a new closure over new data,
+as in a script that fits one file after another.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +26,12 @@ PARAMETERS, POINTS = 10, 50
 CALLS = 5  # with new data; the median counts
 TOL = 1e-4  # of the peers' gradients
 MODULE = "experiments.classical.first_calls"
-HEADINGS = ("solver", "first call, s", "call with new data, ms")
+HEADINGS = (
+    "solver",
+    "first call, s",
+    "first call with programs from JAX's cache on disk, s",
+    "call with new data, ms",
+)
 
 Objective = Callable[[Any], jax.Array]
 
@@ -132,23 +139,41 @@ def measure(solver: str) -> dict[str, Any]:
     return {"first": seconds[0], "again": statistics.median(seconds[1:])}
 
 
+def _in_new_process(solver: str, *cache: str) -> dict[str, float]:
+    command = [sys.executable, "-m", MODULE, solver, *cache]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    times: dict[str, float] = json.loads(done.stdout)
+    return times
+
+
 def table(processes: int) -> list[str]:
     """Lines of Markdown: medians over new processes, which take turns."""
-    found: dict[str, list[dict[str, float]]] = {solver: [] for solver in SOLVERS}
-    for _ in range(processes):
-        for solver, own in found.items():
-            command = [sys.executable, "-m", MODULE, solver]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            own.append(json.loads(done.stdout))
-    lines = [f"| {' | '.join(HEADINGS)} |", "|---|---:|---:|"]
-    for solver, own in found.items():
-        first = statistics.median(times["first"] for times in own)
-        again = statistics.median(times["again"] for times in own)
-        lines.append(f"| {solver} | {first:.2f} | {1e3 * again:.1f} |")
+    alone: dict[str, list[dict[str, float]]] = {solver: [] for solver in SOLVERS}
+    cached: dict[str, list[dict[str, float]]] = {solver: [] for solver in SOLVERS}
+    with tempfile.TemporaryDirectory() as folder:
+        for solver in SOLVERS:
+            _in_new_process(solver, folder)  # fills the cache
+        for _ in range(processes):
+            for solver in SOLVERS:
+                alone[solver].append(_in_new_process(solver))
+                cached[solver].append(_in_new_process(solver, folder))
+
+    def median(found: list[dict[str, float]], key: str) -> float:
+        return statistics.median(times[key] for times in found)
+
+    lines = [f"| {' | '.join(HEADINGS)} |", "|---|---:|---:|---:|"]
+    for solver in SOLVERS:
+        first = median(alone[solver], "first"), median(cached[solver], "first")
+        again = 1e3 * median(alone[solver], "again")
+        lines.append(f"| {solver} | {first[0]:.2f} | {first[1]:.2f} | {again:.1f} |")
     return lines
 
 
 if __name__ == "__main__":
-    # Compiling is measured: nothing may come from a cache on disk.
-    jax.config.update("jax_enable_compilation_cache", False)
+    # Compiling is measured: by itself nothing may come from a cache on disk.
+    caches = len(sys.argv) > 2
+    jax.config.update("jax_enable_compilation_cache", caches)
+    if caches:
+        jax.config.update("jax_compilation_cache_dir", sys.argv[2])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     print(json.dumps(measure(sys.argv[1])))

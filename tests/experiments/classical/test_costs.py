@@ -53,10 +53,11 @@ def test_large_problems_on_one_device(tmp_path):
     assert all(row[9] == "0 |" for row in rows)  # no array is gathered
 
 
-def test_a_first_call_and_a_call_with_new_data():
-    command = [sys.executable, "-m", first_calls.MODULE, "nlcg_optax"]
+def test_a_first_call_and_a_call_with_new_data(tmp_path):
+    command = [sys.executable, "-m", first_calls.MODULE, "nlcg_optax", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert set(json.loads(done.stdout)) == {"first", "again"}
+    assert any(tmp_path.glob("jit__run-*"))  # the program is kept for the next process
     names = ("nlcg_optax", "optax lbfgs", "SciPy L-BFGS-B")  # always installed
     ends = [first_calls.SOLVERS[name](first_calls.objective(0)) for name in names]
     values = [float(first_calls.objective(0)(jnp.asarray(x))) for x in ends]
