@@ -4,8 +4,9 @@ B fits of sums of exponentials in float32, each with data of its own, are solved
 compiled program. Every solver runs until the stopping rule of its defaults holds for
 each fit, at most `MOST_STEPS` iterations; a fit counts as solved if its sum of squares
 is within `SLACK` of the least that any solver found. Times are medians of `--repeats`
-runs, taken in turns in one process; bytes are those of XLA's temporary buffers. Each
-number of fits leaves its lines in a file of records, and is not run again.
+runs, taken in turns in one process; a run of over a minute is made once. Bytes are
+those of XLA's temporary buffers. Each number of fits leaves its lines in a file of
+records, and is not run again.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ NOISE = 0.02
 MOST_STEPS = 500
 TOL = 1e-4  # of the peers' gradients, relative to 1 + |f|: what float32 can reach
 SLACK = 1e-3
+LONG = 60.0  # seconds after which a run is not repeated
 COLORS = {
     "nlcg_optax limited-memory": "#0072b2",
     "nlcg_optax hs+": "#56b4e9",
@@ -192,6 +194,8 @@ def compare(parameters: int, fits: int, config: Config) -> list[Row]:
     values: dict[str, np.ndarray] = {}
     for _ in range(config.repeats + 1):
         for solver, program in programs.items():
+            if taken[solver] and taken[solver][0] > LONG:
+                continue
             seconds, value = timed(program, *given)
             taken[solver].append(seconds)
             values[solver] = np.asarray(value)
@@ -203,7 +207,7 @@ def compare(parameters: int, fits: int, config: Config) -> list[Row]:
             fits,
             solver,
             int(np.sum(values[solver] <= ceiling)),
-            fits / statistics.median(taken[solver][1:]),
+            fits / statistics.median(taken[solver][1:] or taken[solver]),
             programs[solver].memory_analysis().temp_size_in_bytes / fits,
         )
         for solver in config.solvers
