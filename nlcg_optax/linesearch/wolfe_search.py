@@ -27,10 +27,8 @@ MIDPOINT = 5  # secant² shrank the bracket too little
 ACCEPTED = 6  # the last step that was measured satisfies the conditions
 FAILED = 7  # it does not, and there is no room or no budget left
 
-# Units of rounding of φ that the bend of a parabola must exceed, and what is left to
-# gain after so many measurements, the probe among them.
-ROUNDING = 10.0
-MEASURED = 3
+ROUNDING = 10.0  # units of rounding of φ; a bend or a gain within them tells nothing
+MEASURED = 3  # points, the probe among them, before a search may be called idle
 
 
 class WolfeRules(NamedTuple):
@@ -288,11 +286,11 @@ def failed_if_narrow(state: SearchState, resolution: jax.Array) -> SearchState:
 
 
 def failed_if_idle(state: SearchState, failed_before: jax.Array) -> SearchState:
-    """Fails after two slopes where the bracket holds nothing but rounding.
+    """Fails where the bracket holds nothing but rounding, as that of the search before.
 
     A convex φ falls by no more than the slope at the lower end times the width. Where
-    that is below `ROUNDING` units of rounding of φ and the search before has failed,
-    too, this one would fail after as many points as that one.
+    that is within `ROUNDING` units of rounding of φ, and the search before has failed,
+    this one would fail, too, after as many points. `MEASURED` points are waited for.
 
     Args:
       state: a search.
