@@ -6,12 +6,9 @@ and every clip has its speaker and its file name, without which clips cannot be 
 speaker.
 """
 
-import functools
-import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,27 +16,24 @@ import tensorflow_datasets as tfds
 from experiments.data.clip_parts import PARTS, read_parts
 from experiments.data.clips import LABELS, AudioError, Clip, ClipStream
 from experiments.data.downloads import download, prepare_anew
+from experiments.data.shards import Shard, shards
 from experiments.data.speech import SPEECH_SETS
 from experiments.data.speech_archives import ALL_CLIPS, TEST_CLIPS, URL, read_archives
 
 Example = dict[str, Any]
-Shard: TypeAlias = Callable[[], Iterator[tuple[int, Example]]]
 
 VERSION = "0.0.3"
 ARCHIVES = {
     "speech_commands": (ALL_CLIPS, TEST_CLIPS),
     "speech_commands_test": (TEST_CLIPS,),
 }
-SHARD = 2048  # clips per file; those of one file are in memory together
+SHARD = 2048  # clips per file
 
 
 class SpeechBuilder(  # type: ignore[call-arg]  # its base is seen as Any
     tfds.core.ShardBasedBuilder, skip_registration=True
 ):
     """Prepares Speech Commands v0.02.
-
-    It writes file by file: the builders that shuffle need TensorFlow for splits of more
-    than a gigabyte.
 
     Args:
       name: a name in `SPEECH_SETS`.
@@ -76,17 +70,14 @@ class SpeechBuilder(  # type: ignore[call-arg]  # its base is seen as Any
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, list[Shard]]:
         streams = self._read(dl_manager)
-        shards: dict[str, list[Shard]] = {}
+        found: dict[str, list[Shard]] = {}
         for split in SPEECH_SETS[self.name]:
             total, clips = streams[split]
             if not total:
                 raise AudioError(f"the files hold no clip of the split {split!r}")
-            # The shards are written one after the other, each from where the last one
-            # ended.
             examples = enumerate(map(_example, clips))
-            shard: Shard = functools.partial(itertools.islice, examples, SHARD)
-            shards[split] = [shard] * math.ceil(total / SHARD)
-        return shards
+            found[split] = shards(examples, total, SHARD)
+        return found
 
     def _read(self, dl_manager: tfds.download.DownloadManager) -> dict[str, ClipStream]:
         names = ARCHIVES[self.name]
