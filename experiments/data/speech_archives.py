@@ -1,7 +1,7 @@
 """Reading the official archives of Speech Commands v0.02: tar files of WAV files.
 
-Splits and labels are those of TensorFlow Datasets. Clips are read one by one: there are
-105,829.
+Splits and labels are those of TensorFlow Datasets. Clips are read one by one, so that
+archives need not fit into memory.
 """
 
 import io

@@ -23,17 +23,21 @@ def check_keyword(keyword: str, clips: Clips) -> None:
 
 
 def check_parts(keyword: str, parts: Sequence[Clips]) -> None:
-    """Refuses speakers of whom nobody says the keyword, and a part without noise.
+    """Refuses a part without the keyword, or without noise.
+
+    Args:
+      keyword: the word to spot.
+      parts: the clips for training, validation and test.
 
     Raises:
-      AudioError: with the part that lacks it.
+      AudioError: with the part and what it lacks.
     """
     for name, part in zip(PARTS, parts, strict=True):
         for word in (keyword, SILENCE):
             if word not in part.words:
                 raise AudioError(
                     f"none of the {len(part.words)} clips for {name} is of {word!r}; "
-                    f"more clips of it, or other fractions, are needed"
+                    "more clips of it, or other fractions, are needed"
                 )
 
 
