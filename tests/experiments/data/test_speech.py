@@ -48,7 +48,7 @@ def all_clips():
     }
 
 
-def test_clips():
+def clips_for_the_test():
     return {
         "LICENSE": b"nothing",
         "down/0d_nohash_0.wav": wav(noise(7)),
@@ -57,14 +57,11 @@ def test_clips():
     }
 
 
-test_clips.__test__ = False
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archives")
     write_archive(folder / ALL_CLIPS, all_clips())
-    write_archive(folder / TEST_CLIPS, test_clips())
+    write_archive(folder / TEST_CLIPS, clips_for_the_test())
     return folder
 
 
@@ -242,7 +239,7 @@ def test_missing_and_broken_parts(tmp_path):
     ],
 )
 def test_bad_clips_of_archives_are_named(tmp_path, name, content, message):
-    write_archive(tmp_path / TEST_CLIPS, {**test_clips(), name: content})
+    write_archive(tmp_path / TEST_CLIPS, {**clips_for_the_test(), name: content})
     refused(TEST, tmp_path, message)
 
 
