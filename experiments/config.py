@@ -104,11 +104,11 @@ class RunConfig:
         under ``jit`` the compiler chooses, and may exchange gradients of a bfloat16
         computation in bfloat16.
       train_examples: number of training images, None for all that are left.
-      classes: labels below this number are used, None for all; digits ignore this
-        and ``halved_images``.
+      classes: labels below this number are used, None for all; digits, text and
+        spoken words ignore this and ``halved_images``.
       halved_images: whether images have half their height and width.
-      validation_examples: training images that are held out; digits have a fixed
-        validation split.
+      validation_examples: training images that are held out; digits and text have a
+        fixed validation split.
       split_seed: seed of the choice of training and validation images.
       seed: seed of the initial weights, the order of the data and the augmentation.
     """

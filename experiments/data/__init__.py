@@ -15,6 +15,8 @@ from experiments.data.options import DATA_DIR as DATA_DIR
 from experiments.data.options import DataOptions as DataOptions
 from experiments.data.prepared import NotPreparedError as NotPreparedError
 from experiments.data.small_images import load_small_images
+from experiments.data.spoken_words import NAME as SPOKEN_WORDS
+from experiments.data.spoken_words import load_spoken_words
 from experiments.data.stream import Share as Share
 from experiments.data.stream import Stream as Stream
 from experiments.data.text import load_text
@@ -24,6 +26,7 @@ DATASETS: dict[str, Callable[[DataOptions], Dataset]] = {
     "digits": lambda _: load_digits(),
     "digit_pixels": lambda _: load_digit_pixels(),
     "text": load_text,
+    SPOKEN_WORDS: load_spoken_words,
     **{
         name: functools.partial(load_small_images, image_set)
         for name, image_set in IMAGE_SETS.items()

@@ -12,8 +12,9 @@ class Split(NamedTuple):
 
     Attributes:
       images: ``[examples, height, width, channels]``; standardized floats, or raw
-        uint8 pixels, which `preprocessing` standardizes in the step. For text, the
-        character codes, ``[examples, length]``, int32.
+        uint8 pixels, which `preprocessing` standardizes in the step. For spoken words,
+        time and mel bands are height and width. For text, the character codes,
+        ``[examples, length]``, int32.
       labels: ``[examples]``, int32; for text, ``[examples, length]``.
     """
 

@@ -10,7 +10,7 @@ DATA_DIR = Path("data")
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """Which part of a prepared image set to use; sets with fixed splits ignore it.
+    """Which part of a prepared data set to use; sets with fixed splits ignore it.
 
     Attributes:
       data_dir: folder of all prepared data sets.

@@ -1,8 +1,6 @@
-"""The clips of the study: checked for the keyword, and split by speaker."""
+"""The clips of the study, checked for the keyword."""
 
 from collections.abc import Sequence
-
-import numpy as np
 
 from experiments.data.clips import SILENCE, UNKNOWN, AudioError, Clips
 
@@ -39,27 +37,3 @@ def check_parts(keyword: str, parts: Sequence[Clips]) -> None:
                     f"none of the {len(part.words)} clips for {name} is of {word!r}; "
                     "more clips of it, or other fractions, are needed"
                 )
-
-
-def split_by_speaker(
-    clips: Clips, fractions: Sequence[float], seed: int
-) -> list[Clips]:
-    """Parts without common speakers; clips of noise are divided at random.
-
-    Args:
-      clips: all clips.
-      fractions: of the speakers, by part; they sum to one.
-      seed: of the random order.
-    """
-    rng = np.random.default_rng(seed)
-    noise = clips.speakers == ""
-    owners = clips.speakers.astype(object)
-    owners[noise] = [f"noise {row}" for row in np.flatnonzero(noise)]
-    bounds = np.cumsum(fractions)[:-1]
-    part_of: dict[str, int] = {}
-    for group in (owners[~noise], owners[noise]):
-        names = rng.permutation(np.unique(group.astype(str)))
-        parts = np.split(names, np.round(bounds * len(names)).astype(int))
-        part_of |= {name: part for part, found in enumerate(parts) for name in found}
-    parts_of_clips = np.array([part_of[owner] for owner in owners])
-    return [clips.of(parts_of_clips == part) for part in range(len(fractions))]

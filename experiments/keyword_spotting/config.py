@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from experiments.keyword_spotting.features import FeatureShape
+from experiments.data.speech_features import FeatureShape
 
 # Phonemes of the words of Speech Commands (ARPAbet, from the CMU dictionary).
 LEXICON: dict[str, str] = {

@@ -1,15 +1,13 @@
 """Clips in background noise: training examples, and continuous recordings."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.clips import SILENCE, Clips
+from experiments.data.speech_features import in_batches, mfcc
 from experiments.keyword_spotting.config import KeywordConfig
 from experiments.keyword_spotting.detection import Event
-from experiments.keyword_spotting.features import mfcc
 from experiments.keyword_spotting.states import speech_span
 
 NOISE_LEVEL = 0.01  # root mean square of the noise; full scale is one
@@ -68,7 +66,7 @@ def make_examples(clips: Clips, config: KeywordConfig, seed: int) -> Examples:
             shift = frames_before if span[1] else 0
             spans.append((span[0] + shift, span[1] + shift))
             words.append(word)
-    features = _features(mixtures, config)
+    features = in_batches(mfcc, mixtures, shape, BATCH)
     return Examples(features, np.array(spans), np.array(words))
 
 
@@ -104,7 +102,7 @@ def make_recordings(
         at += len(samples)
     mixtures.append(_leveled(rng, mixture))
     return Recordings(
-        _features(mixtures, config), events, len(mixtures) * SECONDS / 3600
+        in_batches(mfcc, mixtures, shape, BATCH), events, len(mixtures) * SECONDS / 3600
     )
 
 
@@ -146,13 +144,3 @@ def _add(
 def _leveled(rng: np.random.Generator, mixture: np.ndarray) -> np.ndarray:
     """The mixture at a random volume, within ±6 dB, as float32."""
     return (mixture * 10 ** (rng.uniform(-6, 6) / 20)).astype(np.float32)
-
-
-def _features(mixtures: Sequence[np.ndarray], config: KeywordConfig) -> np.ndarray:
-    parts = []
-    for start in range(0, len(mixtures), BATCH):
-        part = np.stack(mixtures[start : start + BATCH])
-        full = np.pad(part, ((0, BATCH - len(part)), (0, 0)))
-        found = mfcc(jnp.asarray(full), config.features)
-        parts.append(np.asarray(found)[: len(part)])
-    return np.concatenate(parts)

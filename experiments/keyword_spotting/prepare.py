@@ -8,12 +8,9 @@ import numpy as np
 from experiments.data.arrays_file import write_arrays
 from experiments.data.clip_parts import read_parts
 from experiments.data.clips import SAMPLE_RATE, Clips, stack
+from experiments.data.speakers import split_by_speaker
 from experiments.data.speech import load_clips
-from experiments.keyword_spotting.audio import (
-    check_keyword,
-    check_parts,
-    split_by_speaker,
-)
+from experiments.keyword_spotting.audio import check_keyword, check_parts
 from experiments.keyword_spotting.config import KeywordConfig
 from experiments.keyword_spotting.detection import Event
 from experiments.keyword_spotting.mixing import (

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.data.speech_features import FeatureShape
 from experiments.keyword_spotting.decoder import Transitions, best_paths
-from experiments.keyword_spotting.features import FeatureShape
 
 QUIET = 0.3  # of the range of a clip's energies in dB, below which it is no speech
 LONGEST_PAUSE = 12  # frames inside a word, such as the closure before a stop

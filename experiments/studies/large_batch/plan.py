@@ -83,7 +83,7 @@ def sweep_of(study: Study, place: Place, candidates: Sequence[Candidate]) -> Swe
     """
     return Sweep(
         tuple(
-            Method(_config(place, one), one.searches(study.draws, study.alone))
+            Method(config_of(place, one), one.searches(study.draws, study.alone))
             for one in candidates
         ),
         refined_by=study.refined_by,
@@ -92,7 +92,12 @@ def sweep_of(study: Study, place: Place, candidates: Sequence[Candidate]) -> Swe
     )
 
 
-def _config(place: Place, candidate: Candidate) -> RunConfig:
+def config_of(place: Place, candidate: Candidate) -> RunConfig:
+    """The settings of a method at a place, with the center of its learning rates.
+
+    Raises:
+      ValueError: if the place ends within an epoch.
+    """
     task, size = place.task, place.batch_size
     epochs, rest = divmod(place.steps * size, task.examples)
     if rest:

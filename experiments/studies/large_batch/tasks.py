@@ -125,6 +125,17 @@ TASKS = (
         3840,
         (640, 1920),
     ),
+    Task(
+        "spoken_words",
+        {
+            "dataset": "spoken_words",
+            "model": "mlp",
+            "train_examples": 1920,
+            "validation_examples": 800,
+        },
+        1920,
+        (480, 1920),
+    ),
 )
 SMALL_TASKS = (
     dataclasses.replace(DIGITS, name="chosen", batch_sizes=(256,)),

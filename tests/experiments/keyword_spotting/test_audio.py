@@ -1,11 +1,11 @@
-"""The clips of the study: their source, the keyword, and the split by speaker."""
+"""The clips of the study: their source and the keyword."""
 
 import numpy as np
 import pytest
 
 from experiments.data import prepare as data_prepare
 from experiments.data.clips import AudioError, Clips
-from experiments.keyword_spotting.audio import check_parts, split_by_speaker
+from experiments.keyword_spotting.audio import check_parts
 from experiments.keyword_spotting.config import KeywordConfig
 from experiments.keyword_spotting.prepare import prepare, read_clips
 
@@ -30,15 +30,6 @@ def test_a_prepared_data_set_gives_the_clips_of_its_source(clips, source, tmp_pa
     for mine, other in zip(read_clips(CONFIG, tmp_path, None), clips, strict=True):
         assert mine.dtype == other.dtype
         np.testing.assert_array_equal(mine, other)
-
-
-def test_parts_share_no_speaker_and_hold_all_clips(clips):
-    parts = split_by_speaker(clips, (0.5, 0.25, 0.25), seed=0)
-    speakers = [set(part.speakers) - {""} for part in parts]
-    assert [len(s) for s in speakers] == [6, 3, 3]
-    assert len(set.union(*speakers)) == 12
-    assert [(part.words == "_silence_").sum() for part in parts] == [4, 2, 2]
-    assert sum(len(part.words) for part in parts) == len(clips.words)
 
 
 def test_keywords_that_cannot_be_spotted(source):

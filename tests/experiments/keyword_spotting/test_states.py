@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.keyword_spotting.features import FeatureShape
+from experiments.data.speech_features import FeatureShape
 from experiments.keyword_spotting.states import (
     aligned_states,
     spans_of,

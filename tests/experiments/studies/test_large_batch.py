@@ -10,7 +10,7 @@ import rich.console
 from experiments.optimizers import build
 from experiments.records.files import read_record, read_records
 from experiments.studies.large_batch import __main__ as large_batch
-from experiments.studies.large_batch import methods
+from experiments.studies.large_batch import methods, step_times
 from experiments.studies.large_batch.plan import (
     SMALL,
     Study,
@@ -140,6 +140,49 @@ def test_paired_differences_of_logarithms():
     t = -mean / error
     # Student's t with two degrees of freedom has a distribution in closed form.
     assert p_value == pytest.approx(1 - t / math.sqrt(2 + t**2))
+
+
+class TimedRunner:
+    """Runs that take a time by optimizer, all of a turn longer by a factor."""
+
+    def __init__(self, seconds, factors):
+        self.seconds, self.factors, self.count = seconds, factors, 0
+
+    def run(self, planned):
+        (run,) = planned
+        turn, self.count = self.count // len(self.seconds), self.count + 1
+        return [{"seconds": self.factors[turn] * self.seconds[run.config.optimizer]}]
+
+
+def test_times_of_a_step_are_compared_within_turns(tmp_path):
+    seconds = {
+        "muon": 0.6,
+        "large_batch_nlcg": 0.9,
+        "tuning_free_nlcg": 1.2,
+        "adam": 0.3,
+    }
+    place = Study().places[0]
+    runner = TimedRunner(seconds, factors=(100, 1, 5, 2))
+    found = step_times.measure(place, 4, runner, tmp_path)
+    ratios = {label: time.ratio for label, time in found.items()}
+    expected = (1.0, 1.5, 2.0, 0.5)
+    assert list(ratios.values()) == pytest.approx(expected)
+    milliseconds = [time.milliseconds for time in found.values()]
+    assert milliseconds == pytest.approx([10.0, 15.0, 20.0, 5.0])
+    (row,) = step_times.table({place.title: found}).rows
+    assert row[1:] == ("10", "15", "1.50", "20", "2.00", "5", "0.50")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--turns", "1"], "error: turns=1 must be at least 2"),
+        (["--tasks", "other"], "error: tasks=.'other'. are unknown; allowed are"),
+    ],
+)
+def test_wrong_input_ends_the_timing_with_a_message(given, message):
+    with pytest.raises(SystemExit, match=message):
+        step_times.main(given)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""Mel-frequency cepstral coefficients, on the device."""
+"""Log-mel energies and cepstral coefficients of speech, on the device."""
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -59,8 +60,28 @@ def cosine_transform(shape: FeatureShape) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=1)
+def log_mel_energies(samples: jax.Array, shape: FeatureShape) -> jax.Array:
+    """Logarithms of the mel energies of Hann windows.
+
+    Args:
+      samples: ``[..., samples]``, float32 within [-1, 1].
+      shape: how they are computed.
+
+    Returns:
+      ``[..., frames, mels]``, float32.
+    """
+    count = shape.frames(samples.shape[-1])
+    rows = np.arange(count)[:, None] * shape.hop + np.arange(shape.window)
+    hann = jnp.asarray(np.hanning(shape.window + 1)[:-1], jnp.float32)
+    spectrum = jnp.fft.rfft(samples[..., rows] * hann, shape.fft)
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    energies = power @ jnp.asarray(mel_filters(shape), jnp.float32)
+    return jnp.log(energies + LOG_FLOOR)
+
+
+@functools.partial(jax.jit, static_argnums=1)
 def mfcc(samples: jax.Array, shape: FeatureShape) -> jax.Array:
-    """Cepstral coefficients: DCT of the logarithms of mel energies of Hann windows.
+    """Cepstral coefficients: the DCT of `log_mel_energies`.
 
     Args:
       samples: ``[..., samples]``, float32 within [-1, 1].
@@ -69,15 +90,31 @@ def mfcc(samples: jax.Array, shape: FeatureShape) -> jax.Array:
     Returns:
       ``[..., frames, coefficients]``, float32.
     """
-    count = shape.frames(samples.shape[-1])
-    rows = np.arange(count)[:, None] * shape.hop + np.arange(shape.window)
-    hann = jnp.asarray(np.hanning(shape.window + 1)[:-1], jnp.float32)
-    spectrum = jnp.fft.rfft(samples[..., rows] * hann, shape.fft)
-    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-    energies = power @ jnp.asarray(mel_filters(shape), jnp.float32)
-    return jnp.log(energies + LOG_FLOOR) @ jnp.asarray(
+    return log_mel_energies(samples, shape) @ jnp.asarray(
         cosine_transform(shape), jnp.float32
     )
+
+
+def in_batches(
+    features: Callable[[jax.Array, FeatureShape], jax.Array],
+    samples: Sequence[np.ndarray],
+    shape: FeatureShape,
+    size: int,
+) -> np.ndarray:
+    """Features of many arrays of equal length, with memory for a batch at a time.
+
+    Args:
+      features: `log_mel_energies` or `mfcc`.
+      samples: float32 within [-1, 1], at least one.
+      shape: how they are computed.
+      size: arrays in a batch; the last one is filled up with silence.
+    """
+    parts = []
+    for start in range(0, len(samples), size):
+        part = np.stack(samples[start : start + size])
+        full = np.pad(part, ((0, size - len(part)), (0, 0)))
+        parts.append(np.asarray(features(jnp.asarray(full), shape))[: len(part)])
+    return np.concatenate(parts)
 
 
 def _mel(frequency: float) -> float:

@@ -3,14 +3,20 @@
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.keyword_spotting.features import LOG_FLOOR, FeatureShape, mfcc
+from experiments.data.speech_features import (
+    LOG_FLOOR,
+    FeatureShape,
+    in_batches,
+    log_mel_energies,
+    mfcc,
+)
 
 SHAPE = FeatureShape(
     sample_rate=4000, window=100, hop=40, fft=128, mels=12, coefficients=5
 )
 
 
-def independent_mfcc(samples):
+def independent_energies(samples):
     """By sums over samples, filter by filter, as textbooks write it."""
     low, high = (2595 * np.log10(1 + f / 700) for f in (SHAPE.lowest, 2000.0))
     mels = [low + (high - low) * k / 13 for k in range(14)]
@@ -33,18 +39,25 @@ def independent_mfcc(samples):
                 elif peak < f < right:
                     energy += power * (right - f) / (right - peak)
             logs.append(np.log(energy + LOG_FLOOR))
-        m = np.arange(12)
-        rows.append(
+        rows.append(logs)
+    return np.array(rows)
+
+
+def independent_mfcc(samples):
+    m = np.arange(12)
+    return np.array(
+        [
             [
                 np.sqrt((1 if c == 0 else 2) / 12)
                 * (logs * np.cos(np.pi * c * (m + 0.5) / 12)).sum()
                 for c in range(5)
             ]
-        )
-    return np.array(rows)
+            for logs in independent_energies(samples)
+        ]
+    )
 
 
-def test_mfcc_is_that_of_sums_in_float64():
+def test_features_are_those_of_sums_in_float64():
     rng = np.random.default_rng(0)
     samples = 0.1 * rng.normal(size=500)
     found = mfcc(jnp.asarray(samples, jnp.float32), SHAPE)
@@ -52,6 +65,17 @@ def test_mfcc_is_that_of_sums_in_float64():
     # Energies of noise have a relative error of about 1e-6 in float32, which is the
     # absolute error of their logarithms; five coefficients add twelve of them.
     np.testing.assert_allclose(found, independent_mfcc(samples), atol=1e-4)
+    found = log_mel_energies(jnp.asarray(samples, jnp.float32), SHAPE)
+    np.testing.assert_allclose(found, independent_energies(samples), atol=1e-5)
+
+
+def test_features_do_not_depend_on_batches():
+    rng = np.random.default_rng(1)
+    samples = (0.1 * rng.normal(size=[5, 500])).astype(np.float32)
+    found = in_batches(mfcc, list(samples), SHAPE, 2)
+    assert found.shape == (5, 11, 5)
+    for row, alone in zip(found, samples):
+        np.testing.assert_allclose(row, mfcc(alone, SHAPE), atol=1e-4)
 
 
 def test_silence_has_finite_features():
