@@ -285,6 +285,28 @@ def failed_if_narrow(state: SearchState, resolution: jax.Array) -> SearchState:
     return state._replace(stage=jnp.where(failed, FAILED, state.stage))
 
 
+def is_noise(state: SearchState) -> jax.Array:
+    r"""Whether what the bracket may still hold is less than its values contradict.
+
+    A convex φ falls from the lower end by at most the slope there times the width, and
+    the values at the ends differ by at most the steeper slope times the width. What
+    they differ by beyond that is noise.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> s = start(*map(jnp.float32, (1., -1e-6, 1., 0.)), probe=False)
+      >>> for value in (1.1, 1.2, 1.1, 1.2):
+      ...     s = advance_point(WolfeRules(), s, jnp.float32(value), jnp.float32(1e-6))
+      >>> bool(is_noise(s))
+      True
+    """
+    (low, low_value, low_slope), (high, high_value, high_slope) = state.bracket
+    width = high - low
+    steepest = jnp.maximum(jnp.abs(low_slope), jnp.abs(high_slope))
+    noise = jnp.abs(high_value - low_value) - steepest * width
+    return jnp.isfinite(noise) & (noise >= jnp.abs(low_slope) * width) & (noise > 0)
+
+
 def failed_if_idle(state: SearchState, failed_before: jax.Array) -> SearchState:
     """Fails where the bracket holds nothing but rounding, as that of the search before.
 

@@ -135,7 +135,8 @@ def _rules_of_search(method: Method, state: MinimizeState) -> WolfeRules:
     # Not while the step still grows: a valley may begin with steps that gain nothing.
     enclosed = jnp.isfinite(state.search.bracket[1, 0])
     most = jnp.where(
-        enclosed & is_rounding(state.sizes, *current),
+        enclosed
+        & (is_rounding(state.sizes, *current) | wolfe_search.is_noise(state.search)),
         SHORT_SEARCH,
         method.rules.max_evaluations,
     )
