@@ -14,15 +14,18 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from experiments.data.shards import Shard, shards
+
 Example = dict[str, Any]
 
 NAME, VERSION = "imagenet2012", "5.1.0"
 TRAINING_ARCHIVE = "ILSVRC2012_img_train.tar"  # one tar file per class
 VALIDATION_ARCHIVE = "ILSVRC2012_img_val.tar"
+SHARD = 1000  # validation images per file
 
 
 class ImageNetBuilder(  # type: ignore[call-arg]  # its base is seen as Any
-    tfds.core.GeneratorBasedBuilder, skip_registration=True
+    tfds.core.ShardBasedBuilder, skip_registration=True
 ):
     """Prepares ImageNet (ILSVRC 2012) from the official archives.
 
@@ -52,23 +55,26 @@ class ImageNetBuilder(  # type: ignore[call-arg]  # its base is seen as Any
             homepage="https://image-net.org/",
         )
 
-    def _split_generators(
+    def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, Iterator[tuple[str, Example]]]:
+    ) -> dict[str, list[Shard]]:
         del dl_manager  # only registered users can download the archives
+        training, validation = (
+            len(_names(self.source / name))
+            for name in (TRAINING_ARCHIVE, VALIDATION_ARCHIVE)
+        )
+        classes = training_classes(self.source)
+        images = map(_example, validation_images(self.source))
         return {
-            "train": self._generate_examples(training_images(self.source)),
-            "validation": self._generate_examples(validation_images(self.source)),
+            # A file per class, each of the class that comes next.
+            "train": [lambda: map(_example, next(classes))] * training,
+            "validation": shards(images, validation, SHARD),
         }
 
-    def _generate_examples(
-        self, images: Iterator[tuple[str, str, bytes]]
-    ) -> Iterator[tuple[str, Example]]:
-        for name, label, encoded in images:
-            yield (
-                name,
-                {"image": io.BytesIO(encoded), "label": label, "file_name": name},
-            )
+
+def _example(image: tuple[str, str, bytes]) -> tuple[str, Example]:
+    name, label, encoded = image
+    return name, {"image": io.BytesIO(encoded), "label": label, "file_name": name}
 
 
 def class_names() -> list[str]:
@@ -81,8 +87,8 @@ def validation_class_names() -> list[str]:
     return _stock_lines("validation_labels.txt")
 
 
-def training_images(source: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Name, synset and content of every training image.
+def training_classes(source: Path) -> Iterator[Iterator[tuple[str, str, bytes]]]:
+    """Name, synset and content of every training image, class by class.
 
     Raises:
       ValueError: if the archive is corrupt or holds something else.
@@ -95,17 +101,19 @@ def training_images(source: Path) -> Iterator[tuple[str, str, bytes]]:
                 f"{source / TRAINING_ARCHIVE} holds {archive_name!r}; allowed are tar "
                 "files named after the 1000 synsets of ILSVRC 2012"
             )
-        inner = _members(source / TRAINING_ARCHIVE, io.BytesIO(archive))
-        for name, encoded in inner:
-            yield name, synset, encoded
+        yield _labeled(synset, _members(source / TRAINING_ARCHIVE, io.BytesIO(archive)))
+
+
+def _labeled(
+    synset: str, images: Iterator[tuple[str, bytes]]
+) -> Iterator[tuple[str, str, bytes]]:
+    return ((name, synset, encoded) for name, encoded in images)
 
 
 def validation_images(source: Path) -> Iterator[tuple[str, str, bytes]]:
     """Name, synset and content of every validation image."""
     path = source / VALIDATION_ARCHIVE
-    with tarfile.open(path, "r:") as archive:
-        names = sorted(member.name for member in archive if member.isfile())
-    synsets = dict(zip(names, validation_class_names(), strict=False))
+    synsets = dict(zip(sorted(_names(path)), validation_class_names(), strict=False))
     for name, encoded in _members(path):
         yield name, synsets[name], encoded
 
@@ -162,6 +170,11 @@ def num_classes(data_dir: Path) -> int:
     """Number of classes of the prepared data set."""
     builder = tfds.builder_from_directory(data_dir / NAME / VERSION)
     return int(builder.info.features["label"].num_classes)
+
+
+def _names(path: Path) -> list[str]:
+    with tarfile.open(path, "r:") as archive:
+        return [member.name for member in archive if member.isfile()]
 
 
 def _members(path: Path, file: io.BytesIO | None = None) -> Iterator[tuple[str, bytes]]:

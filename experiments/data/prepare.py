@@ -3,7 +3,10 @@
 ``python -m experiments.data.prepare cifar100`` downloads CIFAR-100 and writes it as
 TensorFlow Datasets would, without needing TensorFlow. ``--source DIRECTORY`` reads
 local files instead: the official archives, or npz parts as described in
-`experiments.data.npz_parts`. ImageNet (``imagenet2012``) is made from its official
+`experiments.data.npz_parts`. Speech Commands is downloaded as a whole
+(``speech_commands``, 2.5 GB) or as its test split alone (``speech_commands_test``,
+113 MB), which can also be made from npz parts as described in
+`experiments.data.clip_parts`. ImageNet (``imagenet2012``) is made from its official
 archives, which only registered users can download. ``--form arrays`` writes one file of
 NumPy arrays, for machines without tensorflow-datasets.
 """
@@ -21,6 +24,7 @@ from experiments.data.files_at_hand import read_files
 from experiments.data.image_sets import IMAGE_SETS, ImageSet, LabeledImages
 from experiments.data.imagenet import NAME as IMAGENET
 from experiments.data.prepared import read_prepared, read_tfds
+from experiments.data.speech import SPEECH_SETS
 from experiments.errors import ending_with_a_message
 from experiments.registry import look_up
 
@@ -32,7 +36,8 @@ class PrepareArguments:
     """Prepares a data set.
 
     Attributes:
-      dataset: cifar10, cifar100, mnist, fashion_mnist or imagenet2012.
+      dataset: cifar10, cifar100, mnist, fashion_mnist, imagenet2012, speech_commands
+        or speech_commands_test.
       source: directory of the official archives or of npz parts; by default the
         archives are downloaded.
       data_dir: folder of all prepared data sets.
@@ -48,12 +53,18 @@ class PrepareArguments:
 
 
 def prepare(arguments: PrepareArguments) -> dict[str, int]:
-    """Prepares the data set and returns the number of images per split."""
-    if arguments.dataset == IMAGENET:
-        if arguments.form != "tfds":
-            raise ValueError(f"form={arguments.form!r} must be 'tfds' for {IMAGENET}")
+    """Prepares the data set and returns the number of examples per split."""
+    name, data_dir, source = arguments.dataset, arguments.data_dir, arguments.source
+    if name in (IMAGENET, *SPEECH_SETS) and arguments.form != "tfds":
+        raise ValueError(f"form={arguments.form!r} must be 'tfds' for {name}")
+    counts: dict[str, int]
+    if name == IMAGENET:
         store = importlib.import_module("experiments.data.imagenet_store")
-        counts: dict[str, int] = store.prepare(arguments.data_dir, arguments.source)
+        counts = store.prepare(data_dir, source)
+        return counts
+    if name in SPEECH_SETS:
+        store = importlib.import_module("experiments.data.speech_store")
+        counts = store.prepare(name, data_dir, source)
         return counts
     return {name: len(s.labels) for name, s in _prepare_small(arguments).items()}
 
@@ -83,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ending_with_a_message(MODULE, arguments, again="start again with"):
         counts = prepare(given)
         shown = ", ".join(f"{count} {name}" for name, count in counts.items())
-        print(f"{given.dataset} is prepared in {given.data_dir}: {shown} images")
+        kind = "clips" if given.dataset in SPEECH_SETS else "images"
+        print(f"{given.dataset} is prepared in {given.data_dir}: {shown} {kind}")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,7 @@ The stock generators of these sets need TensorFlow; this builder does not. Its f
 are read by ``tfds.data_source`` like those of any prepared data set.
 """
 
-import http.client
-import urllib.error
-import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +13,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from experiments.data.archives import read_archives
+from experiments.data.downloads import download, prepare_anew
 from experiments.data.files_at_hand import SPLITS, read_files
 from experiments.data.image_sets import ImageSet, LabeledImages
-from experiments.errors import UserError
-
-CONNECT_SECONDS = 5.0
 
 Example = dict[str, Any]
 
@@ -29,8 +24,6 @@ class ImageSetBuilder(  # type: ignore[call-arg]  # its base is seen as Any
     tfds.core.GeneratorBasedBuilder, skip_registration=True
 ):
     """Prepares an `ImageSet`.
-
-    The checksums of the downloads are in ``checksums.tsv`` next to this file.
 
     Args:
       image_set: the set to prepare.
@@ -72,43 +65,14 @@ class ImageSetBuilder(  # type: ignore[call-arg]  # its base is seen as Any
     ) -> dict[str, LabeledImages]:
         if self.source is not None:
             return read_files(self.image_set, self.source)
-        urls = {name: self.image_set.url + name for name in self.image_set.archives}
-        check_reachable(urls.values(), Path(self._data_dir_root) / "downloads")
-        paths = {n: Path(path) for n, path in dl_manager.download(urls).items()}
+        url, names = self.image_set.url, self.image_set.archives
+        paths = download(dl_manager, Path(self._data_dir_root), url, names)
         return read_archives(self.image_set, paths)
 
     def _generate_examples(self, split: LabeledImages) -> Iterator[tuple[int, Example]]:
         for row, (image, label) in enumerate(zip(*split, strict=True)):
             pixels = image[..., 0] if image.shape[-1] == 1 else image
             yield row, {"image": Image.fromarray(pixels), "label": int(label)}
-
-
-def check_reachable(urls: Iterable[str], downloads: Path) -> None:
-    """Fails within seconds if an archive cannot be downloaded.
-
-    TensorFlow Datasets itself would retry for minutes.
-
-    Args:
-      urls: addresses of the archives.
-      downloads: folder of archives that were downloaded before.
-
-    Raises:
-      UserError: if the host of an archive that must be downloaded does not answer.
-    """
-    known = [path.read_text(encoding="utf-8") for path in downloads.rglob("*.INFO")]
-    for url in urls:
-        if any(url in text for text in known):
-            continue
-        try:
-            urllib.request.urlopen(url, timeout=CONNECT_SECONDS).close()
-        except urllib.error.HTTPError:
-            continue  # the host answers; the download reports the rest
-        except (OSError, http.client.HTTPException) as error:
-            raise UserError(
-                f"{url} cannot be reached ({getattr(error, 'reason', error)}); "
-                "without a network, prepare the data set from files with "
-                "--source DIRECTORY"
-            ) from error
 
 
 def prepare(image_set: ImageSet, data_dir: Path, source: Path | None) -> None:
@@ -124,13 +88,7 @@ def prepare(image_set: ImageSet, data_dir: Path, source: Path | None) -> None:
       UserError: if an archive cannot be downloaded.
       ValueError: if a file is corrupt.
     """
-    ImageSetBuilder(image_set, data_dir, source).download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            # Keeps downloads, but not a prepared data set that is corrupt.
-            download_mode=tfds.download.GenerateMode.REUSE_CACHE_IF_EXISTS,
-            force_checksums_validation=True,
-        )
-    )
+    prepare_anew(ImageSetBuilder(image_set, data_dir, source))
 
 
 def read(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImages]:

@@ -4,13 +4,14 @@ A network of frames and a decoder spot a word in continuous recordings. The netw
 trained with cross-entropy on aligned states, then by the decoder's score with each
 optimizer. For example::
 
-    python -m experiments.keyword_spotting --source speech_commands_test
-    --config.keyword stop --out runs/keyword_spotting
+    python -m experiments.data.prepare speech_commands_test
+    python -m experiments.keyword_spotting --config.keyword stop
 
 Every job leaves a record; ``--report-only`` writes the tables and the picture again.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from experiments import data
 from experiments.errors import ending_with_a_message
 from experiments.keyword_spotting.config import KeywordConfig
 from experiments.keyword_spotting.plan import Plan, check_settings, stages
+from experiments.keyword_spotting.prepare import read_clips
 from experiments.keyword_spotting.report import write_report
 from experiments.tuning.runner import Runner
 from experiments.tuning.study import run_study
@@ -36,14 +38,17 @@ class KeywordArguments:
 
     Attributes:
       config: the data, the network and the windows.
-      source: folder of the clips as npz parts, see `audio.read_clips`.
+      data_dir: folder of all prepared data sets.
+      source: folder of npz parts, as described in `experiments.data.clip_parts`, to
+        read in place of a prepared data set.
       out: folder of the records, the tables and the picture.
       small: a few methods for a few steps and one ablation, to see that it runs.
       report_only: run nothing.
     """
 
     config: KeywordConfig = dataclasses.field(default_factory=KeywordConfig)
-    source: Path = data.DATA_DIR / "speech_commands"
+    data_dir: Path = data.DATA_DIR
+    source: Path | None = None
     out: Path = Path("runs/keyword_spotting")
     small: bool = False
     report_only: bool = False
@@ -70,8 +75,8 @@ def run(given: KeywordArguments, console: rich.console.Console) -> str:
     plan = plan_of(given)
     check_settings(plan)
     if not given.report_only:
-        runner = Runner(data.DATA_DIR)
-        run_study(stages(plan, given.source), runner, console)
+        read = functools.partial(read_clips, given.config, given.data_dir, given.source)
+        run_study(stages(plan, read), Runner(given.data_dir), console)
     text = write_report(plan, given.out)
     console.print(text)
     return text

@@ -1,6 +1,7 @@
 """The settings of the study."""
 
 import dataclasses
+from typing import Literal
 
 from experiments.keyword_spotting.features import FeatureShape
 
@@ -49,6 +50,8 @@ class KeywordConfig:
     """Everything that determines the study, but for the optimizers and their budgets.
 
     Attributes:
+      dataset: the prepared data set whose clips are used, those of all its splits
+        together.
       keyword: the word to spot, a word of `LEXICON`.
       fractions: shares of the speakers for training, validation and test.
       split_seed: seed of the choice of speakers.
@@ -80,6 +83,7 @@ class KeywordConfig:
       tolerance: frames by which a detection may lie outside of the keyword.
     """
 
+    dataset: Literal["speech_commands_test", "speech_commands"] = "speech_commands_test"
     keyword: str = "stop"
     fractions: tuple[float, float, float] = (0.5, 0.15, 0.35)
     split_seed: int = 0

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.keyword_spotting.audio import SILENCE, Clips
+from experiments.data.clips import SILENCE, Clips
 from experiments.keyword_spotting.config import KeywordConfig
 from experiments.keyword_spotting.detection import Event
 from experiments.keyword_spotting.features import mfcc

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from experiments import optimizers
 from experiments.config import RunConfig, changes
+from experiments.data.clips import Clips
 from experiments.keyword_spotting.config import KeywordConfig
 from experiments.keyword_spotting.phases import Phases, Variant, mean_rejects
-from experiments.keyword_spotting.prepare import prepare, read_source, write
+from experiments.keyword_spotting.prepare import prepare, write
 from experiments.optimizers import choice_of
 from experiments.records.files import Line, header
 from experiments.training import DivergedError
@@ -125,9 +126,9 @@ class Plan:
         return min(rates, key=rejected)
 
 
-def stages(plan: Plan, source: Path) -> list[Stage]:
-    """All of the study, in its order."""
-    work = _Work(plan, Phases(plan.config, plan.prepared()), source)
+def stages(plan: Plan, read: Callable[[], Clips]) -> list[Stage]:
+    """All of the study, in its order; ``read`` gives its clips."""
+    work = _Work(plan, Phases(plan.config, plan.prepared()), read)
     tuned = [m for m in plan.methods if m != MINIMIZE]
     trials = [
         (m, rate) for m in tuned if len(plan.rates(m)) > 1 for rate in plan.rates(m)
@@ -187,12 +188,11 @@ def stages(plan: Plan, source: Path) -> list[Stage]:
 class _Work:
     """What the jobs do."""
 
-    def __init__(self, plan: Plan, phases: Phases, source: Path):
-        self._plan, self._phases, self._source = plan, phases, source
+    def __init__(self, plan: Plan, phases: Phases, read: Callable[[], Clips]):
+        self._plan, self._phases, self._read = plan, phases, read
 
     def prepare(self) -> str:
-        config = self._plan.config
-        prepared = prepare(read_source(self._source, config), config)
+        prepared = prepare(self._read(), self._plan.config)
         write(self._plan.prepared(), prepared)
         test = prepared.test
         return f"test recordings of {test.hours:.1f} h, {len(test.events)} keywords"
@@ -276,7 +276,7 @@ class _Work:
 
 
 def check_settings(plan: Plan) -> None:
-    """Refuses a folder of another study; a new folder gets the settings.
+    """Refuses a folder of another study; one that holds nothing gets the settings.
 
     Raises:
       ValueError: with the settings that differ.
@@ -284,18 +284,22 @@ def check_settings(plan: Plan) -> None:
     path = plan.out / "settings.json"
     settings = json.loads(json.dumps(dataclasses.asdict(plan), default=str))
     del settings["out"]
-    if not path.exists():
+    begun = any(found != path for found in plan.out.glob("*"))
+    if not (begun and path.exists()):
         write_line(path, settings)
         return
-    found = read_line(path)
-    changed = changes(
-        {**found, **found.pop("config")}, {**settings, **settings.pop("config")}
-    )
+    # Earlier studies had no choice of the data set.
+    found = {"dataset": KeywordConfig.dataset} | _flat(read_line(path))
+    changed = changes(found, _flat(settings))
     if changed:
         raise ValueError(
             f"{str(plan.out)!r} is the folder of another study: {changed}; repeat the "
             "earlier command to resume it, or use another folder"
         )
+
+
+def _flat(settings: Line) -> Line:
+    return {k: v for k, v in settings.items() if k != "config"} | settings["config"]
 
 
 def write_line(path: Path, line: Line) -> None:

@@ -6,10 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data.arrays_file import write_arrays
+from experiments.data.clip_parts import read_parts
+from experiments.data.clips import SAMPLE_RATE, Clips, stack
+from experiments.data.speech import load_clips
 from experiments.keyword_spotting.audio import (
-    Clips,
     check_keyword,
-    read_clips,
+    check_parts,
     split_by_speaker,
 )
 from experiments.keyword_spotting.config import KeywordConfig
@@ -21,7 +23,7 @@ from experiments.keyword_spotting.mixing import (
     make_recordings,
 )
 
-CLIP_SECONDS = 1
+LENGTH = SAMPLE_RATE  # samples of a clip
 
 
 class Prepared(NamedTuple):
@@ -32,10 +34,22 @@ class Prepared(NamedTuple):
     test: Recordings
 
 
-def read_source(source: Path, config: KeywordConfig) -> Clips:
-    """The clips of a folder, checked for the keyword."""
-    rate = config.features.sample_rate
-    clips = read_clips(source, rate, CLIP_SECONDS * rate)
+def read_clips(config: KeywordConfig, data_dir: Path, source: Path | None) -> Clips:
+    """The clips of the study, checked for the keyword.
+
+    Args:
+      config: of the study.
+      data_dir: folder of all prepared data sets.
+      source: folder of npz parts to read in place of ``config.dataset``.
+
+    Raises:
+      AudioError: if a clip cannot be used, or none is of the keyword.
+      NotPreparedError: if the data set must be prepared first; the message says how.
+    """
+    if source is None:
+        clips = load_clips(config.dataset, data_dir, LENGTH)
+    else:
+        clips = stack(read_parts(source).clips, LENGTH)
     check_keyword(config.keyword, clips)
     return clips
 
@@ -44,10 +58,13 @@ def prepare(clips: Clips, config: KeywordConfig) -> Prepared:
     """Splits the speakers, mixes speech with noise and computes features.
 
     Each coefficient is standardized by its mean and deviation on the training frames.
+
+    Raises:
+      AudioError: if the speakers of one part never say the keyword.
     """
-    train, validation, test = split_by_speaker(
-        clips, config.fractions, config.split_seed
-    )
+    parts = split_by_speaker(clips, config.fractions, config.split_seed)
+    check_parts(config.keyword, parts)
+    train, validation, test = parts
     seed = config.split_seed
     examples = make_examples(train, config, seed)
     mean = examples.features.mean(axis=(0, 1))

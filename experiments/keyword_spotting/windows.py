@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.keyword_spotting.audio import SILENCE
+from experiments.data.clips import SILENCE
 from experiments.keyword_spotting.config import KeywordConfig
 from experiments.keyword_spotting.detection import iou
 from experiments.keyword_spotting.mixing import Examples

@@ -12,7 +12,7 @@ import pytest
 from tensorflow_datasets.core.download import checksums
 
 from experiments import data
-from experiments.data import prepare, tfds_store
+from experiments.data import downloads, prepare, tfds_store
 from experiments.data.image_sets import IMAGE_SETS, LabeledImages
 from tests.experiments.image_files import (
     random_images,
@@ -224,7 +224,7 @@ def test_an_archive_is_downloaded_and_its_checksum_verified(tmp_path, monkeypatc
 @pytest.mark.parametrize("silent", [True, False])
 def test_a_host_that_does_not_answer_is_given_up_at_once(silent, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(tfds_store, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(downloads, "CONNECT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, never answers
         here = f"http://127.0.0.1:{server.getsockname()[1]}/"
         if not silent:

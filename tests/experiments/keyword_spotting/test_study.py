@@ -12,7 +12,7 @@ from experiments.keyword_spotting import __main__ as command
 from experiments.keyword_spotting import report
 from experiments.keyword_spotting.config import KeywordConfig
 from experiments.keyword_spotting.model import FrameNetwork
-from experiments.keyword_spotting.plan import BASELINES, NLCG, Plan
+from experiments.keyword_spotting.plan import BASELINES, NLCG, Plan, check_settings
 from experiments.keyword_spotting.training import hinges
 
 SMALL = {
@@ -90,6 +90,28 @@ def test_a_finished_study_is_not_repeated(source, out):
 def test_another_study_is_refused(source, out):
     with pytest.raises(SystemExit, match="width=9 was 8"):
         command.main(arguments(source, out, width=9))
+
+
+def test_a_folder_keeps_the_data_set_of_its_study(tmp_path):
+    plan = Plan(KeywordConfig(), tmp_path)
+    check_settings(plan)
+    (tmp_path / "prepared.npz").touch()
+    path = tmp_path / "settings.json"
+    settings = json.loads(path.read_text("utf-8"))
+    # Earlier studies did not write it.
+    assert settings["config"].pop("dataset") == "speech_commands_test"
+    path.write_text(json.dumps(settings), "utf-8")
+    check_settings(plan)
+    other = Plan(KeywordConfig(dataset="speech_commands"), tmp_path)
+    with pytest.raises(ValueError, match="dataset='speech_commands' was 'speech_comm"):
+        check_settings(other)
+
+
+def test_what_is_not_prepared_says_what_to_run_and_binds_no_folder(tmp_path):
+    for dataset in ("speech_commands_test", "speech_commands"):
+        given = f"--data-dir {tmp_path} --out {tmp_path}/out --config.dataset {dataset}"
+        with pytest.raises(SystemExit, match=f"experiments.data.prepare {dataset} --"):
+            command.main(given.split())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""Speech Commands: the clips of a prepared data set."""
+
+import importlib
+from pathlib import Path
+
+from experiments.data.clips import AudioError, Clips, stack
+from experiments.data.prepared import NotPreparedError
+from experiments.registry import look_up
+
+# Splits by data set: all of TensorFlow Datasets' speech_commands, or its test split,
+# which is an archive of its own.
+SPEECH_SETS = {
+    "speech_commands": ("train", "validation", "test"),
+    "speech_commands_test": ("test",),
+}
+
+
+def load_clips(name: str, data_dir: Path, length: int) -> Clips:
+    """All clips of a prepared data set, split by split, in the order of their source.
+
+    Args:
+      name: a name in `SPEECH_SETS`.
+      data_dir: folder of all prepared data sets.
+      length: samples per clip; shorter ones are padded with zeros.
+
+    Raises:
+      AudioError: if a clip is longer.
+      NotPreparedError: if the data set is missing or corrupt; the message says how to
+        prepare it.
+      ValueError: if the name is unknown.
+    """
+    splits = look_up("dataset", name, SPEECH_SETS)
+    try:
+        # Imported here so that nothing else needs tensorflow-datasets.
+        store = importlib.import_module("experiments.data.speech_store")
+        return stack(store.read(name, data_dir, splits), length)
+    except AudioError:
+        raise
+    # A corrupt store raises whatever its library does, even a bare RuntimeError.
+    except Exception as error:
+        raise NotPreparedError(
+            f"the data set {name!r} is missing or incomplete in {str(data_dir)!r}; run"
+            f"\n  python -m experiments.data.prepare {name} --data-dir {data_dir}\n"
+            "with --source DIRECTORY if you have the files "
+            f"({type(error).__name__}: {error})"
+        ) from error
