@@ -36,7 +36,7 @@ from nlcg_optax.trees.inner_products import products_and_maxima
 from nlcg_optax.xla.control_flow import apply_if
 
 SHORT_SEARCH = 8  # points at most where all that a search can gain is rounding
-SECOND_LOOK = 16  # points at most of a search before the end
+LONG_SEARCH = 16  # where it is noise, and at most of a search before the end
 
 
 class _Measured(NamedTuple):
@@ -134,13 +134,13 @@ def _rules_of_search(method: Method, state: MinimizeState) -> WolfeRules:
     current = state.search.start_value, state.current_grad_max
     # Not while the step still grows: a valley may begin with steps that gain nothing.
     enclosed = jnp.isfinite(state.search.bracket[1, 0])
-    most = jnp.where(
-        enclosed
-        & (is_rounding(state.sizes, *current) | wolfe_search.is_noise(state.search)),
-        SHORT_SEARCH,
-        method.rules.max_evaluations,
-    )
-    most = jnp.where(Iterations(*state.iterations).look > 0, SECOND_LOOK, most)
+    most: Any = method.rules.max_evaluations
+    for condition, points in (
+        (enclosed & wolfe_search.is_noise(state.search), LONG_SEARCH),
+        (enclosed & is_rounding(state.sizes, *current), SHORT_SEARCH),
+        (Iterations(*state.iterations).look > 0, LONG_SEARCH),
+    ):
+        most = jnp.where(condition, points, most)
     return method.rules._replace(max_evaluations=most)
 
 
