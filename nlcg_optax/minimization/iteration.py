@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree
-from nlcg_optax.linesearch import trial_step, wolfe_search
+from nlcg_optax.linesearch import early_ends, trial_step
 from nlcg_optax.linesearch.trial_step import ErrorEstimate
 from nlcg_optax.linesearch.wolfe_search import SearchState
 from nlcg_optax.minimization.convergence import (
@@ -109,7 +109,7 @@ def iterate(
     sizes = jnp.stack(_promise(state, taken, direction, search, is_natural))
     iterations = _count(limits, state, taken, sizes, is_natural, num_failed)
     descends = (direction.slope < 0) | is_rescaled
-    in_noise = ~taken.moved & wolfe_search.is_noise(state.search)
+    in_noise = ~taken.moved & early_ends.is_noise(state.search)
     status = _status(limits, taken, descends, sizes, iterations, in_noise, status)
     in_vain = is_look & ~found_descent(state, taken)
     status = jnp.where(in_vain, before.put_off, status)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nlcg_optax.linesearch import wolfe_search
+from nlcg_optax.linesearch import early_ends, wolfe_search
 from nlcg_optax.linesearch.wolfe_search import SearchState, WolfeRules
 from nlcg_optax.minimization.convergence import (
     Limits,
@@ -35,8 +35,9 @@ from nlcg_optax.minimization.step_taken import point_at
 from nlcg_optax.trees.inner_products import products_and_maxima
 from nlcg_optax.xla.control_flow import apply_if
 
-SHORT_SEARCH = 8  # points at most where all that a search can gain is rounding
-LONG_SEARCH = 16  # where it is noise, and at most of a search before the end
+# Points at most of a search that is unlikely to gain much: where all that it can gain
+# is rounding; where it is noise, and before the end.
+SHORT_SEARCH, LONG_SEARCH = 8, 16
 
 
 class _Measured(NamedTuple):
@@ -136,7 +137,7 @@ def _rules_of_search(method: Method, state: MinimizeState) -> WolfeRules:
     enclosed = jnp.isfinite(state.search.bracket[1, 0])
     most: Any = method.rules.max_evaluations
     for condition, points in (
-        (enclosed & wolfe_search.is_noise(state.search), LONG_SEARCH),
+        (enclosed & early_ends.is_noise(state.search), LONG_SEARCH),
         (enclosed & is_rounding(state.sizes, *current), SHORT_SEARCH),
         (Iterations(*state.iterations).look > 0, LONG_SEARCH),
     ):

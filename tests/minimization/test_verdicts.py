@@ -48,6 +48,28 @@ def test_a_fit_in_float32_ends_at_its_rounding(seed):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_noise_of_the_objective_far_above_rounding_ends_a_run_too():
+    noise = 1e-3
+    curvatures, waves = np.array([[1, 3, 10, 30], [1, 1.7, 2.9, 4.3]], np.float32)
+
+    def smooth(x):
+        valley = jnp.sum((x[1:] - x[:-1] ** 2) ** 2)
+        return 1 + jnp.sum(curvatures * (x - 1) ** 2) + valley
+
+    def noisy(x):
+        # As the value of a long computation: no gradient tells of it.
+        return smooth(x) + jax.lax.stop_gradient(
+            noise * jnp.sin(1e5 * jnp.sum(waves * x))
+        )
+
+    starts = np.random.default_rng(0).uniform(-2, 2, (8, 4)).astype(np.float32)
+    result = jax.jit(jax.vmap(lambda x: minimize(noisy, x)))(starts)
+    assert np.all(result.success)
+    assert np.mean(result.evaluations) <= 75  # 98 if a search looks for more in noise
+    least = np.asarray(jax.vmap(smooth)(result.x)) - 1
+    assert np.max(least) <= noise
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("factor", [1e-12, 1e12])
 def test_units_of_the_objective_do_not_matter(x64, dtype, factor):
