@@ -11,7 +11,7 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, strong_types, times
-from nlcg_optax.linesearch import trial_step, wolfe_search
+from nlcg_optax.linesearch import early_ends, trial_step, wolfe_search
 from nlcg_optax.linesearch.options import Options, checked_options
 from nlcg_optax.linesearch.state import (
     HagerZhangDiagnostics,
@@ -319,8 +319,8 @@ def _advance(
 ) -> SearchState:
     # Outside of jit these two hundred scalar operations are one program, too.
     search = wolfe_search.advance(rules, search, value, slope)
-    search = wolfe_search.failed_if_narrow(search, resolution)
-    return wolfe_search.failed_if_idle(search, failed_before)
+    search = early_ends.failed_if_narrow(search, resolution)
+    return early_ends.failed_if_idle(search, failed_before)
 
 
 def _after(

@@ -28,7 +28,6 @@ ACCEPTED = 6  # the last step that was measured satisfies the conditions
 FAILED = 7  # it does not, and there is no room or no budget left
 
 ROUNDING = 10.0  # units of rounding of φ; a bend or a gain within them tells nothing
-MEASURED = 3  # points, the probe among them, before a search may be called idle
 
 
 class WolfeRules(NamedTuple):
@@ -265,53 +264,6 @@ def advance_point(
     """
     point = Point(state.step, value, slope)
     return _within_limits(rules, state, _after_point(rules, state, point))
-
-
-def failed_if_narrow(state: SearchState, resolution: jax.Array) -> SearchState:
-    """Fails where the bracket is no wider than ``resolution`` while it runs.
-
-    With the step that moves no parameter by more than a unit of rounding, a search at
-    the minimum ends instead of bisecting the rounding of the slope.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> s = start(*map(jnp.float32, (1., -2., 1., 0.)), probe=False)
-      >>> s = advance_point(WolfeRules(), s, jnp.float32(4.), jnp.float32(9.))
-      >>> bool(failed_if_narrow(s, jnp.float32(1.)).stage == FAILED)
-      True
-    """
-    narrow = state.bracket[1, 0] - state.bracket[0, 0] <= resolution
-    failed = narrow & is_running(state)
-    return state._replace(stage=jnp.where(failed, FAILED, state.stage))
-
-
-def failed_if_idle(state: SearchState, failed_before: jax.Array) -> SearchState:
-    """Fails where the bracket holds nothing but rounding, as that of the search before.
-
-    A convex φ falls by no more than the slope at the lower end times the width. Where
-    that is within `ROUNDING` units of rounding of φ, and the search before has failed,
-    this one would fail, too, after as many points. `MEASURED` points are waited for.
-
-    Args:
-      state: a search.
-      failed_before: whether the search before it failed.
-
-    Returns:
-      The search; it has failed where it runs idle.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> s = start(*map(jnp.float32, (1., -2e-6, 1., 0.)), probe=False)
-      >>> for slope in (-1e-6, -1e-6, 1e-6):
-      ...     s = advance_point(WolfeRules(), s, jnp.float32(1.1), jnp.float32(slope))
-      >>> bool(failed_if_idle(s, jnp.bool_(True)).stage == FAILED)
-      True
-    """
-    (low, _, slope), (high, _, _) = state.bracket
-    rounding = ROUNDING * float(jnp.finfo(slope.dtype).eps) * jnp.abs(state.start_value)
-    idle = -slope * (high - low) <= rounding
-    idle &= failed_before & (state.num_evaluations >= MEASURED) & is_running(state)
-    return state._replace(stage=jnp.where(idle, FAILED, state.stage))
 
 
 def _within_limits(

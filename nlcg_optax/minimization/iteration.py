@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree
-from nlcg_optax.linesearch import trial_step
+from nlcg_optax.linesearch import early_ends, trial_step
 from nlcg_optax.linesearch.trial_step import ErrorEstimate
 from nlcg_optax.linesearch.wolfe_search import SearchState
 from nlcg_optax.minimization.convergence import (
@@ -109,7 +109,8 @@ def iterate(
     sizes = jnp.stack(_promise(state, taken, direction, search, is_natural))
     iterations = _count(limits, state, taken, sizes, is_natural, num_failed)
     descends = (direction.slope < 0) | is_rescaled
-    status = _status(limits, taken, descends, sizes, iterations, status)
+    in_noise = ~taken.moved & early_ends.is_noise(state.search)
+    status = _status(limits, taken, descends, sizes, iterations, in_noise, status)
     in_vain = is_look & ~found_descent(state, taken)
     status = jnp.where(in_vain, before.put_off, status)
     looks_again = ~in_vain & (status == Status.CONVERGED_TO_ROUNDING)
@@ -239,6 +240,7 @@ def _status(
     descends: jax.Array,
     sizes: jax.Array,
     iterations: Iterations,
+    in_noise: jax.Array,
     status: jax.Array,
 ) -> jax.Array:
     """The status after an iteration; the last of these that holds."""
@@ -251,8 +253,10 @@ def _status(
     stalled = STALLED if limits.tol_kind == "decrease" else STALLED_GRADIENT
     at_rest = iterations.num_stalled >= stalled
     at_rest &= STALLED_PART * iterations.num_stalled >= iterations.nit
-    at_rest |= iterations.num_failed >= SEARCHES
+    no_descent = iterations.num_failed >= SEARCHES
+    at_rest |= no_descent
     at_rest &= is_rounding(sizes, evaluated.value, evaluated.grad_max)
+    at_rest |= no_descent & in_noise & has_fallen
     at_rest |= has_vanished(limits, sizes, evaluated.value, evaluated.grad_max)
     start_size = jnp.maximum(1, jnp.abs(Sizes(*sizes).start_value))
     for condition, code in (

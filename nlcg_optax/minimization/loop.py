@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nlcg_optax.linesearch import wolfe_search
+from nlcg_optax.linesearch import early_ends, wolfe_search
 from nlcg_optax.linesearch.wolfe_search import SearchState, WolfeRules
 from nlcg_optax.minimization.convergence import (
     Limits,
@@ -35,8 +35,9 @@ from nlcg_optax.minimization.step_taken import point_at
 from nlcg_optax.trees.inner_products import products_and_maxima
 from nlcg_optax.xla.control_flow import apply_if
 
-SHORT_SEARCH = 8  # points at most where all that a search can gain is rounding
-SECOND_LOOK = 16  # points at most of a search before the end
+# Points at most of a search that is unlikely to gain much: where all that it can gain
+# is rounding; where it is noise, and before the end.
+SHORT_SEARCH, LONG_SEARCH = 8, 16
 
 
 class _Measured(NamedTuple):
@@ -134,12 +135,13 @@ def _rules_of_search(method: Method, state: MinimizeState) -> WolfeRules:
     current = state.search.start_value, state.current_grad_max
     # Not while the step still grows: a valley may begin with steps that gain nothing.
     enclosed = jnp.isfinite(state.search.bracket[1, 0])
-    most = jnp.where(
-        enclosed & is_rounding(state.sizes, *current),
-        SHORT_SEARCH,
-        method.rules.max_evaluations,
-    )
-    most = jnp.where(Iterations(*state.iterations).look > 0, SECOND_LOOK, most)
+    most: Any = method.rules.max_evaluations
+    for condition, points in (
+        (enclosed & early_ends.is_noise(state.search), LONG_SEARCH),
+        (enclosed & is_rounding(state.sizes, *current), SHORT_SEARCH),
+        (Iterations(*state.iterations).look > 0, LONG_SEARCH),
+    ):
+        most = jnp.where(condition, points, most)
     return method.rules._replace(max_evaluations=most)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlcg_optax.linesearch import wolfe_search
+from nlcg_optax.linesearch import early_ends, wolfe_search
 from nlcg_optax.linesearch.wolfe_search import WolfeRules
 
 DELTA, SIGMA, GAMMA, RHO, THETA = 0.1, 0.9, 0.66, 5.0, 0.5
@@ -258,3 +258,23 @@ def test_never_ends_on_values_that_are_not_finite():
     assert int(state.stage) == wolfe_search.FAILED
     assert len(steps) <= 50
     assert all(b < a for a, b in itertools.pairwise(steps))
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_values_that_slopes_contradict_are_noise(x64, noise):
+    rng = np.random.default_rng(0)
+    found = []
+    for curvature, power in itertools.product((0.1, 1.0, 10.0), (1.5, 2.0, 4.0)):
+        low, high = np.sort(rng.uniform(-1e-3, 1e-3, 2)) + 1e-2
+        ends = [
+            (
+                t,
+                1 + curvature * abs(t) ** power / power + noise * sign,
+                curvature * np.sign(t) * abs(t) ** (power - 1),
+            )
+            for t, sign in ((low, -1), (high, 1))
+        ]
+        state = wolfe_search.start(*map(jnp.float64, (2.0, -1.0, 1.0, 0.0)))
+        state = state._replace(bracket=jnp.asarray(ends))
+        found.append(bool(early_ends.is_noise(state)))
+    assert all(found) if noise else not any(found)
