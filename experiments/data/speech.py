@@ -24,7 +24,7 @@ def load_clips(name: str, data_dir: Path, length: int) -> Clips:
       length: samples per clip; shorter ones are padded with zeros.
 
     Raises:
-      AudioError: if a clip is longer.
+      AudioError: if a clip is longer, or the data set holds no speakers.
       NotPreparedError: if the data set is missing or corrupt; the message says how to
         prepare it.
       ValueError: if the name is unknown.
