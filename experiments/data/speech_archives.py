@@ -35,7 +35,7 @@ VALIDATION_NOISE = f"{BACKGROUND}/running_tap.wav"
 
 
 def read_archives(paths: Mapping[str, Path]) -> dict[str, ClipStream]:
-    """The splits that archives hold; of each the clips in the order of the archive.
+    """The splits of the archives, each with its clips in the order of its archive.
 
     The split ``test`` is all of `TEST_CLIPS`. In `ALL_CLIPS` a word is in the split
     ``validation`` if the archive's list says so, and in ``train`` if it is on no list.
@@ -43,7 +43,7 @@ def read_archives(paths: Mapping[str, Path]) -> dict[str, ClipStream]:
     second; one of the recordings is for ``validation``.
 
     Args:
-      paths: path of `TEST_CLIPS`, and maybe of `ALL_CLIPS`.
+      paths: path of `TEST_CLIPS`, and optionally of `ALL_CLIPS`.
 
     Raises:
       AudioError: if an archive is corrupt, lacks a list or holds a file twice; and

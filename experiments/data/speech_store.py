@@ -139,8 +139,8 @@ def _check_not_stock(folder: Path) -> None:
     features = folder / "features.json"
     if features.exists() and '"speaker"' not in features.read_text(encoding="utf-8"):
         raise AudioError(
-            f"{folder} has no speakers, as a data set that TensorFlow Datasets itself "
-            "prepared; choose another folder with --data-dir, and prepare it there"
+            f"{folder} was prepared by TensorFlow Datasets' own builder, which stores "
+            "no speakers; prepare the data set in another folder, with --data-dir"
         )
 
 

@@ -292,7 +292,7 @@ def test_a_data_set_of_the_stock_builder_is_neither_used_nor_replaced(source, tm
     for name in ("speaker", "file_name"):
         del stored["featuresDict"]["features"][name]
     path.write_text(json.dumps(stored), "utf-8")
-    message = "0.0.3 has no speakers, .* choose another folder with --data-dir"
+    message = "0.0.3 was prepared by .* no speakers; prepare .* in another folder"
     with pytest.raises(AudioError, match=message):
         load_clips(WHOLE, tmp_path, RATE)
     with pytest.raises(SystemExit, match=message):
