@@ -2,13 +2,14 @@
 
 import gzip
 import math
-import tarfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from experiments.data.image_sets import ImageSet, LabeledImages
+from experiments.data.tar_files import read_members
 
 CIFAR_MEMBERS = {
     "cifar10": {
@@ -57,13 +58,12 @@ def _read_cifar(
     height, width, channels = image_set.shape
     label_bytes = CIFAR_LABEL_BYTES[image_set.name]
     try:
-        with tarfile.open(path, "r:gz") as archive:
-            found = [archive.extractfile(member) for member in members]
-            raw = b"".join(file.read() for file in found if file is not None)
+        found = {name: raw for name, raw in read_members(path) if name in members}
+        raw = b"".join(found[name] for name in members)
         records = np.frombuffer(raw, np.uint8).reshape(
             -1, label_bytes + math.prod(image_set.shape)
         )
-    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
+    except (KeyError, ValueError) as error:
         raise ValueError(
             f"{path} is not the official archive of {image_set.name}, or is corrupt: "
             f"{error}"
@@ -84,7 +84,7 @@ def _read_idx(path: Path) -> np.ndarray:
             raise ValueError(f"the magic number is {raw[:4].hex()}")
         shape = np.frombuffer(raw, ">u4", count=dimensions, offset=4)
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, IndexError, ValueError) as error:
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
         raise ValueError(
             f"{path} is not an idx file of bytes, or is corrupt: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Clips of speech: one, or many, and what all readers refuse."""
+"""Clips of speech, and the checks that all their readers share."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -109,19 +109,20 @@ def stack(clips: Iterable[Clip], length: int) -> Clips:
 
 
 def speaker_of(file_name: str, place: str) -> str:
-    """The speaker whom a file name of the official archives gives.
+    """The speaker in a file name of the official archives.
 
     Args:
       file_name: path in the archive.
       place: how to name the file in a message.
 
     Raises:
-      AudioError: if the file name gives none.
+      AudioError: if the file name has none.
     """
     named = _FILE_NAME.fullmatch(file_name)
     if named is None:
         raise AudioError(
-            f"{place} names no speaker; a name like 'stop/0ab12cd3_nohash_0.wav' does"
+            f"{place} names no speaker; allowed are names like "
+            "'stop/0ab12cd3_nohash_0.wav'"
         )
     return named["speaker"]
 
@@ -135,8 +136,8 @@ def checked(samples: np.ndarray, rate: int, place: str) -> np.ndarray:
       place: how to name the clip in a message.
 
     Raises:
-      AudioError: if they are none, not int16, of several channels or of another rate
-        than `SAMPLE_RATE`.
+      AudioError: if there are none, or they are not int16, of several channels or of
+        another rate than `SAMPLE_RATE`.
     """
     if rate != SAMPLE_RATE:
         raise AudioError(f"{place} has sample_rate={rate!r}; allowed is {SAMPLE_RATE}")

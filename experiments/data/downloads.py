@@ -22,7 +22,7 @@ def download(
     url: str,
     names: Iterable[str],
 ) -> dict[str, Path]:
-    """Paths of archives, which are downloaded unless they were before.
+    """Paths of archives, downloaded if they have not been before.
 
     Args:
       dl_manager: that of a builder in this folder.
@@ -39,10 +39,10 @@ def download(
 
 
 def prepare_anew(builder: tfds.core.DatasetBuilder) -> None:
-    """Prepares a data set; a failed attempt leaves none behind, but its downloads."""
+    """Prepares a data set from scratch; a failed attempt keeps only its downloads."""
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(
-            # Keeps downloads, but not a prepared data set that is corrupt.
+            # Keeps downloads, but not a prepared data set, which may be corrupt.
             download_mode=tfds.download.GenerateMode.REUSE_CACHE_IF_EXISTS,
             force_checksums_validation=True,
         )

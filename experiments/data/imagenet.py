@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.data.dataset import StreamedDataset
 from experiments.data.options import DataOptions
-from experiments.data.prepared import NotPreparedError
+from experiments.data.prepared import not_prepared
 
 NAME = "imagenet2012"
 
@@ -46,13 +46,8 @@ def load_imagenet(options: DataOptions) -> StreamedDataset:
         num_classes = store.num_classes(options.data_dir)
     # A corrupt store raises whatever its library does, even a bare RuntimeError.
     except Exception as error:
-        raise NotPreparedError(
-            f"the data set {NAME!r} is missing or incomplete in "
-            f"{str(options.data_dir)!r}; run\n  "
-            f"python -m experiments.data.prepare {NAME} --data-dir {options.data_dir} "
-            "--source DIRECTORY\nwith the official "
-            f"archives in DIRECTORY ({type(error).__name__}: {error})"
-        ) from error
+        source, advice = ["--source", "DIRECTORY"], "with the archives in DIRECTORY"
+        raise not_prepared(NAME, options.data_dir, error, source, advice) from error
     held_out, trained_on = options.split(len(training), NAME)
 
     def stream(source: Any) -> Any:

@@ -10,7 +10,6 @@ import hashlib
 import io
 import itertools
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +68,10 @@ def _read_part(image_set: ImageSet, path: Path) -> LabeledImages:
             raise ValueError("the images do not match the stored checksum")
         if len(labels) != len(images):
             raise ValueError(f"{len(images)} images have {len(labels)} labels")
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    # A corrupt file raises whatever NumPy, Pillow and their decompressors do.
+    except Exception as error:
         raise ValueError(
-            f"{path} is not a part of {image_set.name}, or is corrupt: {error}"
+            f"{path} is not a part of {image_set.name}, or is corrupt: "
+            f"{str(error) or type(error).__name__}"
         ) from error
     return LabeledImages(images, labels)

@@ -57,6 +57,7 @@ def prepare(arguments: PrepareArguments) -> dict[str, int]:
     name, data_dir, source = arguments.dataset, arguments.data_dir, arguments.source
     if name in (IMAGENET, *SPEECH_SETS) and arguments.form != "tfds":
         raise ValueError(f"form={arguments.form!r} must be 'tfds' for {name}")
+    look_up("dataset", name, dict.fromkeys([*IMAGE_SETS, IMAGENET, *SPEECH_SETS]))
     counts: dict[str, int]
     if name == IMAGENET:
         store = importlib.import_module("experiments.data.imagenet_store")
@@ -70,7 +71,7 @@ def prepare(arguments: PrepareArguments) -> dict[str, int]:
 
 
 def _prepare_small(arguments: PrepareArguments) -> dict[str, LabeledImages]:
-    image_set = look_up("dataset", arguments.dataset, IMAGE_SETS)
+    image_set = IMAGE_SETS[arguments.dataset]
     if arguments.form == "arrays":
         splits = _read_source(image_set, arguments)
         arrays_file.write(image_set, arguments.data_dir, splits)

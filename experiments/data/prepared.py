@@ -1,7 +1,11 @@
-"""Loading a prepared image set, in whichever form it is stored."""
+"""Loading a prepared image set, in whichever form it is stored.
+
+The error for any data set that cannot be read is here, too.
+"""
 
 import importlib
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.data import arrays_file
@@ -11,6 +15,32 @@ from experiments.errors import UserError
 
 class NotPreparedError(UserError):
     """A data set is missing or incomplete; the message says what to run."""
+
+
+def not_prepared(
+    name: str,
+    data_dir: Path,
+    error: Exception,
+    options: Sequence[str] = (),
+    advice: str = "with --source DIRECTORY if you have the files",
+) -> NotPreparedError:
+    """The error for a data set that cannot be read, with the command to run.
+
+    Args:
+      name: of the data set.
+      data_dir: folder of all prepared data sets.
+      error: what its storage raised.
+      options: of the command, after the folder.
+      advice: text after the command.
+    """
+    module = "experiments.data.prepare"
+    command = shlex.join(
+        ["python", "-m", module, name, "--data-dir", str(data_dir), *options]
+    )
+    return NotPreparedError(
+        f"the data set {name!r} is missing or incomplete in {str(data_dir)!r}; run\n"
+        f"  {command}\n{advice} ({type(error).__name__}: {error})"
+    )
 
 
 def read_prepared(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImages]:
@@ -24,7 +54,7 @@ def read_prepared(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImage
     """
     if not arrays_file.arrays_path(image_set, data_dir).exists():
         return read_tfds(image_set, data_dir)
-    return _read(arrays_file.read, image_set, data_dir, " --form arrays")
+    return _read(arrays_file.read, image_set, data_dir, ["--form", "arrays"])
 
 
 def read_tfds(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImages]:
@@ -40,14 +70,14 @@ def read_tfds(image_set: ImageSet, data_dir: Path) -> dict[str, LabeledImages]:
             image_set, data_dir
         )
 
-    return _read(read, image_set, data_dir, "")
+    return _read(read, image_set, data_dir, [])
 
 
 def _read(
     read: Callable[[ImageSet, Path], dict[str, LabeledImages]],
     image_set: ImageSet,
     data_dir: Path,
-    options: str,
+    options: Sequence[str],
 ) -> dict[str, LabeledImages]:
     try:
         splits = read(image_set, data_dir)
@@ -56,13 +86,9 @@ def _read(
                 raise ValueError(f"it holds {len(labels)} images of {images.shape}")
     # A corrupt store raises whatever its library does, even a bare RuntimeError.
     except Exception as error:
-        raise NotPreparedError(
-            f"the data set {image_set.name!r} is missing or incomplete in "
-            f"{str(data_dir)!r}; run\n"
-            f"  python -m experiments.data.prepare {image_set.name} "
-            f"--data-dir {data_dir}{options}\n"
+        advice = (
             "with --source DIRECTORY if you have the files, and with "
-            "--form arrays if tensorflow-datasets is not installed "
-            f"({type(error).__name__}: {error})"
-        ) from error
+            "--form arrays if tensorflow-datasets is not installed"
+        )
+        raise not_prepared(image_set.name, data_dir, error, options, advice) from error
     return splits

@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 from experiments.data.clips import AudioError, Clips, stack
-from experiments.data.prepared import NotPreparedError
+from experiments.data.prepared import not_prepared
 from experiments.registry import look_up
 
 # Splits by data set: all of TensorFlow Datasets' speech_commands, or its test split,
@@ -24,7 +24,7 @@ def load_clips(name: str, data_dir: Path, length: int) -> Clips:
       length: samples per clip; shorter ones are padded with zeros.
 
     Raises:
-      AudioError: if a clip is longer.
+      AudioError: if a clip is longer, or the data set holds no speakers.
       NotPreparedError: if the data set is missing or corrupt; the message says how to
         prepare it.
       ValueError: if the name is unknown.
@@ -38,9 +38,4 @@ def load_clips(name: str, data_dir: Path, length: int) -> Clips:
         raise
     # A corrupt store raises whatever its library does, even a bare RuntimeError.
     except Exception as error:
-        raise NotPreparedError(
-            f"the data set {name!r} is missing or incomplete in {str(data_dir)!r}; run"
-            f"\n  python -m experiments.data.prepare {name} --data-dir {data_dir}\n"
-            "with --source DIRECTORY if you have the files "
-            f"({type(error).__name__}: {error})"
-        ) from error
+        raise not_prepared(name, data_dir, error) from error

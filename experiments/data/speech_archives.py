@@ -6,12 +6,9 @@ archives need not fit into memory.
 
 import io
 import posixpath
-import tarfile
 import wave
-import zlib
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -26,6 +23,7 @@ from experiments.data.clips import (
     checked,
     speaker_of,
 )
+from experiments.data.tar_files import read_members
 
 URL = "http://download.tensorflow.org/data/"
 ALL_CLIPS = "speech_commands_v0.02.tar.gz"
@@ -37,7 +35,7 @@ VALIDATION_NOISE = f"{BACKGROUND}/running_tap.wav"
 
 
 def read_archives(paths: Mapping[str, Path]) -> dict[str, ClipStream]:
-    """The splits that archives hold; of each the clips in the order of the archive.
+    """The splits of the archives, each with its clips in the order of its archive.
 
     The split ``test`` is all of `TEST_CLIPS`. In `ALL_CLIPS` a word is in the split
     ``validation`` if the archive's list says so, and in ``train`` if it is on no list.
@@ -45,11 +43,11 @@ def read_archives(paths: Mapping[str, Path]) -> dict[str, ClipStream]:
     second; one of the recordings is for ``validation``.
 
     Args:
-      paths: path of `TEST_CLIPS`, and maybe of `ALL_CLIPS`.
+      paths: path of `TEST_CLIPS`, and optionally of `ALL_CLIPS`.
 
     Raises:
-      AudioError: if an archive is corrupt or lacks a list; and while the clips are
-        read, if one is corrupt, or its file name gives no speaker.
+      AudioError: if an archive is corrupt, lacks a list or holds a file twice; and
+        while the clips are read, if one is corrupt, or its file name gives no speaker.
     """
     splits = {}
     if ALL_CLIPS in paths:
@@ -72,11 +70,13 @@ def read_archives(paths: Mapping[str, Path]) -> dict[str, ClipStream]:
 def _contents(path: Path) -> tuple[dict[str, int], dict[str, set[str]]]:
     """The number of clips in each WAV file, and the names on each list."""
     counts, lists = {}, {}
-    for name, file in _members(path):
+    for name, content in _members(path):
+        if name in counts:
+            raise AudioError(f"{path} holds {name!r} twice; allowed is once")
         if name in LISTS:
-            lists[name] = set(file.read().decode("utf-8", "replace").split())
+            lists[name] = set(content.decode("utf-8", "replace").split())
         elif name.endswith(".wav") and _folder(name) == BACKGROUND:
-            samples = _decoded(file.read(), f"{name!r} in {path}")
+            samples = _decoded(content, f"{name!r} in {path}")
             counts[name] = len(_starts(samples))
         elif name.endswith(".wav"):
             counts[name] = 1
@@ -88,11 +88,11 @@ def _stream(path: Path, counts: Mapping[str, int], names: Set[str]) -> ClipStrea
 
 
 def _clips(path: Path, names: Set[str]) -> Iterator[Clip]:
-    for name, file in _members(path):
+    for name, content in _members(path):
         if name not in names:
             continue
         place, folder = f"{name!r} in {path}", _folder(name)
-        samples = _decoded(file.read(), place)
+        samples = _decoded(content, place)
         if folder == BACKGROUND:
             for start in _starts(samples):
                 segment = samples[start : start + SAMPLE_RATE]
@@ -113,15 +113,12 @@ def _starts(noise: np.ndarray) -> range:
     return range(0, len(noise) - SAMPLE_RATE, SAMPLE_RATE // 2)
 
 
-def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Name and content of each file; the content must be read before the next."""
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file."""
     try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                file = archive.extractfile(member)
-                if file is not None:
-                    yield posixpath.normpath(member.name), file
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        for name, content in read_members(path):
+            yield posixpath.normpath(name), content
+    except ValueError as error:
         raise AudioError(
             f"{path} is not an archive of Speech Commands, or is corrupt: {error}"
         ) from error
@@ -133,8 +130,10 @@ def _decoded(data: bytes, place: str) -> np.ndarray:
             width, channels = file.getsampwidth(), file.getnchannels()
             count, rate = file.getnframes(), file.getframerate()
             frames = file.readframes(count)
-    except (wave.Error, EOFError) as error:
-        raise AudioError(f"{place} is not a WAV file: {error}") from error
+    # A chunk that is longer than the file is a bare RuntimeError.
+    except (wave.Error, EOFError, RuntimeError) as error:
+        reason = str(error) or "it ends early"
+        raise AudioError(f"{place} is not a WAV file of PCM: {reason}") from error
     if width != 2:
         raise AudioError(f"{place} has {8 * width} bits per sample; allowed are 16")
     if len(frames) != width * channels * count:

@@ -122,10 +122,12 @@ def prepare(name: str, data_dir: Path, source: Path | None) -> dict[str, int]:
       The number of clips per split.
 
     Raises:
-      AudioError: if a file is corrupt, or a clip cannot be used.
+      AudioError: if a file is corrupt, a clip cannot be used, or the stock builder's
+        data set is in the way.
       FileNotFoundError: if files are missing in ``source``.
       UserError: if an archive cannot be downloaded.
     """
+    _check_not_stock(data_dir / name / VERSION)
     builder = SpeechBuilder(name, data_dir, source)
     prepare_anew(builder)
     return {
@@ -133,13 +135,25 @@ def prepare(name: str, data_dir: Path, source: Path | None) -> dict[str, int]:
     }
 
 
+def _check_not_stock(folder: Path) -> None:
+    features = folder / "features.json"
+    if features.exists() and '"speaker"' not in features.read_text(encoding="utf-8"):
+        raise AudioError(
+            f"{folder} was prepared by TensorFlow Datasets' own builder, which stores "
+            "no speakers; prepare the data set in another folder, with --data-dir"
+        )
+
+
 def read(name: str, data_dir: Path, splits: Sequence[str]) -> Iterator[Clip]:
     """The clips of some splits of a prepared data set, in the order of their source.
 
     Raises:
+      AudioError: if the stock builder made it.
       Exception: of whatever type the storage raises, if it is missing or corrupt.
     """
-    builder = tfds.builder_from_directory(data_dir / name / VERSION)
+    folder = data_dir / name / VERSION
+    _check_not_stock(folder)
+    builder = tfds.builder_from_directory(folder)
     labels = builder.info.features["label"].names
     for split in splits:
         source = builder.as_data_source(split)

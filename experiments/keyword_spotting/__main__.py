@@ -19,7 +19,7 @@ import rich.console
 import tyro
 
 from experiments import data
-from experiments.errors import ending_with_a_message
+from experiments.errors import UserError, ending_with_a_message
 from experiments.keyword_spotting.config import KeywordConfig
 from experiments.keyword_spotting.plan import Plan, check_settings, stages
 from experiments.keyword_spotting.prepare import read_clips
@@ -71,8 +71,18 @@ def plan_of(given: KeywordArguments) -> Plan:
 
 
 def run(given: KeywordArguments, console: rich.console.Console) -> str:
-    """Runs what has no record yet; the text of the report."""
+    """Runs what has no record yet; the text of the report.
+
+    Raises:
+      UserError: if there is nothing to report, or a clip cannot be used.
+      ValueError: if the folder is that of another study, or a record is corrupt.
+    """
     plan = plan_of(given)
+    if given.report_only and not any(plan.out.glob("finals/*.json")):
+        raise UserError(
+            f"out={str(plan.out)!r} holds no records; run the study first, by the same "
+            "command without --report-only"
+        )
     check_settings(plan)
     if not given.report_only:
         read = functools.partial(read_clips, given.config, given.data_dir, given.source)

@@ -311,6 +311,15 @@ def write_line(path: Path, line: Line) -> None:
 
 
 def read_line(path: Path) -> Line:
-    """Reads what `write_line` wrote."""
-    found: Line = json.loads(path.read_text(encoding="utf-8"))
+    """Reads what `write_line` wrote.
+
+    Raises:
+      ValueError: if it is not JSON.
+    """
+    try:
+        found: Line = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is corrupt ({error}); remove it and run the command again"
+        ) from error
     return found

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.data.arrays_file import write_arrays
 from experiments.data.clip_parts import read_parts
-from experiments.data.clips import SAMPLE_RATE, Clips, stack
+from experiments.data.clips import SAMPLE_RATE, AudioError, Clips, stack
 from experiments.data.speakers import split_by_speaker
 from experiments.data.speech import load_clips
 from experiments.keyword_spotting.audio import check_keyword, check_parts
@@ -98,8 +98,24 @@ def write(path: Path, prepared: Prepared) -> None:
 
 
 def read(path: Path) -> Prepared:
-    """Reads what `write` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
+    """Reads what `write` wrote.
+
+    Raises:
+      AudioError: if the file is corrupt.
+    """
+    try:
+        return _read(path)
+    # A corrupt file raises whatever NumPy and its decompressor do.
+    except Exception as error:
+        raise AudioError(
+            f"{path} is corrupt ({type(error).__name__}: {error}); remove it and run "
+            "the command again"
+        ) from error
+
+
+def _read(path: Path) -> Prepared:
+    # NumPy does not close a corrupt file that it opened itself.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
 
         def recordings(split: str) -> Recordings:
             pairs = zip(

@@ -1,5 +1,6 @@
 """Preparing data sets, from files in every format to the splits on the device."""
 
+import ast
 import dataclasses
 import functools
 import http.server
@@ -187,6 +188,34 @@ def test_files_that_are_missing_or_broken_are_refused(tmp_path):
     refuses("is not a part of cifar100, or is corrupt")
     (folder / "cifar-100-binary.tar.gz").write_bytes(b"no archive")
     refuses("is not the official archive of cifar100, or is corrupt")
+    write_cifar_archive(
+        "cifar100",
+        folder,
+        random_images("cifar100", 9, 0),
+        random_images("cifar100", 9, 1),
+    )
+    archive = folder / "cifar-100-binary.tar.gz"
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1  # a pixel, which is random and so stored as it is
+    archive.write_bytes(content)
+    refuses("cifar100, or is corrupt: CRC check failed")
+
+
+def test_unknown_data_sets_are_refused_with_all_that_can_be_prepared(tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        prepare.main(["imagenet", f"--data-dir={tmp_path}"])
+    allowed = str(ended.value).removeprefix(
+        "error: dataset='imagenet' is unknown; allowed are "
+    )
+    assert ast.literal_eval(allowed) == [
+        "cifar10",
+        "cifar100",
+        "fashion_mnist",
+        "imagenet2012",
+        "mnist",
+        "speech_commands",
+        "speech_commands_test",
+    ]
 
 
 def test_a_broken_idx_file_is_refused(tmp_path):

@@ -1,7 +1,10 @@
 """Speech Commands: from archives and npz parts to prepared clips."""
 
+import gzip
 import io
+import json
 import sys
+import tarfile
 import types
 import wave
 
@@ -15,14 +18,12 @@ from tensorflow_datasets.datasets.speech_commands import (
 )
 
 from experiments.data import prepare, speech_store
-from experiments.data.clip_parts import read_parts
-from experiments.data.clips import LABELS, AudioError, Clip, stack
+from experiments.data.clips import LABELS, AudioError, Clip
 from experiments.data.prepared import NotPreparedError
 from experiments.data.speech import SPEECH_SETS, load_clips
-from experiments.data.speech_archives import ALL_CLIPS, TEST_CLIPS, URL
-from tests.experiments.speech_files import arrays, wav, write_archive
+from experiments.data.speech_archives import ALL_CLIPS, TEST_CLIPS, URL, read_archives
+from tests.experiments.speech_files import RATE, arrays, wav, write_archive
 
-RATE = 16000
 WHOLE, TEST = "speech_commands", "speech_commands_test"
 
 
@@ -172,64 +173,31 @@ def test_clips_keep_their_order_through_files(tmp_path, monkeypatch):
     np.testing.assert_array_equal(clips.speakers, speech["speakers"])
 
 
-def test_flac_parts(tmp_path):
-    soundfile = pytest.importorskip("soundfile")
-    speech = arrays()
-    files = []
-    for samples in speech["samples"]:
-        buffer = io.BytesIO()
-        soundfile.write(buffer, samples, RATE, format="FLAC", subtype="PCM_16")
-        files.append(buffer.getvalue())
-    part = {name: array for name, array in speech.items() if name != "samples"}
-    part["offsets"] = np.cumsum([0, *map(len, files)])
-    part["flac"] = np.frombuffer(b"".join(files), np.uint8)
-    np.savez(tmp_path / "part.npz", **part)
-    clips = stack(read_parts(tmp_path).clips, RATE)
-    np.testing.assert_array_equal(clips.samples, speech["samples"])
-    part["flac"] = np.zeros_like(part["flac"])
-    np.savez(tmp_path / "part.npz", **part)
-    with pytest.raises(AudioError, match="clip 0 of .* is not a FLAC file"):
-        next(read_parts(tmp_path).clips)
+def with_byte(at, value):
+    """A WAV file with another byte in its header."""
+    content = bytearray(wav(noise(0)))
+    content[at] = value
+    return bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"sample_rate": np.int32(8000)}, "sample_rate=8000; allowed is 16000"),
-        ({"samples": np.zeros((56, 0), np.int16)}, "0 samples; there must be"),
-        ({"samples": np.zeros((56, 16001), np.int16)}, "16001 samples; .* 1 to 16000"),
-        ({"samples": np.zeros((56, 9, 2), np.int16)}, "2 channels; allowed is one"),
-        ({"samples": np.zeros((56, 9), np.float32)}, "dtype=float32; allowed is int16"),
-    ],
-)
-def test_bad_clips_of_parts_are_named(tmp_path, changes, message):
-    np.savez(tmp_path / "part.npz", **{**arrays(), **changes})
-    with pytest.raises(AudioError, match=f"clip 0 of .*part.npz has .*{message}"):
-        stack(read_parts(tmp_path).clips, RATE)
-
-
-def test_missing_and_broken_parts(tmp_path):
-    speech, part = arrays(), tmp_path / "part.npz"
-
-    def refuses(message):
-        with pytest.raises(AudioError, match=message):
-            next(read_parts(tmp_path).clips)
-
-    refuses(r"holds no \*.npz files")
-    part.write_bytes(b"nothing")
-    refuses("is not a part with the arrays")
-    np.savez(part, samples=speech["samples"])
-    refuses("labels")
-    np.savez(part, **{**speech, "speakers": speech["speakers"][1:]})
-    refuses("of different numbers of clips")
-    np.savez(part, **{**speech, "classes": speech["classes"][:2]})
-    refuses("out of bounds")
+def test_other_chunks_of_a_clip_are_ignored(tmp_path):
+    content = wav(noise(0))
+    at = content.index(b"data")
+    chunks = content[8:at] + b"LIST\x05\x00\x00\x00INFOx\x00" + content[at:]
+    listed = b"RIFF" + len(chunks).to_bytes(4, "little") + chunks
+    path = tmp_path / TEST_CLIPS
+    write_archive(path, {"stop/0e_nohash_0.wav": listed})
+    (clip,) = read_archives({TEST_CLIPS: path})["test"].clips
+    np.testing.assert_array_equal(clip.samples, noise(0))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("stop/0e_nohash_0.wav", b"nothing", "'stop/0e_nohash_0.wav' in .* no.* WAV"),
+        ("stop/0e_nohash_0.wav", b"", "is not a WAV file of PCM: it ends early"),
+        ("stop/0e_nohash_0.wav", with_byte(16, 255), "is not a WAV file of PCM"),
+        ("stop/0e_nohash_0.wav", with_byte(20, 3), "of PCM: unknown format: 3"),
         ("stop/0e_nohash_0.wav", wav(noise(0))[:-9], "is truncated"),
         ("stop/0e_nohash_0.wav", wav(noise(0), rate=8000), "sample_rate=8000; allowed"),
         ("stop/0e_nohash_0.wav", wav(noise(0), channels=2), "has 2 channels"),
@@ -266,8 +234,39 @@ def test_missing_and_broken_archives(tmp_path):
     write_archive(whole, files)
     refused(WHOLE, tmp_path, r"lacks \['testing_list.txt'\]")
     write_archive(whole, all_clips())
-    whole.write_bytes(whole.read_bytes()[:-100_000])
-    refused(WHOLE, tmp_path, "is not an archive of Speech Commands, or is corrupt")
+    content = whole.read_bytes()
+    # Within background noise, within a clip, and of the checksum at the end.
+    for end in (30_000, -100_000, -6):
+        whole.write_bytes(content[:end])
+        refused(WHOLE, tmp_path, "is not an archive of Speech Commands, or is corrupt")
+
+
+def test_a_damaged_archive_does_not_end_early(tmp_path):
+    """At a header that is not one, tarfile ends as if the archive did."""
+    path = tmp_path / TEST_CLIPS
+    write_archive(path, clips_for_the_test())
+    content = gzip.decompress(path.read_bytes())
+    at = content.index(b"./_unknown_/dog")
+    checksum_at_end = gzip.compress(content)[-8:]
+    damaged = content[:at] + b"?" + content[at + 1 :]
+    path.write_bytes(gzip.compress(damaged)[:-8] + checksum_at_end)
+    refused(TEST, tmp_path, "or is corrupt: CRC check failed")
+
+
+def test_a_name_that_is_there_twice_or_only_a_link(tmp_path):
+    path = tmp_path / TEST_CLIPS
+    name, content = "stop/0a_nohash_0.wav", wav(noise(0))
+    with tarfile.open(path, "w:gz") as archive:
+        for _ in range(2):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    refused(TEST, tmp_path, f"holds '{name}' twice")
+    with tarfile.open(path, "w:gz") as archive:
+        link = tarfile.TarInfo(name)
+        link.type, link.linkname = tarfile.SYMTYPE, "nowhere.wav"
+        archive.addfile(link)
+    refused(TEST, tmp_path, "or is corrupt: .*nowhere.wav")
 
 
 def test_what_is_missing_or_half_written_says_what_to_run(data_dir, source, tmp_path):
@@ -283,6 +282,22 @@ def test_what_is_missing_or_half_written_says_what_to_run(data_dir, source, tmp_
     assert len(load_clips(TEST, tmp_path, RATE).words) == 3
     with pytest.raises(ValueError, match="dataset='birds' is unknown; allowed are"):
         load_clips("birds", tmp_path, RATE)
+
+
+def test_a_data_set_of_the_stock_builder_is_neither_used_nor_replaced(source, tmp_path):
+    arguments = [WHOLE, f"--source={source}", f"--data-dir={tmp_path}"]
+    prepare.main(arguments)
+    path = tmp_path / WHOLE / "0.0.3" / "features.json"
+    stored = json.loads(path.read_text("utf-8"))
+    for name in ("speaker", "file_name"):
+        del stored["featuresDict"]["features"][name]
+    path.write_text(json.dumps(stored), "utf-8")
+    message = "0.0.3 was prepared by .* no speakers; prepare .* in another folder"
+    with pytest.raises(AudioError, match=message):
+        load_clips(WHOLE, tmp_path, RATE)
+    with pytest.raises(SystemExit, match=message):
+        prepare.main(arguments)
+    assert json.loads(path.read_text("utf-8")) == stored
 
 
 @pytest.mark.parametrize(

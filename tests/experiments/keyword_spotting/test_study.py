@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -85,6 +86,25 @@ def test_a_finished_study_is_not_repeated(source, out):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
     command.main(arguments(source, out))
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_there_must_be_records_to_report(tmp_path):
+    given = ["--small", "--report-only", f"--out={tmp_path / 'none'}"]
+    with pytest.raises(SystemExit, match="none' holds no records; run the study"):
+        command.main(given)
+    # The folder stays free for any study.
+    assert not (tmp_path / "none").exists()
+
+
+def test_corrupt_files_of_a_study_are_named(source, out, tmp_path):
+    shutil.copytree(out, tmp_path / "copy")
+    for name in ("prepared.npz", "finals/adam-seed0.json", "settings.json"):
+        path = tmp_path / "copy" / name
+        path.write_bytes(b"nothing")
+        (tmp_path / "copy" / "finals" / "minimize-seed0.json").unlink(missing_ok=True)
+        with pytest.raises(SystemExit, match=f"error: .*{name} is corrupt .*remove it"):
+            command.main(arguments(source, tmp_path / "copy"))
+        shutil.copy(out / name, path)
 
 
 def test_another_study_is_refused(source, out):
