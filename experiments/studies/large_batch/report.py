@@ -15,6 +15,7 @@ from experiments.records.files import RunRecord, read_record
 from experiments.report import style
 from experiments.report.cells import LEAST_LOSS, Cell
 from experiments.report.figures import draw_progress
+from experiments.report.runs_csv import write_runs
 from experiments.report.steps_to import (
     best_baseline,
     smoothed_losses,
@@ -91,7 +92,7 @@ class Found:
 
 
 def write_report(study: Study, out: Path, console: rich.console.Console) -> None:
-    """Writes ``report.md`` and its pictures.
+    """Writes ``report.md``, its pictures and, for each place, a CSV file of the runs.
 
     Raises:
       ValueError: if there is no place with a tuned baseline and another method.
@@ -105,7 +106,9 @@ def write_report(study: Study, out: Path, console: rich.console.Console) -> None
     for one in found:
         cells = list(one.cells.values())
         table = steps_table(cells, methods.PUBLISHED, best=one.best).markdown()
-        name = f"loss_{one.place.name.replace('/', '_')}.png"
+        place = one.place.name.replace("/", "_")
+        write_runs(cells, out / f"{place}.csv")
+        name = f"loss_{place}.png"
         drawn = [cell for row, cell in one.cells.items() if row[0] in DRAWN]
         draw_progress(drawn, "loss", out / name)
         parts.append(f"## {one.place.title}\n\n{table}\n![losses]({name})\n")

@@ -205,5 +205,8 @@ def test_the_small_study_runs_reports_and_is_not_repeated(tmp_path, capsys):
     text = (tmp_path / "report.md").read_text()
     assert "| Schedule-free AdamW |" in text
     assert (tmp_path / "ratios.png").exists()
+    # Two seeds of each of eleven methods.
+    lines = (tmp_path / "chosen_batch256_steps8.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 11
     large_batch.main(given)
     assert "are not repeated" in capsys.readouterr().out
