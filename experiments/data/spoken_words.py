@@ -46,6 +46,11 @@ def load_spoken_words(options: DataOptions) -> Dataset:
     clips = load_clips(SOURCE, options.data_dir, SAMPLE_RATE)
     clips = clips.of(np.isin(clips.words, WORDS))
     others, test = split_by_speaker(clips, (1 - TEST_SHARE, TEST_SHARE), TEST_SEED)
+    if not len(test.words):
+        raise ValueError(
+            f"{SOURCE!r} in {str(options.data_dir)!r} has too few speakers: none is "
+            f"left for the test, a share of {TEST_SHARE}"
+        )
     held_out, trained_on = _rows(others.speakers, options)
     train, validation = others.of(trained_on), others.of(held_out)
     energies = _energies(train)

@@ -274,7 +274,7 @@ def is_rounding(sizes: jax.Array, value: jax.Array, grad_max: jax.Array) -> jax.
     decrease = known.start_value - value
     rounding = NOISE * eps * jnp.abs(value) + NOISE_OF_TERMS * eps * (eps * decrease)
     too_short = known.relative_step <= NOISE_OF_PARAMS * eps
-    is_noise = (known.promise <= rounding) | too_short
+    within = (known.promise <= rounding) | too_short
     near_start = decrease <= 1e3 * (known.promise + eps * jnp.abs(value))
     has_fallen = grad_max <= FALLEN * known.largest_grad_max
-    return is_noise & (has_fallen | near_start)
+    return within & (has_fallen | near_start)

@@ -9,7 +9,7 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import rich.console
 import tyro
@@ -17,7 +17,6 @@ import tyro
 from experiments import data
 from experiments.bench.timing import median_ratio
 from experiments.errors import ending_with_a_message
-from experiments.records.files import Line
 from experiments.report.tables import Column, Table
 from experiments.studies.large_batch import methods
 from experiments.studies.large_batch.methods import Candidate
@@ -50,13 +49,6 @@ class StepTimesArguments:
     turns: int = 4
 
 
-class Trains(Protocol):
-    """What is asked of a runner: the summaries of runs, see `Runner.run`."""
-
-    def run(self, planned: Sequence[PlannedRun]) -> list[Line | None]:
-        """Trains and returns the summaries."""
-
-
 class StepTime(NamedTuple):
     """What a method costs at a place.
 
@@ -70,7 +62,7 @@ class StepTime(NamedTuple):
 
 
 def measure(
-    place: Place, turns: int, runner: Trains, folder: Path
+    place: Place, turns: int, runner: Runner, folder: Path
 ) -> dict[str, StepTime]:
     """Times the methods at a place, by label.
 

@@ -121,3 +121,15 @@ def test_too_few_clips_and_missing_data_are_told(data_dir, tmp_path):
         load(data_dir, validation_examples=37)
     with pytest.raises(data.NotPreparedError, match="prepare speech_commands_test --d"):
         load(tmp_path)
+
+
+def test_too_few_speakers_are_told(speech, tmp_path):
+    one = np.flatnonzero(np.asarray(speech["speakers"]) == "speaker0")
+    rows = ("samples", "labels", "speakers")
+    part = {k: np.asarray(v)[one] if k in rows else v for k, v in speech.items()}
+    np.savez(tmp_path / "part.npz", **part)
+    prepare.main(
+        ["speech_commands_test", f"--source={tmp_path}", f"--data-dir={tmp_path}"]
+    )
+    with pytest.raises(ValueError, match="too few speakers: none is left for the test"):
+        load(tmp_path)
