@@ -10,7 +10,7 @@ from experiments.data.clip_parts import read_parts
 from experiments.data.clips import SAMPLE_RATE, AudioError, Clips, stack
 from experiments.data.speakers import split_by_speaker
 from experiments.data.speech import load_clips
-from experiments.keyword_spotting.audio import check_keyword, check_parts
+from experiments.keyword_spotting.clip_checks import check_keyword, check_parts
 from experiments.keyword_spotting.config import KeywordConfig
 from experiments.keyword_spotting.detection import Event
 from experiments.keyword_spotting.mixing import (

@@ -1,10 +1,10 @@
-"""The clips of the study, checked for the keyword."""
+"""What the clips of the study must hold: the keyword, in every part."""
 
 from collections.abc import Sequence
 
 from experiments.data.clips import SILENCE, UNKNOWN, AudioError, Clips
 
-PARTS = ("training", "validation", "test")
+PART_NAMES = ("training", "validation", "test")
 
 
 def check_keyword(keyword: str, clips: Clips) -> None:
@@ -30,7 +30,7 @@ def check_parts(keyword: str, parts: Sequence[Clips]) -> None:
     Raises:
       AudioError: with the part and what it lacks.
     """
-    for name, part in zip(PARTS, parts, strict=True):
+    for name, part in zip(PART_NAMES, parts, strict=True):
         for word in (keyword, SILENCE):
             if word not in part.words:
                 raise AudioError(

@@ -5,7 +5,7 @@ import pytest
 
 from experiments.data import prepare as data_prepare
 from experiments.data.clips import AudioError, Clips
-from experiments.keyword_spotting.audio import check_parts
+from experiments.keyword_spotting.clip_checks import check_parts
 from experiments.keyword_spotting.config import KeywordConfig
 from experiments.keyword_spotting.prepare import prepare, read_clips
 
