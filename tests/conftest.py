@@ -84,9 +84,9 @@ def pytest_configure(config):
         _compile_quickly()
     if config.getoption("--devices"):
         jax.config.update("jax_num_cpu_devices", DEVICES)
-        # Eager programs with sums over devices, several at once, wait for each other
-        # where there are fewer cores than devices.
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
+        # XLA sizes its thread pools by the cores. In small ones, programs that sum over
+        # the devices can wait for a share that no thread is left to run (jaxlib 0.10.2).
+        os.environ.setdefault("NPROC", str(2 * DEVICES))
     if _PROGRAMS not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="nlcg_optax-programs-")
         os.environ[_PROGRAMS] = folder.name

@@ -183,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Read when JAX starts its backend, which nothing above does.
         flag = f" --xla_force_host_platform_device_count={count}"
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flag
+        os.environ.setdefault("NPROC", str(2 * count))  # a thread for every device
         if jax.device_count() < count:
             raise ValueError(f"devices={count} are more than the {jax.device_count()}")
         lines = [f"| {' | '.join(HEADINGS)} |", f"|---:|---:|---|{'---:|' * 7}"]

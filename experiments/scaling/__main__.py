@@ -113,4 +113,5 @@ if __name__ == "__main__":
         # Read when JAX starts its backend, which is after the imports.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=8".strip()
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # where virtual devices are
+        os.environ.setdefault("NPROC", "16")  # a thread for every device
     main()

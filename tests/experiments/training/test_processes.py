@@ -38,7 +38,12 @@ def start(arguments, devices, log):
     """A process with devices of its own."""
     flags = os.environ.get("XLA_FLAGS", "")
     flags = f"{flags} --xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags,
+        "NPROC": "16",  # threads for all devices, see tests/conftest.py
+    }
     with log.open("w") as file:
         return subprocess.Popen(
             [sys.executable, *arguments],
