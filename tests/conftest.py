@@ -84,8 +84,8 @@ def pytest_configure(config):
         _compile_quickly()
     if config.getoption("--devices"):
         jax.config.update("jax_num_cpu_devices", DEVICES)
-        # XLA sizes its thread pools by the cores. In small ones, programs that sum over
-        # the devices can wait for a share that no thread is left to run (jaxlib 0.10.2).
+        # XLA sizes its thread pools by the cores. In small ones, sums over the devices
+        # can wait for a share that no thread is left to run (jaxlib 0.10.2).
         os.environ.setdefault("NPROC", str(2 * DEVICES))
     if _PROGRAMS not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="nlcg_optax-programs-")

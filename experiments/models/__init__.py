@@ -42,6 +42,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         f"resnet{depth}": functools.partial(ResNetCifar, depth=depth)
         for depth in DEPTHS
     },
+    "resnet32_half": functools.partial(ResNetCifar, depth=32, width=0.5),
     **{
         f"resnet{depth}_narrow": functools.partial(
             ResNetCifar,

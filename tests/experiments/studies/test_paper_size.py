@@ -3,15 +3,18 @@
 import io
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
 
-from experiments import data
+from experiments import data, models
 from experiments.studies.cifar100 import device_checks, paper_size
 from experiments.studies.cifar100.paper_size import (
     CPU,
     GPU,
+    HALF,
     SMALL_SIZES,
     stages,
 )
@@ -36,7 +39,9 @@ def fake_check(config, path, runner, small):
     return "no difference"
 
 
-@pytest.mark.parametrize(("size", "side", "micro"), [(CPU, 16, 256), (GPU, 32, 1024)])
+@pytest.mark.parametrize(
+    ("size", "side", "micro"), [(CPU, 16, 256), (HALF, 16, 256), (GPU, 32, 1024)]
+)
 def test_the_steps_are_the_papers(size, side, micro):
     shape = (50_000, side, side, 3)
     images = data.Split(np.zeros(shape, np.uint8), np.zeros(50_000, int))
@@ -77,3 +82,29 @@ def test_the_best_three_and_the_untouched_run_at_full_length(
     assert (tmp_path / "paper_size.md").read_text(encoding="utf-8") == text
     assert text.count("the paper's") == len(paper_size.PAPER_ROWS)
     assert text.count("| tuned |") == len(long)
+
+
+def test_the_table_has_the_runs_that_have_ended(tmp_path):
+    runner = FakeRunner(lambda config: 1.0, stop_after=3)
+    planned = stages(SMALL_SIZES["paper_half"], tmp_path, runner)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(planned, runner, rich.console.Console(file=io.StringIO()))
+    assert len(list((tmp_path / "paper").glob("*.jsonl"))) == 4
+    text = paper_size.write_table(tmp_path)
+    assert text.count("the paper's") == 3
+    assert "diverged" not in text
+
+
+def test_half_the_filters_are_a_quarter_of_the_parameters():
+    images = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+
+    def count(size):
+        model = models.build(size.config.model, 100)
+        variables = jax.eval_shape(
+            lambda key, x: model.init(key, x, train=False), jax.random.key(0), images
+        )
+        return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+    # The number of weights of a convolution is quadratic in the width; that of the
+    # last layer and of the normalizations, a fiftieth of all, is linear.
+    assert (count(CPU), count(HALF)) == (472_820, 120_556)
