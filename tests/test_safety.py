@@ -93,6 +93,12 @@ def run(tx, problem, steps):
     The number of steps may be traced, so that one program serves all of them.
     """
     (loss, whole), start = PROBLEMS[problem]
+    params, largest = followed(tx, loss, start, whole(start), steps)
+    return whole(params), largest / whole(start)
+
+
+def followed(tx, loss, start, first, steps):
+    """The last parameters and the largest averaged loss, ``first`` at the least."""
     tx = optax.with_extra_args_support(tx)
 
     def step(t, carry):
@@ -105,10 +111,9 @@ def run(tx, problem, steps):
         params = optax.apply_updates(params, updates)
         return params, state, average, jnp.maximum(largest, average)
 
-    first = whole(start)
     carry = (start, tx.init(start), first, first)
     params, _, _, largest = jax.lax.fori_loop(0, steps, step, carry)
-    return whole(params), largest / first
+    return params, largest
 
 
 @functools.cache
