@@ -258,9 +258,12 @@ def tuning_free_nlcg(
 
     With ``num_steps``, the length of the run, it finds its step size, holds it and
     lets it fall to zero. Without, it runs for ever and costs foresight: a run of known
-    length ends at a lower loss. A schedule may be multiplied on top in either case:
-    ``optax.chain(tuning_free_nlcg(), optax.scale_by_schedule(...))``. Clipping belongs
-    before it: ``optax.chain(optax.clip_by_global_norm(1.), tuning_free_nlcg())``.
+    length ends at a lower loss. In noise, evaluate an average of the parameters then,
+    such as ``optax.incremental_update`` gives. A schedule may be multiplied on top,
+    ``optax.chain(tuning_free_nlcg(), optax.scale_by_schedule(...))``; where the step
+    size still adapts, which without ``num_steps`` is always, it makes up for much of a
+    schedule that falls slowly. Clipping belongs before it, not after:
+    ``optax.chain(optax.clip_by_global_norm(1.), tuning_free_nlcg())``.
 
     Beside Adam it keeps two more trees than its two moments, the last step and the
     gradient before, and the Kronecker factors and their roots; a step adds what

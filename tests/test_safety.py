@@ -2,7 +2,8 @@
 
 On Optax's contract problems, on regressions whose features differ by a million, and on
 networks with whole and with sampled batches: against the best of many rates of SGD on
-the same problem, and with the largest averaged loss on the way bounded.
+the same problem, and with the largest averaged loss on the way bounded. With a
+sixty-fourth of the examples only the latter is true, and not quite everywhere.
 """
 
 import functools
@@ -15,6 +16,7 @@ import pytest
 
 from nlcg_optax import scale_by_curvature_step, scale_by_slope_ratio, tuning_free_nlcg
 from nlcg_optax import scale_by_nlcg as direction
+from tests import small_transformer
 
 LOSS_DECAY = 0.8  # of the averaged loss
 RATES = 10.0 ** np.arange(-9.0, 1.1, 0.5)
@@ -53,17 +55,26 @@ def network(activation, params, inputs, classes):
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, classes))
 
 
-def sampled(activation, batch):
+def drawn(loss_of, data, batch):
     """A loss of a batch that the number of the step draws, and of all examples."""
+    examples = len(data[0])
 
     def loss(params, step):
-        if batch == len(INPUTS):
-            return network(activation, params, INPUTS, CLASSES)
+        if batch == examples:
+            return loss_of(params, *data)
         key = jax.random.fold_in(jax.random.key(0), step)
-        rows = jax.random.choice(key, len(INPUTS), (batch,), replace=False)
-        return network(activation, params, INPUTS[rows], CLASSES[rows])
+        rows = jax.random.choice(key, examples, (batch,), replace=False)
+        return loss_of(params, *(array[rows] for array in data))
 
-    return loss, lambda params: network(activation, params, INPUTS, CLASSES)
+    return loss, lambda params: loss_of(params, *data)
+
+
+def sampled(activation, batch):
+    return drawn(functools.partial(network, activation), (INPUTS, CLASSES), batch)
+
+
+def characters(batch):
+    return drawn(small_transformer.loss, (small_transformer.TEXT,), batch)
 
 
 def deterministic(loss):
@@ -84,6 +95,13 @@ PROBLEMS = {
     "tanh, sampled": (sampled(jnp.tanh, 32), NETWORK),
     "relu": (sampled(jax.nn.relu, 256), NETWORK),
     "relu, sampled": (sampled(jax.nn.relu, 32), NETWORK),
+    "transformer": (characters(64), small_transformer.PARAMS),
+    "transformer, an eighth": (characters(8), small_transformer.PARAMS),
+}
+TINY = {
+    "tanh, tiny": (sampled(jnp.tanh, 4), NETWORK),
+    "relu, tiny": (sampled(jax.nn.relu, 4), NETWORK),
+    "transformer, tiny": (characters(1), small_transformer.PARAMS),
 }
 
 
@@ -92,7 +110,13 @@ def run(tx, problem, steps):
 
     The number of steps may be traced, so that one program serves all of them.
     """
-    (loss, whole), start = PROBLEMS[problem]
+    (loss, whole), start = (PROBLEMS | TINY)[problem]
+    params, largest = followed(tx, loss, start, whole(start), steps)
+    return whole(params), largest / whole(start)
+
+
+def followed(tx, loss, start, first, steps):
+    """The last parameters and the largest averaged loss, ``first`` at the least."""
     tx = optax.with_extra_args_support(tx)
 
     def step(t, carry):
@@ -105,10 +129,9 @@ def run(tx, problem, steps):
         params = optax.apply_updates(params, updates)
         return params, state, average, jnp.maximum(largest, average)
 
-    first = whole(start)
     carry = (start, tx.init(start), first, first)
     params, _, _, largest = jax.lax.fori_loop(0, steps, step, carry)
-    return whole(params), largest / first
+    return params, largest
 
 
 @functools.cache
@@ -121,7 +144,9 @@ def program_of_sgd(problem):
 
 @functools.cache
 def best_of_sgd(problem, steps):
-    found = program_of_sgd(problem)(steps, jnp.asarray(RATES, jnp.float32))
+    # Those of a transformer are not so far apart.
+    rates = RATES[-7:] if problem.startswith("transformer") else RATES
+    found = program_of_sgd(problem)(steps, jnp.asarray(rates, jnp.float32))
     losses = np.asarray(found)
     return float(np.min(losses[np.isfinite(losses)]))
 
@@ -166,6 +191,21 @@ def test_no_worse_than_twice_the_best_rate(problem, steps, horizon):
 @pytest.mark.parametrize(("problem", "steps", "horizon"), SLOW)
 def test_no_worse_than_twice_the_best_rate_everywhere(problem, steps, horizon):
     check(problem, steps, horizon)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("steps", [60, 300, 1000, 3000])
+@pytest.mark.parametrize("problem", TINY)
+def test_a_sixty_fourth_of_the_examples_is_no_divergence(problem, steps):
+    """The best rate of SGD ends lower, up to 80 times (tanh, 3,000 steps)."""
+    (_, whole), start = TINY[problem]
+    for horizon in (steps, None):
+        last, largest = program_of_preset(problem, horizon)(steps)
+        assert last < 0.9 * whole(start)
+        # One sequence a step, and no horizon: 3.5 was measured.
+        is_long = (problem, steps, horizon) == ("transformer, tiny", 3000, None)
+        assert largest < (5 if is_long else 2)
 
 
 @pytest.mark.slow

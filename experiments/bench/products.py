@@ -4,7 +4,9 @@ Counts the multiplications and additions of all matrix products in one update, a
 shapes of ResNet-50, from the traced program: no time is measured, nothing is compiled.
 Of `large_batch_nlcg` there are two rows, of an update between two refreshes of the
 Kronecker roots and of one with a refresh, of which the eigendecompositions are not
-counted.
+counted. A second table splits this into parts, eigendecompositions included, beside the
+fewest operations that are known for each; the last line is for loss and gradient of one
+image, which all of it comes on top of.
 """
 
 import dataclasses
@@ -19,13 +21,23 @@ import rich.console
 import rich.table
 import tyro
 
+from experiments import models
 from experiments.bench.update import SMALL_LEAVES, Shape, resnet50_shapes
 from experiments.optimizers.baselines import matrix_axes_of
-from nlcg_optax import large_batch_nlcg, tuning_free_nlcg
+from nlcg_optax import (
+    large_batch_nlcg,
+    scale_by_kronecker,
+    scale_by_orthogonalization,
+    tuning_free_nlcg,
+)
 
 MODULE = "experiments.bench.products"
 RATE = 1e-2
 REFERENCE = "Muon"
+REFRESH_PERIOD = 10  # of the Kronecker roots
+# Of an eigendecomposition with vectors, over the cube of the size: Golub and Van Loan,
+# "Matrix Computations", fourth edition, section 8.3.
+DECOMPOSITION = 9
 
 
 class Peer(NamedTuple):
@@ -76,6 +88,77 @@ def cost_of(peer: Peer, shapes: Sequence[Shape]) -> Cost:
     return Cost(operations(traced.jaxpr), _bytes(state) / _bytes(params))
 
 
+class Part(NamedTuple):
+    """A part of the direction of the presets.
+
+    Attributes:
+      name: of the part.
+      operations: multiplications and additions in one update, a tenth of those of a
+        refresh.
+      fewest: as few as are known to be enough, see `parts_of`.
+    """
+
+    name: str
+    operations: float
+    fewest: float
+
+
+def parts_of(shapes: Sequence[Shape]) -> list[Part]:
+    """What the direction consists of, and what could be saved.
+
+    - A product that is symmetric, such as X X^T, needs one of its halves only.
+    - Five Newton-Schulz steps of an m x n matrix, m <= n, are one polynomial of its
+      Gram matrix A: its half, 17 symmetric products of m x m (five A^2, four products
+      of the polynomials so far, and A for the next step by two more, four times) and
+      one product with the matrix. It squares the condition, which float32 cannot
+      afford.
+    - Second moments could be taken at refreshes alone.
+    - The products with the roots are needed in every step.
+    """
+    nested = optax.with_extra_args_support(scale_by_kronecker())
+    kept, refreshed = (
+        cost_of(Peer(lambda: nested, {"refresh": due}), shapes).operations
+        for due in (False, True)
+    )
+    polar = cost_of(
+        Peer(lambda: scale_by_orthogonalization(vectors=optax.identity()), {}), shapes
+    ).operations
+    matrices = [
+        sorted((math.prod(shape[:-1]), shape[-1])) for shape in shapes if len(shape) > 1
+    ]
+    # Each factor is multiplied like the moments that it is made of.
+    moments = products = kept / 2
+    recomposed = (refreshed - kept) / REFRESH_PERIOD
+    decomposed = DECOMPOSITION * recomposed / 2
+    fewest = float(sum(3 * m**2 * n + 17 * m**3 for m, n in matrices))
+    return [
+        Part("polar factor", polar, fewest),
+        Part("second moments", moments, moments / 2 / REFRESH_PERIOD),
+        Part("products with roots", products, products),
+        Part("roots from eigenvectors", recomposed, recomposed / 2),
+        Part("eigendecompositions", decomposed, decomposed),
+    ]
+
+
+def operations_per_image() -> float:
+    """Of loss and gradient of ResNet-50 on one image of 224 pixels, as XLA counts."""
+    model = models.build("resnet50", 1000)
+    image = jnp.zeros([1, 224, 224, 3])
+    variables = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), image, train=False)
+    )
+
+    def loss(params: Any, statistics: Any, image: jax.Array) -> jax.Array:
+        variables = {"params": params, "batch_stats": statistics}
+        return jnp.sum(model.apply(variables, image, train=False))
+
+    lowered = jax.jit(jax.value_and_grad(loss)).lower(
+        variables["params"], variables["batch_stats"], image
+    )
+    cost = lowered.cost_analysis() or {}
+    return float(cost.get("flops", math.nan))
+
+
 def operations(program: Any) -> int:
     """Multiplications and additions in the matrix products of a jaxpr.
 
@@ -121,7 +204,7 @@ class ProductsArguments:
     """Counts the matrix products of updates at the shapes of ResNet-50.
 
     Attributes:
-      small: take the last 3 leaves only, as a test of the command.
+      small: take the last 3 leaves only, and no image, as a test of the command.
     """
 
     small: bool = False
@@ -132,6 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = tyro.cli(ProductsArguments, prog=f"python -m {MODULE}", args=arguments)
     shapes = resnet50_shapes()
     shapes = shapes[-SMALL_LEAVES:] if given.small else shapes
+    console = rich.console.Console()
     costs = {name: cost_of(peer, shapes) for name, peer in PEERS.items()}
     table = rich.table.Table(title=f"{len(shapes)} leaves", title_justify="left")
     table.add_column("peer")
@@ -144,7 +228,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{cost.operations / costs[REFERENCE].operations:.2f}",
             f"{cost.state_per_params:.2f}",
         )
-    rich.console.Console().print(table)
+    console.print(table)
+    console.print(_table_of_parts(parts_of(shapes)))
+    if not given.small:
+        per_image = operations_per_image() / 1e9
+        console.print(f"loss and gradient of one image: {per_image:.1f} GFlop")
+
+
+def _table_of_parts(parts: Sequence[Part]) -> rich.table.Table:
+    whole = Part(
+        "whole", sum(x.operations for x in parts), sum(x.fewest for x in parts)
+    )
+    title = f"NLCG large batch, mean of {REFRESH_PERIOD} updates"
+    table = rich.table.Table(title=title, title_justify="left")
+    table.add_column("part")
+    for heading in ("GFlop", "fewest known"):
+        table.add_column(heading, justify="right")
+    for part in (*parts, whole):
+        table.add_row(
+            part.name, f"{part.operations / 1e9:.1f}", f"{part.fewest / 1e9:.1f}"
+        )
+    return table
 
 
 if __name__ == "__main__":

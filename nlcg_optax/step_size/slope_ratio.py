@@ -131,6 +131,10 @@ def scale_by_slope_ratio(
     ever. It costs foresight: nothing is annealed, so that a run of known length ends
     at a lower loss with ``num_steps``.
 
+    **A factor after it**, such as a schedule, shortens the steps whose slopes are
+    measured. While the step size adapts it makes up for such a factor; while it is held
+    it leaves alone one that is above a half.
+
     Source: the secant step of Moré and Thuente (1994, section 4) and the slope ratio
     of the strong Wolfe conditions (Nocedal and Wright, 2006, equation 3.7b).
 

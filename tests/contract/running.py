@@ -30,7 +30,8 @@ DEAR = ("pr+", "secant_hvp", "search")
 KEY = (
     *("pr+", "rms", "factored", "orthogonal", "kronecker", "limited_memory"),
     *("secant_rate", "secant_params", "secant_hvp", "hutchinson"),
-    *("curvature_step", "subspace_step", "paper_fr_step", "paper_pr_online"),
+    *("curvature_step", "subspace_step", "slope_ratio"),
+    *("paper_fr_step", "paper_pr_online"),
     *("search", "search_secant", "backtracking_rms"),
 )
 # And the presets: the rows that `make test` runs where all rows would take a minute.

@@ -38,6 +38,46 @@ def test_muon_costs_five_steps_of_newton_schulz():
     assert products.cost_of(products.PEERS["Adam"], [(8, 3), (5,)]).operations == 0
 
 
+def test_parts_of_the_direction_and_the_fewest_operations():
+    parts = {
+        part.name: pytest.approx(part[1:]) for part in products.parts_of([(8, 3), (5,)])
+    }
+    # G G^T and G^T G, 2 (8 8 3 + 3 3 8), and as much for the products with the roots.
+    products_of_both = 2 * (8 * 8 * 3 + 3 * 3 * 8)
+    cubes = 8**3 + 3**3
+    assert parts == {
+        "polar factor": (5 * 2 * (72 + 27 + 72), 3 * 3 * 3 * 8 + 17 * 3**3),
+        "second moments": (products_of_both, products_of_both / 20),
+        "products with roots": (products_of_both, products_of_both),
+        "roots from eigenvectors": (2 * cubes / 10, cubes / 10),
+        "eigendecompositions": (9 * cubes / 10, 9 * cubes / 10),
+    }
+    preset = products.PEERS["NLCG large batch"]
+    whole = products.cost_of(preset, [(8, 3), (5,)]).operations
+    assert whole == 5 * 2 * (72 + 27 + 72) + 2 * products_of_both
+
+
+def test_one_polynomial_of_the_gram_matrix_is_all_steps_of_newton_schulz(x64):
+    # What the fewest operations of the polar factor rely on, and their number.
+    a, b, c = 3.4445, -4.775, 2.0315
+    x = jax.random.normal(jax.random.key(0), (3, 8))
+    x = x / jnp.linalg.norm(x)
+    gram, polynomial, count = x @ x.T, jnp.eye(3), 0
+    for step in range(5):
+        square = gram @ gram
+        step_of = a * jnp.eye(3) + b * gram + c * square
+        polynomial = step_of @ polynomial
+        gram = step_of @ (step_of @ gram)
+        # The first polynomial is a product with one, and the last A is not needed.
+        count += 1 + (step > 0) + 2 * (step < 4)
+    assert count == 17
+    expected = x
+    for _ in range(5):
+        a_matrix = expected @ expected.T
+        expected = a * expected + (b * a_matrix + c * a_matrix @ a_matrix) @ expected
+    assert jnp.allclose(polynomial @ x, expected, rtol=1e-9, atol=1e-11)
+
+
 def test_the_presets_add_the_products_of_their_factors(capsys):
     products.main(["--small"])
     text = capsys.readouterr().out
