@@ -40,6 +40,7 @@ ELSEWHERE = {
     "disp": "print the result, or pass a callback",
 }
 POINT_NAMES = ("x", "xk", "intermediate_result")
+_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _warned: set[str] = set()
 
 
@@ -211,8 +212,16 @@ def _call_of(names: set[str], progress: Any, point: Any) -> tuple[Any, Any]:
 
 
 def _parameters(callback: Callable[..., Any]) -> set[str]:
+    """The names of its parameters that need a value or ask for the point."""
     signature = _signature(callback)
-    return set() if signature is None else set(signature.parameters)
+    if signature is None:
+        return set()
+    return {
+        name
+        for name, parameter in signature.parameters.items()
+        if name in POINT_NAMES
+        or (parameter.default is parameter.empty and parameter.kind not in _REST)
+    }
 
 
 def _signature(callback: Callable[..., Any]) -> inspect.Signature | None:

@@ -188,7 +188,13 @@ def test_a_callback_sees_the_point_and_ends_the_run():
         np.testing.assert_allclose(intermediate_result.fun, value, rtol=1e-5)
         return intermediate_result.nit >= 2
 
-    for callback in (stop, by_value, both, scipys):
+    later = []
+
+    def with_defaults(x, last=2, **rest):
+        later.append(x)
+        return len(later) > last
+
+    for callback in (stop, by_value, both, scipys, with_defaults):
         result = minimize(rosenbrock, START, callback=callback)
         assert int(result.nit) == 2
         assert int(result.status) == Status.STOPPED
