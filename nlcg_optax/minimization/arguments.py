@@ -39,6 +39,7 @@ ELSEWHERE = {
     "constraints": f"only unconstrained problems; {_TRANSFORM}",
     "disp": "print the result, or pass a callback",
 }
+MOST_ITERATIONS = 2**31 - 1  # that their counter can tell
 POINT_NAMES = ("x", "xk", "intermediate_result")
 _REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _warned: set[str] = set()
@@ -62,6 +63,8 @@ def check_limits(
 ) -> dict[str, Any]:
     """Returns the limits by name, the default of ``tol`` filled in.
 
+    Numbers of NumPy become Python's, with which a program has been compiled already.
+
     Raises:
       ValueError: if one of them is out of its range.
     """
@@ -79,8 +82,12 @@ def check_limits(
     validation.check_choice("tol_kind", tol_kind, TOLERANCES)
     for name in ("tol", "max_evaluations"):
         validation.check_positive(name, limits[name])
+        if not isinstance(limits[name], jax.Array):
+            limits[name] = float(limits[name])
     for name in ("max_iterations", "patience"):
         validation.check_positive_int(name, limits[name])
+        if not isinstance(limits[name], jax.Array):
+            limits[name] = min(int(limits[name]), MOST_ITERATIONS)
     return limits
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from nlcg_optax import Status, minimize
 from nlcg_optax.minimization import arguments
+from nlcg_optax.minimization import program as programs
 
 START = np.array([-1.2, 1.0], np.float32)
 
@@ -100,6 +101,27 @@ def test_integers_of_numpy_are_integers():
     for three in (np.int64(3), np.array(3), jnp.int32(3)):
         result = minimize(rosenbrock, START, max_iterations=three, patience=three)
         assert int(result.nit) <= 3
+
+
+def test_limits_of_any_type_need_one_program(monkeypatch):
+    monkeypatch.setattr(programs, "_programs", type(programs._programs)())
+    unlimited = minimize(rosenbrock, START)
+    for no_limit in (sys.maxsize, 10**12, np.int64(2**40)):
+        result = minimize(
+            rosenbrock,
+            START,
+            max_iterations=no_limit,
+            max_evaluations=no_limit,
+            patience=no_limit,
+        )
+        assert int(result.nit) == int(unlimited.nit)
+    for tol in (1e-3, np.float32(1e-3), np.float64(1e-3), np.array(1e-3)):
+        result = minimize(
+            rosenbrock, START, tol=tol, max_iterations=np.int64(9), max_evaluations=99.5
+        )
+        assert int(result.nit) == 9
+    (program,) = programs._programs.values()
+    assert program.run._cache_size() == 1
 
 
 def test_the_result_by_scipys_names():
