@@ -37,6 +37,13 @@ def test_starts_are_cast_as_in_scipy(x0):
     np.testing.assert_allclose(result.x, 1.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("x0", [2**70, [2**70, 1.0], (2**70, 1j)])
+def test_integers_of_any_size_become_floats(x0):
+    start = arguments.as_start(x0)
+    assert start.dtype == (jnp.complex64 if 1j in np.atleast_1d(x0) else jnp.float32)
+    assert start.ravel()[0] == 2.0**70  # a power of two, and so exact
+
+
 def test_a_float64_start_that_becomes_float32_is_told_once(monkeypatch):
     monkeypatch.setattr(arguments, "_warned", set())
     with pytest.warns(UserWarning, match="jax_enable_x64") as told:
@@ -88,6 +95,13 @@ def test_a_function_written_for_numpy_is_told_what_to_use():
         ({"x0": {"a": jnp.ones(2), "f": jax.nn.relu}}, TypeError, r"x0\['f'\]"),
         ({"x0": {}}, ValueError, "x0={}"),
         ({"x0": [True]}, TypeError, "x0"),
+        ({"x0": jnp.ones(2, bool)}, TypeError, "x0=.* has dtype bool; .* Close over"),
+        ({"x0": {"n": jnp.arange(2)}}, TypeError, r"x0\['n'\]=.* has dtype int32"),
+        ({"x0": np.array(["a"])}, TypeError, "x0=.* has dtype <U1"),
+        ({"method": "BFGS"}, ValueError, "use 'limited-memory'"),
+        ({"method": "CG"}, ValueError, r"use 'pr\+'"),
+        ({"method": "Powell"}, ValueError, "allowed are .*'limited-memory'"),
+        ({"method": None}, TypeError, "allowed are the names .*'limited-memory'"),
         ({"max_iterations": 2.5}, ValueError, "max_iterations=2.5"),
         ({"state": {}}, TypeError, "state= is a dict"),
     ],
