@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype
+from nlcg_optax.dtypes import PyTree
 from nlcg_optax.minimization.convergence import DEFAULT_TOL, TolKind
 
 TOLERANCES = get_args(TolKind)
@@ -39,7 +39,13 @@ ELSEWHERE = {
     "constraints": f"only unconstrained problems; {_TRANSFORM}",
     "disp": "print the result, or pass a callback",
 }
+MOST_ITERATIONS = 2**31 - 1  # that their counter can tell
 POINT_NAMES = ("x", "xk", "intermediate_result")
+_ALLOWED = (
+    "allowed are real and complex floating-point arrays and numbers. Close over other "
+    "leaves, such as after equinox.partition"
+)
+_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _warned: set[str] = set()
 
 
@@ -61,6 +67,8 @@ def check_limits(
 ) -> dict[str, Any]:
     """Returns the limits by name, the default of ``tol`` filled in.
 
+    Numbers of NumPy become Python's, with which a program has been compiled already.
+
     Raises:
       ValueError: if one of them is out of its range.
     """
@@ -78,8 +86,12 @@ def check_limits(
     validation.check_choice("tol_kind", tol_kind, TOLERANCES)
     for name in ("tol", "max_evaluations"):
         validation.check_positive(name, limits[name])
+        if not isinstance(limits[name], jax.Array):
+            limits[name] = float(limits[name])
     for name in ("max_iterations", "patience"):
         validation.check_positive_int(name, limits[name])
+        if not isinstance(limits[name], jax.Array):
+            limits[name] = min(int(limits[name]), MOST_ITERATIONS)
     return limits
 
 
@@ -115,23 +127,22 @@ def as_start(x0: Any) -> PyTree:
       Array([1. , 2.5], dtype=float32)
     """
     if type(x0) in (list, tuple) and _holds_numbers(x0):
+        is_complex = any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(x0))
         try:
-            numbers = np.asarray(x0)
+            numbers = np.asarray(x0, complex if is_complex else float)
         except ValueError as error:
             raise ValueError(
                 f"x0={x0!r} has rows of different lengths; allowed are lists of equal "
                 "length or a tree of arrays, such as a list of them"
             ) from error
-        x0 = jnp.asarray(numbers.astype(np.result_type(float, numbers.dtype)))
+        x0 = jnp.asarray(numbers)
     leaves, structure = jax.tree_util.tree_flatten_with_path(x0)
     if not leaves:
         raise ValueError(f"x0={x0!r} has no leaves: there is nothing to minimize over")
     arrays = []
     for path, leaf in leaves:  # no comprehension: the warning counts frames
         arrays.append(_as_array(path, leaf))
-    start = jax.tree.unflatten(structure, arrays)
-    accumulator_dtype(start)
-    return start
+    return jax.tree.unflatten(structure, arrays)
 
 
 def _holds_numbers(x0: Any) -> bool:
@@ -150,19 +161,19 @@ def _is_number(leaf: Any) -> bool:
 
 def _as_array(path: Any, leaf: Any) -> jax.Array:
     name = f"x0{jax.tree_util.keystr(path)}"
-    if isinstance(leaf, jax.Array):
-        is_integer = not path and jnp.issubdtype(leaf.dtype, jnp.integer)
-        return leaf.astype(float) if is_integer else leaf
-    is_array = isinstance(leaf, np.ndarray) and leaf.dtype != object
+    is_array = isinstance(leaf, (jax.Array, np.ndarray))
     if not _is_number(leaf) and not is_array:
-        raise TypeError(
-            f"{name}={leaf!r} is a {type(leaf).__name__}; allowed are real and complex "
-            "floating-point arrays and numbers. Close over other leaves, such as after "
-            "equinox.partition"
-        )
-    given = np.asarray(leaf)
-    if np.issubdtype(given.dtype, np.integer):
+        raise TypeError(f"{name}={leaf!r} is a {type(leaf).__name__}; {_ALLOWED}")
+    is_jax = isinstance(leaf, jax.Array)
+    given = leaf if is_jax else np.asarray(leaf)
+    is_integer = isinstance(leaf, int) or jnp.issubdtype(given.dtype, jnp.integer)
+    if is_integer and not (is_jax and path):
         return jnp.asarray(given.astype(float))
+    is_float = jnp.issubdtype(given.dtype, jnp.inexact)
+    if not is_float or given.real.dtype.itemsize > 8:
+        raise TypeError(f"{name}={leaf!r} has dtype {given.dtype}; {_ALLOWED}")
+    if is_jax:
+        return leaf
     out = jnp.asarray(leaf)
     is_array = isinstance(leaf, (np.ndarray, np.generic))
     if is_array and out.dtype.itemsize < given.dtype.itemsize and not _warned:
@@ -211,8 +222,16 @@ def _call_of(names: set[str], progress: Any, point: Any) -> tuple[Any, Any]:
 
 
 def _parameters(callback: Callable[..., Any]) -> set[str]:
+    """The names of its parameters that need a value or ask for the point."""
     signature = _signature(callback)
-    return set() if signature is None else set(signature.parameters)
+    if signature is None:
+        return set()
+    return {
+        name
+        for name, parameter in signature.parameters.items()
+        if name in POINT_NAMES
+        or (parameter.default is parameter.empty and parameter.kind not in _REST)
+    }
 
 
 def _signature(callback: Callable[..., Any]) -> inspect.Signature | None:

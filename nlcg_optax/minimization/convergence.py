@@ -227,13 +227,13 @@ def steps_to_trust(limits: Limits, sizes: jax.Array, grad_max: jax.Array) -> jax
 
 def has_vanished(
     limits: Limits, sizes: jax.Array, value: jax.Array, grad_max: jax.Array
-) -> jax.Array:
-    r"""Whether a minimum of zero is reached as far as rounding can tell.
+) -> tuple[jax.Array, jax.Array]:
+    r"""Whether a minimum of zero is reached, to the tolerance and to rounding.
 
-    The gradient is below :math:`10 \epsilon^2` of the largest one, with the kind
-    ``"decrease"`` below :math:`\mathrm{tol}^3` of it, and f has fallen by more than it,
-    as at the bottom of a parabola and not on the way down a steep wall. Where x, too,
-    goes to zero both could halve until they underflow.
+    With the kind ``"decrease"`` the gradient is below :math:`\mathrm{tol}^3` of the
+    largest one, to rounding below :math:`10 \epsilon^2` of it, and f has fallen by more
+    than it, as at the bottom of a parabola and not on the way down a steep wall. Where
+    x, too, goes to zero both could halve until they underflow.
 
     Args:
       limits: the tolerance.
@@ -242,16 +242,16 @@ def has_vanished(
       grad_max: largest absolute entry of its gradient.
 
     Returns:
-      A boolean scalar.
+      Two boolean scalars; the first is False for the other kinds of tolerance.
     """
     known, eps = Sizes(*sizes), float(jnp.finfo(value.dtype).eps)
     fall = grad_max / known.largest_grad_max
     below = jnp.abs(value) <= jnp.abs(known.start_value) * jnp.power(fall, FASTER)
-    least = jnp.asarray(10 * eps * eps, value.dtype)
-    if limits.tol_kind == "decrease":
-        tol = jnp.asarray(limits.tol, value.dtype)
-        least = jnp.maximum(least, tol * tol * tol)
-    return (fall <= least) & below
+    to_rounding = (fall <= 10 * eps * eps) & below
+    if limits.tol_kind != "decrease":
+        return jnp.zeros_like(to_rounding), to_rounding
+    tol = jnp.asarray(limits.tol, value.dtype)
+    return (fall <= jnp.minimum(tol * tol * tol, FALLEN)) & below, to_rounding
 
 
 def is_rounding(sizes: jax.Array, value: jax.Array, grad_max: jax.Array) -> jax.Array:

@@ -257,7 +257,9 @@ def _status(
     at_rest |= no_descent
     at_rest &= is_rounding(sizes, evaluated.value, evaluated.grad_max)
     at_rest |= no_descent & in_noise & has_fallen
-    at_rest |= has_vanished(limits, sizes, evaluated.value, evaluated.grad_max)
+    vanished = has_vanished(limits, sizes, evaluated.value, evaluated.grad_max)
+    converged |= vanished[0] & ~vanished[1]
+    at_rest |= vanished[1]
     start_size = jnp.maximum(1, jnp.abs(Sizes(*sizes).start_value))
     for condition, code in (
         (iterations.nit >= limits.max_iterations, Status.MAX_ITERATIONS),

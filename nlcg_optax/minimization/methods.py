@@ -18,6 +18,8 @@ from nlcg_optax.preconditioners.limited_memory import (
 )
 
 LIMITED_MEMORY = "limited-memory"
+# What SciPy has, by what is nearest to it here.
+ELSEWHERE = {"BFGS": LIMITED_MEMORY, "L-BFGS-B": LIMITED_MEMORY, "CG": "pr+"}
 # For directions of Newton's kind: Nocedal and Wright, "Numerical Optimization", 2006,
 # section 3.1. They take the step one wherever it is of any use.
 NEWTON_RULES = WolfeRules(sufficient_decrease=1e-4, max_slope_ratio=0.9)
@@ -138,10 +140,16 @@ def get_method(method: str | Method | optax.GradientTransformation) -> Method:
       >>> get_method("limited-memory").initial_step
       'one'
     """
-    if isinstance(method, str):
-        validation.check_choice("method", method, names())
-        return _by_name(method)
     if isinstance(method, Method):
         return method
-    validation.check_transformation("method", method)
-    return Method(optax.with_extra_args_support(method))
+    if isinstance(method, optax.GradientTransformation):
+        return Method(optax.with_extra_args_support(method))
+    if not isinstance(method, str):
+        raise TypeError(
+            f"method={method!r} is a {type(method).__name__}; allowed are the names "
+            f"{list(names())}, a Method and an optax.GradientTransformation"
+        )
+    if method in ELSEWHERE:
+        raise ValueError(f"method={method!r} is unknown; use {ELSEWHERE[method]!r}")
+    validation.check_choice("method", method, names())
+    return _by_name(method)

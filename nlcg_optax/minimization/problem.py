@@ -30,8 +30,8 @@ class Problem(NamedTuple):
       value: the traced value and auxiliary leaves, of coordinates and arguments.
       gradient: the same with the gradient; None where that follows from ``value``.
       args: leaves of the arguments.
-      plain: a program of values, parameters and arguments without custom derivatives,
-        to be used in place of ``value``.
+      plain: programs of the value and of the gradient without custom derivatives, of
+        what they close over and their arguments, in place of those of the caller.
     """
 
     coordinates: Coordinates
@@ -39,7 +39,7 @@ class Problem(NamedTuple):
     value: Traced
     gradient: Traced | None
     args: list[Any]
-    plain: ClosedJaxpr | None = None
+    plain: tuple[ClosedJaxpr, ClosedJaxpr] | None = None
 
     @property
     def inputs(self) -> tuple[list[Any], ...]:
@@ -59,7 +59,7 @@ class Problem(NamedTuple):
     @property
     def is_small(self) -> bool:
         """Whether all its arrays are small, without loops over them."""
-        used = self.value if self.plain is None else self.plain
+        used = self.value if self.plain is None else self.plain[0]
         return largest(used.jaxpr) <= SMALL
 
     def without_inputs(self) -> "Problem":
@@ -71,20 +71,15 @@ class Problem(NamedTuple):
 
     def without_data(self) -> "Problem":
         """The problem without the caller's arrays and functions."""
-        value, plain = self.value, None
-        if self.gradient is not None:
-            # Functions with custom derivatives may close over data. The value does not
-            # need the derivatives, which are in the traced gradient.
-            jaxpr = value.jaxpr
-            plain = jax.make_jaxpr(
-                lambda values, args: evaluate(jaxpr, values, args, custom=False)
-            )(value.values, self._likes())
-            value = value._replace(jaxpr=None)
-        return self._replace(value=value, plain=plain).without_inputs()
-
-    def _likes(self) -> list[Any]:
-        likes: list[Any] = [variable.aval for variable in self.value.jaxpr.invars]
-        return [jax.ShapeDtypeStruct(like.shape, like.dtype) for like in likes]
+        if self.gradient is None:
+            return self.without_inputs()
+        # Functions with custom derivatives may close over data. Neither the value nor
+        # the traced gradient needs the derivatives.
+        return self._replace(
+            value=self.value._replace(jaxpr=None),
+            gradient=self.gradient._replace(jaxpr=None),
+            plain=(_plain(self.value), _plain(self.gradient)),
+        ).without_inputs()
 
 
 def pose(
@@ -154,7 +149,7 @@ def value_and_aux(problem: Problem, u: PyTree, inputs: Sequence[list[Any]]) -> A
     args, values, _ = inputs
     leaves = [*jax.tree.leaves(u), *args]
     if problem.plain is not None:
-        out = jaxpr_as_fun(problem.plain)(*values, *leaves)
+        out = jaxpr_as_fun(problem.plain[0])(*values, *leaves)
     else:
         out = evaluate(problem.value.jaxpr, values, leaves)
     return out[0], jax.tree.unflatten(jax.tree.structure(problem.aux), out[1:])
@@ -178,10 +173,29 @@ def objective_from(problem: Problem, inputs: Sequence[list[Any]]) -> Objective:
 
     def value_and_grad(u: PyTree, scale: jax.Array) -> Any:
         leaves = [*jax.tree.leaves(u), scale, *args]
-        out = evaluate(gradient.jaxpr, values, leaves)
+        if problem.plain is not None:
+            out = jaxpr_as_fun(problem.plain[1])(*values, *leaves)
+        else:
+            out = evaluate(gradient.jaxpr, values, leaves)
         return jax.tree.unflatten(jax.tree.structure(gradient.shape), out)
 
     return Objective(plain.value, value_and_grad)
+
+
+def _plain(traced: Traced) -> ClosedJaxpr:
+    """The program without custom derivatives, of ``values`` and its arguments."""
+    likes = [_like(variable.aval) for variable in traced.jaxpr.invars]
+
+    def compute(values: list[Any], args: list[Any]) -> list[Any]:
+        return evaluate(traced.jaxpr, values, args, custom=False)
+
+    return jax.make_jaxpr(compute)(traced.values, likes)
+
+
+def _like(aval: Any) -> jax.ShapeDtypeStruct:
+    is_split = jax.sharding.AxisType.Explicit in aval.sharding.mesh.axis_types
+    sharding = aval.sharding if is_split else None
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding)
 
 
 def _is_data(leaf: Any) -> bool:

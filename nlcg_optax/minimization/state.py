@@ -13,6 +13,7 @@ from nlcg_optax.linesearch.wolfe_search import SearchState
 from nlcg_optax.minimization.convergence import (
     Limits,
     has_small_gradient,
+    has_vanished,
     no_sizes,
     promises_little,
 )
@@ -244,6 +245,7 @@ def resume(limits: Limits, state: MinimizeState) -> MinimizeState:
     best, status = state.best, state.status
     is_met = has_small_gradient(limits, state.sizes, best.value, best.grad_max)
     is_met |= promises_little(limits, state.sizes, state.candidate.value)
+    is_met |= has_vanished(limits, state.sizes, best.value, best.grad_max)[0]
     is_met &= jnp.isfinite(best.value) & (status != Status.UNBOUNDED_BELOW)
     within = state.work < limits.max_evaluations
     within &= nit < limits.max_iterations

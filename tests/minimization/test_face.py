@@ -14,6 +14,7 @@ import pytest
 
 from nlcg_optax import Status, minimize
 from nlcg_optax.minimization import arguments
+from nlcg_optax.minimization import program as programs
 
 START = np.array([-1.2, 1.0], np.float32)
 
@@ -34,6 +35,13 @@ def test_starts_are_cast_as_in_scipy(x0):
     result = minimize(parabola, x0)
     assert result.x.shape == np.shape(x0)
     np.testing.assert_allclose(result.x, 1.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("x0", [2**70, [2**70, 1.0], (2**70, 1j)])
+def test_integers_of_any_size_become_floats(x0):
+    start = arguments.as_start(x0)
+    assert start.dtype == (jnp.complex64 if 1j in np.atleast_1d(x0) else jnp.float32)
+    assert start.ravel()[0] == 2.0**70  # a power of two, and so exact
 
 
 def test_a_float64_start_that_becomes_float32_is_told_once(monkeypatch):
@@ -87,6 +95,13 @@ def test_a_function_written_for_numpy_is_told_what_to_use():
         ({"x0": {"a": jnp.ones(2), "f": jax.nn.relu}}, TypeError, r"x0\['f'\]"),
         ({"x0": {}}, ValueError, "x0={}"),
         ({"x0": [True]}, TypeError, "x0"),
+        ({"x0": jnp.ones(2, bool)}, TypeError, "x0=.* has dtype bool; .* Close over"),
+        ({"x0": {"n": jnp.arange(2)}}, TypeError, r"x0\['n'\]=.* has dtype int32"),
+        ({"x0": np.array(["a"])}, TypeError, "x0=.* has dtype <U1"),
+        ({"method": "BFGS"}, ValueError, "use 'limited-memory'"),
+        ({"method": "CG"}, ValueError, r"use 'pr\+'"),
+        ({"method": "Powell"}, ValueError, "allowed are .*'limited-memory'"),
+        ({"method": None}, TypeError, "allowed are the names .*'limited-memory'"),
         ({"max_iterations": 2.5}, ValueError, "max_iterations=2.5"),
         ({"state": {}}, TypeError, "state= is a dict"),
     ],
@@ -100,6 +115,27 @@ def test_integers_of_numpy_are_integers():
     for three in (np.int64(3), np.array(3), jnp.int32(3)):
         result = minimize(rosenbrock, START, max_iterations=three, patience=three)
         assert int(result.nit) <= 3
+
+
+def test_limits_of_any_type_need_one_program(monkeypatch):
+    monkeypatch.setattr(programs, "_programs", type(programs._programs)())
+    unlimited = minimize(rosenbrock, START)
+    for no_limit in (sys.maxsize, 10**12, np.int64(2**40)):
+        result = minimize(
+            rosenbrock,
+            START,
+            max_iterations=no_limit,
+            max_evaluations=no_limit,
+            patience=no_limit,
+        )
+        assert int(result.nit) == int(unlimited.nit)
+    for tol in (1e-3, np.float32(1e-3), np.float64(1e-3), np.array(1e-3)):
+        result = minimize(
+            rosenbrock, START, tol=tol, max_iterations=np.int64(9), max_evaluations=99.5
+        )
+        assert int(result.nit) == 9
+    (program,) = programs._programs.values()
+    assert program.run._cache_size() == 1
 
 
 def test_the_result_by_scipys_names():
@@ -188,7 +224,13 @@ def test_a_callback_sees_the_point_and_ends_the_run():
         np.testing.assert_allclose(intermediate_result.fun, value, rtol=1e-5)
         return intermediate_result.nit >= 2
 
-    for callback in (stop, by_value, both, scipys):
+    later = []
+
+    def with_defaults(x, last=2, **rest):
+        later.append(x)
+        return len(later) > last
+
+    for callback in (stop, by_value, both, scipys, with_defaults):
         result = minimize(rosenbrock, START, callback=callback)
         assert int(result.nit) == 2
         assert int(result.status) == Status.STOPPED

@@ -115,6 +115,27 @@ def test_new_data_compile_nothing_and_old_data_are_released(softplus, monkeypatc
     assert program.run._cache_size() == 1  # one compilation
 
 
+@pytest.mark.parametrize("as_array", [False, True])
+def test_functions_with_derivatives_of_their_own_are_released(as_array):
+    def solve(center):
+        data = np.full(2, center, np.float32) if as_array else center
+
+        @jax.custom_jvp
+        def distance(x):
+            return jnp.sum((x - data) ** 2)
+
+        distance.defjvp(
+            lambda x, x_dot: (distance(*x), 2 * jnp.vdot(x[0] - data, x_dot[0]))
+        )
+        x = minimize(distance, jnp.zeros(2)).x
+        np.testing.assert_allclose(x, center, rtol=1e-5)
+        return weakref.ref(distance)
+
+    released = [solve(center) for center in (3.0, 4.0)]
+    gc.collect()
+    assert [distance() for distance in released] == [None, None]
+
+
 def test_derivatives_of_value_and_auxiliary_output(x64):
     def solved(a, **kwargs):
         def fun(x):

@@ -344,3 +344,29 @@ def test_a_valley_that_begins_with_steps_of_no_gain_is_followed(x64, method):
     result = minimize(objective, jnp.array([500.0, 1e-4]), method=method)
     assert bool(result.success)
     assert float(result.fun) == pytest.approx(least, rel=1e-8)
+
+
+@pytest.mark.parametrize("tol", [1.0, 1e-2, 1e-3])
+def test_a_loose_tolerance_is_not_taken_for_rounding(tol):
+    """A minimum of zero, approached slowly: each Newton step gains a third of the way.
+
+    A gradient below tol³ of the largest one meets the tolerance. Rounding would be ten
+    squares of 1.2e-7, 1.4e-13 of it.
+    """
+
+    def quartic(p):
+        return jnp.sum(jnp.array([1.0, 10.0, 100.0]) * (p - 2) ** 4)
+
+    loose = minimize(quartic, jnp.zeros(3), tol=tol)
+    assert int(loose.status) == Status.CONVERGED
+    assert int(loose.nit) > 0
+    tight = minimize(quartic, jnp.zeros(3), state=loose.state)
+    assert bool(tight.success)
+    assert float(jnp.max(jnp.abs(tight.grad))) < 3200 * 1.4e-13
+    unfinished = minimize(quartic, jnp.zeros(3), max_iterations=int(loose.nit))
+    assert not bool(unfinished.success)
+    met = minimize(
+        quartic, jnp.zeros(3), state=unfinished.state, tol=tol, max_iterations=1
+    )
+    assert bool(met.success)
+    assert int(met.ngev) == int(unfinished.ngev)
