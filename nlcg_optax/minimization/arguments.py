@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree
+from nlcg_optax.dtypes import PyTree, strong_types
 from nlcg_optax.minimization.convergence import DEFAULT_TOL, TolKind
 
 TOLERANCES = get_args(TolKind)
@@ -142,7 +142,9 @@ def as_start(x0: Any) -> PyTree:
     arrays = []
     for path, leaf in leaves:  # no comprehension: the warning counts frames
         arrays.append(_as_array(path, leaf))
-    return jax.tree.unflatten(structure, arrays)
+    # Without weak types, with which the loop would be compiled for its first turns
+    # and again for the others.
+    return strong_types(jax.tree.unflatten(structure, arrays))
 
 
 def _holds_numbers(x0: Any) -> bool:
@@ -170,7 +172,7 @@ def _as_array(path: Any, leaf: Any) -> jax.Array:
     if is_integer and not (is_jax and path):
         return jnp.asarray(given.astype(float))
     is_float = jnp.issubdtype(given.dtype, jnp.inexact)
-    if not is_float or given.real.dtype.itemsize > 8:
+    if not is_float or jnp.finfo(given.dtype).bits > 64:
         raise TypeError(f"{name}={leaf!r} has dtype {given.dtype}; {_ALLOWED}")
     if is_jax:
         return leaf

@@ -138,6 +138,16 @@ def test_limits_of_any_type_need_one_program(monkeypatch):
     assert program.run._cache_size() == 1
 
 
+def test_a_start_without_a_dtype_of_its_own_needs_one_program(monkeypatch):
+    # More iterations than are made until Python looks for Ctrl-C.
+    monkeypatch.setattr(programs, "_programs", type(programs._programs)())
+    for x0 in (jnp.full(3, -1.0), jnp.full(3, -1.0, jnp.float32), [-1.0] * 3):
+        result = minimize(lambda x: jnp.sum((x - 1) ** 4), x0)
+        assert int(result.nit) > programs.FIRST_TURNS
+    (program,) = programs._programs.values()
+    assert program.run._cache_size() == 1
+
+
 def test_the_result_by_scipys_names():
     result = minimize(rosenbrock, START, tol=None)
     lines = str(result).splitlines()

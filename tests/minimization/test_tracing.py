@@ -136,6 +136,18 @@ def test_functions_with_derivatives_of_their_own_are_released(as_array):
     assert [distance() for distance in released] == [None, None]
 
 
+def test_a_custom_derivative_on_an_explicit_mesh():
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
+    split = jax.sharding.NamedSharding(mesh, jax.P("i"))
+    result = minimize(
+        lambda x: jnp.sum((x - 1) ** 2) + jnp.sum(jax.nn.relu(x)),
+        jax.device_put(jnp.full(4, 3.0), split),
+    )
+    # 2 (x - 1) + 1 = 0
+    np.testing.assert_allclose(result.x, 0.5, rtol=1e-6)
+    assert result.x.sharding.spec == jax.P("i")
+
+
 def test_derivatives_of_value_and_auxiliary_output(x64):
     def solved(a, **kwargs):
         def fun(x):
