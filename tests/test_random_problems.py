@@ -117,3 +117,14 @@ def test_random_problems_are_no_worse_than_twice_the_best_rate(
         last, largest = preset(problem, steps)
         assert last <= max(2 * best, NOTHING_LEFT)
         assert largest < 2
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_three_steps_uphill_raise_the_averaged_loss_to_less_than_three_times():
+    """What a search among 1,500 problems found: nothing takes such steps back."""
+    logs = np.array([0.0, 0.0, 3.0, 2.125, 2.125])
+    problem = problem_of("squares", 370, 10.0**logs, 1.0, 0.0)
+    _, with_horizon, _ = programs()
+    last, largest = with_horizon(problem, 60)
+    assert last < 0.2
+    assert largest < 3

@@ -32,11 +32,19 @@ INPUTS = jnp.asarray(RNG.normal(size=(256, 8)), jnp.float32)
 CLASSES = jnp.asarray(np.argmax(np.tanh(INPUTS @ RNG.normal(size=(8, 4))), axis=1))
 
 
+def parabola(x):
+    return jnp.sum((x - jnp.array([1.0, -1.0, 1.0])) ** 2)
+
+
+def matrix(x):
+    return jnp.sum((x - jnp.array([[3.0, -2.0], [1.0, 4.0]])) ** 2)
+
+
 def rosenbrock(x):
     return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
 
 
-def parabola(params):
+def mixed(params):
     return jnp.sum((params["a"] - 1) ** 2) + jnp.sum((params["b"] + 2) ** 2)
 
 
@@ -87,7 +95,9 @@ NETWORK = {
     "v": jnp.asarray(RNG.normal(size=(16, 4)) / 4, jnp.float32),
 }
 PROBLEMS = {
-    "parabola": (deterministic(parabola), {"a": jnp.zeros(2), "b": jnp.zeros([2, 3])}),
+    "parabola": (deterministic(parabola), jnp.array([-1.0, 10.0, 1.0])),
+    "matrix": (deterministic(matrix), jnp.zeros([2, 2])),
+    "mixed": (deterministic(mixed), {"a": jnp.zeros(2), "b": jnp.zeros([2, 3])}),
     "Rosenbrock": (deterministic(rosenbrock), jnp.zeros(2)),
     "linear": (deterministic(linear), jnp.zeros(8)),
     "logistic": (deterministic(logistic), jnp.zeros(8)),
@@ -198,7 +208,7 @@ def test_no_worse_than_twice_the_best_rate_everywhere(problem, steps, horizon):
 @pytest.mark.parametrize("steps", [60, 300, 1000, 3000])
 @pytest.mark.parametrize("problem", TINY)
 def test_a_sixty_fourth_of_the_examples_is_no_divergence(problem, steps):
-    """The best rate of SGD ends lower, up to 80 times (tanh, 3,000 steps)."""
+    """The best rate of SGD ends lower, up to 83 times (tanh, 3,000 steps)."""
     (_, whole), start = TINY[problem]
     for horizon in (steps, None):
         last, largest = program_of_preset(problem, horizon)(steps)

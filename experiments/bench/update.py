@@ -26,8 +26,8 @@ import tyro
 
 from experiments import models
 from experiments.bench.timing import median_ratio, timed
+from experiments.bench.update_peers import MATRIX_PEERS, PEERS, REFERENCE, Peers
 from experiments.errors import ending_with_a_message
-from nlcg_optax import nlcg, scale_by_diagonal_secant
 
 # Otherwise glibc returns large buffers to the kernel after every step, and the page
 # faults of allocating them again take longer than the update. A threshold for mmap is
@@ -42,10 +42,7 @@ MALLOC_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**37),
 }
 MODULE = "experiments.bench.update"
-RATE = 1e-4
 SCALE = 1e-2  # deviation of parameters and gradients
-REFERENCE = "adam"
-STREAM = "sgd"  # reads gradients and writes updates: as fast as memory can be
 SMALL_LEAVES = 3
 EAGER_PEERS = ("nlcg FR", REFERENCE)
 EAGER_WARM_UP = 3  # updates before the first that is timed
@@ -54,56 +51,19 @@ PyTree = Any
 Shape = tuple[int, ...]
 
 
-def _nlcg(rule: str, **options: Any) -> optax.GradientTransformation:
-    # With the paper's beta, as when the recorded ratios were measured.
-    return nlcg(RATE, rule, beta_smoothing=0.0, beta_max=1.0, **options)
-
-
-def _nlcg_with_secant(rule: str) -> optax.GradientTransformation:
-    return _nlcg(rule, preconditioner=scale_by_diagonal_secant(RATE))
-
-
-def _nlcg_between_refreshes(rule: str) -> optax.GradientTransformation:
-    # The product with the Hessian is priced by `experiments.bench.curvature`.
-    preconditioner = scale_by_diagonal_secant(secant="hvp", refresh_period=10)
-    tx = _nlcg(rule, preconditioner=preconditioner)
-
-    def update(
-        updates: PyTree, state: PyTree, params: PyTree | None = None
-    ) -> tuple[PyTree, PyTree]:
-        return tx.update(
-            updates, state, params, refresh=False, hvp_fn=lambda _, vector: vector
-        )
-
-    return optax.GradientTransformation(tx.init, update)
-
-
-PEERS: dict[str, Callable[[], optax.GradientTransformation]] = {
-    REFERENCE: lambda: optax.adam(RATE),
-    STREAM: lambda: optax.sgd(RATE),
-    "sgd, momentum": lambda: optax.sgd(RATE, 0.9),
-    "nlcg FR": lambda: _nlcg("fr"),
-    "nlcg FR, bf16 state": lambda: _nlcg("fr", state_dtype=jnp.bfloat16),
-    "nlcg PR+": lambda: _nlcg("pr+"),
-    "nlcg PR+, bf16 state": lambda: _nlcg("pr+", state_dtype=jnp.bfloat16),
-    "nlcg HS": lambda: _nlcg("hs"),
-    "nlcg FR, secant": lambda: _nlcg_with_secant("fr"),
-    "nlcg PR+, secant": lambda: _nlcg_with_secant("pr+"),
-    "nlcg FR, hvp secant": lambda: _nlcg_between_refreshes("fr"),
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class BenchArguments:
     """Times the updates of optimizers in turns and prints ratios to Adam.
 
     Attributes:
       rounds: turns that each peer takes.
+      matrices: time Muon and `large_batch_nlcg` instead, whose updates take seconds.
       small: take the last 3 leaves only, as a test of the command.
       json: file for the figures.
     """
 
     rounds: int = 20
+    matrices: bool = False
     small: bool = False
     json: Path | None = None
 
@@ -172,19 +132,23 @@ class _Contestant:
 
 
 def measure(
-    shapes: Sequence[Shape], rounds: int, on_turn: Callable[[str], None]
+    shapes: Sequence[Shape],
+    rounds: int,
+    on_turn: Callable[[str], None],
+    peers: Peers = PEERS,
 ) -> list[Measurement]:
-    """Measures all peers.
+    """Measures the peers.
 
     Args:
       shapes: of the leaves of the parameters.
       rounds: turns that each peer takes; one more goes before and is not counted.
       on_turn: called with the name of the peer whose turn begins.
+      peers: with `REFERENCE` among them.
     """
     params = _random_tree(shapes, seed=0)
     gradients = [_random_tree(shapes, seed=seed) for seed in (1, 2)]
     contestants = {}
-    for name, build in PEERS.items():
+    for name, build in peers.items():
         on_turn(name)
         contestants[name] = _contestant(build(), params)
     for turn in range(rounds + 1):
@@ -328,23 +292,26 @@ def run(given: BenchArguments, console: rich.console.Console) -> None:
     shapes = resnet50_shapes()
     if given.small:
         shapes = shapes[-SMALL_LEAVES:]
-    turns = len(PEERS) * (given.rounds + 2)
+    peers = MATRIX_PEERS if given.matrices else PEERS
+    turns = len(peers) * (given.rounds + 2)
     with rich.progress.Progress(console=console, transient=True) as progress:
         task = progress.add_task("", total=turns)
         measurements = measure(
             shapes,
             given.rounds,
             lambda name: progress.update(task, advance=1, description=name),
+            peers,
         )
     device = jax.devices()[0]
     size = sum(leaf.size for leaf in jax.eval_shape(lambda: _random_tree(shapes, 0)))
     title = f"{len(shapes)} leaves, {size:,} float32 parameters, {device.device_kind}"
     console.print(table(measurements, f"{title}, medians of {given.rounds} turns"))
-    eager = measure_eager(shapes, given.rounds)
-    console.print(
-        f"a warm update outside of jit: {EAGER_PEERS[0]} {eager.update_ms:.2f} ms, "
-        f"{REFERENCE} {eager.reference_ms:.2f} ms, ratio {eager.ratio:.2f}"
-    )
+    eager = None if given.matrices else measure_eager(shapes, given.rounds)
+    if eager is not None:
+        console.print(
+            f"a warm update outside of jit: {EAGER_PEERS[0]} {eager.update_ms:.2f} ms, "
+            f"{REFERENCE} {eager.reference_ms:.2f} ms, ratio {eager.ratio:.2f}"
+        )
     if given.json is not None:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(
@@ -355,7 +322,7 @@ def run(given: BenchArguments, console: rich.console.Console) -> None:
                     "device": device.device_kind,
                     "jax": jax.__version__,
                     "rounds": given.rounds,
-                    "eager": dataclasses.asdict(eager),
+                    "eager": None if eager is None else dataclasses.asdict(eager),
                     "measurements": [dataclasses.asdict(m) for m in measurements],
                 },
                 indent=2,

@@ -11,6 +11,7 @@ from experiments import run
 from experiments.bench import curvature as bench_curvature
 from experiments.bench import training as bench_training
 from experiments.bench import update as bench
+from experiments.bench.update_peers import MATRIX_PEERS, PEERS
 from experiments.records.files import read_record, read_records
 from experiments.studies import digits as demo
 
@@ -107,7 +108,7 @@ def test_bench_measures_every_peer(tmp_path, capsys):
     assert "3 leaves" in capsys.readouterr().out
     result = json.loads(path.read_text(encoding="utf-8"))
     by_peer = {m["peer"]: m for m in result["measurements"]}
-    assert list(by_peer) == list(bench.PEERS)
+    assert list(by_peer) == list(PEERS)
     assert by_peer["adam"]["step_ratio"] == by_peer["adam"]["update_ratio"] == 1
     # Copies of the parameters, beside a few scalars.
     copies = {"adam": 2, "nlcg FR": 1, "nlcg PR+": 2, "nlcg FR, bf16 state": 0.5}
@@ -116,6 +117,22 @@ def test_bench_measures_every_peer(tmp_path, capsys):
     assert result["leaves"] == 3
     # The stem's kernel and the dense layer.
     assert result["parameters"] == 7 * 7 * 3 * 64 + 1000 + 2048 * 1000
+
+
+@pytest.mark.slow
+def test_bench_of_matrices_measures_muon_and_the_preset(tmp_path):
+    path = tmp_path / "bench.json"
+    bench.main(["--small", "--matrices", "--rounds=1", f"--json={path}"])
+    result = json.loads(path.read_text(encoding="utf-8"))
+    by_peer = {m["peer"]: m for m in result["measurements"]}
+    assert list(by_peer) == list(MATRIX_PEERS)
+    # Factors and roots of the blocks: four of 512 by two of 500 for the dense layer.
+    factors = 4 * 2 * (512**2 + 500**2) + 147**2 + 64**2
+    parameters = 7 * 7 * 3 * 64 + 1000 + 2048 * 1000
+    # And direction, gradient and second moment.
+    copies = {"muon": 1, "nlcg large batch": 3 + 2 * factors / parameters}
+    for peer, count in copies.items():
+        assert by_peer[peer]["state_per_params"] == pytest.approx(count, abs=0.01)
 
 
 @pytest.mark.slow

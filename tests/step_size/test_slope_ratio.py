@@ -329,6 +329,8 @@ def multi_steps(tx, every):
 
 COMPOSED = {
     "adam": lambda: step_of(optax.scale_by_adam(), num_steps=80),
+    # Its rate of 1 and the sign of it are taken back.
+    "muon": lambda: step_of(optax.chain(optax.contrib.muon(1.0), optax.scale(-1.0))),
     "a schedule on top": lambda: optax.chain(
         step_of(scale_by_nlcg("pr+")),
         optax.scale_by_schedule(optax.linear_schedule(1.0, 0.5, 80)),

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from experiments.bench.device import check_parity, images_per_second
-from experiments.bench.update import STREAM, measure, resnet50_shapes
+from experiments.bench.update import measure, resnet50_shapes
+from experiments.bench.update_peers import STREAM
 from experiments.config import RunConfig
 from experiments.tuning.jobs import PlannedJob
 from experiments.tuning.runner import Runner
