@@ -119,7 +119,7 @@ def _slope_ratio(
     *,
     direction: str = "kronecker_memory_polar",
     num_steps: int | None = None,
-    target_ratio: float | None = None,
+    target_ratio: float = -0.4,
     adaptation_rate: float = 0.3,
     window_decay: float = 0.6,
     hold_after: float = 0.4,

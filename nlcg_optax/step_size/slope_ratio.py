@@ -30,9 +30,6 @@ from nlcg_optax.wrappers.signs import warn_of_the_sign
 from nlcg_optax.xla import scalars
 
 NAME = "scale_by_slope_ratio"
-# The target of r in runs of up to so many steps; in longer ones it falls with a power
-# of their length. Measured on tasks of the large-batch study, see docs/theory.
-TARGET_RATIO, SHORT_RUN, TARGET_POWER = -0.4, 60, 1 / 6
 
 
 class SlopeRatioDiagnostics(NamedTuple):
@@ -81,7 +78,7 @@ def scale_by_slope_ratio(
     direction: optax.GradientTransformation,
     num_steps: int | jax.Array | None = None,
     *,
-    target_ratio: float | jax.Array | None = None,
+    target_ratio: float | jax.Array = -0.4,
     adaptation_rate: float | jax.Array = 0.3,
     window_decay: float | jax.Array = 0.6,
     hold_after: float | jax.Array = 0.4,
@@ -146,8 +143,7 @@ def scale_by_slope_ratio(
         `scale_by_nlcg`, ``optax.scale_by_adam()`` or a chain that clips first. It
         receives the extra arguments of ``update``.
       num_steps: number of updates of the run; None if it is not known.
-      target_ratio: the :math:`r^*` above, below 1 and dimensionless; by default -0.4,
-        times :math:`(60 / N)^{1/6}` in runs of N > 60 ``num_steps``.
+      target_ratio: the :math:`r^*` above, below 1 and dimensionless.
       adaptation_rate: the :math:`\eta` above, in (0, 1].
       window_decay: decay of the averages of slopes, in [0, 1).
       hold_after: fraction of ``num_steps`` after which the step size is held.
@@ -186,8 +182,6 @@ def scale_by_slope_ratio(
     validation.check_transformation("direction", direction)
     if num_steps is not None:
         validation.check_positive_int("num_steps", num_steps)
-    if target_ratio is None:
-        target_ratio = _target_ratio(num_steps)
     _check_below_one("target_ratio", target_ratio)
     validation.check_positive("adaptation_rate", adaptation_rate)
     validation.check_range("adaptation_rate", "1", adaptation_rate, 1.0)
@@ -303,14 +297,6 @@ def _diagnostics(
         + (~back & (ascent < 0)).astype(jnp.int32),
         num_jumps=last.num_jumps + judgment.jumped.astype(jnp.int32),
     )
-
-
-def _target_ratio(num_steps: int | jax.Array | None) -> float | jax.Array:
-    """Nearer to zero in long runs, which are spent in noise: there r tends to zero."""
-    if num_steps is None:
-        return TARGET_RATIO
-    smaller = jnp.minimum if isinstance(num_steps, jax.Array) else min
-    return TARGET_RATIO * smaller(SHORT_RUN / num_steps, 1.0) ** TARGET_POWER
 
 
 def _check_below_one(name: str, value: Any) -> None:

@@ -15,7 +15,6 @@ from nlcg_optax.step_size.slope_control import (
 )
 
 F32 = np.float32
-LONG = 0.4 * (60 / 100) ** (1 / 6)  # minus the target of r in a run of 100 steps
 
 
 def told(tx, pairs, state=None):
@@ -34,7 +33,7 @@ def scalars(state):
 
 def test_the_search_is_the_secant_along_a_parabola():
     # f = 2 x^2 from x = 1, gradient 4x: the factor is bounded by a hundredth of
-    # f / g'g = 1/8 at first, and then is 1.37 / (1 - r) of the last one, r = 1 - 4 a,
+    # f / g'g = 1/8 at first, and then is 1.4 / (1 - r) of the last one, r = 1 - 4 a,
     # or e^2.3 of it, whichever is smaller.
     tx = scale_by_slope_ratio(optax.identity(), 100, initial_step_size=0.1)
     state, x, a = tx.init(jnp.zeros(1)), 1.0, 0.01 / 8
@@ -44,7 +43,7 @@ def test_the_search_is_the_secant_along_a_parabola():
         factor = min(a * (1 - t / 100), 1 / 8 if t else a)
         np.testing.assert_allclose(update, [factor * 4 * x], rtol=1e-5)
         x -= factor * 4 * x
-        a *= min((1 + LONG) / (4 * factor), np.exp(2.3))
+        a *= min(1.4 / (4 * factor), np.exp(2.3))
     assert scalars(state)["num_steps_back"] == 0
 
 
@@ -57,14 +56,14 @@ def test_windows_average_both_slopes_once_the_step_is_found():
     (first, second, _), state = told(tx, pairs)
     # Slopes where the steps began and ended: -first and -.2 first, whose ratio .2 ends
     # the search; then -.2 second and -.1 second.
-    after_one = first * ((1 + LONG) / 0.8) ** 0.25
+    after_one = first * (1.4 / 0.8) ** 0.25
     np.testing.assert_allclose(second / 0.2, after_one * 0.99, rtol=1e-5)
     start = -(first + 0.2 * second) / 2
     end = -(0.2 * first + 0.1 * second) / 2
     found = scalars(state)
     np.testing.assert_allclose(found["measured_slope"], start, rtol=1e-5)
     np.testing.assert_allclose(found["slope_ratio"], end / start, rtol=1e-5)
-    step = after_one * ((1 + LONG) / (1 - end / start)) ** 0.25
+    step = after_one * (1.4 / (1 - end / start)) ** 0.25
     np.testing.assert_allclose(found["slope_step_size"], step, rtol=1e-5)
 
 
@@ -253,7 +252,7 @@ def test_a_factor_after_it_is_made_up_for_until_the_step_is_held(num_steps):
     # f = 2 x^2 + 100: r = -.4 at steps of 1.4 / 4 times the gradient, whatever
     # multiplies them; the first is .001, and each is at most e^2.3 times the last.
     for factor in (1.0, 0.125):
-        tx = scale_by_slope_ratio(optax.identity(), num_steps, target_ratio=-0.4)
+        tx = scale_by_slope_ratio(optax.identity(), num_steps)
         state, x = tx.init(jnp.zeros(1)), 1.0
         for _ in range(5):
             value, grad = F32(2 * x**2 + 100), jnp.array([4 * x], F32)
@@ -266,7 +265,7 @@ def test_a_factor_after_it_is_made_up_for_until_the_step_is_held(num_steps):
 
 @pytest.mark.parametrize(("factor", "growth"), [(0.6, 1.0), (0.3, (0.5 / 0.3) ** 0.3)])
 def test_a_held_step_is_no_less_than_half_of_what_it_should_be(factor, growth):
-    tx = scale_by_slope_ratio(optax.identity(), 100, hold_after=0.1, target_ratio=-0.4)
+    tx = scale_by_slope_ratio(optax.identity(), 100, hold_after=0.1)
     state, angle, sizes = tx.init(jnp.zeros(2)), 0.0, []
     for t in range(30):
         grad = jnp.array([np.cos(angle), np.sin(angle)], F32)
@@ -359,27 +358,6 @@ def test_composes(name):
     (params, _), values = solved(COMPOSED[name]())
     assert loss(params) < 1e-2 * values[0]
     assert np.max(values) < 3 * values[0]  # the momentum of Adam carries on
-
-
-@pytest.mark.parametrize(
-    ("num_steps", "target"),
-    [
-        (20, -0.4),
-        (60, -0.4),
-        (3840, -0.2),  # the sixth root of 64 is 2
-        (np.int64(3840), -0.2),
-        (jnp.int32(20), -0.4),
-        (jnp.int32(3840), -0.2),
-    ],
-)
-def test_the_target_is_nearer_to_zero_in_long_runs(num_steps, target):
-    # A parabola far above zero, so that the promise of a step is no bound. After two
-    # steps the windows hold the last one, whose ratio is 0.2.
-    tx = scale_by_slope_ratio(optax.identity(), num_steps)
-    (first, _), state = told(tx, [(1e6, 1.0), (1e6 - 0.6 * 0.001, 0.2)])
-    found = scalars(state)["slope_step_size"]
-    assert first == pytest.approx(0.001)
-    np.testing.assert_allclose(found / 0.001, ((1 - target) / 0.8) ** 0.3, rtol=1e-5)
 
 
 def test_the_argument_of_a_loss_is_asked_for():
