@@ -93,7 +93,7 @@ CPU = PaperSize(
     validation_examples=5000,
     trials=4,
 )
-# A quarter of the time.
+# Half of the time on a CPU core.
 HALF = dataclasses.replace(
     CPU, config=dataclasses.replace(CPU.config, model="resnet32_half")
 )
