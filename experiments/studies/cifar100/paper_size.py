@@ -93,9 +93,11 @@ CPU = PaperSize(
     validation_examples=5000,
     trials=4,
 )
-# Half of the time on a CPU core.
+# A third of the time on a CPU core: half the filters, and a micro-batch, which batch
+# normalization sees, of 64 images, whose activations stay in the cache.
 HALF = dataclasses.replace(
-    CPU, config=dataclasses.replace(CPU.config, model="resnet32_half")
+    CPU,
+    config=dataclasses.replace(CPU.config, model="resnet32_half", micro_batches=256),
 )
 GPU = dataclasses.replace(
     CPU,
