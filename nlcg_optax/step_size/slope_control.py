@@ -12,7 +12,13 @@ import jax.numpy as jnp
 # While the step size is searched for, one step changes it by e^-1 to e^2.3 at most;
 # later by those powers of the adaptation rate.
 MOST_DOWN, MOST_UP = -1.0, 2.3
-FOUND_BELOW = 0.3  # the search ends at the first ratio below this
+# The search ends at the first ratio below this that is not noise, in which the ratio is
+# near zero from the first tiny step on: the change of the loss agrees with the slopes,
+# or the step promises this part of the loss, or there were so many steps.
+FOUND_BELOW, FOUND_PROMISE, LONGEST_SEARCH = 0.3, 0.03, 30
+# With a horizon, the share of the inferred slope in the one that steers.
+INFERRED_SHARE = 0.5
+WINDOW_SHARE = 1 / 30  # of the steps so far, that the windows span at least
 # An overshoot: the slope more than twice as steep the other way and a loss above the
 # last and the averaged one, or a loss above them by 1.5 times their size; in either
 # case a rise that the slope explains.
@@ -26,11 +32,12 @@ MAX_STEPS_BACK = 8  # in a row; then the loss itself must have changed
 # adapts and while it is held, relative to that; and the logarithm of what it does.
 RISE, RISE_WHILE_HELD = 0.05, 1.0
 BRAKE = -0.3
-LOSS_DECAY = 0.8  # of the average of the loss
-LEAST_LEAK = 0.02  # by which the least loss is forgotten, so that a jump is
+LOSS_DECAY = 0.8  # of the average of the loss, before the windows widen
+LEAST_LEAK = 0.02  # by which the least loss is forgotten, so that a jump is; likewise
 # Of the loss, that a step may promise, and the very first one; and by how much the
 # logarithm of the step size may stand above that bound.
 PROMISE, FIRST_PROMISE, SLACK = 1.0, 0.01, 1.0
+MOST_UPHILL = 0.02  # of the loss, that a step may cost by its slope
 MOST_GROWTH = 10.0  # of the promise of a step over the averaged one
 LOG_BOUND = 60.0  # of the logarithm of the step size
 
@@ -190,8 +197,17 @@ def went_on(
         jnp.asarray(x).astype(dtype)
         for x in (options.target_ratio, options.adaptation_rate, options.window_decay)
     )
+    # Windows that widen with the run average noise out; the rate falls alike, so that
+    # the step size follows them without swinging.
+    wider = jnp.maximum(WINDOW_SHARE * state.count.astype(dtype) * (1 - decay), 1)
+    decay = 1 - (1 - decay) / wider
+    loss_decay = 1 - (1 - jnp.asarray(LOSS_DECAY).astype(dtype)) / wider
     descended = state.slope < 0
-    found = state.found | (descended & (judgment.ratio < FOUND_BELOW))
+    parabola = (state.slope + judgment.end) / 2
+    certain = jnp.abs(judgment.value - state.value - parabola) <= jnp.abs(state.slope)
+    certain |= -state.slope >= FOUND_PROMISE * jnp.abs(judgment.value)
+    certain |= state.count >= LONGEST_SEARCH
+    found = state.found | (descended & certain & (judgment.ratio < FOUND_BELOW))
     # Until the step is found the windows hold the last step alone.
     windowed = state.found & ~judgment.jumped
 
@@ -201,17 +217,17 @@ def went_on(
     start = mean(state.start_slope, state.slope, decay)
     end = mean(state.end_slope, judgment.end, decay)
     change = mean(state.change, judgment.value - state.value, decay)
-    average = mean(
-        state.value_average, judgment.value, jnp.asarray(LOSS_DECAY).astype(dtype)
-    )
-    leaked = state.value_least + LEAST_LEAK * (average - state.value_least)
+    average = mean(state.value_average, judgment.value, loss_decay)
+    leak = LEAST_LEAK / wider
+    leaked = state.value_least + leak * (average - state.value_least)
     afresh = judgment.jumped | ~state.begun
     least = jnp.where(afresh, average, jnp.minimum(average, leaked))
     # Along a parabola the loss changes by the mean of the two slopes, and where it is
     # convex the slope never falls: noise of the loss must not say anything else.
     inferred = jnp.clip(2 * change - end, start, jnp.minimum(end, 0))
 
-    steering = start if options.num_steps is not None else inferred
+    share = 1.0 if options.num_steps is None else INFERRED_SHARE
+    steering = (1 - share) * start + share * inferred
     ratio = jnp.where(steering < 0, end / jnp.where(steering < 0, steering, -1), target)
     if options.num_steps is None:
         # No decrease, so that the steps go beyond twice the minimizer.
@@ -224,9 +240,9 @@ def went_on(
     held = _is_held(options, state)
     rise = jnp.where(held, RISE_WHILE_HELD, RISE).astype(dtype)
     rising = found & (average > least + rise * jnp.abs(least))
-    # Otherwise steps too long are not why; the average spans 1 / (1 - decay) of them.
+    # Otherwise steps too long are not why; the average spans 1 / (1 - loss_decay) of them.
     rising &= ratio < FOUND_BELOW
-    rising &= end > EXPLAINED * (1 - LOSS_DECAY) * (average - least)
+    rising &= end > EXPLAINED * (1 - loss_decay) * (average - least)
     if options.num_steps is not None:
         # Annealed steps are shorter than those of the target ratio, and no more than
         # half of what they should be: a step back may have been by chance.
@@ -235,7 +251,8 @@ def went_on(
         increment = jnp.minimum(increment, MOST_UP)
     increment = jnp.where(rising, jnp.minimum(increment, BRAKE), increment)
     increment = jnp.where(descended & ~judgment.jumped, increment, 0)
-    log_step_size = state.log_step_size + jnp.where(found, rate, 1) * increment
+    pace = jnp.where(found, rate / wider, 1)
+    log_step_size = state.log_step_size + pace * increment
     new = SlopeControlState(
         count=state.count + 1,
         value=judgment.value,
@@ -272,25 +289,33 @@ def with_step(
     """
     # A step longer than the loss over the slope (Polyak's) promises more than there is;
     # of the very first step nothing else is known, so that it promises less.
-    promise = jnp.where(old.begun, PROMISE, FIRST_PROMISE).astype(ascent.dtype)
-    promise *= jnp.abs(new.value)
+    part = jnp.where(old.begun, PROMISE, FIRST_PROMISE).astype(ascent.dtype)
+    part = jnp.where(ascent < 0, MOST_UPHILL, part)
+    promise = part * jnp.abs(new.value)
     # A slope that is suddenly steep is no reason for a step that changes far more.
     usual = MOST_GROWTH * jnp.abs(new.start_slope)
-    promise = jnp.where(
-        old.begun & (usual > 0) & (promise > 0), jnp.minimum(promise, usual), promise
-    )
-    bounded = (promise > 0) & (ascent > 0)
-    ceiling = jnp.where(
-        bounded, promise / jnp.where(bounded, ascent, 1), jnp.exp(LOG_BOUND)
-    ).astype(ascent.dtype)
+    limited = old.begun & (usual > 0) & (promise > 0)
+    ceiling = _longest(jnp.where(limited, jnp.minimum(promise, usual), promise), ascent)
     factor = jnp.exp(new.log_step_size) * anneal(options, old.count, ascent.dtype)
     factor = jnp.minimum(factor, ceiling)
-    slack = jnp.where(old.begun, SLACK, 0).astype(ascent.dtype)
-    tiny = jnp.finfo(ascent.dtype).tiny  # a quotient may underflow
-    bound = jnp.log(jnp.maximum(ceiling, tiny)) + slack
-    log_step_size = jnp.minimum(new.log_step_size, bound)
+    # What lasts is bounded by the averaged loss: one batch that is fitted exactly has
+    # next to none, and would keep the steps short for good.
+    usual_loss = jnp.maximum(jnp.abs(new.value), jnp.abs(new.value_average))
+    lasting = jnp.log(_longest(part * usual_loss, ascent))
+    lasting += jnp.where(old.begun, SLACK, 0).astype(ascent.dtype)
+    lasting = jnp.where(ascent < 0, LOG_BOUND, lasting)
+    log_step_size = jnp.minimum(new.log_step_size, lasting)
     log_step_size = jnp.maximum(log_step_size, -LOG_BOUND)
     return new._replace(log_step_size=log_step_size, slope=-factor * ascent), factor
+
+
+def _longest(change: jax.Array, slope: jax.Array) -> jax.Array:
+    """The longest step along which a slope changes the loss by no more than that."""
+    bounded = (change > 0) & (slope != 0)
+    longest = change / jnp.where(bounded, jnp.abs(slope), 1)
+    tiny = jnp.finfo(slope.dtype).tiny  # a quotient may underflow
+    longest = jnp.where(bounded, jnp.maximum(longest, tiny), jnp.exp(LOG_BOUND))
+    return longest.astype(slope.dtype)
 
 
 def anneal(options: ControlOptions, count: jax.Array, dtype: jnp.dtype) -> jax.Array:
