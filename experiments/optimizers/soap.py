@@ -145,6 +145,19 @@ def _back(basis: Basis | None, leaf: jax.Array) -> jax.Array:
     return (basis.rows @ _matrix(leaf) @ basis.columns.T).reshape(leaf.shape)
 
 
+# A batch of decompositions can hang on a CPU, see `nlcg_optax.xla.eigh`; runs that are
+# trained together make batches of them.
+@jax.custom_batching.sequential_vmap
+def _eigenvectors(factor: jax.Array) -> jax.Array:
+    """In the order of falling eigenvalues, as orthogonal iteration leaves them."""
+    return jnp.linalg.eigh(factor)[1][:, ::-1]
+
+
+@jax.custom_batching.sequential_vmap
+def _orthonormalized(columns: jax.Array) -> jax.Array:
+    return jnp.linalg.qr(columns)[0]
+
+
 def _moved(
     basis: Basis, g: jax.Array, b2: Any, count: jax.Array, refresh_period: int
 ) -> Basis:
@@ -152,14 +165,12 @@ def _moved(
     right = b2 * basis.right + (1 - b2) * g.T @ g
 
     def decomposed() -> tuple[jax.Array, jax.Array]:
-        # Eigenvectors in the order of falling eigenvalues, as orthogonal iteration
-        # leaves them.
-        return jnp.linalg.eigh(left)[1][:, ::-1], jnp.linalg.eigh(right)[1][:, ::-1]
+        return _eigenvectors(left), _eigenvectors(right)
 
     def iterated() -> tuple[jax.Array, jax.Array]:
         return (
-            jnp.linalg.qr(left @ basis.rows)[0],
-            jnp.linalg.qr(right @ basis.columns)[0],
+            _orthonormalized(left @ basis.rows),
+            _orthonormalized(right @ basis.columns),
         )
 
     def same() -> tuple[jax.Array, jax.Array]:

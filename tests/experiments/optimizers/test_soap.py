@@ -1,5 +1,7 @@
 """SOAP against the algorithm of its paper, written out in NumPy."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,3 +95,23 @@ def test_a_ramped_momentum_rises_from_zero():
         for r in (None, 0.0)
     )
     np.testing.assert_allclose(zero, constant, rtol=1e-6)
+
+
+def test_runs_side_by_side_decompose_one_matrix_after_the_other():
+    """Batches of LAPACK's decompositions can hang on a CPU with two cores."""
+    tx = scale_by_soap(B1, B2, refresh_period=2)
+    grads = jax.random.normal(jax.random.key(0), (3, 4, 3, 3))  # steps and runs first
+
+    def run(grads):
+        return jnp.stack(updates_of(tx, grads))
+
+    together = jax.jit(jax.vmap(run, in_axes=1))
+    text = together.lower(grads).compile().as_text()
+    shapes = re.findall(r"(f32\[[\d,]*\])\S* custom-call\([^\n]*lapack_", text)
+    tuples = re.findall(r"\((f32\[[\d,]*\])[^\n]*custom-call\([^\n]*lapack_", text)
+    assert tuples
+    for shape in shapes + tuples:
+        assert not shape.startswith("f32[4,")
+    np.testing.assert_allclose(
+        together(grads), [run(grads[:, k]) for k in range(4)], rtol=1e-4, atol=1e-5
+    )
