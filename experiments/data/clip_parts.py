@@ -132,7 +132,7 @@ def _decoded(data: bytes, place: str) -> tuple[np.ndarray, int]:
     except ImportError as error:
         raise AudioError(
             "decoding FLAC needs the package soundfile; install it with "
-            "pip install '.[keyword_spotting]'"
+            "pip install '.[audio]'"
         ) from error
     try:
         samples, rate = soundfile.read(io.BytesIO(data), dtype="int16")
