@@ -120,11 +120,19 @@ def test_random_problems_are_no_worse_than_twice_the_best_rate(
 
 
 @pytest.mark.usefixtures("standard_promotion")
-def test_three_steps_uphill_raise_the_averaged_loss_to_less_than_three_times():
-    """What a search among 1,500 problems found: nothing takes such steps back."""
+def test_a_direction_that_keeps_pointing_uphill_raises_the_loss_little():
+    """What searches among random problems found: up to seven such steps in a row.
+
+    Unbounded they raise the averaged loss to three times the first.
+    """
+    _, *presets = programs()
     logs = np.array([0.0, 0.0, 3.0, 2.125, 2.125])
-    problem = problem_of("squares", 370, 10.0**logs, 1.0, 0.0)
-    _, with_horizon, _ = programs()
-    last, largest = with_horizon(problem, 60)
-    assert last < 0.2
-    assert largest < 3
+    others = np.array([0.710, 0.214, 1.447, -1.627, -1.114])
+    for problem, steps in (
+        (problem_of("squares", 370, 10.0**logs, 1.0, 0.0), 60),
+        (problem_of("squares", 493924370, 10.0**others, 10.0**-2.868, 0.0), 300),
+    ):
+        for preset in presets:
+            last, largest = preset(problem, steps)
+            assert last < 0.3
+            assert largest < 1.7

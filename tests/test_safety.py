@@ -2,8 +2,8 @@
 
 On Optax's contract problems, on regressions whose features differ by a million, and on
 networks with whole and with sampled batches: against the best of many rates of SGD on
-the same problem, and with the largest averaged loss on the way bounded. With a
-sixty-fourth of the examples only the latter is true, and not quite everywhere.
+the same problem, and with the largest averaged loss on the way bounded. Dense networks
+with a sixty-fourth of the examples fall behind the best rate in long runs.
 """
 
 import functools
@@ -107,12 +107,15 @@ PROBLEMS = {
     "relu, sampled": (sampled(jax.nn.relu, 32), NETWORK),
     "transformer": (characters(64), small_transformer.PARAMS),
     "transformer, an eighth": (characters(8), small_transformer.PARAMS),
+    "transformer, a sixty-fourth": (characters(1), small_transformer.PARAMS),
 }
 TINY = {
     "tanh, tiny": (sampled(jnp.tanh, 4), NETWORK),
     "relu, tiny": (sampled(jax.nn.relu, 4), NETWORK),
-    "transformer, tiny": (characters(1), small_transformer.PARAMS),
 }
+# Times the loss of the best rate. Over four other seeds for the batches the worst runs
+# ended at 2.7, 2.6 and 4.0 times that loss.
+FARTHEST_BEHIND = {60: 3, 300: 3, 1000: 6}
 
 
 def run(tx, problem, steps):
@@ -207,15 +210,17 @@ def test_no_worse_than_twice_the_best_rate_everywhere(problem, steps, horizon):
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("steps", [60, 300, 1000, 3000])
 @pytest.mark.parametrize("problem", TINY)
-def test_a_sixty_fourth_of_the_examples_is_no_divergence(problem, steps):
-    """The best rate of SGD ends lower, up to 83 times (tanh, 3,000 steps)."""
+def test_with_a_sixty_fourth_of_the_examples(problem, steps):
+    """After 3,000 steps of the best rate such networks fit every example."""
     (_, whole), start = TINY[problem]
+    if steps in FARTHEST_BEHIND:
+        most = FARTHEST_BEHIND[steps] * best_of_sgd(problem, steps)
+    else:
+        most = 0.1 * whole(start)
     for horizon in (steps, None):
         last, largest = program_of_preset(problem, horizon)(steps)
-        assert last < 0.9 * whole(start)
-        # One sequence a step, and no horizon: 3.5 was measured.
-        is_long = (problem, steps, horizon) == ("transformer, tiny", 3000, None)
-        assert largest < (5 if is_long else 2)
+        assert last < most
+        assert largest < 2
 
 
 @pytest.mark.slow

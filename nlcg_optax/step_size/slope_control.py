@@ -240,7 +240,7 @@ def went_on(
     held = _is_held(options, state)
     rise = jnp.where(held, RISE_WHILE_HELD, RISE).astype(dtype)
     rising = found & (average > least + rise * jnp.abs(least))
-    # Otherwise steps too long are not why; the average spans 1 / (1 - loss_decay) of them.
+    # Otherwise steps too long are not why; the average spans 1 / (1 - loss_decay).
     rising &= ratio < FOUND_BELOW
     rising &= end > EXPLAINED * (1 - loss_decay) * (average - least)
     if options.num_steps is not None:

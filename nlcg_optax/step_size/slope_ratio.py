@@ -99,9 +99,18 @@ def scale_by_slope_ratio(
     leads to the step at which r is :math:`r^*`. Here :math:`r_t` is the ratio of two
     averages of slopes over a window of steps. Nothing else is evaluated.
 
+    The direction knows the noise of the batch that made it, so that the slope measured
+    at its start is too steep. Another one is inferred from the change of the loss,
+    :math:`f_{t+1} - f_t = (s_0 + s_1)/2` along a parabola, with
+    :math:`s_1 = -d_t^\top g_{t+1}`. The mean of both is the start slope of
+    :math:`r_t`. The windows widen with the run, to a thirtieth of the steps so far, and
+    :math:`\eta` falls alike.
+
     1. *Find.* The first step is ``initial_step_size``, or less: what its slope
-       promises is at most a hundredth of the loss. Until r first falls below 0.3, each
-       step alone decides, with :math:`\eta = 1`.
+       promises is at most a hundredth of the loss. Each step alone decides, with
+       :math:`\eta = 1`, until r first falls below 0.3 and that is not noise: the change
+       of the loss agrees with both slopes, or the step promises 3 % of the loss, or
+       there were 30 steps.
     2. *Steer* as above. While the averaged loss stands more than 5 % above its least,
        r is below 0.3 and the slopes explain the rise, the step size falls instead of
        growing (the brake).
@@ -110,7 +119,8 @@ def scale_by_slope_ratio(
        multiplied on top, and the updates after that are zero.
 
     What a step promises, its length times the slope, is never more than the loss
-    (Polyak's step, for losses of zero or more) nor than ten times the average.
+    (Polyak's step, for losses of zero or more) nor than ten times the average. Where
+    the direction points uphill the slope may cost 2 % of the loss.
 
     **A step back.** Where the step just taken was far too long (r below -2 at a loss
     5 % above the last and the averaged one, or r below zero at a loss above them by 1.5
@@ -124,12 +134,10 @@ def scale_by_slope_ratio(
     search starts again from there. A loss or gradient that is not finite is a step back
     to one half, a quarter and so on, and is counted; it reaches no state.
 
-    **Without** ``num_steps`` there is no end to plan for. The slope where a step begins
-    is then inferred from the change of the loss, :math:`f_{t+1} - f_t = (s_0 + s_1)/2`
-    along a parabola, because the measured one is too steep: d knows the noise of the
-    batch that made it. The steps shrink as noise takes over, and the run may go on for
-    ever. It costs foresight: nothing is annealed, so that a run of known length ends
-    at a lower loss with ``num_steps``.
+    **Without** ``num_steps`` there is no end to plan for. The inferred slope alone is
+    then the start slope of :math:`r_t`. The steps shrink as noise takes over, and the
+    run may go on for ever. It costs foresight: nothing is annealed, so that a run of
+    known length ends at a lower loss with ``num_steps``.
 
     **A factor after it**, such as a schedule, shortens the steps whose slopes are
     measured. While the step size adapts it makes up for such a factor; while it is held
@@ -144,8 +152,9 @@ def scale_by_slope_ratio(
         receives the extra arguments of ``update``.
       num_steps: number of updates of the run; None if it is not known.
       target_ratio: the :math:`r^*` above, below 1 and dimensionless.
-      adaptation_rate: the :math:`\eta` above, in (0, 1].
-      window_decay: decay of the averages of slopes, in [0, 1).
+      adaptation_rate: the :math:`\eta` above, before the windows widen, in (0, 1].
+      window_decay: decay of the averages of slopes, before the windows widen, in
+        [0, 1).
       hold_after: fraction of ``num_steps`` after which the step size is held.
       initial_step_size: the largest first step size, in the units of a parameter over
         those of the direction; above zero.

@@ -12,9 +12,11 @@ from nlcg_optax.step_size.slope_control import (
     init_control,
     judge,
     went_on,
+    with_step,
 )
 
 F32 = np.float32
+OPTIONS = ControlOptions(1000, -0.4, 0.5, 0.6, 0.4, 1e-3)
 
 
 def told(tx, pairs, state=None):
@@ -49,22 +51,102 @@ def test_the_search_is_the_secant_along_a_parabola():
 
 def test_windows_average_both_slopes_once_the_step_is_found():
     tx = scale_by_slope_ratio(
-        optax.identity(), 100, window_decay=0.5, adaptation_rate=0.25
+        optax.identity(),
+        100,
+        window_decay=0.5,
+        adaptation_rate=0.25,
+        initial_step_size=1.0,
     )
     # Large losses, so that the promise of a step is no bound.
-    pairs = [(1e6, 1.0), (1e6 - 1, 0.2), (1e6 - 2, 0.1)]
+    pairs = [(1000.0, 1.0), (999.4, 0.2), (999.5, 0.1)]
     (first, second, _), state = told(tx, pairs)
-    # Slopes where the steps began and ended: -first and -.2 first, whose ratio .2 ends
-    # the search; then -.2 second and -.1 second.
-    after_one = first * (1.4 / 0.8) ** 0.25
-    np.testing.assert_allclose(second / 0.2, after_one * 0.99, rtol=1e-5)
-    start = -(first + 0.2 * second) / 2
-    end = -(0.2 * first + 0.1 * second) / 2
+    assert first == 1
+    # Slopes where the steps began and ended: -1 and -.2 first, whose ratio .2 ends the
+    # search, as the loss fell by their mean; then -.2 second and -.1 second.
+    after_one = (1.4 / 0.8) ** 0.25
+    np.testing.assert_allclose(second / 0.2, after_one * 0.99, rtol=1e-4)
+    start = -(1 + 0.2 * second) / 2
+    end = -(0.2 + 0.1 * second) / 2
+    change = (-0.6 + 0.1) / 2
+    inferred = 2 * change - end
+    assert start < inferred < end
     found = scalars(state)
-    np.testing.assert_allclose(found["measured_slope"], start, rtol=1e-5)
-    np.testing.assert_allclose(found["slope_ratio"], end / start, rtol=1e-5)
-    step = after_one * (1.4 / (1 - end / start)) ** 0.25
-    np.testing.assert_allclose(found["slope_step_size"], step, rtol=1e-5)
+    np.testing.assert_allclose(found["measured_slope"], start, rtol=1e-4)
+    np.testing.assert_allclose(found["inferred_slope"], inferred, rtol=1e-3)
+    ratio = end / ((start + inferred) / 2)
+    np.testing.assert_allclose(found["slope_ratio"], ratio, rtol=1e-3)
+    step = after_one * (1.4 / (1 - ratio)) ** 0.25
+    np.testing.assert_allclose(found["slope_step_size"], step, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "ends"),
+    [
+        (1000.0, 999.4, True),  # as both slopes say
+        (1000.0, 1000.39, True),  # .99 above that, less than the slope of one
+        (1000.0, 1000.41, False),
+        (30.0, 33.0, True),  # the slope of one promises 3 % of the loss
+        (30.0, 33.5, False),
+    ],
+)
+def test_noise_does_not_end_the_search_for_thirty_steps(before, value, ends):
+    tx = scale_by_slope_ratio(optax.identity(), 100, initial_step_size=1.0)
+    state = tx.init(jnp.zeros(1))
+    began = state.control._replace(
+        value=F32(before), slope=F32(-1), begun=jnp.array(True)
+    )
+    for count, expected in [(1, ends), (29, ends), (30, True)]:
+        control = began._replace(count=jnp.int32(count))
+        judgment = judge(control, F32(value), F32(-0.2))
+        new, _, _ = went_on(OPTIONS, control, judgment)
+        assert bool(new.found) == expected
+
+
+def test_windows_span_a_thirtieth_of_the_steps_and_the_rate_falls_alike():
+    # 300 steps, four windows of 2.5 steps: decays of .9 and .95, a rate of .5 / 4.
+    state = init_control(OPTIONS, F32)._replace(
+        count=jnp.int32(300),
+        found=jnp.array(True),
+        begun=jnp.array(True),
+        value=F32(100),
+        value_average=F32(100),
+        value_least=F32(100),
+        slope=F32(-1),
+        start_slope=F32(-2),
+        end_slope=F32(-1),
+        change=F32(-1.5),
+    )
+    judgment = judge(state, F32(99), F32(-1))
+    new, ratio, inferred = went_on(OPTIONS, state, judgment)
+    np.testing.assert_allclose(new.start_slope, -1.9, rtol=1e-6)
+    np.testing.assert_allclose(new.end_slope, -1.0, rtol=1e-6)
+    np.testing.assert_allclose(new.change, -1.45, rtol=1e-6)
+    np.testing.assert_allclose(new.value_average, 99.95, rtol=1e-6)
+    np.testing.assert_allclose(inferred, -1.9, rtol=1e-6)
+    np.testing.assert_allclose(ratio, 1 / 1.9, rtol=1e-6)
+    grown = new.log_step_size - state.log_step_size
+    np.testing.assert_allclose(grown, 0.5 / 4 * np.log(1.4 * 1.9 / 0.9), rtol=1e-4)
+
+
+def test_a_batch_that_is_fitted_does_not_bury_the_step():
+    """Its loss bounds the step that is taken, the averaged loss the one that lasts."""
+    state = init_control(OPTIONS, F32)._replace(begun=jnp.array(True))
+    new = state._replace(value=F32(1e-6), value_average=F32(1), start_slope=F32(-1e-7))
+    new = new._replace(log_step_size=F32(0))
+    after, factor = with_step(OPTIONS, state, new, F32(1))
+    np.testing.assert_allclose(factor, 1e-6, rtol=1e-5)
+    np.testing.assert_allclose(after.log_step_size, 0, atol=1e-6)
+    after, _ = with_step(OPTIONS, state, new, F32(100))
+    np.testing.assert_allclose(after.log_step_size, np.log(0.01) + 1, rtol=1e-5)
+
+
+def test_the_slope_of_a_step_uphill_costs_two_percent_of_the_loss_at_most():
+    state = init_control(OPTIONS, F32)._replace(begun=jnp.array(True))
+    new = state._replace(value=F32(50), value_average=F32(50), log_step_size=F32(0))
+    after, factor = with_step(OPTIONS, state, new, F32(-4))
+    np.testing.assert_allclose(factor, 0.02 * 50 / 4, rtol=1e-5)
+    np.testing.assert_allclose(after.slope, 1.0, rtol=1e-5)
+    assert after.log_step_size == 0
 
 
 def test_without_a_horizon_the_slope_is_inferred_from_the_loss():
@@ -78,7 +160,7 @@ def test_without_a_horizon_the_slope_is_inferred_from_the_loss():
     np.testing.assert_allclose(found["slope_ratio"], 0.25, rtol=1e-4)
     np.testing.assert_allclose(found["slope_step_size"], (1.4 / 0.75) ** 0.3, rtol=1e-4)
     # Noise of the loss: where it is convex the slope was no less steep before.
-    _, state = told(tx, [(100.0, 1.0), (100.5, 0.1)])
+    _, state = told(tx, [(100.0, 1.0), (100.4, 0.1)])
     np.testing.assert_allclose(scalars(state)["slope_ratio"], 1.0, rtol=1e-6)
     # Beyond the minimizer, and no decrease: twice the minimizer or more.
     _, state = told(tx, [(100.0, 1.0), (100.5, -0.1)])
@@ -138,20 +220,19 @@ def test_a_loss_that_stays_high_starts_the_search_again():
 
 @pytest.mark.parametrize(("ended", "is_braked"), [(0.25, True), (0.2, False)])
 def test_the_brake_needs_a_high_averaged_loss_that_the_slopes_explain(ended, is_braked):
-    options = ControlOptions(1000, -0.4, 0.5, 0.6, 0.4, 1e-3)
     started = {"slope": F32(-1), "start_slope": F32(-1), "end_slope": F32(ended)}
     losses = dict.fromkeys(("value", "value_average", "value_least"), F32(99))
     begun = {"begun": jnp.array(True), "found": jnp.array(True)}
-    state = init_control(options, F32)._replace(**started, **losses, **begun)
+    state = init_control(OPTIONS, F32)._replace(**started, **losses, **begun)
     judgment = judge(state, F32(124.5), F32(0.3))
     assert not judgment.back
-    new, _, _ = went_on(options, state, judgment)
+    new, _, _ = went_on(OPTIONS, state, judgment)
     # The average is .8 99 + .2 124.5, 5.1 and more than 5 % above its least: slopes of
-    # a quarter of that in five steps explain it. These are .6 ended + .4 .3 each, and
-    # by themselves ask for a longer step.
+    # a quarter of that in five steps explain it. These are .6 ended + .4 .3 each. As
+    # the loss rose, the slope at the start is half of the measured one.
     end = 0.6 * ended + 0.4 * 0.3
     assert (end > 0.25 * 5.1 / 5) == is_braked
-    expected = -0.3 if is_braked else np.log(1.4 / (1 + end))
+    expected = -0.3 if is_braked else np.log(1.4 / (1 + 2 * end))
     grown = new.log_step_size - state.log_step_size
     np.testing.assert_allclose(grown, 0.5 * expected, rtol=1e-4)
 
@@ -265,11 +346,16 @@ def test_a_factor_after_it_is_made_up_for_until_the_step_is_held(num_steps):
 
 @pytest.mark.parametrize(("factor", "growth"), [(0.6, 1.0), (0.3, (0.5 / 0.3) ** 0.3)])
 def test_a_held_step_is_no_less_than_half_of_what_it_should_be(factor, growth):
-    tx = scale_by_slope_ratio(optax.identity(), 100, hold_after=0.1)
+    tx = scale_by_slope_ratio(
+        optax.identity(), 100, hold_after=0.1, initial_step_size=1.0
+    )
     state, angle, sizes = tx.init(jnp.zeros(2)), 0.0, []
+    value, last = 1e3, np.zeros(2)
     for t in range(30):
         grad = jnp.array([np.cos(angle), np.sin(angle)], F32)
-        _, state = tx.update(grad, state, value=F32(1e6))
+        value -= last @ grad / 2  # the loss falls by the mean of both slopes
+        last, state = tx.update(grad, state, value=F32(value))
+        value -= last @ grad / 2
         sizes.append(scalars(state)["slope_step_size"])
         # The slope at the end of this step over that at its start: -.4 until the step
         # is held, and then as on a parabola where a factor shortens it as well.
