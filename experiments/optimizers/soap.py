@@ -145,17 +145,19 @@ def _back(basis: Basis | None, leaf: jax.Array) -> jax.Array:
     return (basis.rows @ _matrix(leaf) @ basis.columns.T).reshape(leaf.shape)
 
 
-# A batch of decompositions can hang on a CPU, see `nlcg_optax.xla.eigh`; runs that are
-# trained together make batches of them.
-@jax.custom_batching.sequential_vmap
-def _eigenvectors(factor: jax.Array) -> jax.Array:
+def _eigenvectors_of(factor: jax.Array) -> jax.Array:
     """In the order of falling eigenvalues, as orthogonal iteration leaves them."""
     return jnp.linalg.eigh(factor)[1][:, ::-1]
 
 
-@jax.custom_batching.sequential_vmap
-def _orthonormalized(columns: jax.Array) -> jax.Array:
+def _orthonormalized_of(columns: jax.Array) -> jax.Array:
     return jnp.linalg.qr(columns)[0]
+
+
+# A batch of decompositions can hang on a CPU, see `nlcg_optax.xla.eigh`; runs that are
+# trained together make batches of them.
+_eigenvectors = jax.custom_batching.sequential_vmap(_eigenvectors_of)
+_orthonormalized = jax.custom_batching.sequential_vmap(_orthonormalized_of)
 
 
 def _moved(
