@@ -300,8 +300,8 @@ def with_step(
     factor = jnp.minimum(factor, ceiling)
     # What lasts is bounded by the averaged loss: one batch that is fitted exactly has
     # next to none, and would keep the steps short for good.
-    usual_loss = jnp.maximum(jnp.abs(new.value), jnp.abs(new.value_average))
-    lasting = jnp.log(_longest(part * usual_loss, ascent))
+    level = jnp.maximum(jnp.abs(new.value), jnp.abs(new.value_average))
+    lasting = jnp.log(_longest(part * level, ascent))
     lasting += jnp.where(old.begun, SLACK, 0).astype(ascent.dtype)
     lasting = jnp.where(ascent < 0, LOG_BOUND, lasting)
     log_step_size = jnp.minimum(new.log_step_size, lasting)

@@ -14,7 +14,7 @@
 
 ``--size paper`` is the paper's own size in 16x16 pixels, some three hours per run and
 core, see `experiments.studies.cifar100.paper_size`; ``--size paper_half`` is the same
-with half the filters, in half of the time. With ``--workers 2`` two runs are trained
+with half the filters, in a third of the time. With ``--workers 2`` two runs are trained
 side by side, and a run that was stopped resumes within a minute of lost work.
 ``--size gpu`` is the same in 32x32 pixels on a GPU, after checks of the device.
 
