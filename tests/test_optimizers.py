@@ -219,6 +219,7 @@ def chain_of_preset(preconditioner=None, scope="global"):
         preconditioner=preconditioner or scale_by_kronecker(),
         beta_smoothing=0.95,
         beta_max=0.95,
+        ensure_descent=False,
         scope=scope,
     )
     return optax.chain(memory, scale_by_orthogonalization())
@@ -240,8 +241,9 @@ def test_vectors_are_damped_by_one_minus_a_beta_that_ramps_up_from_zero():
     tx = large_batch_nlcg(1.0, preconditioner=optax.identity())
     grads = np.random.default_rng(2).normal(size=(6, 5))
     grads += 2 * np.sign(grads[0])  # so that consecutive ones are alike
+    grads[4] = -0.01 * grads[3]  # its batch is uphill, which clears no memory
     state, memory, average = tx.init(jnp.zeros(5)), np.zeros(5), 0.0
-    averages = []
+    averages, ascents = [], []
     for t, g in enumerate(grads):
         update, state = tx.update(jnp.asarray(g, jnp.float32), state)
         last = grads[t - 1]
@@ -249,9 +251,11 @@ def test_vectors_are_damped_by_one_minus_a_beta_that_ramps_up_from_zero():
         average = 0.95 * average + 0.05 * beta
         memory = g + average * memory
         averages.append(average)
+        ascents.append(bool(memory @ g < 0))
         # Sums of five terms in float32.
         np.testing.assert_allclose(update, -(1 - average) * memory, rtol=1e-5)
     assert averages[0] == 0 < averages[-1] < 0.25
+    assert ascents == [False, False, False, False, True, False]
 
 
 def test_tuning_free_is_the_large_batch_direction_with_the_slope_ratio_step():

@@ -133,7 +133,7 @@ def _without_bad_preconditioner(
     options: Options, m: Measured
 ) -> tuple[jax.Array, Measured]:
     """Whether ``gᵀP g <= 0``, and the products with ``P = I`` where that is so."""
-    if not (options.preconditioned and options.ensure_descent):
+    if not (options.preconditioned and options.ensure_positive):
         return jnp.zeros_like(m.g_z, dtype=bool), m
     ascends = ~(m.g_z > 0)
     return ascends, m._replace(

@@ -32,8 +32,9 @@ class Options(NamedTuple):
       restart_period: steps between restarts, or None.
       scope: of the inner products.
       state_dtype: dtype in which trees are stored, or None.
-      ensure_descent: whether to restart at directions that do not descend, and to
-        replace a preconditioner by the identity where ``gᵀP g <= 0``.
+      ensure_descent: whether to restart at directions that do not descend.
+      ensure_positive: whether to replace a preconditioner by the identity where
+        ``gᵀP g <= 0``.
       needs: what to measure and store.
     """
 
@@ -48,6 +49,7 @@ class Options(NamedTuple):
     scope: Scope
     state_dtype: Any
     ensure_descent: bool
+    ensure_positive: bool
     needs: Needs
 
 
@@ -60,9 +62,10 @@ def checked_options(
     beta_smoothing: float | jax.Array = 0.0,
     restart: str | None = None,
     restart_period: int | jax.Array | None = None,
+    ensure_descent: bool = True,
     scope: Scope = "global",
     state_dtype: Any = None,
-    ensure_descent: bool = True,
+    ensure_positive: bool = True,
 ) -> Options:
     """Checks the arguments of `scale_by_nlcg`.
 
@@ -74,9 +77,10 @@ def checked_options(
       beta_smoothing: decay of the average of β.
       restart: a test for restarts.
       restart_period: steps between restarts.
+      ensure_descent: whether to restart at directions that do not descend.
       scope: of the inner products.
       state_dtype: dtype in which trees are stored.
-      ensure_descent: see `Options`.
+      ensure_positive: see `Options`.
 
     Returns:
       The options.
@@ -95,6 +99,7 @@ def checked_options(
     validation.check_range("beta_min", "beta_max", beta_min, beta_max)
     validation.check_decay("beta_smoothing", beta_smoothing)
     validation.check_choice("restart", restart, RESTARTS)
+    validation.check_static(ensure_descent=ensure_descent)
     validation.check_scope(scope)
     if restart_period is not None:
         validation.check_positive_int("restart_period", restart_period)
@@ -115,6 +120,7 @@ def checked_options(
         scope=scope,
         state_dtype=state_dtype,
         ensure_descent=ensure_descent,
+        ensure_positive=ensure_positive,
         needs=needs_of(
             reads, preconditioned=preconditioned, powell=restart == "powell"
         ),

@@ -47,6 +47,7 @@ def scale_by_nlcg(
     beta_smoothing: float | jax.Array = 0.0,
     restart: Literal["powell"] | None = None,
     restart_period: int | jax.Array | None = None,
+    ensure_descent: bool = True,
     scope: Scope = "global",
     state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -65,8 +66,8 @@ def scale_by_nlcg(
     arXiv 1812.02886, section "Direction".
 
     The direction restarts (:math:`\beta_t = 0`) at the first step, where a test asks
-    for it, where β is not finite, and where :math:`d_t` would not be a descent
-    direction beyond rounding. Where :math:`g^\top P g` is not positive, the step falls
+    for it, where β is not finite and, unless ``ensure_descent=False``, where
+    :math:`d_t` would not be a descent direction beyond rounding. Where :math:`g^\top P g` is not positive, the step falls
     back to P = I, and ``num_preconditioner_skips`` of the diagnostics counts it;
     outside of ``jit`` there is a warning as well if it happens at the first update. A
     step with a non-finite gradient or preconditioned gradient (or one whose squared
@@ -91,6 +92,10 @@ def scale_by_nlcg(
       restart: ``"powell"`` restarts when :math:`|g_{t-1}^\top P g_t| \ge .2\,
         g_t^\top P g_t` (Powell, 1977); None makes no such test.
       restart_period: restart every so many steps; None for never.
+      ensure_descent: whether to restart where :math:`d_t` would not be a descent
+        direction. Switch it off for the gradients of small batches: what is uphill on
+        one batch may be downhill on the others, and restarts keep β from averaging
+        the noise out.
       scope: ``"global"`` takes inner products over all parameters together, as
         arXiv 1812.02886 does; ``"per_leaf"`` gives each leaf its own β.
       state_dtype: dtype in which directions and gradients are stored, such as
@@ -130,6 +135,7 @@ def scale_by_nlcg(
         beta_smoothing=beta_smoothing,
         restart=restart,
         restart_period=restart_period,
+        ensure_descent=ensure_descent,
         scope=scope,
         state_dtype=state_dtype,
     )
@@ -217,7 +223,7 @@ def advance(
             lambda n, o: jnp.where(finite, n.astype(o.dtype), o), new, old
         )
 
-    if options.preconditioned and options.ensure_descent:
+    if options.preconditioned and options.ensure_positive:
         z = _map_by_leaf(
             lambda z_, g_, ascends: jnp.where(ascends, g_.astype(z_.dtype), z_),
             decision.ascends,

@@ -103,6 +103,7 @@ def paper_nlcg(
             beta_max=1.0,
             restart_period=restart_period,
             ensure_descent=False,
+            ensure_positive=False,
         )
     )
     if step_control is not None:

@@ -13,9 +13,7 @@ import optax
 import pytest
 
 from nlcg_optax import diagnostics, scale_by_diagonal_secant, scale_by_nlcg
-from nlcg_optax.direction.options import checked_options
 from nlcg_optax.direction.rules import RULES
-from nlcg_optax.direction.transform import build
 from nlcg_optax.paper.rules import PAPER_RULES
 
 DIAGONAL = jnp.array([0.5, 2.0, 4.0])
@@ -166,17 +164,17 @@ def test_direction_that_ascends_restarts_unless_asked_not_to():
     (_, _), (updates, state) = run(scale_by_nlcg(1.0), grads)
     np.testing.assert_allclose(updates, grads[1], rtol=1e-6)
     assert state.diagnostics.restarted
-    unguarded = build(checked_options(1.0, ensure_descent=False))
+    unguarded = scale_by_nlcg(1.0, ensure_descent=False)
     (_, _), (updates, state) = run(unguarded, grads)
     np.testing.assert_allclose(updates, [0.25, 0.025], rtol=1e-6)
     assert state.diagnostics.cosine < 0
 
 
-def test_indefinite_preconditioner_falls_back_to_the_gradient():
+@pytest.mark.parametrize("ensure_descent", [True, False])
+def test_indefinite_preconditioner_falls_back_to_the_gradient(ensure_descent):
     negative = optax.stateless(lambda g, _: -g)
-    ((updates, state),) = run(
-        scale_by_nlcg("fr", preconditioner=negative), np.array([[3.0, 4.0]])
-    )
+    tx = scale_by_nlcg("fr", preconditioner=negative, ensure_descent=ensure_descent)
+    ((updates, state),) = run(tx, np.array([[3.0, 4.0]]))
     np.testing.assert_array_equal(updates, [3.0, 4.0])
     assert state.diagnostics.cosine == 1.0
     assert state.g_prev_z_prev == 25.0
