@@ -67,12 +67,13 @@ def scale_by_nlcg(
 
     The direction restarts (:math:`\beta_t = 0`) at the first step, where a test asks
     for it, where β is not finite and, unless ``ensure_descent=False``, where
-    :math:`d_t` would not be a descent direction beyond rounding. Where :math:`g^\top P g` is not positive, the step falls
-    back to P = I, and ``num_preconditioner_skips`` of the diagnostics counts it;
-    outside of ``jit`` there is a warning as well if it happens at the first update. A
-    step with a non-finite gradient or preconditioned gradient (or one whose squared
-    norm overflows the accumulator, which in float32 means a norm above 1.8e19) leaves
-    the state unchanged and gives a zero update.
+    :math:`d_t` would not be a descent direction beyond rounding. Where
+    :math:`g^\top P g` is not positive, the step falls back to P = I, and
+    ``num_preconditioner_skips`` of the diagnostics counts it; outside of ``jit`` there
+    is a warning as well if it happens at the first update. A step with a non-finite
+    gradient or preconditioned gradient (or one whose squared norm overflows the
+    accumulator, which in float32 means a norm above 1.8e19) leaves the state unchanged
+    and gives a zero update.
 
     Args:
       rule: name of a conjugacy rule (see `nlcg_optax.direction.rules`), a number for a

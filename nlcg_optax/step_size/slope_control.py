@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 # While the step size is searched for, one step changes it by e^-1 to e^2.3 at most;
-# later by those powers of the adaptation rate.
+# later by those powers of the adaptation rate, and by no more up than down, so that
+# noise does not drive it up. Without a horizon nothing is annealed: by still less.
 MOST_DOWN, MOST_UP = -1.0, 2.3
+MOST_UP_ONCE_FOUND, MOST_UP_WITHOUT_END = 1.0, 0.5
 # The search ends at the first ratio below this that is not noise, in which the ratio is
 # near zero from the first tiny step on: the change of the loss agrees with the slopes,
 # or the step promises this part of the loss, or there were so many steps.
@@ -21,8 +23,8 @@ INFERRED_SHARE = 0.5
 WINDOW_SHARE = 1 / 30  # of the steps so far, that the windows span at least
 # An overshoot: the slope more than twice as steep the other way and a loss above the
 # last and the averaged one, or a loss above them by 1.5 times their size; in either
-# case a rise that the slope explains.
-OVERSHOOT_RATIO, JUMP = -2.0, 1.5
+# case a rise that the slope explains, and of twice the noise of the loss.
+OVERSHOOT_RATIO, JUMP, ABOVE_NOISE = -2.0, 1.5, 2.0
 # While it is held, a step of less than this part of what it should be grows again.
 FAR_TOO_SHORT = 0.5
 EXPLAINED = 0.25  # of a rise, that the slope at the end must explain; else it is noise
@@ -64,6 +66,7 @@ class SlopeControlState(NamedTuple):
       start_slope: windowed average of ``slope``.
       end_slope: windowed average of the slope where the steps ended.
       change: windowed average of the change of the loss over a step.
+      noise: windowed average of what that change is off the mean of both slopes.
       value_average: windowed average of the loss.
       value_least: the least of ``value_average``, slowly forgotten.
       log_step_size: logarithm of the step size.
@@ -78,6 +81,7 @@ class SlopeControlState(NamedTuple):
     start_slope: jax.Array
     end_slope: jax.Array
     change: jax.Array
+    noise: jax.Array
     value_average: jax.Array
     value_least: jax.Array
     log_step_size: jax.Array
@@ -96,6 +100,7 @@ class Judgment(NamedTuple):
       ratio: ``end`` over the slope where the step began; one if there was no descent.
       back: whether to step back.
       kept: the fraction of the step that a step back leaves.
+      lasting: the fraction of the step size that a step back leaves.
       jumped: whether stepping back has not helped, so that all starts again from here.
     """
 
@@ -105,6 +110,7 @@ class Judgment(NamedTuple):
     ratio: jax.Array
     back: jax.Array
     kept: jax.Array
+    lasting: jax.Array
     jumped: jax.Array
 
 
@@ -119,6 +125,7 @@ def init_control(options: ControlOptions, dtype: jnp.dtype) -> SlopeControlState
         start_slope=jnp.zeros([], dtype),
         end_slope=jnp.zeros([], dtype),
         change=jnp.zeros([], dtype),
+        noise=jnp.zeros([], dtype),
         value_average=jnp.zeros([], dtype),
         value_least=jnp.zeros([], dtype),
         log_step_size=jnp.log(first),
@@ -148,28 +155,43 @@ def judge(state: SlopeControlState, value: jax.Array, end: jax.Array) -> Judgmen
     above = value - before
     too_far = (ratio < OVERSHOOT_RATIO) & (above > RISE * jnp.abs(before))
     too_far |= (ratio < 0) & (above > JUMP * jnp.abs(before))
+    too_far &= above > ABOVE_NOISE * state.noise
     # Where it is convex the loss cannot rise by more than the slope at the end. Once
     # a step back has begun it goes on until the loss is lower.
     too_far &= (end > EXPLAINED * (value - state.value)) | (state.steps_back > 0)
     jumped = finite & too_far & (state.steps_back >= MAX_STEPS_BACK)
     # The minimizer of the parabola with these two slopes. One bad batch halves the
     # step; if it goes on, the step shrinks faster and faster.
-    parabola = jnp.clip(1 / (1 - jnp.minimum(ratio, 0)), SHORTEST, LONGEST)
+    parabola = _minimizer(ratio)
+    # The slope of a fitted batch is next to none and says little of the step size; nor
+    # does a batch that is still hard after the first step back.
+    steepest = jnp.minimum(state.slope, state.start_slope)
+    lasting = _minimizer(
+        jnp.where(descended, end / jnp.where(descended, steepest, -1), 1)
+    )
+    lasting = jnp.where(state.steps_back > 0, LONGEST, lasting)
     halved = LONGEST ** (state.steps_back + 1).astype(ratio.dtype)
+    halved = jnp.maximum(halved, SHORTEST)
     return Judgment(
         value=value,
         end=end,
         finite=finite,
         ratio=ratio,
         back=~finite | (too_far & ~jumped),
-        kept=jnp.where(finite, parabola, jnp.maximum(halved, SHORTEST)),
+        kept=jnp.where(finite, parabola, halved),
+        lasting=jnp.where(finite, lasting, halved),
         jumped=jumped,
     )
 
 
+def _minimizer(ratio: jax.Array) -> jax.Array:
+    """Where on a step the parabola has its minimum, if a step back may go there."""
+    return jnp.clip(1 / (1 - jnp.minimum(ratio, 0)), SHORTEST, LONGEST)
+
+
 def stepped_back(state: SlopeControlState, judgment: Judgment) -> SlopeControlState:
     """The scalars after a step back: only a fraction of the last step is left."""
-    log_kept = jnp.log(judgment.kept)
+    log_kept = jnp.log(judgment.lasting)
     return state._replace(
         count=state.count + 1,
         slope=judgment.kept * state.slope,
@@ -192,40 +214,105 @@ def went_on(
     Returns:
       The new scalars, the ratio that steered them and the inferred slope.
     """
-    dtype = state.value.dtype
-    target, rate, decay = (
-        jnp.asarray(x).astype(dtype)
-        for x in (options.target_ratio, options.adaptation_rate, options.window_decay)
+    found = state.found | _search_ends(state, judgment)
+    averages = _averaged(options, state, judgment)
+    ratio, inferred = _steering_ratio(options, averages)
+    ratio = jnp.where(found, ratio, judgment.ratio)
+    increment = _increment(options, state, averages, judgment, found, ratio)
+    rate = jnp.asarray(options.adaptation_rate).astype(increment.dtype)
+    pace = jnp.where(found, rate / averages.wider, 1)
+    log_step_size = state.log_step_size + pace * increment
+    new = SlopeControlState(
+        count=state.count + 1,
+        value=judgment.value,
+        slope=jnp.zeros_like(state.slope),
+        start_slope=averages.start_slope,
+        end_slope=averages.end_slope,
+        change=averages.change,
+        noise=averages.noise,
+        value_average=averages.value,
+        value_least=averages.least,
+        log_step_size=jnp.clip(log_step_size, -LOG_BOUND, LOG_BOUND),
+        begun=jnp.ones_like(state.begun),
+        found=found & ~judgment.jumped,
+        steps_back=jnp.zeros_like(state.steps_back),
     )
-    # Windows that widen with the run average noise out; the rate falls alike, so that
-    # the step size follows them without swinging.
-    wider = jnp.maximum(WINDOW_SHARE * state.count.astype(dtype) * (1 - decay), 1)
-    decay = 1 - (1 - decay) / wider
-    loss_decay = 1 - (1 - jnp.asarray(LOSS_DECAY).astype(dtype)) / wider
-    descended = state.slope < 0
+    return new, ratio, inferred
+
+
+def _off_the_parabola(state: SlopeControlState, judgment: Judgment) -> jax.Array:
+    """By what the change of the loss over a step is not the mean of both slopes."""
     parabola = (state.slope + judgment.end) / 2
-    certain = jnp.abs(judgment.value - state.value - parabola) <= jnp.abs(state.slope)
+    off = jnp.abs(judgment.value - state.value - parabola)
+    return jnp.where(state.begun, off, 0)
+
+
+def _search_ends(state: SlopeControlState, judgment: Judgment) -> jax.Array:
+    """Whether the ratio of the last step is small, and that is not noise."""
+    certain = _off_the_parabola(state, judgment) <= jnp.abs(state.slope)
     certain |= -state.slope >= FOUND_PROMISE * jnp.abs(judgment.value)
     certain |= state.count >= LONGEST_SEARCH
-    found = state.found | (descended & certain & (judgment.ratio < FOUND_BELOW))
+    return (state.slope < 0) & certain & (judgment.ratio < FOUND_BELOW)
+
+
+class _Averages(NamedTuple):
+    """The averages with the last step, see `SlopeControlState`.
+
+    ``wider`` is how many times wider than at first the windows are, and ``span`` the
+    number of steps in that of the loss.
+    """
+
+    start_slope: jax.Array
+    end_slope: jax.Array
+    change: jax.Array
+    noise: jax.Array
+    value: jax.Array
+    least: jax.Array
+    wider: jax.Array
+    span: jax.Array
+
+
+def _averaged(
+    options: ControlOptions, state: SlopeControlState, judgment: Judgment
+) -> _Averages:
+    dtype = state.value.dtype
+    # Windows that widen with the run average noise out; the rate falls alike, so that
+    # the step size follows them without swinging.
+    share = 1 - jnp.asarray(options.window_decay).astype(dtype)
+    wider = jnp.maximum(WINDOW_SHARE * state.count.astype(dtype) * share, 1)
+    span = wider / (1 - LOSS_DECAY)
     # Until the step is found the windows hold the last step alone.
     windowed = state.found & ~judgment.jumped
 
-    def mean(old: jax.Array, new: jax.Array, decay: jax.Array) -> jax.Array:
-        return jnp.where(windowed, decay * old + (1 - decay) * new, new)
+    def mean(old: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
+        return jnp.where(windowed, (1 - weight) * old + weight * new, new)
 
-    start = mean(state.start_slope, state.slope, decay)
-    end = mean(state.end_slope, judgment.end, decay)
-    change = mean(state.change, judgment.value - state.value, decay)
-    average = mean(state.value_average, judgment.value, loss_decay)
+    average = mean(state.value_average, judgment.value, 1 / span)
     leak = LEAST_LEAK / wider
     leaked = state.value_least + leak * (average - state.value_least)
     afresh = judgment.jumped | ~state.begun
-    least = jnp.where(afresh, average, jnp.minimum(average, leaked))
+    change = judgment.value - state.value
+    return _Averages(
+        start_slope=mean(state.start_slope, state.slope, share / wider),
+        end_slope=mean(state.end_slope, judgment.end, share / wider),
+        change=mean(state.change, change, share / wider),
+        noise=mean(state.noise, _off_the_parabola(state, judgment), 1 / span),
+        value=average,
+        least=jnp.where(afresh, average, jnp.minimum(average, leaked)),
+        wider=wider,
+        span=span,
+    )
+
+
+def _steering_ratio(
+    options: ControlOptions, averages: _Averages
+) -> tuple[jax.Array, jax.Array]:
+    """The ratio of the averaged slopes, and the inferred slope at the start."""
+    start, end = averages.start_slope, averages.end_slope
+    target = jnp.asarray(options.target_ratio).astype(end.dtype)
     # Along a parabola the loss changes by the mean of the two slopes, and where it is
     # convex the slope never falls: noise of the loss must not say anything else.
-    inferred = jnp.clip(2 * change - end, start, jnp.minimum(end, 0))
-
+    inferred = jnp.clip(2 * averages.change - end, start, jnp.minimum(end, 0))
     share = 1.0 if options.num_steps is None else INFERRED_SHARE
     steering = (1 - share) * start + share * inferred
     ratio = jnp.where(steering < 0, end / jnp.where(steering < 0, steering, -1), target)
@@ -234,40 +321,40 @@ def went_on(
         lowest = 2 * target - 1
         ratio = jnp.where((end > 0) & ~(inferred < 0), lowest, ratio)
         ratio = jnp.maximum(ratio, lowest)
-    ratio = jnp.where(found, ratio, judgment.ratio)
+    return ratio, inferred
+
+
+def _increment(
+    options: ControlOptions,
+    state: SlopeControlState,
+    averages: _Averages,
+    judgment: Judgment,
+    found: jax.Array,
+    ratio: jax.Array,
+) -> jax.Array:
+    """What the logarithm of the step size should change by."""
+    target = jnp.asarray(options.target_ratio).astype(ratio.dtype)
     wanted = jnp.log((1 - target) / jnp.maximum(1 - ratio, 1e-3))
-    increment = jnp.clip(wanted, MOST_DOWN, MOST_UP)
+    once_found = (
+        MOST_UP_WITHOUT_END if options.num_steps is None else MOST_UP_ONCE_FOUND
+    )
+    most = jnp.where(found, once_found, MOST_UP)
+    increment = jnp.clip(wanted, MOST_DOWN, most)
     held = _is_held(options, state)
-    rise = jnp.where(held, RISE_WHILE_HELD, RISE).astype(dtype)
-    rising = found & (average > least + rise * jnp.abs(least))
-    # Otherwise steps too long are not why; the average spans 1 / (1 - loss_decay).
-    rising &= ratio < FOUND_BELOW
-    rising &= end > EXPLAINED * (1 - loss_decay) * (average - least)
     if options.num_steps is not None:
         # Annealed steps are shorter than those of the target ratio, and no more than
         # half of what they should be: a step back may have been by chance.
         short = jnp.log(_anneal_since_held(options, state) * FAR_TOO_SHORT)
         increment = jnp.where(held, jnp.maximum(wanted + short, 0), increment)
-        increment = jnp.minimum(increment, MOST_UP)
+        increment = jnp.minimum(increment, most)
+    rise = jnp.where(held, RISE_WHILE_HELD, RISE).astype(ratio.dtype)
+    risen = averages.value - averages.least
+    rising = found & (risen > rise * jnp.abs(averages.least))
+    # Otherwise steps too long are not why.
+    rising &= ratio < FOUND_BELOW
+    rising &= averages.end_slope > EXPLAINED * risen / averages.span
     increment = jnp.where(rising, jnp.minimum(increment, BRAKE), increment)
-    increment = jnp.where(descended & ~judgment.jumped, increment, 0)
-    pace = jnp.where(found, rate / wider, 1)
-    log_step_size = state.log_step_size + pace * increment
-    new = SlopeControlState(
-        count=state.count + 1,
-        value=judgment.value,
-        slope=jnp.zeros_like(state.slope),
-        start_slope=start,
-        end_slope=end,
-        change=change,
-        value_average=average,
-        value_least=least,
-        log_step_size=jnp.clip(log_step_size, -LOG_BOUND, LOG_BOUND),
-        begun=jnp.ones_like(state.begun),
-        found=found & ~judgment.jumped,
-        steps_back=jnp.zeros_like(state.steps_back),
-    )
-    return new, ratio, inferred
+    return jnp.where((state.slope < 0) & ~judgment.jumped, increment, 0)
 
 
 def with_step(
