@@ -92,7 +92,7 @@ def scale_by_slope_ratio(
     .. math::
         r_t = \frac{d_t^\top g_{t+1}}{d_t^\top g_t}, \qquad
         \log \alpha_{t+1} = \log \alpha_t + \eta\, \mathrm{clip}\left(
-        \log\frac{1 - r^*}{1 - r_t}, -1, 2.3\right).
+        \log\frac{1 - r^*}{1 - r_t}, -1, c\right).
 
     On a parabola r is 1 at a step far too short, 0 at the minimizer and -1 at twice
     it, and the secant through the two slopes is exact: :math:`(1 - r^*) / (1 - r)`
@@ -108,12 +108,12 @@ def scale_by_slope_ratio(
 
     1. *Find.* The first step is ``initial_step_size``, or less: what its slope
        promises is at most a hundredth of the loss. Each step alone decides, with
-       :math:`\eta = 1`, until r first falls below 0.3 and that is not noise: the change
-       of the loss agrees with both slopes, or the step promises 3 % of the loss, or
-       there were 30 steps.
-    2. *Steer* as above. While the averaged loss stands more than 5 % above its least,
-       r is below 0.3 and the slopes explain the rise, the step size falls instead of
-       growing (the brake).
+       :math:`\eta = 1` and c = 2.3, until r first falls below 0.3 and that is not
+       noise: the change of the loss agrees with both slopes, or the step promises 3 %
+       of the loss, or there were 30 steps.
+    2. *Steer* as above, with c = 1, so that noise does not drive the step size up.
+       While the averaged loss stands more than 5 % above its least, r is below 0.3 and
+       the slopes explain the rise, the step size falls instead of growing (the brake).
     3. With ``num_steps``, *hold* after ``hold_after`` of them (the brake is then at
        twice the least loss), and *anneal*: a linear decay over all ``num_steps`` is
        multiplied on top, and the updates after that are zero.
@@ -125,19 +125,23 @@ def scale_by_slope_ratio(
     **A step back.** Where the step just taken was far too long (r below -2 at a loss
     5 % above the last and the averaged one, or r below zero at a loss above them by 1.5
     times their size), this update only goes back along it, to the minimizer of the
-    parabola, 0.05 to 0.5 of the step. The step size shrinks alike; the direction and
-    its memory are as before. It is the trial step of a line search, paid for with one
-    gradient. A rise is the step's only if the slope at its end explains it: along a
-    convex function the loss rises by no more than that slope, so that a rise of more
-    than four times as much is a batch of harder examples, and is passed over. If the
-    loss is no lower after eight steps back in a row, the loss itself has changed: the
-    search starts again from there. A loss or gradient that is not finite is a step back
-    to one half, a quarter and so on, and is counted; it reaches no state.
+    parabola, 0.05 to 0.5 of the step. The step size shrinks alike, but by the averaged
+    slope where that of the step was less steep, and to a half where steps back go on;
+    the direction and its memory are as before. It is the trial step of a line search,
+    paid for with one gradient.
+
+    A rise is passed over as noise if it is less than twice what the change of the loss
+    is usually off the mean of both slopes. It is passed over as a batch of harder
+    examples if it is more than four times the slope at its end: along a convex function
+    the loss rises by no more than that slope. If the loss is no lower after eight steps
+    back in a row, the loss itself has changed: the search starts again from there. A
+    loss or gradient that is not finite is a step back to one half, a quarter and so on,
+    and is counted; it reaches no state.
 
     **Without** ``num_steps`` there is no end to plan for. The inferred slope alone is
-    then the start slope of :math:`r_t`. The steps shrink as noise takes over, and the
-    run may go on for ever. It costs foresight: nothing is annealed, so that a run of
-    known length ends at a lower loss with ``num_steps``.
+    then the start slope of :math:`r_t`, and c = 0.5. The steps shrink as noise takes
+    over, and the run may go on for ever. It costs foresight: nothing is annealed, so
+    that a run of known length ends at a lower loss with ``num_steps``.
 
     **A factor after it**, such as a schedule, shortens the steps whose slopes are
     measured. While the step size adapts it makes up for such a factor; while it is held

@@ -7,16 +7,8 @@ import optax
 import pytest
 
 from nlcg_optax import diagnostics, scale_by_nlcg, scale_by_slope_ratio
-from nlcg_optax.step_size.slope_control import (
-    ControlOptions,
-    init_control,
-    judge,
-    went_on,
-    with_step,
-)
 
 F32 = np.float32
-OPTIONS = ControlOptions(1000, -0.4, 0.5, 0.6, 0.4, 1e-3)
 
 
 def told(tx, pairs, state=None):
@@ -79,76 +71,6 @@ def test_windows_average_both_slopes_once_the_step_is_found():
     np.testing.assert_allclose(found["slope_step_size"], step, rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("before", "value", "ends"),
-    [
-        (1000.0, 999.4, True),  # as both slopes say
-        (1000.0, 1000.39, True),  # .99 above that, less than the slope of one
-        (1000.0, 1000.41, False),
-        (30.0, 33.0, True),  # the slope of one promises 3 % of the loss
-        (30.0, 33.5, False),
-    ],
-)
-def test_noise_does_not_end_the_search_for_thirty_steps(before, value, ends):
-    tx = scale_by_slope_ratio(optax.identity(), 100, initial_step_size=1.0)
-    state = tx.init(jnp.zeros(1))
-    began = state.control._replace(
-        value=F32(before), slope=F32(-1), begun=jnp.array(True)
-    )
-    for count, expected in [(1, ends), (29, ends), (30, True)]:
-        control = began._replace(count=jnp.int32(count))
-        judgment = judge(control, F32(value), F32(-0.2))
-        new, _, _ = went_on(OPTIONS, control, judgment)
-        assert bool(new.found) == expected
-
-
-def test_windows_span_a_thirtieth_of_the_steps_and_the_rate_falls_alike():
-    # 300 steps, four windows of 2.5 steps: decays of .9 and .95, a rate of .5 / 4.
-    state = init_control(OPTIONS, F32)._replace(
-        count=jnp.int32(300),
-        found=jnp.array(True),
-        begun=jnp.array(True),
-        value=F32(100),
-        value_average=F32(100),
-        value_least=F32(100),
-        slope=F32(-1),
-        start_slope=F32(-2),
-        end_slope=F32(-1),
-        change=F32(-1.5),
-    )
-    judgment = judge(state, F32(99), F32(-1))
-    new, ratio, inferred = went_on(OPTIONS, state, judgment)
-    np.testing.assert_allclose(new.start_slope, -1.9, rtol=1e-6)
-    np.testing.assert_allclose(new.end_slope, -1.0, rtol=1e-6)
-    np.testing.assert_allclose(new.change, -1.45, rtol=1e-6)
-    np.testing.assert_allclose(new.value_average, 99.95, rtol=1e-6)
-    np.testing.assert_allclose(inferred, -1.9, rtol=1e-6)
-    np.testing.assert_allclose(ratio, 1 / 1.9, rtol=1e-6)
-    grown = new.log_step_size - state.log_step_size
-    np.testing.assert_allclose(grown, 0.5 / 4 * np.log(1.4 * 1.9 / 0.9), rtol=1e-4)
-
-
-def test_a_batch_that_is_fitted_does_not_bury_the_step():
-    """Its loss bounds the step that is taken, the averaged loss the one that lasts."""
-    state = init_control(OPTIONS, F32)._replace(begun=jnp.array(True))
-    new = state._replace(value=F32(1e-6), value_average=F32(1), start_slope=F32(-1e-7))
-    new = new._replace(log_step_size=F32(0))
-    after, factor = with_step(OPTIONS, state, new, F32(1))
-    np.testing.assert_allclose(factor, 1e-6, rtol=1e-5)
-    np.testing.assert_allclose(after.log_step_size, 0, atol=1e-6)
-    after, _ = with_step(OPTIONS, state, new, F32(100))
-    np.testing.assert_allclose(after.log_step_size, np.log(0.01) + 1, rtol=1e-5)
-
-
-def test_the_slope_of_a_step_uphill_costs_two_percent_of_the_loss_at_most():
-    state = init_control(OPTIONS, F32)._replace(begun=jnp.array(True))
-    new = state._replace(value=F32(50), value_average=F32(50), log_step_size=F32(0))
-    after, factor = with_step(OPTIONS, state, new, F32(-4))
-    np.testing.assert_allclose(factor, 0.02 * 50 / 4, rtol=1e-5)
-    np.testing.assert_allclose(after.slope, 1.0, rtol=1e-5)
-    assert after.log_step_size == 0
-
-
 def test_without_a_horizon_the_slope_is_inferred_from_the_loss():
     tx = scale_by_slope_ratio(optax.identity(), initial_step_size=1.0)
     # One step of length one from a loss of 100 and slope -1 to 99.75 and slope -.1: by
@@ -158,7 +80,8 @@ def test_without_a_horizon_the_slope_is_inferred_from_the_loss():
     np.testing.assert_allclose(found["inferred_slope"], -0.4, rtol=1e-4)
     # The search ended with this step, so that the window is this step alone.
     np.testing.assert_allclose(found["slope_ratio"], 0.25, rtol=1e-4)
-    np.testing.assert_allclose(found["slope_step_size"], (1.4 / 0.75) ** 0.3, rtol=1e-4)
+    assert np.exp(0.5) < 1.4 / 0.75  # which is the most without a horizon
+    np.testing.assert_allclose(found["slope_step_size"], np.exp(0.5 * 0.3), rtol=1e-4)
     # Noise of the loss: where it is convex the slope was no less steep before.
     _, state = told(tx, [(100.0, 1.0), (100.4, 0.1)])
     np.testing.assert_allclose(scalars(state)["slope_ratio"], 1.0, rtol=1e-6)
@@ -216,25 +139,6 @@ def test_a_loss_that_stays_high_starts_the_search_again():
     _, state = told(tx, [(999.9, -10.0)], state)
     growth = scalars(state)["slope_step_size"] / before
     np.testing.assert_allclose(growth, np.exp(2.3), rtol=1e-4)
-
-
-@pytest.mark.parametrize(("ended", "is_braked"), [(0.25, True), (0.2, False)])
-def test_the_brake_needs_a_high_averaged_loss_that_the_slopes_explain(ended, is_braked):
-    started = {"slope": F32(-1), "start_slope": F32(-1), "end_slope": F32(ended)}
-    losses = dict.fromkeys(("value", "value_average", "value_least"), F32(99))
-    begun = {"begun": jnp.array(True), "found": jnp.array(True)}
-    state = init_control(OPTIONS, F32)._replace(**started, **losses, **begun)
-    judgment = judge(state, F32(124.5), F32(0.3))
-    assert not judgment.back
-    new, _, _ = went_on(OPTIONS, state, judgment)
-    # The average is .8 99 + .2 124.5, 5.1 and more than 5 % above its least: slopes of
-    # a quarter of that in five steps explain it. These are .6 ended + .4 .3 each. As
-    # the loss rose, the slope at the start is half of the measured one.
-    end = 0.6 * ended + 0.4 * 0.3
-    assert (end > 0.25 * 5.1 / 5) == is_braked
-    expected = -0.3 if is_braked else np.log(1.4 / (1 + 2 * end))
-    grown = new.log_step_size - state.log_step_size
-    np.testing.assert_allclose(grown, 0.5 * expected, rtol=1e-4)
 
 
 def test_a_loss_that_no_slope_explains_is_no_step_too_far():

@@ -1,0 +1,168 @@
+"""The scalars of the slope-ratio step by hand: search, windows, steps back, bounds."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlcg_optax.step_size.slope_control import (
+    ControlOptions,
+    init_control,
+    judge,
+    stepped_back,
+    went_on,
+    with_step,
+)
+
+F32 = np.float32
+OPTIONS = ControlOptions(1000, -0.4, 0.5, 0.6, 0.4, 1e-3)
+
+
+def begun(**scalars):
+    """The state after a step, with these scalars and otherwise that of the start."""
+    state = init_control(OPTIONS, F32)._replace(begun=jnp.array(True))
+    given = {k: jnp.asarray(x, getattr(state, k).dtype) for k, x in scalars.items()}
+    return state._replace(**given)
+
+
+def found(**scalars):
+    """The state of `begun`, where the search is over."""
+    return begun(found=True, **scalars)
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "ends"),
+    [
+        (1000.0, 999.4, True),  # as both slopes say
+        (1000.0, 1000.39, True),  # .99 above that, less than the slope of one
+        (1000.0, 1000.41, False),
+        (30.0, 33.0, True),  # the slope of one promises 3 % of the loss
+        (30.0, 33.5, False),
+    ],
+)
+def test_noise_does_not_end_the_search_for_thirty_steps(before, value, ends):
+    began = begun(value=before, slope=-1)
+    for count, expected in [(1, ends), (29, ends), (30, True)]:
+        control = began._replace(count=jnp.int32(count))
+        judgment = judge(control, F32(value), F32(-0.2))
+        new, _, _ = went_on(OPTIONS, control, judgment)
+        assert bool(new.found) == expected
+
+
+def test_windows_span_a_thirtieth_of_the_steps_and_the_rate_falls_alike():
+    # 300 steps, four windows of 2.5 steps: decays of .9 and .95, a rate of .5 / 4.
+    state = found(
+        count=300,
+        value=100,
+        value_average=100,
+        value_least=100,
+        slope=-1,
+        start_slope=-2,
+        end_slope=-0.8,
+        change=-1.5,
+        noise=0.5,
+    )
+    judgment = judge(state, F32(99), F32(-0.8))
+    new, ratio, inferred = went_on(OPTIONS, state, judgment)
+    np.testing.assert_allclose(new.start_slope, -1.9, rtol=1e-6)
+    np.testing.assert_allclose(new.end_slope, -0.8, rtol=1e-6)
+    np.testing.assert_allclose(new.change, -1.45, rtol=1e-6)
+    np.testing.assert_allclose(new.value_average, 99.95, rtol=1e-6)
+    # The loss fell by 1, and the mean of both slopes is -.9.
+    np.testing.assert_allclose(new.noise, 0.95 * 0.5 + 0.05 * 0.1, rtol=1e-5)
+    np.testing.assert_allclose(inferred, -1.9, rtol=1e-6)
+    np.testing.assert_allclose(ratio, 0.8 / 1.9, rtol=1e-6)
+    grown = new.log_step_size - state.log_step_size
+    np.testing.assert_allclose(grown, 0.5 / 4 * np.log(1.4 * 1.9 / 1.1), rtol=1e-4)
+
+
+def test_a_batch_that_is_fitted_does_not_bury_the_step():
+    """Its loss bounds the step that is taken, the averaged loss the one that lasts."""
+    state = begun()
+    new = state._replace(value=F32(1e-6), value_average=F32(1), start_slope=F32(-1e-7))
+    new = new._replace(log_step_size=F32(0))
+    after, factor = with_step(OPTIONS, state, new, F32(1))
+    np.testing.assert_allclose(factor, 1e-6, rtol=1e-5)
+    np.testing.assert_allclose(after.log_step_size, 0, atol=1e-6)
+    after, _ = with_step(OPTIONS, state, new, F32(100))
+    np.testing.assert_allclose(after.log_step_size, np.log(0.01) + 1, rtol=1e-5)
+
+
+def test_the_slope_of_a_step_uphill_costs_two_percent_of_the_loss_at_most():
+    state = begun()
+    new = state._replace(value=F32(50), value_average=F32(50), log_step_size=F32(0))
+    after, factor = with_step(OPTIONS, state, new, F32(-4))
+    np.testing.assert_allclose(factor, 0.02 * 50 / 4, rtol=1e-5)
+    np.testing.assert_allclose(after.slope, 1.0, rtol=1e-5)
+    assert after.log_step_size == 0
+
+
+@pytest.mark.parametrize(("ended", "is_braked"), [(0.25, True), (0.2, False)])
+def test_the_brake_needs_a_high_averaged_loss_that_the_slopes_explain(ended, is_braked):
+    losses = dict.fromkeys(("value", "value_average", "value_least"), 99)
+    state = found(slope=-1, start_slope=-1, end_slope=ended, **losses)
+    judgment = judge(state, F32(124.5), F32(0.3))
+    assert not judgment.back
+    new, _, _ = went_on(OPTIONS, state, judgment)
+    # The average is .8 99 + .2 124.5, 5.1 and more than 5 % above its least: slopes of
+    # a quarter of that in five steps explain it. These are .6 ended + .4 .3 each. As
+    # the loss rose, the slope at the start is half of the measured one.
+    end = 0.6 * ended + 0.4 * 0.3
+    assert (end > 0.25 * 5.1 / 5) == is_braked
+    expected = -0.3 if is_braked else np.log(1.4 / (1 + 2 * end))
+    grown = new.log_step_size - state.log_step_size
+    np.testing.assert_allclose(grown, 0.5 * expected, rtol=1e-4)
+
+
+def test_the_very_first_loss_is_no_noise():
+    state = init_control(OPTIONS, F32)
+    after, _, _ = went_on(OPTIONS, state, judge(state, F32(100), F32(0)))
+    assert after.noise == 0
+
+
+@pytest.mark.parametrize(("noise", "is_back"), [(0, True), (3.4, True), (3.6, False)])
+def test_a_rise_within_twice_the_noise_of_the_loss_is_no_step_too_far(noise, is_back):
+    # From 100 to 107, at slopes of -1 and 4.
+    losses = dict.fromkeys(("value", "value_average", "value_least"), 100)
+    state = found(slope=-1, start_slope=-1, noise=noise, **losses)
+    assert bool(judge(state, F32(107), F32(4)).back) == is_back
+
+
+@pytest.mark.parametrize(
+    ("average", "steps_back", "kept", "lasting"),
+    [
+        (-1.0, 0, 0.2, 0.2),  # 1 / (1 - r) with r = -4
+        (-4.0, 0, 0.2, 0.5),  # the slope of this batch is next to none: r = -1
+        (-2.0, 0, 0.2, 1 / 3),
+        (-0.5, 0, 0.2, 0.2),  # it is steep: r = -4
+        (-1.0, 1, 0.2, 0.5),  # it goes on
+    ],
+)
+def test_a_step_back_shortens_later_steps_by_the_averaged_slope(
+    average, steps_back, kept, lasting
+):
+    losses = dict.fromkeys(("value", "value_average", "value_least"), 100)
+    state = found(slope=-1, start_slope=average, steps_back=steps_back, **losses)
+    judgment = judge(state, F32(107), F32(4))
+    assert judgment.back
+    np.testing.assert_allclose(judgment.kept, kept, rtol=1e-6)
+    after = stepped_back(state, judgment)
+    np.testing.assert_allclose(after.slope, -kept, rtol=1e-6)
+    shrunk = after.log_step_size - state.log_step_size
+    np.testing.assert_allclose(shrunk, np.log(lasting), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("num_steps", "most"), [(1000, 1.0), (None, 0.5)])
+def test_a_step_that_was_found_grows_no_faster_than_it_falls(num_steps, most):
+    options = OPTIONS._replace(num_steps=num_steps)
+    # Slopes that do not change, and a loss that falls by them: r is one.
+    slopes = dict.fromkeys(("slope", "start_slope", "end_slope", "change"), -1)
+    state = found(value=100, value_average=100, value_least=100, **slopes)
+    after, ratio, _ = went_on(options, state, judge(state, F32(99), F32(-1)))
+    np.testing.assert_allclose(ratio, 1, rtol=1e-6)
+    grown = after.log_step_size - state.log_step_size
+    np.testing.assert_allclose(grown, 0.5 * most, rtol=1e-5)
+    # And from one to three: of the step a half is as far as it falls at once.
+    after, ratio, _ = went_on(options, state, judge(state, F32(101), F32(6)))
+    fallen = after.log_step_size - state.log_step_size
+    assert ratio < -1
+    assert -0.5 <= fallen < 0
