@@ -94,9 +94,9 @@ def scale_by_nlcg(
         g_t^\top P g_t` (Powell, 1977); None makes no such test.
       restart_period: restart every so many steps; None for never.
       ensure_descent: whether to restart where :math:`d_t` would not be a descent
-        direction. Switch it off for the gradients of small batches: what is uphill on
-        one batch may be downhill on the others, and restarts keep β from averaging
-        the noise out.
+        direction. What is uphill on a small batch may be downhill on the others: where
+        an orthogonalization follows, as in `large_batch_nlcg`, restarts bring the noise
+        back that β averages out.
       scope: ``"global"`` takes inner products over all parameters together, as
         arXiv 1812.02886 does; ``"per_leaf"`` gives each leaf its own β.
       state_dtype: dtype in which directions and gradients are stored, such as

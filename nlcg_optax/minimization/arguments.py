@@ -20,7 +20,7 @@ _TRANSFORM = (
 )
 _DERIVATIVES = "derivatives are taken by JAX; leave it out"
 # What SciPy, jaxopt and others call it, or have besides, and what there is here.
-ELSEWHERE = {
+OTHER_NAMES = {
     "maxiter": "use max_iterations",
     "max_steps": "use max_iterations",
     "maxfun": "use max_evaluations",
@@ -58,7 +58,7 @@ def check_unknown(unknown: dict[str, Any]) -> None:
       TypeError: minimize has no argument maxiter=5: use max_iterations
     """
     for name, value in unknown.items():
-        hint = ELSEWHERE.get(name, "see help(nlcg_optax.minimize) for what it has")
+        hint = OTHER_NAMES.get(name, "see help(nlcg_optax.minimize) for what it has")
         raise TypeError(f"minimize has no argument {name}={value!r}: {hint}")
 
 

@@ -19,7 +19,7 @@ from nlcg_optax.preconditioners.limited_memory import (
 
 LIMITED_MEMORY = "limited-memory"
 # What SciPy has, by what is nearest to it here.
-ELSEWHERE = {"BFGS": LIMITED_MEMORY, "L-BFGS-B": LIMITED_MEMORY, "CG": "pr+"}
+SCIPY_METHODS = {"BFGS": LIMITED_MEMORY, "L-BFGS-B": LIMITED_MEMORY, "CG": "pr+"}
 # For directions of Newton's kind: Nocedal and Wright, "Numerical Optimization", 2006,
 # section 3.1. They take the step one wherever it is of any use.
 NEWTON_RULES = WolfeRules(sufficient_decrease=1e-4, max_slope_ratio=0.9)
@@ -149,7 +149,7 @@ def get_method(method: str | Method | optax.GradientTransformation) -> Method:
             f"method={method!r} is a {type(method).__name__}; allowed are the names "
             f"{list(names())}, a Method and an optax.GradientTransformation"
         )
-    if method in ELSEWHERE:
-        raise ValueError(f"method={method!r} is unknown; use {ELSEWHERE[method]!r}")
+    if method in SCIPY_METHODS:
+        raise ValueError(f"method={method!r} is unknown; use {SCIPY_METHODS[method]!r}")
     validation.check_choice("method", method, names())
     return _by_name(method)
