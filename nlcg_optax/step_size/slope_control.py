@@ -13,7 +13,7 @@ import jax.numpy as jnp
 # later by those powers of the adaptation rate, and by no more up than down, so that
 # noise does not drive it up. Without a horizon nothing is annealed: by still less.
 MOST_DOWN, MOST_UP = -1.0, 2.3
-MOST_UP_ONCE_FOUND, MOST_UP_WITHOUT_END = 1.0, 0.5
+MOST_UP_ONCE_FOUND, MOST_UP_WITHOUT_HORIZON = 1.0, 0.5
 # The search ends at the first ratio below this that is not noise, in which the ratio is
 # near zero from the first tiny step on: the change of the loss agrees with the slopes,
 # or the step promises this part of the loss, or there were so many steps.
@@ -23,7 +23,7 @@ INFERRED_SHARE = 0.5
 WINDOW_SHARE = 1 / 30  # of the steps so far, that the windows span at least
 # An overshoot: the slope more than twice as steep the other way and a loss above the
 # last and the averaged one, or a loss above them by 1.5 times their size; in either
-# case a rise that the slope explains, and of twice the noise of the loss.
+# case a rise that the slope explains and that is more than twice the noise.
 OVERSHOOT_RATIO, JUMP, ABOVE_NOISE = -2.0, 1.5, 2.0
 # While it is held, a step of less than this part of what it should be grows again.
 FAR_TOO_SHORT = 0.5
@@ -66,7 +66,7 @@ class SlopeControlState(NamedTuple):
       start_slope: windowed average of ``slope``.
       end_slope: windowed average of the slope where the steps ended.
       change: windowed average of the change of the loss over a step.
-      noise: windowed average of what that change is off the mean of both slopes.
+      noise: windowed average of how far that change is from the mean of both slopes.
       value_average: windowed average of the loss.
       value_least: the least of ``value_average``, slowly forgotten.
       log_step_size: logarithm of the step size.
@@ -148,8 +148,7 @@ def judge(state: SlopeControlState, value: jax.Array, end: jax.Array) -> Judgmen
     """
     finite = jnp.isfinite(value) & jnp.isfinite(end)
     value, end = jnp.where(finite, value, 0), jnp.where(finite, end, 0)
-    descended = state.slope < 0
-    ratio = jnp.where(descended, end / jnp.where(descended, state.slope, -1), 1)
+    ratio = _ratio(end, state.slope)
     # In noise the loss before and the slopes may be low by chance; the average is not.
     before = jnp.maximum(state.value, state.value_average)
     above = value - before
@@ -160,16 +159,12 @@ def judge(state: SlopeControlState, value: jax.Array, end: jax.Array) -> Judgmen
     # a step back has begun it goes on until the loss is lower.
     too_far &= (end > EXPLAINED * (value - state.value)) | (state.steps_back > 0)
     jumped = finite & too_far & (state.steps_back >= MAX_STEPS_BACK)
-    # The minimizer of the parabola with these two slopes. One bad batch halves the
-    # step; if it goes on, the step shrinks faster and faster.
-    parabola = _minimizer(ratio)
     # The slope of a fitted batch is next to none and says little of the step size; nor
     # does a batch that is still hard after the first step back.
     steepest = jnp.minimum(state.slope, state.start_slope)
-    lasting = _minimizer(
-        jnp.where(descended, end / jnp.where(descended, steepest, -1), 1)
-    )
+    lasting = _minimizer(_ratio(end, steepest))
     lasting = jnp.where(state.steps_back > 0, LONGEST, lasting)
+    # One bad batch halves the step; if it goes on, the step shrinks faster and faster.
     halved = LONGEST ** (state.steps_back + 1).astype(ratio.dtype)
     halved = jnp.maximum(halved, SHORTEST)
     return Judgment(
@@ -178,14 +173,19 @@ def judge(state: SlopeControlState, value: jax.Array, end: jax.Array) -> Judgmen
         finite=finite,
         ratio=ratio,
         back=~finite | (too_far & ~jumped),
-        kept=jnp.where(finite, parabola, halved),
+        kept=jnp.where(finite, _minimizer(ratio), halved),
         lasting=jnp.where(finite, lasting, halved),
         jumped=jumped,
     )
 
 
+def _ratio(end: jax.Array, start: jax.Array) -> jax.Array:
+    """The slope at the end of a step over that at its start; one without descent."""
+    return jnp.where(start < 0, end / jnp.where(start < 0, start, -1), 1)
+
+
 def _minimizer(ratio: jax.Array) -> jax.Array:
-    """Where on a step the parabola has its minimum, if a step back may go there."""
+    """The part of a step that ends at the minimizer of the parabola, bounded."""
     return jnp.clip(1 / (1 - jnp.minimum(ratio, 0)), SHORTEST, LONGEST)
 
 
@@ -241,7 +241,7 @@ def went_on(
 
 
 def _off_the_parabola(state: SlopeControlState, judgment: Judgment) -> jax.Array:
-    """By what the change of the loss over a step is not the mean of both slopes."""
+    """How far the change of the loss over a step is from the mean of both slopes."""
     parabola = (state.slope + judgment.end) / 2
     off = jnp.abs(judgment.value - state.value - parabola)
     return jnp.where(state.begun, off, 0)
@@ -336,7 +336,7 @@ def _increment(
     target = jnp.asarray(options.target_ratio).astype(ratio.dtype)
     wanted = jnp.log((1 - target) / jnp.maximum(1 - ratio, 1e-3))
     once_found = (
-        MOST_UP_WITHOUT_END if options.num_steps is None else MOST_UP_ONCE_FOUND
+        MOST_UP_WITHOUT_HORIZON if options.num_steps is None else MOST_UP_ONCE_FOUND
     )
     most = jnp.where(found, once_found, MOST_UP)
     increment = jnp.clip(wanted, MOST_DOWN, most)

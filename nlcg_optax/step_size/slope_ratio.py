@@ -130,13 +130,13 @@ def scale_by_slope_ratio(
     the direction and its memory are as before. It is the trial step of a line search,
     paid for with one gradient.
 
-    A rise is passed over as noise if it is less than twice what the change of the loss
-    is usually off the mean of both slopes. It is passed over as a batch of harder
-    examples if it is more than four times the slope at its end: along a convex function
-    the loss rises by no more than that slope. If the loss is no lower after eight steps
-    back in a row, the loss itself has changed: the search starts again from there. A
-    loss or gradient that is not finite is a step back to one half, a quarter and so on,
-    and is counted; it reaches no state.
+    A rise is passed over as noise if it is less than twice the usual distance between
+    the change of the loss and the mean of both slopes. It is passed over as a batch of
+    harder examples if it is more than four times the slope at its end: along a convex
+    function the loss rises by no more than that slope. If the loss is no lower after
+    eight steps back in a row, the loss itself has changed: the search starts again from
+    there. A loss or gradient that is not finite is a step back to one half, a quarter
+    and so on, and is counted; it reaches no state.
 
     **Without** ``num_steps`` there is no end to plan for. The inferred slope alone is
     then the start slope of :math:`r_t`, and c = 0.5. The steps shrink as noise takes
