@@ -338,7 +338,7 @@ def _large_batch_direction(
         beta_min=0.0,
         beta_max=BETA_MAX,
         beta_smoothing=RAMP,
-        ensure_descent=False,
+        restart=None,
         scope=scope,
         state_dtype=state_dtype,
     )

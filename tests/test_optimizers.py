@@ -219,7 +219,7 @@ def chain_of_preset(preconditioner=None, scope="global"):
         preconditioner=preconditioner or scale_by_kronecker(),
         beta_smoothing=0.95,
         beta_max=0.95,
-        ensure_descent=False,
+        restart=None,
         scope=scope,
     )
     return optax.chain(memory, scale_by_orthogonalization())

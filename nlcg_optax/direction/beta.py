@@ -83,7 +83,7 @@ def decide(
     # Guards, at the direction as it would be.
     slope, d_d = _slope_and_norm(beta_average, m, state)
     restarted |= ~jnp.isfinite(d_d)
-    if options.ensure_descent:
+    if options.restart is not None:
         margin = m.rounding * jnp.sqrt(m.g_g) * jnp.sqrt(d_d)
         restarted |= ~(slope < -margin)
     beta = jnp.where(restarted, 0, beta_average)

@@ -15,7 +15,7 @@ from nlcg_optax.direction.rules import (
 )
 from nlcg_optax.trees.inner_products import Scope
 
-RESTARTS = (None, "powell")
+RESTARTS = ("ascent", "powell", None)
 
 
 class Options(NamedTuple):
@@ -28,11 +28,10 @@ class Options(NamedTuple):
       beta_min: lower bound of β.
       beta_max: upper bound of β.
       beta_smoothing: decay of the average of β.
-      restart: ``"powell"`` or None.
+      restart: ``"ascent"``, ``"powell"`` or None.
       restart_period: steps between restarts, or None.
       scope: of the inner products.
       state_dtype: dtype in which trees are stored, or None.
-      ensure_descent: whether to restart at directions that do not descend.
       ensure_positive: whether to replace a preconditioner by the identity where
         ``gᵀP g <= 0``.
       needs: what to measure and store.
@@ -48,7 +47,6 @@ class Options(NamedTuple):
     restart_period: int | jax.Array | None
     scope: Scope
     state_dtype: Any
-    ensure_descent: bool
     ensure_positive: bool
     needs: Needs
 
@@ -60,9 +58,8 @@ def checked_options(
     beta_min: float | jax.Array | None = None,
     beta_max: float | jax.Array | None = None,
     beta_smoothing: float | jax.Array = 0.0,
-    restart: str | None = None,
+    restart: str | None = "ascent",
     restart_period: int | jax.Array | None = None,
-    ensure_descent: bool = True,
     scope: Scope = "global",
     state_dtype: Any = None,
     ensure_positive: bool = True,
@@ -77,7 +74,6 @@ def checked_options(
       beta_smoothing: decay of the average of β.
       restart: a test for restarts.
       restart_period: steps between restarts.
-      ensure_descent: whether to restart at directions that do not descend.
       scope: of the inner products.
       state_dtype: dtype in which trees are stored.
       ensure_positive: see `Options`.
@@ -99,7 +95,6 @@ def checked_options(
     validation.check_range("beta_min", "beta_max", beta_min, beta_max)
     validation.check_decay("beta_smoothing", beta_smoothing)
     validation.check_choice("restart", restart, RESTARTS)
-    validation.check_static(ensure_descent=ensure_descent)
     validation.check_scope(scope)
     if restart_period is not None:
         validation.check_positive_int("restart_period", restart_period)
@@ -119,7 +114,6 @@ def checked_options(
         restart_period=restart_period,
         scope=scope,
         state_dtype=state_dtype,
-        ensure_descent=ensure_descent,
         ensure_positive=ensure_positive,
         needs=needs_of(
             reads, preconditioned=preconditioned, powell=restart == "powell"

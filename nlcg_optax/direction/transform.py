@@ -45,9 +45,8 @@ def scale_by_nlcg(
     beta_min: float | jax.Array | None = None,
     beta_max: float | jax.Array | None = None,
     beta_smoothing: float | jax.Array = 0.0,
-    restart: Literal["powell"] | None = None,
+    restart: Literal["ascent", "powell"] | None = "ascent",
     restart_period: int | jax.Array | None = None,
-    ensure_descent: bool = True,
     scope: Scope = "global",
     state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -65,9 +64,8 @@ def scale_by_nlcg(
     rate, a controller or (after ``optax.scale(-1.)``) a line search. Source:
     arXiv 1812.02886, section "Direction".
 
-    The direction restarts (:math:`\beta_t = 0`) at the first step, where a test asks
-    for it, where β is not finite and, unless ``ensure_descent=False``, where
-    :math:`d_t` would not be a descent direction beyond rounding. Where
+    The direction restarts (:math:`\beta_t = 0`) at the first step, where ``restart`` or
+    ``restart_period`` asks for it, and where β is not finite. Where
     :math:`g^\top P g` is not positive, the step falls back to P = I, and
     ``num_preconditioner_skips`` of the diagnostics counts it; outside of ``jit`` there
     is a warning as well if it happens at the first update. A step with a non-finite
@@ -90,13 +88,13 @@ def scale_by_nlcg(
         for ``"fr"`` and ``"pr+"``, as in arXiv 1812.02886, otherwise ``inf``.
       beta_smoothing: decay in [0, 1) of an exponential average of the clipped β,
         started at zero; the average is used in place of β. Zero switches it off.
-      restart: ``"powell"`` restarts when :math:`|g_{t-1}^\top P g_t| \ge .2\,
-        g_t^\top P g_t` (Powell, 1977); None makes no such test.
+      restart: ``"ascent"`` restarts where :math:`d_t` would not be a descent direction
+        beyond rounding; ``"powell"`` restarts there and where
+        :math:`|g_{t-1}^\top P g_t| \ge .2\, g_t^\top P g_t` (Powell, 1977). None makes
+        no test: what is uphill on a small batch may be downhill on the others, and
+        where an orthogonalization follows, as in `large_batch_nlcg`, restarts bring the
+        noise back that the memory averages out.
       restart_period: restart every so many steps; None for never.
-      ensure_descent: whether to restart where :math:`d_t` would not be a descent
-        direction. What is uphill on a small batch may be downhill on the others: where
-        an orthogonalization follows, as in `large_batch_nlcg`, restarts bring the noise
-        back that β averages out.
       scope: ``"global"`` takes inner products over all parameters together, as
         arXiv 1812.02886 does; ``"per_leaf"`` gives each leaf its own β.
       state_dtype: dtype in which directions and gradients are stored, such as
@@ -136,7 +134,6 @@ def scale_by_nlcg(
         beta_smoothing=beta_smoothing,
         restart=restart,
         restart_period=restart_period,
-        ensure_descent=ensure_descent,
         scope=scope,
         state_dtype=state_dtype,
     )

@@ -102,7 +102,7 @@ def paper_nlcg(
             beta_min=0.0,
             beta_max=1.0,
             restart_period=restart_period,
-            ensure_descent=False,
+            restart=None,
             ensure_positive=False,
         )
     )

@@ -61,7 +61,7 @@ def test_share_is_that_of_the_projection(x64, metric):
 def test_restarts_at_a_gradient_within_the_last_directions(x64, preconditioner):
     metric = np.ones(SIZE) if preconditioner is None else METRIC
     grads = list(np.random.default_rng(1).normal(size=(3, SIZE)))
-    kwargs = {"preconditioner": preconditioner, "ensure_descent": False}
+    kwargs = {"preconditioner": preconditioner, "restart": None}
     tx = scale_by_nlcg_with_restart_memory(0.5, memory=MEMORY, **kwargs)
     d = [-updates for updates, _ in run(tx, grads)]
     inside = (0.7 * d[1] - 1.3 * d[2]) / metric

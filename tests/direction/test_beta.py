@@ -158,7 +158,7 @@ def test_the_direction_must_descend_beyond_rounding():
     beta, slope = 0.5, 5e-6
     almost = {"d_g": (4.0 - slope) / beta, "d_z": -13.0 / 2}
     assert decision("fr", almost, state={"d_d": 2.0}).restarted
-    options = checked_options("fr", ensure_descent=False)
+    options = checked_options("fr", restart=None)
     assert not decide(options, measured(d_g=8.1), before(), False).restarted
 
 

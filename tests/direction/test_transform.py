@@ -164,16 +164,16 @@ def test_direction_that_ascends_restarts_unless_asked_not_to():
     (_, _), (updates, state) = run(scale_by_nlcg(1.0), grads)
     np.testing.assert_allclose(updates, grads[1], rtol=1e-6)
     assert state.diagnostics.restarted
-    unguarded = scale_by_nlcg(1.0, ensure_descent=False)
+    unguarded = scale_by_nlcg(1.0, restart=None)
     (_, _), (updates, state) = run(unguarded, grads)
     np.testing.assert_allclose(updates, [0.25, 0.025], rtol=1e-6)
     assert state.diagnostics.cosine < 0
 
 
-@pytest.mark.parametrize("ensure_descent", [True, False])
-def test_indefinite_preconditioner_falls_back_to_the_gradient(ensure_descent):
+@pytest.mark.parametrize("restart", ["ascent", None])
+def test_indefinite_preconditioner_falls_back_to_the_gradient(restart):
     negative = optax.stateless(lambda g, _: -g)
-    tx = scale_by_nlcg("fr", preconditioner=negative, ensure_descent=ensure_descent)
+    tx = scale_by_nlcg("fr", preconditioner=negative, restart=restart)
     ((updates, state),) = run(tx, np.array([[3.0, 4.0]]))
     np.testing.assert_array_equal(updates, [3.0, 4.0])
     assert state.diagnostics.cosine == 1.0
