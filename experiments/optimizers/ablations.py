@@ -39,6 +39,7 @@ def _direction(
         "preconditioner": first,
         "beta_min": 0.0,
         "beta_max": BETA_MAX,
+        "restart": None,
         "scope": scope,
     }
     is_last = order == "kronecker_memory_polar"
