@@ -108,8 +108,9 @@ def as_args(args: Any) -> tuple[Any, ...]:
 def as_start(x0: Any) -> PyTree:
     """Returns the start as a tree of floating-point arrays.
 
-    A list or tuple of numbers is an array, as in SciPy; integers become floats, but for
-    JAX's within a tree, which may be counters or keys.
+    A list or tuple of numbers is an array, as in SciPy, and some of them may be scalars
+    of JAX; integers become floats, but for JAX's within a tree, which may be counters
+    or keys.
 
     Args:
       x0: the start as given.
@@ -136,6 +137,10 @@ def as_start(x0: Any) -> PyTree:
                 "length or a tree of arrays, such as a list of them"
             ) from error
         x0 = jnp.asarray(numbers)
+    elif type(x0) in (list, tuple) and _mixes_scalars(x0):
+        is_complex = any(np.iscomplexobj(part) for part in x0)
+        dtype = jnp.asarray(0, complex if is_complex else float).dtype
+        x0 = jnp.stack([jnp.asarray(part).astype(dtype) for part in x0])
     leaves, structure = jax.tree_util.tree_flatten_with_path(x0)
     if not leaves:
         raise ValueError(f"x0={x0!r} has no leaves: there is nothing to minimize over")
@@ -154,6 +159,16 @@ def _holds_numbers(x0: Any) -> bool:
         and all(_is_number(leaf) for leaf in leaves)
         and all(type(part) in (list, tuple) or np.isscalar(part) for part in x0)
     )
+
+
+def _mixes_scalars(x0: Any) -> bool:
+    """Whether there are numbers and scalars of JAX; the latter alone are a tree."""
+    numbers = [_is_number(part) for part in x0]
+    scalars = [
+        isinstance(part, jax.Array) and part.ndim == 0 and part.dtype != bool
+        for part in x0
+    ]
+    return any(numbers) and all(map(any, zip(numbers, scalars, strict=True)))
 
 
 def _is_number(leaf: Any) -> bool:

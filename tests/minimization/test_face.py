@@ -37,6 +37,17 @@ def test_starts_are_cast_as_in_scipy(x0):
     np.testing.assert_allclose(result.x, 1.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("x0", [[1, jnp.log(2.0)], (jnp.int32(1), np.float64(2.0))])
+def test_numbers_and_scalars_of_jax_are_an_array(x0):
+    start = arguments.as_start(x0)
+    np.testing.assert_array_equal(start, np.array([float(x) for x in x0], np.float32))
+    traced = jax.jit(lambda last: minimize(parabola, [0.0, last]).x)(jnp.float32(1.0))
+    np.testing.assert_allclose(traced, [1.5, 1.5], rtol=1e-6)
+    # Scalars of JAX alone are a tree, as elsewhere in JAX.
+    tree = [jnp.float32(1.0), jnp.float32(2.0)]
+    assert jax.tree.structure(arguments.as_start(tree)) == jax.tree.structure(tree)
+
+
 @pytest.mark.parametrize("x0", [2**70, [2**70, 1.0], (2**70, 1j)])
 def test_integers_of_any_size_become_floats(x0):
     start = arguments.as_start(x0)
@@ -95,6 +106,7 @@ def test_a_function_written_for_numpy_is_told_what_to_use():
         ({"x0": {"a": jnp.ones(2), "f": jax.nn.relu}}, TypeError, r"x0\['f'\]"),
         ({"x0": {}}, ValueError, "x0={}"),
         ({"x0": [True]}, TypeError, "x0"),
+        ({"x0": [1.0, jnp.array(True)]}, TypeError, r"x0\[1\].* has dtype bool"),
         ({"x0": jnp.ones(2, bool)}, TypeError, "x0=.* has dtype bool; .* Close over"),
         ({"x0": {"n": jnp.arange(2)}}, TypeError, r"x0\['n'\]=.* has dtype int32"),
         ({"x0": np.array(["a"])}, TypeError, "x0=.* has dtype <U1"),
