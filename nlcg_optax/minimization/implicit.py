@@ -12,6 +12,7 @@ from nlcg_optax.dtypes import PyTree
 from nlcg_optax.minimization.problem import Problem, value_and_aux
 from nlcg_optax.minimization.result import MinimizeResult
 from nlcg_optax.trees.inner_products import vdots
+from nlcg_optax.xla.varying import while_loop
 
 # Of the conjugate gradients that solve with the Hessian: the residual relative to the
 # right side, and the iterations per number.
@@ -159,4 +160,4 @@ def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTre
         return x, residual, direction, new_square, count + 1
 
     zero = jax.tree.map(jnp.zeros_like, b)
-    return jax.lax.while_loop(continues, step, (zero, b, b, start, 0))[0]
+    return while_loop(continues, step, (zero, b, b, start, 0))[0]

@@ -42,7 +42,7 @@ from nlcg_optax.minimization.state import (
 )
 from nlcg_optax.minimization.step_taken import Taken, take_step
 from nlcg_optax.trees.inner_products import max_abs
-from nlcg_optax.xla.control_flow import apply_if
+from nlcg_optax.xla.control_flow import apply_if, cond
 
 UNBOUNDED = -1e30  # times the size of the objective at the start, if that is above 1
 MAX_FAILED_SEARCHES = 4  # in a row
@@ -188,7 +188,7 @@ def _promise(
     # A pass over the parameters, made only where it may count.
     counts = new_promise <= COUNTS * (known.start_value - taken.evaluated.value)
     counts |= (taken.num_stalled > 1) | ~taken.moved
-    relative_max = jax.lax.cond(
+    relative_max = cond(
         counts,
         lambda: max_abs(jax.tree.map(_relative, direction.updates, taken.params)),
         lambda: jnp.full_like(secant, jnp.inf),

@@ -33,7 +33,7 @@ from nlcg_optax.minimization.state import (
 )
 from nlcg_optax.minimization.step_taken import point_at
 from nlcg_optax.trees.inner_products import products_and_maxima
-from nlcg_optax.xla.control_flow import apply_if
+from nlcg_optax.xla.control_flow import apply_if, cond, while_loop
 
 # Points at most of a search that is unlikely to gain much: where all that it can gain
 # is rounding; where it is noise, and before the end.
@@ -96,7 +96,7 @@ def run(
     # A boolean decides: a compiler may look for the number of turns in an integer.
     turns = None if max_turns is None else jnp.zeros_like(max_turns)
     start = continues(state), turns, state
-    end = jax.lax.while_loop(lambda carry: carry[0], body, start)[2]
+    end = while_loop(lambda carry: carry[0], body, start)[2]
     spent = (end.status == Status.RUNNING) & (end.work >= limits.max_evaluations)
     return end._replace(
         status=jnp.where(spent, Status.MAX_EVALUATIONS, end.status).astype(jnp.int32)
@@ -122,7 +122,7 @@ def _measure(
         )
 
     # Advanced inside the branches, for the parameters read what they return only once.
-    measured = jax.lax.cond(needs_gradient, with_gradient, value_alone)
+    measured = cond(needs_gradient, with_gradient, value_alone)
     return state._replace(
         **measured._asdict(),
         evaluations=state.evaluations
@@ -184,7 +184,7 @@ def _measure_gradient(
         cast = optax.tree.cast_like(point, state.candidate)
         return cast, search.step, slope
 
-    candidate, candidate_step, candidate_slope = jax.lax.cond(
+    candidate, candidate_step, candidate_slope = cond(
         lower | (usable & accepted) | is_first,
         taken,
         lambda: (state.candidate, state.candidate_step, state.candidate_slope),

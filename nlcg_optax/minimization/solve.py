@@ -22,6 +22,7 @@ from nlcg_optax.minimization.program import (
 from nlcg_optax.minimization.result import MinimizeResult
 from nlcg_optax.minimization.state import MinimizeState
 from nlcg_optax.xla.automatic_sharding import on_mesh_of
+from nlcg_optax.xla.varying import varying_with
 
 
 def minimize(
@@ -157,8 +158,13 @@ def minimize(
     start = arguments.as_start(x0)
     with on_mesh_of(start):
         coordinates = coordinates_of(start, may_be_vector=chosen.may_be_vector)
+        given = arguments.as_args(args)
         u0 = coordinates.of(start)
-        problem = pose(fun, arguments.as_args(args), has_aux, coordinates, u0)
+        problem = pose(fun, given, has_aux, coordinates, u0)
+        varying_u0 = varying_with(u0, problem.inputs)
+        if varying_u0 is not u0:  # in `shard_map`, where data differ between devices
+            u0 = varying_u0
+            problem = pose(fun, given, has_aux, coordinates, u0)
         text = _shapes_of(start)
         program = program_for(problem, setup, text)
         if state is not None:

@@ -94,12 +94,12 @@ def apply_if(
       Array(6., dtype=float32)
     """
     if not switch.is_on():
-        return jax.lax.cond(condition, fn, lambda _, old: old, condition, state)
+        return varying.cond(condition, fn, lambda _, old: old, condition, state)
 
     def body(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         return jnp.zeros([], jnp.bool_), fn(*carry)
 
-    return jax.lax.while_loop(lambda carry: carry[0], body, (condition, state))[1]
+    return varying.while_loop(lambda carry: carry[0], body, (condition, state))[1]
 
 
 def is_known(value: bool | jax.Array) -> bool:

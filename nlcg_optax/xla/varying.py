@@ -103,5 +103,19 @@ def varying_over(tree: PyTree, axes: Axes) -> PyTree:
     return jax.tree.unflatten(treedef, list(map(marked, leaves, axes, axes_of(tree))))
 
 
+def varying_with(tree: PyTree, other: PyTree) -> PyTree:
+    """The tree, with each leaf varying over all axes over which a leaf of either does.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> varying_with(jnp.ones(2), jnp.zeros(3))
+      Array([1., 1.], dtype=float32)
+    """
+    if not _is_mapped():
+        return tree
+    axes: frozenset[str] = frozenset().union(*axes_of((tree, other)))
+    return varying_over(tree, [axes] * len(jax.tree.leaves(tree)))
+
+
 def _is_mapped() -> bool:
     return bool(jax.sharding.get_abstract_mesh().manual_axes)

@@ -101,3 +101,41 @@ def test_shard_map_solves_one_problem_per_device(part):
     expected = jnp.stack([jax.jit(run)(start) for start in starts])
     # Another program: roundings, carried through two steps.
     np.testing.assert_allclose(jax.jit(mapped)(starts), expected, rtol=1e-4, atol=1e-5)
+
+
+def quartic(x, target):
+    return jnp.sum((x - target) ** 4 + (x - target) ** 2)
+
+
+MINIMIZED = {
+    "arguments": lambda t: n.minimize(quartic, jnp.zeros(2), (t,)),
+    "closed over": lambda t: n.minimize(lambda x: quartic(x, t), jnp.zeros(2)),
+    "starts": lambda t: n.minimize(lambda x: quartic(x, jnp.tanh(x)), t),
+    "two terms": lambda t: n.minimize(quartic, jnp.zeros(2), (t,), method="hs+"),
+    "resumed": lambda t: n.minimize(
+        quartic,
+        jnp.zeros(2),
+        (t,),
+        state=n.minimize(quartic, jnp.zeros(2), (t,), max_iterations=2).state,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MINIMIZED)
+def test_minimize_solves_one_problem_per_device(name):
+    """With the default check of varying axes; each ends when it has converged."""
+    solve, count = MINIMIZED[name], jax.device_count()
+    targets = jnp.cumsum(jnp.ones([count, 2]), axis=0) ** 2
+
+    def on_device(part):
+        result = solve(part[0])
+        return result.x[None], result.nit[None], result.success[None]
+
+    mapped = jax.shard_map(on_device, mesh=_mesh(), in_specs=P("x"), out_specs=P("x"))
+    x, nit, success = jax.jit(mapped)(targets)
+    expected = solve(targets[-1])
+    assert success.all()
+    np.testing.assert_allclose(x[-1], expected.x, rtol=1e-5)
+    assert nit[-1] == expected.nit
+    if name != "starts":
+        np.testing.assert_allclose(x, targets, rtol=1e-4)
