@@ -70,6 +70,7 @@ lint: $(VENV)/.test # checks style, formatting, types and workflows
 
 bench: $(VENV)/.experiments # times updates, curvature and training steps, as ratios
 	$(BIN)/python -m experiments.bench.update $(BENCH_ARGS)
+	$(BIN)/python -m experiments.bench.update --matrices --rounds=3 $(BENCH_ARGS)
 	$(BIN)/python -m experiments.bench.products
 	$(BIN)/python -m experiments.bench.curvature $(BENCH_CURVATURE_ARGS)
 	$(BIN)/python -m experiments.bench.training $(BENCH_TRAINING_ARGS)
