@@ -4,10 +4,11 @@ On CPU cores in 16x16 pixels, with all filters or half of them; on a GPU in 32x3
 checks of the device.
 
 1. The paper's recipe at its own learning rate: SGD, momentum, RMSProp, and NLCG with FR
-   and PR, with and without its preconditioner, and with layer-wise scaling.
+   and PR, with and without its preconditioner, and with layer-wise scaling. Among
+   them the untouched method, of which nothing is tuned.
 2. A search of the learning rate at a tenth of the length, with equal trials for every
-   method; the untouched method has none.
-3. The best three of these and the untouched one at full length, on all images.
+   other method.
+3. The best three of these at full length, on all images.
 4. What the batch costs: the best baseline at a sixteenth of the batch, searched in the
    same way, for as many epochs.
 """
@@ -50,7 +51,7 @@ BASELINES = tuple(
     Choice(name, {}) for name in ("heavy_ball", "lars", "muon", "shampoo")
 )
 OURS = tuple(Choice(name, {}) for name in ("paper_nlcg", "large_batch_nlcg"))
-UNTOUCHED = Choice("tuning_free_nlcg", {})
+UNTOUCHED = "tuning_free_nlcg"
 LONGEST = 3  # methods of the search that run at full length
 TENTH, SIXTEENTH = 10, 16
 
@@ -61,6 +62,7 @@ class PaperSize:
 
     Attributes:
       config: what the runs of full length have in common.
+      steps: their length.
       validation_examples: images that are held out in the search.
       trials: first trials of each method.
       checks: of the device, before all runs: none, or with updates of all arrays of
@@ -69,6 +71,7 @@ class PaperSize:
     """
 
     config: RunConfig
+    steps: int
     validation_examples: int
     trials: int
     checks: Literal["none", "small", "full"] = "none"
@@ -83,13 +86,14 @@ CPU = PaperSize(
         batch_size=16384,
         micro_batches=64,
         epochs=200,
-        epochs_per_report=40,  # 122 steps, so 610 in all
+        epochs_per_report=40,  # 122 steps
         steps_per_call=1,
         l2=2e-4,
         ema_decay=0.9999,
         augmentation="crop_flip",
         validation_examples=0,
     ),
+    steps=610,
     validation_examples=5000,
     trials=4,
 )
@@ -124,6 +128,7 @@ SMALL_SIZES = {
             train_examples=128,
             steps_per_call=1,
         ),
+        steps=20,
         validation_examples=64,
         trials=2,
         checks="none" if size.checks == "none" else "small",
@@ -135,13 +140,13 @@ SMALL_SIZES = {
 def stages(size: PaperSize, out: Path, runner: Runner) -> list[Stage]:
     """All of the study, in its order."""
     whole = search(size, SIXTEENTH, BASELINES[:1])
-    first = paper_runs(size, out)[0].config
-    checks = device_checks(first, out, runner, small=size.checks == "small")
+    *rows, layerwise = paper_runs(size, out)
+    checks = device_checks(rows[0].config, out, runner, small=size.checks == "small")
     return [
         *([] if size.checks == "none" else [jobs_stage([checks])]),
-        jobs_stage(paper_runs(size, out)),
+        jobs_stage([*rows, untouched_run(size, out), layerwise]),
         sweep_stage(search(size), out / "search"),
-        Stage(LONGEST + 1, lambda: iter([long_runs(size, out)])),
+        Stage(LONGEST, lambda: iter([long_runs(size, out)])),
         Stage(whole.most_runs + 1, lambda: cost_of_batch(size, out)),
     ]
 
@@ -183,14 +188,19 @@ def search(
     )
 
 
+def untouched_run(size: PaperSize, out: Path) -> PlannedRun:
+    """The method that finds and anneals its steps; it is only told their number."""
+    config = dataclasses.replace(
+        size.config, learning_rate=1.0, schedule="constant", seed=size.seed
+    )
+    choice = Choice(UNTOUCHED, {"num_steps": size.steps})
+    return _planned(with_choice(config, choice), out / "long")
+
+
 def long_runs(size: PaperSize, out: Path) -> list[PlannedRun]:
-    """The best of the search, and the untouched method, at full length."""
+    """The best of the search at full length."""
     best = sorted(final_records(search(size), out / "search"), key=_error)[:LONGEST]
-    untouched = with_choice(_long(size, size.config), UNTOUCHED)
-    return [
-        *(_planned(_long(size, record.config), out / "long") for record in best),
-        _planned(untouched, out / "long"),
-    ]
+    return [_planned(_long(size, record.config), out / "long") for record in best]
 
 
 def cost_of_batch(size: PaperSize, out: Path) -> Iterator[Sequence[Job]]:
@@ -228,6 +238,7 @@ def write_table(out: Path) -> str:
 def _row(folder: str, record: RunRecord) -> str:
     config = record.config
     recipe = {"paper": "the paper's", "long": "tuned"}[folder]
+    recipe = "untouched" if config.optimizer == UNTOUCHED else recipe
     label = label_of(config.optimizer, config.optimizer_options)
     head = f"| {recipe} | {config.batch_size} | {len(record.steps)} | {label} | "
     rate = f"{config.learning_rate:.3g} | "

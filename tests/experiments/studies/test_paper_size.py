@@ -46,16 +46,20 @@ def test_the_steps_are_the_papers(size, side, micro):
     shape = (50_000, side, side, 3)
     images = data.Split(np.zeros(shape, np.uint8), np.zeros(50_000, int))
     program = make_program(size.config, data.Dataset(100, images, None, images))
-    assert program.step.total_steps == 610
+    assert program.step.total_steps == size.steps == 610
     assert size.config.batch_size // size.config.micro_batches == micro
     first, *_ = paper_size.paper_runs(size, Path("out"))
     # 0.1 per 256 images.
     assert first.config.learning_rate == pytest.approx(6.4)
     assert first.config.schedule == "paper"
+    # The method that anneals by itself gets the same number of steps and no schedule.
+    untouched = paper_size.untouched_run(size, Path("out")).config
+    assert untouched.optimizer_options["num_steps"] == 610
+    assert (untouched.learning_rate, untouched.schedule) == (1.0, "constant")
 
 
 @pytest.mark.parametrize("name", ["paper", "gpu"])
-def test_the_best_three_and_the_untouched_run_at_full_length(
+def test_the_untouched_and_the_best_three_run_at_full_length(
     name, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(device_checks, "_check", fake_check)
@@ -71,17 +75,18 @@ def test_the_best_three_and_the_untouched_run_at_full_length(
     ]
     long = [name.removeprefix("long/") for name in ran if name.startswith("long/")]
     assert [name.split(",")[0].split("-")[1] for name in long] == [
+        "tuning_free_nlcg",
         "large_batch_nlcg",
         "muon",
         "shampoo",
-        "tuning_free_nlcg",
         "muon",  # the best baseline, at a sixteenth of the batch
     ]
     assert long[-1].startswith("batch_4-")
     text = paper_size.write_table(tmp_path)
     assert (tmp_path / "paper_size.md").read_text(encoding="utf-8") == text
     assert text.count("the paper's") == len(paper_size.PAPER_ROWS)
-    assert text.count("| tuned |") == len(long)
+    assert text.count("| tuned |") == len(long) - 1
+    assert text.count("| untouched |") == 1
 
 
 def test_the_table_has_the_runs_that_have_ended(tmp_path):
