@@ -29,7 +29,13 @@ def is_vector(params: Any) -> Any:
 
 
 def _direction(
-    order: str, rule: str, beta: float, betas: Sequence[float], ramp: Any, scope: str
+    order: str,
+    rule: str,
+    beta: float,
+    betas: Sequence[float],
+    ramp: float,
+    scope: str,
+    restart: str | None,
 ) -> optax.GradientTransformation:
     if order == "polar_memory":
         first = nlcg_optax.scale_by_orthogonalization()
@@ -39,7 +45,7 @@ def _direction(
         "preconditioner": first,
         "beta_min": 0.0,
         "beta_max": BETA_MAX,
-        "restart": None,
+        "restart": restart,
         "scope": scope,
     }
     is_last = order == "kronecker_memory_polar"
@@ -68,6 +74,7 @@ def _ordered_nlcg(
     betas: Sequence[float] = (0.0,),
     ramp: float = RAMP,
     scope: str = "global",
+    restart: str | None = None,
 ) -> optax.GradientTransformation:
     """The direction of `large_batch_nlcg` with the order and the memory by options.
 
@@ -79,11 +86,12 @@ def _ordered_nlcg(
       betas: the numbers of ``"replay"``, one per step.
       ramp: decay of the average of β; zero for no average.
       scope: ``"global"`` or ``"per_leaf"``.
+      restart: see `nlcg_optax.scale_by_nlcg`.
     """
     look_up("order", order, ORDER_LABELS)
     look_up("rule", rule, RULE_LABELS)
     return optax.chain(
-        _direction(order, rule, beta, betas, ramp, scope),
+        _direction(order, rule, beta, betas, ramp, scope, restart),
         optax.scale_by_learning_rate(learning_rate),
     )
 
@@ -95,6 +103,7 @@ def _ordered_label(given: Options) -> str:
         SCOPE_LABELS[given.get("scope", "global")],
         f"β = {given['beta']:.2f}" if "beta" in given else "",
         f"decay of β {given['ramp']:.3g}" if "ramp" in given else "",
+        "restarts" if given.get("restart") else "",
     ]
     return ", ".join(filter(None, parts))
 
@@ -142,7 +151,7 @@ def _slope_ratio(
     elif direction == "adam":
         nested = optax.scale_by_adam()
     else:
-        nested = _direction(direction, "pr+", 0.0, (), RAMP, "global")
+        nested = _direction(direction, "pr+", 0.0, (), RAMP, "global", None)
     return optax.chain(
         nlcg_optax.scale_by_slope_ratio(
             nested,

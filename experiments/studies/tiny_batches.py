@@ -1,0 +1,243 @@
+"""``python -m experiments.studies.tiny_batches``: batches of 4 of 256 examples.
+
+Two dense networks, tanh and ReLU, with 60 to 3,000 steps. At such batches luck decides,
+so that every figure is one over many draws of the batches. A run counts by the loss of
+all examples after its last step, as a part of what plain SGD reaches on the same
+batches with the best of its rates, which is chosen afterwards for each draw.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import rich.console
+import tyro
+
+import nlcg_optax
+from experiments import optimizers
+from experiments.errors import ending_with_a_message
+from experiments.report.tables import Column, Table
+
+MODULE = "experiments.studies.tiny_batches"
+EXAMPLES, BATCH = 256, 4
+FEATURES, HIDDEN, CLASSES = 8, 16, 4
+LENGTHS = (60, 300, 1000, 3000)
+SGD_RATES = tuple(float(rate) for rate in 10.0 ** np.arange(-3.0, 1.1, 0.5))
+PRESET_RATES = tuple(float(rate) for rate in 10.0 ** np.arange(-2.5, 0.1, 0.5))
+ACTIVATIONS = {"tanh": jnp.tanh, "ReLU": jax.nn.relu}
+AVERAGED = 6  # the average of the weights spans a sixth of the steps
+# Of the first loss; below it float32 rounds, and nothing is compared.
+LEAST = 1e-6
+
+Transformation = Callable[[jax.Array, jax.Array], optax.GradientTransformation]
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyBatchesArguments:
+    """Compares the presets with the best rate of plain SGD at batches of 4 of 256.
+
+    Attributes:
+      seeds: number of draws of the batches.
+      first_seed: the first of their seeds.
+      lengths: numbers of steps.
+    """
+
+    seeds: int = 32
+    first_seed: int = 0
+    lengths: tuple[int, ...] = LENGTHS
+
+
+class Outcome(NamedTuple):
+    """Of a run, each as a part of the first loss.
+
+    Attributes:
+      last: the loss of all examples.
+      averaged: that at the averaged weights.
+      largest: the largest of the averages of the losses of batches, with decay 0.8.
+    """
+
+    last: jax.Array
+    averaged: jax.Array
+    largest: jax.Array
+
+
+class Method(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+      name: for the table.
+      build: an optimizer from the number of steps and a learning rate.
+      rates: of which the best counts for each draw.
+      is_averaged: whether the averaged weights count.
+    """
+
+    name: str
+    build: Transformation
+    rates: tuple[float, ...] = (1.0,)
+    is_averaged: bool = False
+
+
+def _linear(steps: jax.Array, rate: jax.Array) -> optax.Schedule:
+    return lambda count: rate * jnp.maximum(1 - count / steps, 0)
+
+
+SGD = Method("SGD", lambda _steps, rate: optax.sgd(rate), SGD_RATES)
+METHODS = (
+    Method(
+        "`tuning_free_nlcg(num_steps)`",
+        lambda steps, _rate: nlcg_optax.tuning_free_nlcg(steps),
+    ),
+    Method("`tuning_free_nlcg()`", lambda _steps, _rate: nlcg_optax.tuning_free_nlcg()),
+    Method(
+        "the same, averaged weights",
+        lambda _steps, _rate: nlcg_optax.tuning_free_nlcg(),
+        is_averaged=True,
+    ),
+    Method(
+        "`large_batch_nlcg`, best rate",
+        lambda steps, rate: nlcg_optax.large_batch_nlcg(_linear(steps, rate)),
+        PRESET_RATES,
+    ),
+    Method(
+        "the same with restarts",
+        lambda steps, rate: (
+            optimizers.build(
+                "ordered_nlcg", _linear(steps, rate), {"restart": "ascent"}
+            ).transformation
+        ),
+        PRESET_RATES,
+    ),
+)
+
+
+def _problem() -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Inputs, the classes that a random matrix gives them, and the first weights."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    inputs = normal(EXAMPLES, FEATURES)
+    classes = np.argmax(np.tanh(inputs @ normal(FEATURES, CLASSES)), axis=1)
+    start = {
+        "w": normal(FEATURES, HIDDEN) / 2,
+        "b": np.zeros(HIDDEN, np.float32),
+        "v": normal(HIDDEN, CLASSES) / 4,
+    }
+    return jnp.asarray(inputs), jnp.asarray(classes), jax.tree.map(jnp.asarray, start)
+
+
+def run(
+    method: Method,
+    activation: Callable[[jax.Array], jax.Array],
+    steps: jax.Array,
+    seed: jax.Array,
+    rate: jax.Array,
+) -> Outcome:
+    """One run; the number of steps may be traced, so that a program serves all."""
+    inputs, classes, start = _problem()
+    tx = optax.with_extra_args_support(method.build(steps, rate))
+
+    def loss(params: dict[str, jax.Array], rows: jax.Array) -> jax.Array:
+        hidden = activation(inputs[rows] @ params["w"] + params["b"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            hidden @ params["v"], classes[rows]
+        )
+        return jnp.mean(losses)
+
+    def step(count: jax.Array, carry: Any) -> Any:
+        params, average, state, level, largest = carry
+        key = jax.random.fold_in(jax.random.key(seed), count)
+        rows = jax.random.choice(key, EXAMPLES, (BATCH,), replace=False)
+        value, grads = jax.value_and_grad(loss)(params, rows)
+        updates, state = tx.update(grads, state, params, value=value)
+        params = optax.apply_updates(params, updates)
+        share = AVERAGED / (count + AVERAGED)
+        average = optax.incremental_update(params, average, share)
+        level = jnp.where(count == 0, value, 0.8 * level + 0.2 * value)
+        return params, average, state, level, jnp.maximum(largest, level)
+
+    zero = jnp.zeros([])
+    carry = (start, start, tx.init(start), zero, zero)
+    params, average, _, _, largest = jax.lax.fori_loop(0, steps, step, carry)
+    everything = jnp.arange(EXAMPLES)
+    first = loss(start, everything)
+    last, averaged = loss(params, everything), loss(average, everything)
+    return Outcome(last / first, averaged / first, largest / first)
+
+
+@functools.cache
+def _program(method: Method, activation: str) -> Callable[..., Outcome]:
+    one = functools.partial(run, method, ACTIVATIONS[activation])
+    of_rates = jax.vmap(one, (None, None, 0))
+    return jax.jit(jax.vmap(of_rates, (None, 0, None)))
+
+
+def losses(
+    method: Method, activation: str, steps: int, seeds: Sequence[int]
+) -> tuple[np.ndarray, float]:
+    """Of each draw the loss with the best rate, and the largest averaged loss of all.
+
+    The latter is of the rate that is best for most draws.
+    """
+    rates = jnp.asarray(method.rates, jnp.float32)
+    found = _program(method, activation)(steps, jnp.asarray(seeds), rates)
+    last = np.asarray(found.averaged if method.is_averaged else found.last)
+    last = np.where(np.isfinite(last), last, np.inf)
+    usual = np.bincount(last.argmin(axis=1)).argmax()
+    return last.min(axis=1), float(np.max(found.largest[:, usual]))
+
+
+def table(given: TinyBatchesArguments) -> Table:
+    """A row per method, a column per number of steps."""
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
+    columns = [Column("method", "method", [method.name for method in METHODS])]
+    largest = [0.0] * len(METHODS)
+    for steps in given.lengths:
+        fields = []
+        best = {name: losses(SGD, name, steps, seeds)[0] for name in ACTIVATIONS}
+        for number, method in enumerate(METHODS):
+            ratios = []
+            for name in ACTIVATIONS:
+                last, peak = losses(method, name, steps, seeds)
+                ratios.append(np.maximum(last, LEAST) / np.maximum(best[name], LEAST))
+                largest[number] = max(largest[number], peak)
+            fields.append(_summary(np.concatenate(ratios)))
+        columns.append(Column(f"{steps:,} steps", f"{steps:,}", fields))
+    peaks = [f"{peak:.1f}" for peak in largest]
+    columns.append(Column("largest averaged loss", "largest", peaks))
+    return Table(columns, "")
+
+
+def _summary(ratios: np.ndarray) -> str:
+    beyond = int(np.sum(ratios > 2))
+    return f"{np.median(ratios):.2f} ({beyond}; {np.max(ratios):.3g})"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; wrong input ends it with a message."""
+    given = tyro.cli(TinyBatchesArguments, prog=f"python -m {MODULE}", args=arguments)
+    console = rich.console.Console()
+    with ending_with_a_message(MODULE, arguments):
+        for name, count in (("seeds", given.seeds), *_counts(given.lengths)):
+            if count < 1:
+                raise ValueError(f"{name}={count!r} must be at least 1")
+        runs = given.seeds * len(ACTIVATIONS)
+        console.print(
+            "Loss of all examples after the last step, over that of the best rate of "
+            f"plain SGD: median of {runs} runs (runs beyond twice; the greatest).\n"
+        )
+        console.print(table(given).markdown(), highlight=False, soft_wrap=True)
+
+
+def _counts(lengths: Sequence[int]) -> list[tuple[str, int]]:
+    return [("lengths", length) for length in lengths]
+
+
+if __name__ == "__main__":
+    main()
