@@ -16,14 +16,11 @@ from nlcg_optax.dtypes import (
 )
 from nlcg_optax.step_size.slope_control import (
     ControlOptions,
-    Judgment,
     SlopeControlState,
     init_control,
-    judge,
-    stepped_back,
-    went_on,
-    with_step,
 )
+from nlcg_optax.step_size.slope_judgment import Judgment, judge, stepped_back
+from nlcg_optax.step_size.slope_steering import went_on, with_step
 from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.wrappers.signs import warn_of_the_sign

@@ -4,14 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlcg_optax.step_size.slope_control import (
-    ControlOptions,
-    init_control,
-    judge,
-    stepped_back,
-    went_on,
-    with_step,
-)
+from nlcg_optax.step_size.slope_control import ControlOptions, init_control
+from nlcg_optax.step_size.slope_judgment import judge, stepped_back
+from nlcg_optax.step_size.slope_steering import went_on, with_step
 
 F32 = np.float32
 OPTIONS = ControlOptions(1000, -0.4, 0.5, 0.6, 0.4, 1e-3)

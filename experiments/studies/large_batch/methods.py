@@ -136,6 +136,10 @@ ORDERED = (
     Candidate("ordered_nlcg", 0.015, {"order": "kronecker_memory"}),
     Candidate("ordered_nlcg", 0.07, {"scope": "per_leaf"}),
     Candidate("ordered_nlcg", 0.07, {"ramp": 0.0}),
+    *(
+        Candidate("ordered_nlcg", 0.07, {"rule": "constant", "beta": beta})
+        for beta in (0.5, 0.65, 0.8, 0.9)
+    ),
 )
 STEPPED = (
     _slope(target_ratio=-0.2),

@@ -1,0 +1,260 @@
+"""The next step size of `scale_by_slope_ratio`: searched, steered, held, bounded."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nlcg_optax.step_size.slope_control import (
+    LOG_BOUND,
+    ControlOptions,
+    SlopeControlState,
+    anneal,
+)
+from nlcg_optax.step_size.slope_judgment import EXPLAINED, Judgment
+
+# While the step size is searched for, one step changes it by e^-1 to e^2.3 at most;
+# later by those powers of the adaptation rate, and by no more up than down, so that
+# noise does not drive it up. Without a horizon nothing is annealed: by still less.
+MOST_DOWN, MOST_UP = -1.0, 2.3
+MOST_UP_ONCE_FOUND, MOST_UP_WITHOUT_HORIZON = 1.0, 0.5
+# The search ends at the first ratio below this that is not noise, in which the ratio is
+# near zero from the first tiny step on: the change of the loss agrees with the slopes,
+# or the step promises this part of the loss, or there were so many steps.
+FOUND_BELOW, FOUND_PROMISE, LONGEST_SEARCH = 0.3, 0.03, 30
+# With a horizon, the share of the inferred slope in the one that steers.
+INFERRED_SHARE = 0.5
+WINDOW_SHARE = 1 / 30  # of the steps so far, that the windows span at least
+# While it is held, a step of less than this part of what it should be grows again.
+FAR_TOO_SHORT = 0.5
+# The brake: how far the averaged loss may stand above its least, while the step size
+# adapts and while it is held, relative to that; and the logarithm of what it does.
+RISE, RISE_WHILE_HELD = 0.05, 1.0
+BRAKE = -0.3
+LOSS_DECAY = 0.8  # of the average of the loss, before the windows widen
+LEAST_LEAK = 0.02  # by which the least loss is forgotten, so that a jump is; likewise
+# Of the loss, that a step may promise, and the very first one; and by how much the
+# logarithm of the step size may stand above that bound.
+PROMISE, FIRST_PROMISE, SLACK = 1.0, 0.01, 1.0
+MOST_UPHILL = 0.02  # of the loss, that a step may cost by its slope
+MOST_GROWTH = 10.0  # of the promise of a step over the averaged one
+
+
+def went_on(
+    options: ControlOptions, state: SlopeControlState, judgment: Judgment
+) -> tuple[SlopeControlState, jax.Array, jax.Array]:
+    """The scalars that choose the next step, before its slope is known.
+
+    Args:
+      options: of the control.
+      state: the scalars before this update.
+      judgment: on the last step.
+
+    Returns:
+      The new scalars, the ratio that steered them and the inferred slope.
+    """
+    found = state.found | _search_ends(state, judgment)
+    averages = _averaged(options, state, judgment)
+    ratio, inferred = _steering_ratio(options, averages)
+    ratio = jnp.where(found, ratio, judgment.ratio)
+    increment = _increment(options, state, averages, judgment, found, ratio)
+    rate = jnp.asarray(options.adaptation_rate).astype(increment.dtype)
+    pace = jnp.where(found, rate / averages.wider, 1)
+    log_step_size = state.log_step_size + pace * increment
+    new = SlopeControlState(
+        count=state.count + 1,
+        value=judgment.value,
+        slope=jnp.zeros_like(state.slope),
+        start_slope=averages.start_slope,
+        end_slope=averages.end_slope,
+        change=averages.change,
+        noise=averages.noise,
+        value_average=averages.value,
+        value_least=averages.least,
+        log_step_size=jnp.clip(log_step_size, -LOG_BOUND, LOG_BOUND),
+        begun=jnp.ones_like(state.begun),
+        found=found & ~judgment.jumped,
+        steps_back=jnp.zeros_like(state.steps_back),
+    )
+    return new, ratio, inferred
+
+
+def _off_the_parabola(state: SlopeControlState, judgment: Judgment) -> jax.Array:
+    """How far the change of the loss over a step is from the mean of both slopes."""
+    parabola = (state.slope + judgment.end) / 2
+    off = jnp.abs(judgment.value - state.value - parabola)
+    return jnp.where(state.begun, off, 0)
+
+
+def _search_ends(state: SlopeControlState, judgment: Judgment) -> jax.Array:
+    """Whether the ratio of the last step is small, and that is not noise."""
+    certain = _off_the_parabola(state, judgment) <= jnp.abs(state.slope)
+    certain |= -state.slope >= FOUND_PROMISE * jnp.abs(judgment.value)
+    certain |= state.count >= LONGEST_SEARCH
+    return (state.slope < 0) & certain & (judgment.ratio < FOUND_BELOW)
+
+
+class _Averages(NamedTuple):
+    """The averages with the last step, see `SlopeControlState`.
+
+    ``wider`` is how many times wider than at first the windows are, and ``span`` the
+    number of steps in that of the loss.
+    """
+
+    start_slope: jax.Array
+    end_slope: jax.Array
+    change: jax.Array
+    noise: jax.Array
+    value: jax.Array
+    least: jax.Array
+    wider: jax.Array
+    span: jax.Array
+
+
+def _averaged(
+    options: ControlOptions, state: SlopeControlState, judgment: Judgment
+) -> _Averages:
+    dtype = state.value.dtype
+    # Windows that widen with the run average noise out; the rate falls alike, so that
+    # the step size follows them without swinging.
+    share = 1 - jnp.asarray(options.window_decay).astype(dtype)
+    wider = jnp.maximum(WINDOW_SHARE * state.count.astype(dtype) * share, 1)
+    span = wider / (1 - LOSS_DECAY)
+    # Until the step is found the windows hold the last step alone.
+    windowed = state.found & ~judgment.jumped
+
+    def mean(old: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
+        return jnp.where(windowed, (1 - weight) * old + weight * new, new)
+
+    average = mean(state.value_average, judgment.value, 1 / span)
+    leak = LEAST_LEAK / wider
+    leaked = state.value_least + leak * (average - state.value_least)
+    afresh = judgment.jumped | ~state.begun
+    change = judgment.value - state.value
+    return _Averages(
+        start_slope=mean(state.start_slope, state.slope, share / wider),
+        end_slope=mean(state.end_slope, judgment.end, share / wider),
+        change=mean(state.change, change, share / wider),
+        noise=mean(state.noise, _off_the_parabola(state, judgment), 1 / span),
+        value=average,
+        least=jnp.where(afresh, average, jnp.minimum(average, leaked)),
+        wider=wider,
+        span=span,
+    )
+
+
+def _steering_ratio(
+    options: ControlOptions, averages: _Averages
+) -> tuple[jax.Array, jax.Array]:
+    """The ratio of the averaged slopes, and the inferred slope at the start."""
+    start, end = averages.start_slope, averages.end_slope
+    target = jnp.asarray(options.target_ratio).astype(end.dtype)
+    # Along a parabola the loss changes by the mean of the two slopes, and where it is
+    # convex the slope never falls: noise of the loss must not say anything else.
+    inferred = jnp.clip(2 * averages.change - end, start, jnp.minimum(end, 0))
+    share = 1.0 if options.num_steps is None else INFERRED_SHARE
+    steering = (1 - share) * start + share * inferred
+    ratio = jnp.where(steering < 0, end / jnp.where(steering < 0, steering, -1), target)
+    if options.num_steps is None:
+        # No decrease, so that the steps go beyond twice the minimizer.
+        lowest = 2 * target - 1
+        ratio = jnp.where((end > 0) & ~(inferred < 0), lowest, ratio)
+        ratio = jnp.maximum(ratio, lowest)
+    return ratio, inferred
+
+
+def _increment(
+    options: ControlOptions,
+    state: SlopeControlState,
+    averages: _Averages,
+    judgment: Judgment,
+    found: jax.Array,
+    ratio: jax.Array,
+) -> jax.Array:
+    """What the logarithm of the step size should change by."""
+    target = jnp.asarray(options.target_ratio).astype(ratio.dtype)
+    wanted = jnp.log((1 - target) / jnp.maximum(1 - ratio, 1e-3))
+    once_found = (
+        MOST_UP_WITHOUT_HORIZON if options.num_steps is None else MOST_UP_ONCE_FOUND
+    )
+    most = jnp.where(found, once_found, MOST_UP)
+    increment = jnp.clip(wanted, MOST_DOWN, most)
+    held = _is_held(options, state)
+    if options.num_steps is not None:
+        # Annealed steps are shorter than those of the target ratio, and no more than
+        # half of what they should be: a step back may have been by chance.
+        short = jnp.log(_anneal_since_held(options, state) * FAR_TOO_SHORT)
+        increment = jnp.where(held, jnp.maximum(wanted + short, 0), increment)
+        increment = jnp.minimum(increment, most)
+    rise = jnp.where(held, RISE_WHILE_HELD, RISE).astype(ratio.dtype)
+    risen = averages.value - averages.least
+    rising = found & (risen > rise * jnp.abs(averages.least))
+    # Otherwise steps too long are not why.
+    rising &= ratio < FOUND_BELOW
+    rising &= averages.end_slope > EXPLAINED * risen / averages.span
+    increment = jnp.where(rising, jnp.minimum(increment, BRAKE), increment)
+    return jnp.where((state.slope < 0) & ~judgment.jumped, increment, 0)
+
+
+def _anneal_since_held(options: ControlOptions, state: SlopeControlState) -> jax.Array:
+    dtype = state.value.dtype
+    rest = jnp.maximum(1 - jnp.asarray(options.hold_after).astype(dtype), 1e-6)
+    return jnp.clip(anneal(options, state.count, dtype) / rest, 1e-6, 1)
+
+
+def _is_held(options: ControlOptions, state: SlopeControlState) -> jax.Array:
+    if options.num_steps is None:
+        return jnp.zeros([], jnp.bool_)
+    dtype = state.value.dtype
+    until = jnp.asarray(options.hold_after).astype(dtype) * jnp.asarray(
+        options.num_steps
+    ).astype(dtype)
+    return state.count.astype(dtype) > until
+
+
+def with_step(
+    options: ControlOptions,
+    old: SlopeControlState,
+    new: SlopeControlState,
+    ascent: jax.Array,
+) -> tuple[SlopeControlState, jax.Array]:
+    """Completes the scalars once the direction is known.
+
+    Args:
+      options: of the control.
+      old: the scalars before this update.
+      new: those of `went_on`.
+      ascent: slope of the loss along the update of the nested direction.
+
+    Returns:
+      The scalars, and the factor of that update.
+    """
+    # A step longer than the loss over the slope (Polyak's) promises more than there is;
+    # of the very first step nothing else is known, so that it promises less.
+    part = jnp.where(old.begun, PROMISE, FIRST_PROMISE).astype(ascent.dtype)
+    part = jnp.where(ascent < 0, MOST_UPHILL, part)
+    promise = part * jnp.abs(new.value)
+    # A slope that is suddenly steep is no reason for a step that changes far more.
+    usual = MOST_GROWTH * jnp.abs(new.start_slope)
+    limited = old.begun & (usual > 0) & (promise > 0)
+    ceiling = _longest(jnp.where(limited, jnp.minimum(promise, usual), promise), ascent)
+    factor = jnp.exp(new.log_step_size) * anneal(options, old.count, ascent.dtype)
+    factor = jnp.minimum(factor, ceiling)
+    # What lasts is bounded by the averaged loss: one batch that is fitted exactly has
+    # next to none, and would keep the steps short for good.
+    level = jnp.maximum(jnp.abs(new.value), jnp.abs(new.value_average))
+    lasting = jnp.log(_longest(part * level, ascent))
+    lasting += jnp.where(old.begun, SLACK, 0).astype(ascent.dtype)
+    lasting = jnp.where(ascent < 0, LOG_BOUND, lasting)
+    log_step_size = jnp.minimum(new.log_step_size, lasting)
+    log_step_size = jnp.maximum(log_step_size, -LOG_BOUND)
+    return new._replace(log_step_size=log_step_size, slope=-factor * ascent), factor
+
+
+def _longest(change: jax.Array, slope: jax.Array) -> jax.Array:
+    """The longest step along which a slope changes the loss by no more than that."""
+    bounded = (change > 0) & (slope != 0)
+    longest = change / jnp.where(bounded, jnp.abs(slope), 1)
+    tiny = jnp.finfo(slope.dtype).tiny  # a quotient may underflow
+    longest = jnp.where(bounded, jnp.maximum(longest, tiny), jnp.exp(LOG_BOUND))
+    return longest.astype(slope.dtype)
