@@ -10,7 +10,6 @@ whether splitting changes the result, and the largest array that devices gather.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from rich.console import Console
 import nlcg_optax
 from experiments.bench.timing import timed
 from experiments.errors import ending_with_a_message
+from experiments.virtual_devices import ask_for_virtual_devices
 from nlcg_optax.minimization.methods import limited_memory_method
 
 REFERENCE = "optax lbfgs, 10 pairs"
@@ -180,10 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, prog=f"python -m {module}", args=arguments)
     with ending_with_a_message(module, arguments, again="start again with"):
         count = max(config.devices)
-        # Read when JAX starts its backend, which nothing above does.
-        flag = f" --xla_force_host_platform_device_count={count}"
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flag
-        os.environ.setdefault("NPROC", str(2 * count))  # a thread for every device
+        ask_for_virtual_devices(count)  # nothing above starts a device
         if jax.device_count() < count:
             raise ValueError(f"devices={count} are more than the {jax.device_count()}")
         lines = [f"| {' | '.join(HEADINGS)} |", f"|---:|---:|---|{'---:|' * 7}"]

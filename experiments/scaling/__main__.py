@@ -6,7 +6,6 @@ second models a step on many chips from the figures that
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from experiments.scaling import peers
 from experiments.scaling.compile import read_entries
 from experiments.scaling.model_report import draw, model_table, modeled
 from experiments.scaling.weak_scaling import WeakScaling, measure
+from experiments.virtual_devices import ask_for_virtual_devices
 
 MODULE = "experiments.scaling"
 
@@ -108,10 +108,5 @@ def run(given: ScalingArguments, console: rich.console.Console) -> None:
 
 
 if __name__ == "__main__":
-    flag = "--xla_force_host_platform_device_count"
-    if flag not in os.environ.get("XLA_FLAGS", ""):
-        # Read when JAX starts its backend, which is after the imports.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=8".strip()
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # where virtual devices are
-        os.environ.setdefault("NPROC", "16")  # a thread for every device
+    ask_for_virtual_devices(8)  # the imports start no device
     main()

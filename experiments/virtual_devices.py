@@ -1,0 +1,19 @@
+"""Several devices on a machine that has but a CPU."""
+
+import os
+
+FLAG = "--xla_force_host_platform_device_count"
+
+
+def ask_for_virtual_devices(count: int) -> None:
+    """Makes JAX split the CPU in ``count`` devices; to be called before it starts one.
+
+    What the environment says of the number of devices, of the platform or of the
+    number of threads stays.
+    """
+    if count == 1 or FLAG in os.environ.get("XLA_FLAGS", ""):
+        return
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}={count}"
+    os.environ["XLA_FLAGS"] = flags.strip()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # where virtual devices are
+    os.environ.setdefault("NPROC", str(2 * count))  # a thread for every device
