@@ -114,13 +114,15 @@ def record_run(
         state, evaluation = _train(
             writer, compiled, config, dataset, start, on_report, checkpoints
         )
+        statistics = program.statistics(state, dataset.train)
         summary = {
             **evaluation,
-            **named("test", program.evaluate(state, dataset.test)),
+            **named("test", program.evaluate(state, dataset.test, statistics)),
             "compile_seconds": compiled.compile_seconds,
         }
         if config.ema_decay:
-            last = program.evaluate(state._replace(average=state.params), dataset.test)
+            unaveraged = state._replace(average=state.params)
+            last = program.evaluate(unaveraged, dataset.test, state.batch_stats)
             summary |= named("test_unaveraged", last)
         writer.write("summary", summary)
     return summary
@@ -223,24 +225,26 @@ def evaluation_of(
     """Loss and accuracy on whole splits, with the cost so far."""
     state = report.state
     steps = len(report.metrics["loss"])
+    statistics = program.statistics(state, dataset.train)
     line = {
         "step": int(state.step),
         "gradient_equivalents": program.gradient_equivalents * int(state.step),
         "seconds": seconds,
         "images_per_second": steps * program.batch_size / report.seconds,
-        **named("train", _on_training_data(program, report, dataset)),
+        **named("train", _on_training_data(program, report, dataset, statistics)),
     }
     if dataset.validation is None:  # nothing is left to choose
-        return line | named("test", program.evaluate(state, dataset.test))
-    return line | named("validation", program.evaluate(state, dataset.validation))
+        return line | named("test", program.evaluate(state, dataset.test, statistics))
+    found = program.evaluate(state, dataset.validation, statistics)
+    return line | named("validation", found)
 
 
 def _on_training_data(
-    program: Program, report: Report, dataset: AnyDataset
+    program: Program, report: Report, dataset: AnyDataset, statistics: Any
 ) -> Evaluation:
     """Loss and accuracy; of a stream, which is read once, means over the last steps."""
     if isinstance(dataset.train, Split):
-        return program.evaluate(report.state, dataset.train)
+        return program.evaluate(report.state, dataset.train, statistics)
     return Evaluation(*(report.metrics[name].mean() for name in Evaluation._fields))
 
 

@@ -34,6 +34,7 @@ from experiments.training import (
     run_epochs,
 )
 from experiments.training.batch_statistics import recomputed_statistics
+from experiments.training.evaluation import batches_of
 
 PyTree = Any
 
@@ -89,28 +90,35 @@ def train_swap(config: SwapConfig, dataset: Dataset) -> SwapResult:
     large, program, large_seconds = _train_large(config, dataset)
     large_cost = program.gradient_equivalents * program.batch_size * int(large.step)
     # Workers start from the weights on which the first phase is evaluated.
-    start = large.average if config.large.ema_decay else large.params
-    start, statistics = jax.device_get((start, large.batch_stats))
+    start = program.step.evaluated_params(large)
+    statistics = program.statistics(large, dataset.train)
+    start, statistics = jax.device_get((start, statistics))
     workers, worker, worker_seconds = train_workers(config, dataset, start, statistics)
     small_steps = int(workers.steps[0])
     small_cost = worker.gradient_equivalents * worker.batch_size * small_steps
+
+    def measured(params: PyTree) -> PyTree:
+        return recomputed_statistics(
+            _model(config.large, dataset),
+            params,
+            statistics,
+            batches_of(dataset.train, worker.batch_size),
+            preprocessing.standardization(config.large.standardization),
+        )
+
     begin = time.perf_counter()
     averaged = jax.tree.map(lambda leaf: np.mean(leaf, axis=0), workers.params)
-    new_statistics = recomputed_statistics(
-        _model(config.large, dataset),
-        averaged,
-        statistics,
-        dataset.train,
-        worker.batch_size,
-        preprocessing.standardization(config.large.standardization),
-    )
+    new_statistics = measured(averaged)
     averaging_seconds = time.perf_counter() - begin
+    finals = [
+        jax.tree.map(lambda x, row=row: x[row], workers[:2])
+        for row in range(config.workers)
+    ]
+    if config.small.ema_decay:  # each worker's weights are an average, too
+        finals = [(params, measured(params)) for params, _ in finals]
     return SwapResult(
         large=evaluate(start, statistics),
-        workers=[
-            evaluate(*jax.tree.map(lambda x, row=row: x[row], workers[:2]))
-            for row in range(config.workers)
-        ],
+        workers=[evaluate(*final) for final in finals],
         averaged=evaluate(averaged, new_statistics),
         large_steps=int(large.step),
         small_steps=small_steps,

@@ -1,12 +1,13 @@
 """Batch statistics for weights that have none, such as an average of weights."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from experiments.data import Split
 
@@ -17,11 +18,10 @@ def recomputed_statistics(
     model: nn.Module,
     params: PyTree,
     batch_stats: PyTree,
-    split: Split,
-    batch_size: int,
+    batches: Iterable[Split],
     standardize: Callable[[jax.Array], jax.Array],
 ) -> PyTree:
-    """The mean, over a split, of the statistics of its batches.
+    """The mean over batches of their statistics.
 
     One batch with statistics ``b`` moves running statistics ``r`` to
     ``m r + (1 - m) b``. The results for ``r`` of zeros and of ones determine ``m`` and
@@ -31,23 +31,18 @@ def recomputed_statistics(
       model: a network with or without batch normalization, but without ghost batches.
       params: the weights.
       batch_stats: statistics with the structure of the model's; values are ignored.
-      split: images without augmentation, as in an evaluation.
-      batch_size: images that are normalized together; the last batch may be smaller,
-        and has a smaller weight.
+      batches: images that are normalized together, without augmentation, as in an
+        evaluation; a smaller batch has a smaller weight.
       standardize: function from raw images to the input of the model.
     """
     if not batch_stats:
         return batch_stats
-    examples = split.labels.shape[0]
-    total = jax.tree.map(jnp.zeros_like, batch_stats)
-    for at in range(0, examples, batch_size):
-        images = split.images[at : at + batch_size]
-        found = _statistics_of(model, standardize, params, total, images)
-        share = len(images) / examples
-        total = jax.tree.map(
-            lambda mean, new, share=share: mean + share * new, total, found
-        )
-    return total
+    mean, examples = jax.tree.map(jnp.zeros_like, batch_stats), 0
+    for batch in batches:
+        found = _statistics_of(model, standardize, params, mean, batch.images)
+        examples += len(batch.labels)
+        mean = optax.incremental_update(found, mean, len(batch.labels) / examples)
+    return mean
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

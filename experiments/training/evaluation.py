@@ -47,7 +47,7 @@ def evaluate_split(
     # No loop inside the compiled call: on CPUs, convolutions in XLA loops are slow.
     sums = [
         _evaluate_batch(model, standardize, variables, batch)
-        for batch in _batches(split, mesh)
+        for batch in batches_of(split, EVALUATION_BATCH_SIZE, mesh)
     ]
     total = jax.tree.map(lambda *parts: sum(parts), *sums)
     return Evaluation(total.loss / total.labels, total.hits / total.labels)
@@ -59,12 +59,15 @@ class _Sums(NamedTuple):
     labels: jax.Array
 
 
-def _batches(split: Split | Stream, mesh: Mesh | None) -> Iterator[Split]:
+def batches_of(
+    split: Split | Stream, batch_size: int, mesh: Mesh | None = None
+) -> Iterator[Split]:
+    """All examples once; the last batch may be smaller, or is padded in a stream."""
     if not isinstance(split, Split):
-        yield from evaluation_batches(split, EVALUATION_BATCH_SIZE, mesh or make_mesh())
+        yield from evaluation_batches(split, batch_size, mesh or make_mesh())
         return
-    for at in range(0, split.labels.shape[0], EVALUATION_BATCH_SIZE):
-        yield Split(*(x[at : at + EVALUATION_BATCH_SIZE] for x in split))
+    for at in range(0, split.labels.shape[0], batch_size):
+        yield Split(*(x[at : at + batch_size] for x in split))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -6,6 +6,7 @@ state, so that all trials of a search share one compiled program, in sequence or
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,13 +18,21 @@ from experiments import models
 from experiments.config import RunConfig
 from experiments.data import AnyDataset, Split, Stream
 from experiments.training import meshes
-from experiments.training.evaluation import Evaluation, evaluate_split
+from experiments.training.batch_statistics import recomputed_statistics
+from experiments.training.evaluation import (
+    EVALUATION_BATCH_SIZE,
+    Evaluation,
+    batches_of,
+    evaluate_split,
+)
 from experiments.training.feeding import CallShape, Feed, make_feed
 from experiments.training.hyperparameters import hyperparameters_of
 from experiments.training.state import TrainState
 from experiments.training.step import Metrics, TrainStep, make_step
 
 PyTree = Any
+
+MOST_IMAGES = 50_000  # of a stream, for the statistics of an average of weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,17 +113,59 @@ class Program:
         )
         return make_feed(split, shape, self.mesh)
 
-    def evaluate(self, state: TrainState, split: Split | Stream) -> Evaluation:
-        """Loss and accuracy on a split, batch by batch."""
+    def statistics(self, state: TrainState, train: Split | Stream) -> PyTree:
+        """Batch statistics of the weights that evaluation takes.
+
+        Those of the last weights have been measured in training. An average of weights
+        is another network: its statistics are the means over batches of training
+        images, without augmentation, of a stream over its first 50,000.
+        """
         params = self.step.evaluated_params(state)
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        within = self.step.mesh
-        variables = jax.tree.map(
-            lambda x: jax.device_put(x, NamedSharding(within, x.sharding.spec)),
-            variables,
-        )
+        if params is state.params or not state.batch_stats:
+            return state.batch_stats
+        size = min(EVALUATION_BATCH_SIZE, _count(train))
+        batches = batches_of(train, size, self.step.mesh)
+        if not isinstance(train, Split):  # whose last batch may be padded
+            most = min(_count(train), MOST_IMAGES) // size
+            batches = itertools.islice(batches, most)
+        params, before = self._within((params, state.batch_stats))
+        model, standardize = self.step.model_of_whole_batches, self.step.standardize
+        return recomputed_statistics(model, params, before, batches, standardize)
+
+    def evaluate(
+        self,
+        state: TrainState,
+        split: Split | Stream,
+        batch_stats: PyTree | None = None,
+    ) -> Evaluation:
+        """Loss and accuracy on a split, batch by batch.
+
+        Args:
+          state: of the run.
+          split: what to evaluate on.
+          batch_stats: what `statistics` gives; of the last weights by default.
+
+        Raises:
+          ValueError: if there are statistics, and not given for an average of weights.
+        """
+        params = self.step.evaluated_params(state)
+        if batch_stats is None:
+            if state.batch_stats and params is not state.params:
+                raise ValueError(
+                    "batch_stats=None suits the last weights, not an average of them, "
+                    "which has statistics of its own: give Program.statistics(...)"
+                )
+            batch_stats = state.batch_stats
+        variables = self._within({"params": params, "batch_stats": batch_stats})
         return evaluate_split(
-            self.step.model, variables, split, self.step.standardize, within
+            self.step.model, variables, split, self.step.standardize, self.step.mesh
+        )
+
+    def _within(self, tree: PyTree) -> PyTree:
+        """The same arrays on the mesh of the step."""
+        return jax.tree.map(
+            lambda x: jax.device_put(x, NamedSharding(self.step.mesh, x.sharding.spec)),
+            tree,
         )
 
     def _shardings(self, state: TrainState) -> TrainState:

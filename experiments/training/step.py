@@ -132,6 +132,13 @@ class TrainStep:
         }
         return self.finish(state, outcome, batch_stats, extras)
 
+    @property
+    def model_of_whole_batches(self) -> nn.Module:
+        """The network without ghost batches."""
+        if hasattr(self.model, "ghost_batch_size"):
+            return self.model.clone(ghost_batch_size=None)
+        return self.model
+
     def evaluated_params(self, state: TrainState) -> PyTree:
         """The weights that evaluation takes: the last ones, or an average."""
         if self.config.ema_decay:

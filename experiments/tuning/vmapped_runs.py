@@ -117,9 +117,11 @@ def record_runs_together(
                 evaluation = evaluation_of(report, program, dataset, seconds + shared)
                 writers[run].write("evaluation", evaluation)
                 if number == reports:
+                    statistics = program.statistics(report.state, dataset.train)
+                    found = program.evaluate(report.state, dataset.test, statistics)
                     summary = {
                         **evaluation,
-                        **named("test", program.evaluate(report.state, dataset.test)),
+                        **named("test", found),
                         "compile_seconds": vmapped.compile_seconds,
                     }
                     writers[run].write("summary", summary)

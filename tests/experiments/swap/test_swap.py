@@ -1,7 +1,6 @@
 """SWAP: layouts of the workers agree, the average and its statistics, and its costs."""
 
 import dataclasses
-import functools
 import json
 
 import chex
@@ -20,6 +19,7 @@ from experiments.swap.phases import train_swap
 from experiments.swap.records import record_swap, swap_table
 from experiments.training import DivergedError
 from experiments.training.batch_statistics import recomputed_statistics
+from experiments.training.evaluation import batches_of
 
 LARGE = RunConfig(
     model="mlp",
@@ -171,8 +171,7 @@ def test_statistics_are_means_over_the_batches(momentum):
         model,
         variables["params"],
         variables["batch_stats"],
-        split,
-        8,
+        batches_of(split, 8),
         preprocessing.standardize,
     )["BatchNorm_0"]
     batches, shares = np.split(images, [8, 16]), np.array([0.4, 0.4, 0.2])
@@ -185,7 +184,7 @@ def test_statistics_are_means_over_the_batches(momentum):
 def test_a_model_without_batch_normalization_has_none_to_recompute(few_digits):
     model = models.build("mlp", 10)
     found = recomputed_statistics(
-        model, {}, {}, few_digits.train, 8, preprocessing.standardize
+        model, {}, {}, [few_digits.train], preprocessing.standardize
     )
     assert found == {}
 
@@ -208,9 +207,12 @@ def test_the_averaged_weights_get_statistics_of_their_own():
     small = dataclasses.replace(SMALL, **normed, batch_size=8, ghost_batch_size=4)
     result = train_swap(SwapConfig(large, small, workers=2), dataset)
     found, model = result.averaged, models.build("cnn", 10)
-    recompute = functools.partial(
-        recomputed_statistics, model, found.params, result.large.batch_stats, split, 8
-    )
+
+    def recompute(standardize):
+        batches = batches_of(split, 8)
+        before = result.large.batch_stats
+        return recomputed_statistics(model, found.params, before, batches, standardize)
+
     expected = recompute(preprocessing.standardize_channels)
     chex.assert_trees_all_close(found.batch_stats, expected, rtol=1e-6)
     for other in (

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,10 @@ import optax
 import pytest
 
 from experiments import models
+from experiments.data import Split
+from experiments.data.stream import LabeledImages
 from experiments.training import make_program
+from experiments.training import program as program_module
 from tests.experiments.training.quick_runs import quick, train
 
 
@@ -75,3 +79,65 @@ def test_ghost_batches_are_normalized_as_micro_batches_are(few_digits):
     ):
         # Float32 sums of 1024 numbers in another order, and a variance by difference.
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def averaged_run(few_digits):
+    """A program with an average of the weights, and its last state."""
+    config = quick(
+        model="cnn", optimizer="sgd", learning_rate=0.5, ema_decay=0.9, epochs=5
+    )
+    program, (report,) = train(config, few_digits)
+    return program, report.state
+
+
+def test_an_average_of_weights_is_evaluated_with_statistics_of_its_own(
+    averaged_run, few_digits
+):
+    program, state = averaged_run
+    split = few_digits.train
+    statistics = program.statistics(state, split)
+    found = program.evaluate(state, split, statistics)
+    # The images are one batch: in training mode it would be normalized by itself.
+    logits, _ = program.step.model.apply(
+        {"params": state.average, "batch_stats": state.batch_stats},
+        program.step.standardize(split.images),
+        train=True,
+        mutable=["batch_stats"],
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
+    assert found.loss == pytest.approx(float(losses.mean()), rel=1e-5)
+    with_those_of_training = program.evaluate(state, split, state.batch_stats)
+    assert with_those_of_training.loss > 1.05 * found.loss
+
+
+def test_the_last_weights_keep_the_statistics_of_training(averaged_run, few_digits):
+    program, state = averaged_run
+    unaveraged = state._replace(average=state.params)
+    assert program.statistics(unaveraged, few_digits.train) is state.batch_stats
+    with pytest.raises(ValueError, match=r"batch_stats=None suits the last weights"):
+        program.evaluate(state, few_digits.test)
+    program.evaluate(unaveraged, few_digits.test)
+
+
+def test_statistics_of_a_stream_are_those_of_its_first_images(
+    averaged_run, few_digits, monkeypatch
+):
+    program, state = averaged_run
+
+    class Rows:
+        """The images of the split as a stream."""
+
+        examples, shape = 64, few_digits.train.images.shape[1:]
+
+        def evaluation_batches(self, *, batch_size, share):
+            for at in range(0, self.examples, batch_size):
+                rows = slice(at, at + batch_size)
+                yield LabeledImages(*(np.asarray(x[rows]) for x in few_digits.train))
+
+    monkeypatch.setattr(program_module, "EVALUATION_BATCH_SIZE", 16)
+    monkeypatch.setattr(program_module, "MOST_IMAGES", 40)
+    first = Split(*(x[:32] for x in few_digits.train))
+    expected = program.statistics(state, first)
+    found = program.statistics(state, Rows())
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
