@@ -40,6 +40,8 @@ def diagnostics(opt_state: PyTree) -> dict[str, jax.Array]:
     found = [
         (jax.tree_util.keystr(path[:-1]), value._asdict())
         for path, value in optax.tree.get_all_with_path(opt_state, "diagnostics")
+        # A parameter may have this name, too.
+        if type(value).__module__.startswith(f"{__package__}.")
     ]
     names = [name for _, scalars in found for name in scalars]
     return {

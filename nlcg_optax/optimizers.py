@@ -256,14 +256,16 @@ def tuning_free_nlcg(
     which reads the loss that the training loop has anyway: no second evaluation, no
     function of the network.
 
-    With ``num_steps``, the length of the run, it finds its step size, holds it and
-    lets it fall to zero. Without, it runs for ever and costs foresight: a run of known
-    length ends at a lower loss. In noise, evaluate an average of the parameters then,
-    such as ``optax.incremental_update`` gives. A schedule may be multiplied on top,
-    ``optax.chain(tuning_free_nlcg(), optax.scale_by_schedule(...))``; where the step
-    size still adapts, which without ``num_steps`` is always, it makes up for much of a
-    schedule that falls slowly. Clipping belongs before it, not after:
-    ``optax.chain(optax.clip_by_global_norm(1.), tuning_free_nlcg())``.
+    With ``num_steps``, the length of the run, it finds its step size, holds it and lets
+    it fall to zero. Without, the run has no fixed end, and as nothing is annealed one
+    of known length ends at a higher loss. In noise, evaluate an average of the
+    parameters then, such as ``optax.incremental_update`` gives. A schedule may be
+    multiplied on top, ``optax.chain(tuning_free_nlcg(),
+    optax.scale_by_schedule(...))``; where the step size still adapts, which without
+    ``num_steps`` is always, it makes up for much of a schedule that falls slowly.
+    Clipping belongs before it, not after: ``optax.chain(optax.clip_by_global_norm(1.),
+    tuning_free_nlcg())``, at a norm that few gradients exceed, for the slopes are those
+    of the clipped gradients.
 
     Beside Adam it keeps two more trees than its two moments, the last step and the
     gradient before, and the Kronecker factors and their roots; a step adds what

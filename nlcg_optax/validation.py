@@ -25,6 +25,16 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, jax.Array)
 
 
+def _check_number(name: str, value: Any) -> None:
+    """Raises TypeError unless ``value`` is a real number, which may be an array."""
+    if isinstance(value, numbers.Real):
+        return
+    if not hasattr(value, "dtype") or np.ndim(value) > 0:
+        raise TypeError(
+            f"{name}={value!r} is a {type(value).__name__}; allowed is a number"
+        )
+
+
 def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
     """Raises ValueError unless ``value`` is one of ``allowed``."""
     if not any(value is a or (isinstance(a, str) and value == a) for a in allowed):
@@ -38,16 +48,50 @@ def check_scope(scope: Any) -> None:
 
 def check_range(low_name: str, high_name: str, low: Any, high: Any) -> None:
     """Raises ValueError unless ``low <= high`` and neither is NaN."""
-    if not (_is_array(low) or _is_array(high)) and not low <= high:
+    if _is_array(low) or _is_array(high):
+        return
+    _check_number(low_name, low)
+    _check_number(high_name, high)
+    if not low <= high:
         raise ValueError(
             f"{low_name}={low!r} and {high_name}={high!r}: {low_name} must not be "
             f"above {high_name}, and neither may be NaN"
         )
 
 
+def check_at_most(name: str, value: Any, most: float) -> None:
+    """Raises ValueError unless ``value`` is at most ``most``."""
+    if _is_array(value):
+        return
+    _check_number(name, value)
+    if not value <= most:
+        raise ValueError(f"{name}={value!r} must be at most {most:g}")
+
+
+def check_at_least(name: str, value: Any, least: float) -> None:
+    """Raises ValueError unless ``value`` is at least ``least``."""
+    if _is_array(value):
+        return
+    _check_number(name, value)
+    if not value >= least:
+        raise ValueError(f"{name}={value!r} must be at least {least:g}")
+
+
+def check_below_one(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value < 1``."""
+    if _is_array(value):
+        return
+    _check_number(name, value)
+    if not value < 1:
+        raise ValueError(f"{name}={value!r} must be below 1")
+
+
 def check_decay(name: str, value: Any) -> None:
     """Raises ValueError unless ``0 <= value < 1``."""
-    if not _is_array(value) and not 0 <= value < 1:
+    if _is_array(value):
+        return
+    _check_number(name, value)
+    if not 0 <= value < 1:
         raise ValueError(f"{name}={value!r} is not in [0, 1)")
 
 
@@ -55,14 +99,17 @@ def check_positive(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is a number, finite and above zero."""
     if _is_array(value):
         return
-    is_number = isinstance(value, numbers.Real) or hasattr(value, "dtype")
-    if not is_number or not (value > 0 and math.isfinite(value)):
+    _check_number(name, value)
+    if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name}={value!r} must be finite and greater than 0")
 
 
 def check_non_negative(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is finite and not below zero."""
-    if not _is_array(value) and not (value >= 0 and math.isfinite(value)):
+    if _is_array(value):
+        return
+    _check_number(name, value)
+    if not (value >= 0 and math.isfinite(value)):
         raise ValueError(f"{name}={value!r} must be finite and not below 0")
 
 
@@ -105,14 +152,17 @@ def check_int(name: str, value: Any) -> None:
 def check_rate(name: str, value: Any, remedy: str = "") -> None:
     """Raises TypeError unless ``value`` is a number or a schedule.
 
-    ``remedy`` says what was probably meant.
+    ``remedy`` says what was probably meant. A number that is not finite is a
+    ValueError.
     """
-    is_number = isinstance(value, numbers.Real) or hasattr(value, "dtype")
-    if not is_number and not callable(value):
+    is_scalar = hasattr(value, "dtype") and np.ndim(value) == 0
+    if not (is_scalar or isinstance(value, numbers.Real) or callable(value)):
         raise TypeError(
             f"{name}={value!r} is a {type(value).__name__}; allowed are a number and a "
             f"schedule, a function of the step count{remedy}"
         )
+    if not (_is_array(value) or callable(value) or math.isfinite(value)):
+        raise ValueError(f"{name}={value!r} must be finite")
 
 
 def check_float_dtype(name: str, value: Any) -> None:
@@ -213,7 +263,8 @@ def require(
     """
     if value is None:
         call = "" if name == "params" else f", {name}=..."
-        close = [other for other in given if is_near_miss(other, name)]
+        others = [other for other in given if other != name]
+        close = [other for other in others if is_near_miss(other, name)]
         hint = f" (is `{close[0]}` misspelled?)" if close else ""
         raise ValueError(
             f"{transformation}: update needs `{name}` ({why}), but got None{hint}; "

@@ -38,3 +38,10 @@ def test_repeated_names_carry_their_place():
 
 def test_foreign_states_have_none():
     assert diagnostics(optax.adam(0.1).init(jnp.ones(2))) == {}
+
+
+def test_a_parameter_may_be_called_diagnostics():
+    tx = nlcg(0.1)
+    params = {"diagnostics": {"w": jnp.ones([2, 2])}, "b": jnp.ones(2)}
+    found = diagnostics(tx.init(params))
+    assert set(found) == set(diagnostics(tx.init(jnp.ones(2))))

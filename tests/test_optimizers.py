@@ -299,6 +299,29 @@ def test_tuning_free_solves_least_squares(num_steps):
         ),
         (lambda: nlcg(0.1, weight_decay=-1.0), ValueError, "weight_decay=-1.0 must be"),
         (
+            lambda: large_batch_nlcg(
+                0.1, weight_decay=optax.linear_schedule(0.1, 0, 9)
+            ),
+            TypeError,
+            "weight_decay=.* is a function; allowed is a number",
+        ),
+        (
+            lambda: nlcg(0.1, beta_max="1"),
+            TypeError,
+            "beta_max='1' is a str; allowed is a number",
+        ),
+        (lambda: nlcg(float("nan")), ValueError, "learning_rate=nan must be finite"),
+        (
+            lambda: nlcg(np.array([0.1, 0.2])),
+            TypeError,
+            "learning_rate=.* is a ndarray; allowed are a number and a schedule",
+        ),
+        (
+            lambda: paper_nlcg(0.1, layerwise_eta=-1.0),
+            ValueError,
+            "layerwise_eta=-1.0 must be finite and greater than 0",
+        ),
+        (
             lambda: paper_nlcg(0.1, "hs"),
             ValueError,
             "rule='hs' is unknown; allowed are",

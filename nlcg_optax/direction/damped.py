@@ -74,7 +74,14 @@ def damp_by_beta(
         updates, state = inner.update(updates, state, params, **extra_args)
         chosen = mask(updates) if callable(mask) else mask
         leaves, treedef = jax.tree.flatten(updates)
-        flags = [True] * len(leaves) if chosen is None else jax.tree.leaves(chosen)
+        # A flag may stand for a whole subtree, as in `optax.masked`.
+        flags = jax.tree.leaves(
+            jax.tree.map(
+                lambda flag, part: jax.tree.map(lambda _: flag, part),
+                True if chosen is None else chosen,
+                updates,
+            )
+        )
         factors = jnp.broadcast_to(1 - state.beta_average, (len(leaves),))
         damped = [
             times(factors[i], leaf).astype(leaf.dtype) if flag else leaf

@@ -72,6 +72,7 @@ class Sizes(NamedTuple):
       relative_step: the largest change that this step makes to a parameter, relative
         to the parameter.
       relative_max: the same for the step one along the direction.
+      scale: the factor that the objective and its gradient have, here and elsewhere.
     """
 
     start_value: jax.Array
@@ -82,6 +83,28 @@ class Sizes(NamedTuple):
     promise: jax.Array
     relative_step: jax.Array
     relative_max: jax.Array
+    scale: jax.Array
+
+    def times(self, factor: jax.Array) -> "Sizes":
+        """The sizes of the objective times a factor; unknown where that overflows."""
+
+        def of(size: jax.Array) -> jax.Array:
+            product = factor * size
+            return jnp.where(jnp.isfinite(product), product, jnp.inf)
+
+        return self._replace(
+            start_value=of(self.start_value),
+            start_grad_max=of(self.start_grad_max),
+            largest_grad_max=jnp.where(
+                jnp.isfinite(factor * self.largest_grad_max),
+                factor * self.largest_grad_max,
+                0,
+            ),
+            smallest_grad_max=of(self.smallest_grad_max),
+            level=of(self.level),
+            promise=of(self.promise),
+            scale=factor * self.scale,
+        )
 
 
 def no_sizes(dtype: Any) -> Sizes:
@@ -94,7 +117,8 @@ def no_sizes(dtype: Any) -> Sizes:
     """
     infinite = jnp.full([], jnp.inf, dtype)
     sizes = dict.fromkeys(Sizes._fields, infinite)
-    return Sizes(**sizes)._replace(largest_grad_max=jnp.zeros([], dtype))
+    zero, one = jnp.zeros([], dtype), jnp.ones([], dtype)
+    return Sizes(**sizes)._replace(largest_grad_max=zero, scale=one)
 
 
 def has_small_gradient(
@@ -116,12 +140,12 @@ def has_small_gradient(
     if limits.tol_kind == "decrease":
         return grad_max <= 0
     if limits.tol_kind == "absolute":
-        return grad_max <= limits.tol
+        return grad_max <= limits.tol * known.scale
     if limits.tol_kind == "relative":
         return grad_max <= limits.tol * known.start_grad_max
 
     def is_small(size: jax.Array) -> jax.Array:
-        return grad_max <= limits.tol * (1 + size)
+        return grad_max <= limits.tol * (known.scale + size)
 
     # On the way to minus infinity any gradient gets small against the value. Below
     # -|f(x0)| it must have fallen, too; and so it must before f(x0) itself counts.
@@ -206,6 +230,18 @@ def may_hide_descent(
     return (square > most) & ~_is_nearly_zero(tol, decrease, value)
 
 
+def is_small_fraction(
+    limits: Limits, sizes: jax.Array, grad_max: jax.Array
+) -> jax.Array:
+    """Whether a gradient is as small against the largest one as the tolerance."""
+    eps = float(jnp.finfo(grad_max.dtype).eps)
+    tol = jnp.maximum(
+        jnp.asarray(limits.tol, grad_max.dtype), 2 * NOISE_OF_PARAMS * eps
+    )
+    tol = jnp.minimum(tol, FALLEN)
+    return grad_max <= tol * Sizes(*sizes).largest_grad_max
+
+
 def steps_to_trust(limits: Limits, sizes: jax.Array, grad_max: jax.Array) -> jax.Array:
     """How many steps in a row must promise little before the tolerance is met.
 
@@ -217,11 +253,7 @@ def steps_to_trust(limits: Limits, sizes: jax.Array, grad_max: jax.Array) -> jax
     Returns:
       An integer.
     """
-    eps = float(jnp.finfo(grad_max.dtype).eps)
-    tol = jnp.maximum(
-        jnp.asarray(limits.tol, grad_max.dtype), 2 * NOISE_OF_PARAMS * eps
-    )
-    is_small = grad_max <= tol * Sizes(*sizes).largest_grad_max
+    is_small = is_small_fraction(limits, sizes, grad_max)
     return jnp.where(is_small, SMALL_STEPS, SMALL_STEPS_OF_LARGE)
 
 

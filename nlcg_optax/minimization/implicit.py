@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.minimization.problem import Problem, value_and_aux
@@ -54,25 +53,46 @@ def solve_implicitly(
     return run(u0, inputs, settings)
 
 
-@solve_implicitly.defjvp
 def _solve_implicitly_jvp(
     run: Run,
     tangents: Tangents,
     primals: tuple[PyTree, Any, PyTree],
     primals_dot: tuple[PyTree, Any, PyTree],
 ) -> tuple[MinimizeResult, MinimizeResult]:
-    (u0, inputs, settings), (_, inputs_dot, _) = primals, primals_dot
+    (u0, inputs, settings), (u0_dot, inputs_dot, _) = primals, primals_dot
     end = solve_implicitly(run, tangents, u0, inputs, settings)
+    # None of what is constant: not every function has derivatives with respect to it.
+    inputs_dot = jax.tree.map(_known_tangent, inputs_dot, is_leaf=_is_zero)
     x_dot, fun_dot, aux_dot = tangents(end.x, inputs, inputs_dot, end.success)
-    zero = jax.tree.map(_zero_tangent, end)
-    fun_dot = fun_dot.astype(end.fun.dtype)
+    # A minimizer does not depend on where the run began; any other point does.
+    lost = jnp.where(end.success, 0, jnp.nan)
+    u0_dot = [
+        _known_tangent(leaf) for leaf in jax.tree.leaves(u0_dot, is_leaf=_is_zero)
+    ]
+    begun = sum(jnp.sum(lost * leaf) for leaf in u0_dot if leaf is not None)
+
+    def with_start(tangent: Any) -> Any:
+        if tangent.dtype == jax.dtypes.float0:
+            return tangent
+        return tangent + jnp.asarray(begun).astype(tangent.dtype)
+
+    zero = jax.tree.map(
+        lambda x: jax.custom_derivatives.zero_from_primal(x, symbolic_zeros=True), end
+    )
+    x_dot, aux_dot = jax.tree.map(with_start, (x_dot, aux_dot))
+    fun_dot = with_start(fun_dot).astype(end.fun.dtype)
     return end, zero._replace(x=x_dot, fun=fun_dot, aux=aux_dot)
 
 
-def _zero_tangent(x: jax.Array) -> Any:
-    if jnp.issubdtype(x.dtype, jnp.inexact):
-        return jnp.zeros_like(x)
-    return np.zeros(x.shape, jax.dtypes.float0)
+solve_implicitly.defjvp(_solve_implicitly_jvp, symbolic_zeros=True)
+
+
+def _is_zero(leaf: Any) -> bool:
+    return isinstance(leaf, jax.custom_derivatives.SymbolicZero)
+
+
+def _known_tangent(leaf: Any) -> Any:
+    return None if _is_zero(leaf) or leaf.dtype == jax.dtypes.float0 else leaf
 
 
 def tangents_of(
@@ -90,13 +110,14 @@ def tangents_of(
       problem: the problem, with the functions of the caller.
       x: the minimizer, in the coordinates or as the tree of parameters.
       inputs: as `Problem.inputs`.
-      inputs_dot: their tangents.
+      inputs_dot: their tangents, None for constants.
       success: whether x is a minimizer; otherwise all derivatives are NaN.
 
     Returns:
       Tangents of the parameters, of the objective and of the auxiliary tree.
     """
     u = problem.coordinates.of(x)
+    moving, moving_dot, with_moving = _split(inputs, inputs_dot)
 
     def gradient(v: PyTree, given: Any) -> PyTree:
         return jax.grad(lambda w: value_and_aux(problem, w, given)[0])(v)
@@ -104,7 +125,9 @@ def tangents_of(
     def hessian(v: PyTree) -> PyTree:
         return jax.jvp(lambda w: gradient(w, inputs), (u,), (v,))[1]
 
-    _, right = jax.jvp(lambda given: gradient(u, given), (inputs,), (inputs_dot,))
+    _, right = jax.jvp(
+        lambda given: gradient(u, with_moving(given)), (moving,), (moving_dot,)
+    )
 
     def valid(tangent: Any) -> Any:
         if tangent.dtype == jax.dtypes.float0:
@@ -118,17 +141,33 @@ def tangents_of(
     u_dot = jax.lax.custom_linear_solve(
         hessian, minus, _conjugate_gradients, symmetric=True
     )
-    _, (value_dot, _) = jax.jvp(
-        lambda given: value_and_aux(problem, u, given), (inputs,), (inputs_dot,)
-    )
-    _, (_, aux_dot) = jax.jvp(
-        lambda v, given: value_and_aux(problem, v, given),
-        (u, inputs),
-        (u_dot, inputs_dot),
-    )
+
+    def outputs(v: PyTree, given: list[Any]) -> Any:
+        return value_and_aux(problem, v, with_moving(given))
+
+    _, (value_dot, _) = jax.jvp(functools.partial(outputs, u), (moving,), (moving_dot,))
+    _, (_, aux_dot) = jax.jvp(outputs, (u, moving), (u_dot, moving_dot))
 
     x_dot = jax.tree.map(valid, problem.coordinates.tree(u_dot))
     return x_dot, valid(value_dot), jax.tree.map(valid, aux_dot)
+
+
+def _split(
+    inputs: Any, inputs_dot: Any
+) -> tuple[list[Any], list[Any], Callable[[list[Any]], Any]]:
+    """Those inputs that have tangents, these, and all inputs of new such ones."""
+    leaves, structure = jax.tree.flatten(inputs)
+    dots = jax.tree.leaves(inputs_dot, is_leaf=lambda leaf: leaf is None)
+    where = [number for number, dot in enumerate(dots) if dot is not None]
+
+    def with_moving(given: list[Any]) -> Any:
+        new = list(leaves)
+        for number, leaf in zip(where, given, strict=True):
+            new[number] = leaf
+        return jax.tree.unflatten(structure, new)
+
+    moving, moving_dot = ([x[number] for number in where] for x in (leaves, dots))
+    return moving, moving_dot, with_moving
 
 
 def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:

@@ -247,6 +247,7 @@ def _status(
     evaluated = taken.evaluated
     is_finite = jnp.isfinite(evaluated.value) & jnp.isfinite(evaluated.grad_max)
     converged = has_small_gradient(limits, sizes, evaluated.value, evaluated.grad_max)
+    converged &= evaluated.value <= Sizes(*sizes).start_value
     trusted = steps_to_trust(limits, sizes, evaluated.grad_max)
     has_fallen = evaluated.grad_max <= FALLEN * Sizes(*sizes).largest_grad_max
     converged |= has_fallen & (iterations.num_small >= trusted)
@@ -260,7 +261,8 @@ def _status(
     vanished = has_vanished(limits, sizes, evaluated.value, evaluated.grad_max)
     converged |= vanished[0] & ~vanished[1]
     at_rest |= vanished[1]
-    start_size = jnp.maximum(1, jnp.abs(Sizes(*sizes).start_value))
+    known = Sizes(*sizes)
+    start_size = jnp.maximum(known.scale, jnp.abs(known.start_value))
     for condition, code in (
         (iterations.nit >= limits.max_iterations, Status.MAX_ITERATIONS),
         (iterations.num_stalled >= limits.patience, Status.STAGNATION),

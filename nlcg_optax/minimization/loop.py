@@ -158,13 +158,20 @@ def _measure_gradient(
         [(state.updates, grad)], [grad], dtype=value.dtype
     )
     usable = jnp.isfinite(value) & jnp.isfinite(grad_max)
+    # A plateau above the start, which the rounding allowed to a search may reach, is no
+    # place to go on from: beyond it, as where nothing is finite.
+    on_plateau = (grad_max <= 0) & (value > search.start_value)
+    usable &= ~on_plateau
+    value = jnp.where(on_plateau, jnp.inf, value)
     # A gradient with an infinite entry must not pass for one with a good slope.
     slope = jnp.where(usable, -u_g, jnp.nan)
     known = Sizes(*state.sizes)
+    # Once more where the scale has changed: the start of the run is known by then.
+    starts = is_first & jnp.isposinf(known.start_value)
     sizes = jnp.stack(
         known._replace(
-            start_value=jnp.where(is_first, value, known.start_value),
-            start_grad_max=jnp.where(is_first, grad_max, known.start_grad_max),
+            start_value=jnp.where(starts, value, known.start_value),
+            start_grad_max=jnp.where(starts, grad_max, known.start_grad_max),
             largest_grad_max=jnp.maximum(
                 known.largest_grad_max, jnp.where(usable, grad_max, 0)
             ),

@@ -12,8 +12,10 @@ from nlcg_optax.linesearch import trial_step, wolfe_search
 from nlcg_optax.linesearch.wolfe_search import SearchState
 from nlcg_optax.minimization.convergence import (
     Limits,
+    Sizes,
     has_small_gradient,
     has_vanished,
+    is_small_fraction,
     no_sizes,
     promises_little,
 )
@@ -244,7 +246,10 @@ def resume(limits: Limits, state: MinimizeState) -> MinimizeState:
     nit, num_stalled, *_ = Iterations(*state.iterations)
     best, status = state.best, state.status
     is_met = has_small_gradient(limits, state.sizes, best.value, best.grad_max)
-    is_met |= promises_little(limits, state.sizes, state.candidate.value)
+    # A single promise says little, unless the run had ended by several of them.
+    trusted = is_small_fraction(limits, state.sizes, best.grad_max)
+    trusted |= status == Status.CONVERGED
+    is_met |= trusted & promises_little(limits, state.sizes, state.candidate.value)
     is_met |= has_vanished(limits, state.sizes, best.value, best.grad_max)[0]
     is_met &= jnp.isfinite(best.value) & (status != Status.UNBOUNDED_BELOW)
     within = state.work < limits.max_evaluations
@@ -294,8 +299,13 @@ def rescaled(
       A state whose first turn measures that point; the counters continue.
     """
     fresh = initial_state(objective, method, state.current, state.layout)
+    known = Sizes(*state.sizes).times(scale / state.scale)
+    # At the start the value may have been lost to underflow: it is measured anew.
+    unknown = Sizes(*fresh.sizes)._replace(scale=scale)
+    begins = Iterations(*state.iterations).nit == 0
     return fresh._replace(
         scale=scale,
+        sizes=jnp.where(begins, jnp.stack(unknown), jnp.stack(known)),
         iterations=state.iterations,
         evaluations=state.evaluations,
         status=state.status,

@@ -71,6 +71,7 @@ def take_step(limits: Limits, state: MinimizeState) -> Taken:
     ceiling = state.best.value + rounding * jnp.abs(state.best.value)
     as_low = evaluated.value <= jnp.minimum(ceiling, known.start_value)
     flatter = as_low & (evaluated.grad_max < 0.5 * state.best.grad_max)
+    converged &= evaluated.value <= known.start_value
     improved = converged | is_first | (evaluated.value < state.best.value) | flatter
     # A neighbor stays apart from the best point: the next search compares their
     # gradients.

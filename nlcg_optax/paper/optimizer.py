@@ -113,6 +113,7 @@ def paper_nlcg(
         )
     parts = [direction, optax.scale_by_learning_rate(learning_rate)]
     if layerwise_eta is not None:
+        validation.check_positive("layerwise_eta", layerwise_eta)
         parts.insert(0, scale_by_layerwise_ratio(layerwise_eta))
     return checked_chain("paper_nlcg", parts)
 

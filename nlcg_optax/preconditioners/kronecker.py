@@ -162,7 +162,7 @@ def scale_by_kronecker(
     validation.check_positive_int("refresh_period", refresh_period)
     validation.check_non_negative("relative_damping", relative_damping)
     validation.check_positive_int("block_size", block_size)
-    validation.check_range("1", "one_sided_ratio", 1.0, one_sided_ratio)
+    validation.check_at_least("one_sided_ratio", one_sided_ratio, 1.0)
     if diagonal is not None:
         validation.check_transformation("diagonal", diagonal)
     are_vectors = vector_mask(weight_dimension_numbers)
@@ -244,7 +244,8 @@ def _update(
     grads, treedef = jax.tree.flatten(wide)
     blocks = _blocks_of(options, wide)
     old_factors, old_roots = _per_leaf(blocks, wide, state)
-    finite = all_finite(updates)
+    # The factors average products of two entries, which overflow first.
+    finite = all_finite(jax.tree.map(lambda x: x * x, wide))
     diagonals, diagonal_state = options.diagonal.update(
         wide, state.diagonal, params, **extra_args
     )

@@ -41,6 +41,8 @@ class SlopeControlState(NamedTuple):
       begun: whether a step was taken.
       found: whether the search for the size of the step is over.
       steps_back: steps back in a row.
+      crossings: signs in a row that zero is no lower bound of the loss; they are kept
+        once there are two.
     """
 
     count: jax.Array  # type: ignore[assignment]
@@ -56,6 +58,7 @@ class SlopeControlState(NamedTuple):
     begun: jax.Array
     found: jax.Array
     steps_back: jax.Array
+    crossings: jax.Array
 
 
 def init_control(options: ControlOptions, dtype: jnp.dtype) -> SlopeControlState:
@@ -76,6 +79,7 @@ def init_control(options: ControlOptions, dtype: jnp.dtype) -> SlopeControlState
         begun=jnp.zeros([], jnp.bool_),
         found=jnp.zeros([], jnp.bool_),
         steps_back=jnp.zeros([], jnp.int32),
+        crossings=jnp.zeros([], jnp.int32),
     )
 
 

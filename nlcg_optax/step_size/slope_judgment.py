@@ -15,6 +15,9 @@ OVERSHOOT_RATIO, OVERSHOOT_RISE, JUMP, ABOVE_NOISE = -2.0, 0.05, 1.5, 2.0
 EXPLAINED = 0.25  # of a rise, that the slope at the end must explain; else it is noise
 SHORTEST, LONGEST = 0.05, 0.5  # what a step back may leave of a step
 MAX_STEPS_BACK = 8  # in a row; then the loss itself must have changed
+# Losses in a row that are not finite, after which more of them say nothing new of the
+# step size: they may be those of bad batches.
+MAX_SHRINKS = 3
 
 
 class Judgment(NamedTuple):
@@ -80,7 +83,9 @@ def judge(state: SlopeControlState, value: jax.Array, end: jax.Array) -> Judgmen
         ratio=ratio,
         back=~finite | (too_far & ~jumped),
         kept=jnp.where(finite, _minimizer(ratio), halved),
-        lasting=jnp.where(finite, lasting, halved),
+        lasting=jnp.where(
+            finite, lasting, jnp.where(state.steps_back < MAX_SHRINKS, halved, 1)
+        ),
         jumped=jumped,
     )
 

@@ -133,12 +133,12 @@ def scale_by_slope_ratio(
     function the loss rises by no more than that slope. If the loss is no lower after
     eight steps back in a row, the loss itself has changed: the search starts again from
     there. A loss or gradient that is not finite is a step back to one half, a quarter
-    and so on, and is counted; it reaches no state.
+    and so on, and is counted; it never enters the state.
 
     **Without** ``num_steps`` there is no end to plan for. The inferred slope alone is
     then the start slope of :math:`r_t`, and c = 0.5. The steps shrink as noise takes
-    over, and the run may go on for ever. It costs foresight: nothing is annealed, so
-    that a run of known length ends at a lower loss with ``num_steps``.
+    over, and the run has no fixed end. The price: nothing is annealed, so that a run of
+    known length ends at a lower loss with ``num_steps``.
 
     **A factor after it**, such as a schedule, shortens the steps whose slopes are
     measured. While the step size adapts it makes up for such a factor; while it is held
@@ -192,12 +192,12 @@ def scale_by_slope_ratio(
     validation.check_transformation("direction", direction)
     if num_steps is not None:
         validation.check_positive_int("num_steps", num_steps)
-    _check_below_one("target_ratio", target_ratio)
+    validation.check_below_one("target_ratio", target_ratio)
     validation.check_positive("adaptation_rate", adaptation_rate)
-    validation.check_range("adaptation_rate", "1", adaptation_rate, 1.0)
+    validation.check_at_most("adaptation_rate", adaptation_rate, 1.0)
     validation.check_decay("window_decay", window_decay)
     validation.check_non_negative("hold_after", hold_after)
-    validation.check_range("hold_after", "1", hold_after, 1.0)
+    validation.check_at_most("hold_after", hold_after, 1.0)
     validation.check_positive("initial_step_size", initial_step_size)
     inner = optax.with_extra_args_support(direction)
     options = ControlOptions(
@@ -291,6 +291,7 @@ def _diagnostics(
     ascent: jax.Array,
 ) -> SlopeRatioDiagnostics:
     last, back = state.diagnostics, judgment.back
+    finite = judgment.finite & (back | jnp.isfinite(ascent))
     log_step_size = jnp.where(
         back,
         stepped_back(state.control, judgment).log_step_size,
@@ -302,13 +303,8 @@ def _diagnostics(
         measured_slope=jnp.where(back, last.measured_slope, forward.start_slope),
         inferred_slope=jnp.where(back, last.inferred_slope, inferred),
         num_steps_back=last.num_steps_back + back.astype(jnp.int32),
-        num_not_finite=last.num_not_finite + (~judgment.finite).astype(jnp.int32),
+        num_not_finite=last.num_not_finite + (~finite).astype(jnp.int32),
         num_ascent_directions=last.num_ascent_directions
         + (~back & (ascent < 0)).astype(jnp.int32),
         num_jumps=last.num_jumps + judgment.jumped.astype(jnp.int32),
     )
-
-
-def _check_below_one(name: str, value: Any) -> None:
-    if not isinstance(value, jax.Array) and not value < 1:
-        raise ValueError(f"{name}={value!r} must be below 1")

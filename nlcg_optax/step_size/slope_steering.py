@@ -28,8 +28,10 @@ WINDOW_SHARE = 1 / 30  # of the steps so far, that the windows span at least
 # While it is held, a step of less than this part of what it should be grows again.
 FAR_TOO_SHORT = 0.5
 # The brake: how far the averaged loss may stand above its least, while the step size
-# adapts and while it is held, relative to that; and the logarithm of what it does.
-RISE, RISE_WHILE_HELD = 0.05, 1.0
+# adapts and while it is held, relative to that, where the slopes explain it; how far
+# where they do not, once the windows widen, if that is above so many times the noise
+# of the average; and the logarithm of what the brake does.
+RISE, RISE_WHILE_HELD, UNEXPLAINED_RISE, ABOVE_AVERAGE = 0.05, 1.0, 0.3, 1.25
 BRAKE = -0.3
 LOSS_DECAY = 0.8  # of the average of the loss, before the windows widen
 LEAST_LEAK = 0.02  # by which the least loss is forgotten, so that a jump is; likewise
@@ -38,6 +40,14 @@ LEAST_LEAK = 0.02  # by which the least loss is forgotten, so that a jump is; li
 PROMISE, FIRST_PROMISE, SLACK = 1.0, 0.01, 1.0
 MOST_UPHILL = 0.02  # of the loss, that a step may cost by its slope
 MOST_GROWTH = 10.0  # of the promise of a step over the averaged one
+# A loss that may be negative passes through zero: a step that promises nearly all of it
+# leaves no more than the second part, the slope is still as steep as the third says,
+# and the change of the loss is, to the fourth, that of the slopes; or the slope, to the
+# fifth, has not changed, where the loss is too small a difference to be seen. With the
+# bound zero a loss flattens so far down: a parabola to a quarter, with half the slope.
+NEARLY_ALL, LEFT_OF_LOSS, STILL_STEEP, AGREEMENT = 0.9, 0.1, 0.6, 0.1
+UNCHANGED = 0.02
+SURELY = 2  # such signs, or negative losses, in a row; then it has no bound
 
 
 def went_on(
@@ -75,8 +85,22 @@ def went_on(
         begun=jnp.ones_like(state.begun),
         found=found & ~judgment.jumped,
         steps_back=jnp.zeros_like(state.steps_back),
+        crossings=_crossings(state, judgment),
     )
     return new, ratio, inferred
+
+
+def _crossings(state: SlopeControlState, judgment: Judgment) -> jax.Array:
+    """How often in a row the loss looked as if zero were no bound of it."""
+    promise = -state.slope
+    crosses = jnp.abs(judgment.value) < LEFT_OF_LOSS * state.value
+    crosses &= judgment.ratio > STILL_STEEP
+    crosses &= _off_the_parabola(state, judgment) <= AGREEMENT * promise
+    crosses |= jnp.abs(judgment.ratio - 1) < UNCHANGED
+    crosses &= (state.value > 0) & (promise >= NEARLY_ALL * state.value)
+    crosses |= judgment.value < 0
+    count = jnp.where(crosses, jnp.minimum(state.crossings + 1, SURELY), 0)
+    return jnp.where(state.crossings >= SURELY, SURELY, count).astype(jnp.int32)
 
 
 def _off_the_parabola(state: SlopeControlState, judgment: Judgment) -> jax.Array:
@@ -188,10 +212,14 @@ def _increment(
         increment = jnp.minimum(increment, most)
     rise = jnp.where(held, RISE_WHILE_HELD, RISE).astype(ratio.dtype)
     risen = averages.value - averages.least
-    rising = found & (risen > rise * jnp.abs(averages.least))
-    # Otherwise steps too long are not why.
-    rising &= ratio < FOUND_BELOW
+    rising = risen > rise * jnp.abs(averages.least)
     rising &= averages.end_slope > EXPLAINED * risen / averages.span
+    # In noise the slopes may explain nothing while every step goes too far.
+    unexplained = ~held & (risen > UNEXPLAINED_RISE * jnp.abs(averages.least))
+    noise = averages.noise / jnp.sqrt(averages.span)
+    unexplained &= (risen > ABOVE_AVERAGE * noise) & (averages.wider > 1)
+    # Otherwise steps too long are not why.
+    rising = (rising | unexplained) & found & (ratio < FOUND_BELOW)
     increment = jnp.where(rising, jnp.minimum(increment, BRAKE), increment)
     return jnp.where((state.slope < 0) & ~judgment.jumped, increment, 0)
 
@@ -229,20 +257,25 @@ def with_step(
     Returns:
       The scalars, and the factor of that update.
     """
+    usable = jnp.isfinite(ascent)  # products of huge entries may overflow: no step then
+    ascent = jnp.where(usable, ascent, 0)
     # A step longer than the loss over the slope (Polyak's) promises more than there is;
     # of the very first step nothing else is known, so that it promises less.
     part = jnp.where(old.begun, PROMISE, FIRST_PROMISE).astype(ascent.dtype)
     part = jnp.where(ascent < 0, MOST_UPHILL, part)
-    promise = part * jnp.abs(new.value)
-    # A slope that is suddenly steep is no reason for a step that changes far more.
+    # A slope that is suddenly steep is no reason for a step that changes far more. And
+    # where zero is no bound of the loss, nothing else is known.
     usual = MOST_GROWTH * jnp.abs(new.start_slope)
+    unbounded = (new.crossings >= SURELY) & (usual > 0)
+    promise = part * jnp.where(unbounded, usual, jnp.abs(new.value))
     limited = old.begun & (usual > 0) & (promise > 0)
     ceiling = _longest(jnp.where(limited, jnp.minimum(promise, usual), promise), ascent)
     factor = jnp.exp(new.log_step_size) * anneal(options, old.count, ascent.dtype)
-    factor = jnp.minimum(factor, ceiling)
+    factor = jnp.where(usable, jnp.minimum(factor, ceiling), 0)
     # What lasts is bounded by the averaged loss: one batch that is fitted exactly has
     # next to none, and would keep the steps short for good.
     level = jnp.maximum(jnp.abs(new.value), jnp.abs(new.value_average))
+    level = jnp.where(unbounded, jnp.maximum(level, usual), level)
     lasting = jnp.log(_longest(part * level, ascent))
     lasting += jnp.where(old.begun, SLACK, 0).astype(ascent.dtype)
     lasting = jnp.where(ascent < 0, LOG_BOUND, lasting)

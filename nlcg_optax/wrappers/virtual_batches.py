@@ -133,7 +133,10 @@ def _update(
         validation.check_scalar_loss("virtual_batch", value)
         refused |= ~jnp.isfinite(value)
         mean_value = _averaged(mean_value, value, state.micro_step, refused)
-        extra_args = {**extra_args, "value": mean_value.astype(value.dtype)}
+        if jnp.issubdtype(value.dtype, jnp.inexact):  # no mean of integers is one
+            extra_args = {**extra_args, "value": mean_value.astype(value.dtype)}
+        else:
+            extra_args = {**extra_args, "value": mean_value}
     mean_grad = jax.tree.map(
         lambda mean, g: _averaged(mean, g, state.micro_step, refused),
         state.mean_grad,

@@ -139,3 +139,24 @@ def test_minimize_solves_one_problem_per_device(name):
     assert nit[-1] == expected.nit
     if name != "starts":
         np.testing.assert_allclose(x, targets, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["arguments", "closed over"])
+def test_derivatives_of_minimizers_on_each_device(name):
+    """Through `shard_map` and within it: the minimizer is the target itself."""
+    solve, count = MINIMIZED[name], jax.device_count()
+    targets = jnp.cumsum(jnp.ones([count, 2]), axis=0)
+    weights = jnp.arange(1.0, 2 * count + 1).reshape(count, 2)
+
+    def on_device(part):
+        return solve(part[0]).x[None]
+
+    def slope_on_device(part):
+        return jax.grad(lambda t: jnp.sum(solve(t).x))(part[0])[None]
+
+    spec = {"mesh": _mesh(), "in_specs": P("x"), "out_specs": P("x")}
+    mapped = jax.shard_map(on_device, **spec)
+    slopes = jax.jit(jax.grad(lambda t: jnp.sum(weights * mapped(t))))(targets)
+    np.testing.assert_allclose(slopes, weights, rtol=1e-3)
+    within = jax.jit(jax.shard_map(slope_on_device, **spec))(targets)
+    np.testing.assert_allclose(within, jnp.ones([count, 2]), rtol=1e-3)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.scipy.special import betainc
 from jax.sharding import AxisType
 
 from nlcg_optax import minimize
@@ -51,3 +52,33 @@ def test_derivatives_of_a_minimizer_on_an_explicit_mesh():
     # roundings of the largest of the four.
     np.testing.assert_allclose(derivative, 1 / curvatures, rtol=1e-5)
     np.testing.assert_allclose(reverse, np.sum(1 / curvatures), rtol=1e-5)
+
+
+def test_a_failed_solve_has_no_derivatives_with_respect_to_its_start():
+    def end(x0, most):
+        return minimize(lambda x: jnp.sum((x - 1) ** 4), x0, max_iterations=most).fun
+
+    start = jnp.zeros(2)
+    assert np.isnan(jax.grad(end)(start, 1)).all()
+    assert np.isnan(jax.jacfwd(end)(start, 1)).all()
+    np.testing.assert_array_equal(jax.grad(end)(start, 100), 0)
+
+
+def test_constants_need_no_derivatives():
+    # `betainc` has none with respect to its first two arguments.
+    def fun(x, a):
+        return (betainc(2.0, 3.0, jax.nn.sigmoid(x)) - 0.3) ** 2 + (x - a) ** 2
+
+    def nearest(a):
+        return minimize(lambda x: fun(x, a), 0.1)
+
+    a = 0.3
+    x = nearest(a).x
+    envelope = jax.grad(fun, argnums=1)(x, a)
+    np.testing.assert_allclose(
+        jax.grad(lambda a: nearest(a).fun)(a), envelope, rtol=1e-4
+    )
+    # Implicitly: -f_xa over f_xx.
+    mixed = jax.grad(jax.grad(fun), argnums=1)(x, a) / jax.grad(jax.grad(fun))(x, a)
+    found = jax.jit(jax.grad(lambda a: nearest(a).x))(a)
+    np.testing.assert_allclose(found, -mixed, rtol=1e-3)

@@ -191,11 +191,23 @@ def test_roots_that_are_not_finite_are_refused_and_counted():
     grad = jnp.asarray(random(3, 3), jnp.float32)
     tx = scale_by_kronecker(refresh_period=1)
     _, state = run(tx, [grad])
-    # The square of 1e25 is beyond float32: the factors become infinite.
-    again, after = jax.jit(tx.update)(1e25 * grad, state)
+    broken = state._replace(factors=jax.tree.map(lambda x: x * jnp.inf, state.factors))
+    again, after = jax.jit(tx.update)(grad, broken)
     assert after.diagnostics.num_root_failures == 2
     chex.assert_trees_all_equal(after.roots, state.roots)
     assert jnp.isfinite(again).all()
+
+
+def test_a_gradient_whose_square_overflows_leaves_the_factors_as_they_were():
+    grad = jnp.asarray(random(3, 3), jnp.float32)
+    tx = scale_by_kronecker(refresh_period=1)
+    _, state = run(tx, [grad])
+    # The square of 1e25 is beyond float32.
+    between, after = jax.jit(tx.update)(1e25 * grad, state)
+    assert jnp.isfinite(between).all()
+    for name in ("count", "factors", "roots"):
+        chex.assert_trees_all_equal(getattr(after, name), getattr(state, name))
+    chex.assert_trees_all_equal(tx.update(grad, after)[0], tx.update(grad, state)[0])
 
 
 def test_all_zero_gradients_give_zero():

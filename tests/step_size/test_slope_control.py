@@ -161,3 +161,90 @@ def test_a_step_size_that_was_found_grows_by_less(num_steps, most):
     np.testing.assert_allclose(ratio, -1.8, rtol=1e-5)
     fallen = after.log_step_size - state.log_step_size
     np.testing.assert_allclose(fallen, -0.5 * np.log(2), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "average", "noise", "is_braked"),
+    [
+        (200, 1.4, 1.2, True),
+        (200, 1.25, 0.7, False),  # a quarter above the least
+        (200, 1.4, 1.3, False),  # within the noise of the average
+        (60, 1.4, 0.7, False),  # in windows of five steps
+    ],
+)
+def test_a_rise_that_no_slope_explains_brakes_once_it_is_more_than_noise(
+    count, average, noise, is_braked
+):
+    """After 200 steps windows are 2.7 times wider, that of the loss is 13 steps."""
+    slopes = dict.fromkeys(("slope", "start_slope"), -0.1)
+    state = found(
+        count=count, value=average, value_average=average, value_least=1, noise=noise,
+        **slopes,
+    )  # fmt: skip
+    # On the parabola, with the slope zero at the end: r is near zero.
+    new, ratio, _ = went_on(OPTIONS, state, judge(state, F32(average - 0.05), F32(0)))
+    assert abs(ratio) < 0.1
+    wider = max(count * 0.4 / 30, 1)
+    expected = -0.3 if is_braked else np.log(1.4 / (1 - ratio))
+    grown = new.log_step_size - state.log_step_size
+    np.testing.assert_allclose(grown, 0.5 / wider * expected, rtol=1e-4)
+
+
+def test_losses_in_a_row_that_are_not_finite_shorten_later_steps_three_times():
+    state = found(slope=-1, start_slope=-1)
+    shrunk = []
+    for _ in range(6):
+        judgment = judge(state, F32(np.nan), F32(0))
+        after = stepped_back(state, judgment)
+        shrunk.append(float(after.log_step_size - state.log_step_size))
+        state = after
+    np.testing.assert_allclose(shrunk, np.log([0.5, 0.25, 0.125, 1, 1, 1]), rtol=1e-4)
+    # What is left of the step itself goes on to shrink.
+    np.testing.assert_allclose(state.slope, -(0.5**6) * 0.05**2 / 16, rtol=1e-4)
+
+
+def test_a_slope_that_overflows_makes_no_step():
+    state = begun()
+    new = state._replace(value=F32(1), value_average=F32(1), log_step_size=F32(0))
+    after, factor = with_step(OPTIONS, state, new, F32(np.inf))
+    assert factor == 0
+    assert after.slope == 0
+    assert np.isfinite(after.log_step_size)
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "end", "count"),
+    [
+        (1.0, 0.05, -0.9, 1),  # on the line of slope one to below zero
+        (1.0, 0.25, -0.5, 0),  # a parabola with its minimum of zero
+        (1.0, 0.05, -0.5, 0),
+        (1.0, 0.3, -0.9, 0),  # not by the slopes
+        (2.0, 1.05, -0.95, 0),  # a step that promises half of the loss
+        (1.0, 1.0, -1.0, 1),  # nothing but the slope is seen
+        (1.0, -0.1, -0.1, 1),
+    ],
+)
+def test_signs_that_zero_is_no_bound_of_the_loss(before, value, end, count):
+    losses = dict.fromkeys(("value", "value_average", "value_least"), before)
+    state = found(slope=-1, start_slope=-1, **losses)
+    new, _, _ = went_on(OPTIONS, state, judge(state, F32(value), F32(end)))
+    assert new.crossings == count
+    # Two in a row last.
+    state = state._replace(crossings=jnp.int32(1))
+    new, _, _ = went_on(OPTIONS, state, judge(state, F32(value), F32(end)))
+    assert new.crossings == 2 * count
+    state = state._replace(crossings=jnp.int32(2))
+    new, _, _ = went_on(OPTIONS, state, judge(state, F32(value), F32(end)))
+    assert new.crossings == 2
+
+
+def test_without_a_bound_of_the_loss_only_the_usual_promise_limits_a_step():
+    state = begun()
+    new = state._replace(value=F32(1e-6), value_average=F32(1e-6), start_slope=F32(-3))
+    new = new._replace(log_step_size=F32(3))
+    _, factor = with_step(OPTIONS, state, new, F32(2))
+    np.testing.assert_allclose(factor, 0.5e-6, rtol=1e-5)
+    new = new._replace(crossings=jnp.int32(2))
+    after, factor = with_step(OPTIONS, state, new, F32(2))
+    np.testing.assert_allclose(factor, 10 * 3 / 2, rtol=1e-5)
+    np.testing.assert_allclose(after.log_step_size, 3, rtol=1e-5)

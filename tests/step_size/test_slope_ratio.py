@@ -6,7 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import diagnostics, scale_by_nlcg, scale_by_slope_ratio
+from nlcg_optax import (
+    diagnostics,
+    scale_by_nlcg,
+    scale_by_slope_ratio,
+    tuning_free_nlcg,
+)
 
 F32 = np.float32
 
@@ -367,12 +372,47 @@ def test_the_argument_of_a_loss_is_asked_for():
         ({"num_steps": 1.5}, ValueError, "num_steps=1.5 must be an integer"),
         ({"target_ratio": 1.0}, ValueError, "target_ratio=1.0 must be below 1"),
         ({"adaptation_rate": 0.0}, ValueError, "adaptation_rate=0.0 must be"),
-        ({"adaptation_rate": 2.0}, ValueError, "adaptation_rate=2.0 and 1=1.0"),
+        ({"adaptation_rate": 2.0}, ValueError, "adaptation_rate=2.0 must be at most 1"),
         ({"window_decay": 1.0}, ValueError, "window_decay=1.0 is not in"),
-        ({"hold_after": 1.5}, ValueError, "hold_after=1.5 and 1=1.0"),
+        ({"hold_after": 1.5}, ValueError, "hold_after=1.5 must be at most 1"),
         ({"initial_step_size": 0.0}, ValueError, "initial_step_size=0.0 must be"),
     ],
 )
 def test_arguments_out_of_their_range_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         scale_by_slope_ratio(**{"direction": optax.identity(), **arguments})
+
+
+@pytest.mark.parametrize("least", [-1.0, -23.0, -23.05])
+@pytest.mark.parametrize("num_steps", [100, None])
+def test_a_loss_may_pass_through_zero(num_steps, least):
+    """From 23.05 above its least value, with the curvatures .1 to 10."""
+    curvatures = jnp.logspace(-1, 1, 20)
+
+    def loss(x):
+        return 0.5 * jnp.sum(curvatures * x**2) + least
+
+    tx = tuning_free_nlcg(num_steps)
+
+    def step(carry, _):
+        x, state = carry
+        value, grad = jax.value_and_grad(loss)(x)
+        updates, state = tx.update(grad, state, x, value=value)
+        return (optax.apply_updates(x, updates), state), None
+
+    start = jnp.ones(20)
+    carry = (start, tx.init(start))
+    (x, _), _ = jax.jit(lambda: jax.lax.scan(step, carry, length=100))()
+    assert loss(x) < least + 1e-4
+
+
+def test_products_that_overflow_are_counted_and_forgotten():
+    tx = scale_by_slope_ratio(optax.identity())
+    x = jnp.ones(4)
+    state, update = tx.init(x), jax.jit(tx.update)
+    for t in range(60):
+        grad = jnp.full(4, 1e20) if t == 5 else x
+        updates, state = update(grad, state, value=0.5 * jnp.sum(x**2))
+        x -= updates
+    assert scalars(state)["num_not_finite"] == 1
+    assert jnp.max(jnp.abs(x)) < 1e-6

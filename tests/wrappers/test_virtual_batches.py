@@ -81,10 +81,11 @@ def test_mean_loss_reaches_the_inner_transformation():
     tx = virtual_batch(inner, 3)
     state = tx.init(jnp.zeros(1))
     with jax.disable_jit():
-        for value in (1.0, 2.0, 6.0, 10.0):
+        for value in (1.0, 2.0, 6.0, 10.0, 11, 11):
             _, state = tx.update(jnp.ones(1), state, value=value)
     assert seen[2] == 3.0  # the third is the one that counts
     assert seen[3] == 10.0  # and then the mean starts anew
+    assert seen[4] == 10.5  # which of integers is none
 
 
 def test_bad_arguments():
