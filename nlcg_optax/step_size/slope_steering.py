@@ -214,12 +214,15 @@ def _increment(
     risen = averages.value - averages.least
     rising = risen > rise * jnp.abs(averages.least)
     rising &= averages.end_slope > EXPLAINED * risen / averages.span
-    # In noise the slopes may explain nothing while every step goes too far.
-    unexplained = ~held & (risen > UNEXPLAINED_RISE * jnp.abs(averages.least))
-    noise = averages.noise / jnp.sqrt(averages.span)
-    unexplained &= (risen > ABOVE_AVERAGE * noise) & (averages.wider > 1)
+    if options.num_steps is not None:
+        # In noise the slopes may explain nothing while every step goes too far. Without
+        # a horizon noise shortens the steps anyway.
+        unexplained = ~held & (risen > UNEXPLAINED_RISE * jnp.abs(averages.least))
+        noise = averages.noise / jnp.sqrt(averages.span)
+        unexplained &= (risen > ABOVE_AVERAGE * noise) & (averages.wider > 1)
+        rising |= unexplained
     # Otherwise steps too long are not why.
-    rising = (rising | unexplained) & found & (ratio < FOUND_BELOW)
+    rising &= found & (ratio < FOUND_BELOW)
     increment = jnp.where(rising, jnp.minimum(increment, BRAKE), increment)
     return jnp.where((state.slope < 0) & ~judgment.jumped, increment, 0)
 

@@ -188,6 +188,9 @@ def test_a_rise_that_no_slope_explains_brakes_once_it_is_more_than_noise(
     expected = -0.3 if is_braked else np.log(1.4 / (1 - ratio))
     grown = new.log_step_size - state.log_step_size
     np.testing.assert_allclose(grown, 0.5 / wider * expected, rtol=1e-4)
+    endless = OPTIONS._replace(num_steps=None)
+    new, _, _ = went_on(endless, state, judge(state, F32(average - 0.05), F32(0)))
+    assert new.log_step_size >= state.log_step_size
 
 
 def test_losses_in_a_row_that_are_not_finite_shorten_later_steps_three_times():
