@@ -111,13 +111,17 @@ def scale_by_slope_ratio(
     2. *Steer* as above, with c = 1, so that noise does not drive the step size up.
        While the averaged loss stands more than 5 % above its least, r is below 0.3 and
        the slopes explain the rise, the step size falls instead of growing (the brake).
+       With ``num_steps`` and once the windows widen, a rise of 30 % that is more than
+       the noise of the average needs no explanation.
     3. With ``num_steps``, *hold* after ``hold_after`` of them (the brake is then at
        twice the least loss), and *anneal*: a linear decay over all ``num_steps`` is
        multiplied on top, and the updates after that are zero.
 
-    What a step promises, its length times the slope, is never more than the loss
-    (Polyak's step, for losses of zero or more) nor than ten times the average. Where
-    the direction points uphill the slope may cost 2 % of the loss.
+    What a step promises, its length times the slope, is never more than ten times the
+    average, nor than the loss (Polyak's step, for losses of zero or more). The latter
+    bound is gone once the loss was negative twice in a row, or fell to near zero where
+    the slope was still as steep. Where the direction points uphill the slope may cost
+    2 % of the loss.
 
     **A step back.** Where the step just taken was far too long (r below -2 at a loss
     5 % above the last and the averaged one, or r below zero at a loss above them by 1.5
@@ -133,7 +137,8 @@ def scale_by_slope_ratio(
     function the loss rises by no more than that slope. If the loss is no lower after
     eight steps back in a row, the loss itself has changed: the search starts again from
     there. A loss or gradient that is not finite is a step back to one half, a quarter
-    and so on, and is counted; it never enters the state.
+    and so on, of which three in a row shorten the steps to come, and is counted; it
+    never enters the state.
 
     **Without** ``num_steps`` there is no end to plan for. The inferred slope alone is
     then the start slope of :math:`r_t`, and c = 0.5. The steps shrink as noise takes
