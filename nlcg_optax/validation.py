@@ -99,8 +99,8 @@ def check_positive(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is a number, finite and above zero."""
     if _is_array(value):
         return
-    _check_number(name, value)
-    if not (value > 0 and math.isfinite(value)):
+    is_number = isinstance(value, numbers.Real) or hasattr(value, "dtype")
+    if not is_number or not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name}={value!r} must be finite and greater than 0")
 
 

@@ -149,7 +149,8 @@ def get_method(method: str | Method | optax.GradientTransformation) -> Method:
             f"method={method!r} is a {type(method).__name__}; allowed are the names "
             f"{list(names())}, a Method and an optax.GradientTransformation"
         )
-    if method in SCIPY_METHODS:
-        raise ValueError(f"method={method!r} is unknown; use {SCIPY_METHODS[method]!r}")
+    if method.upper() in SCIPY_METHODS:  # whose names may be in any case
+        ours = SCIPY_METHODS[method.upper()]
+        raise ValueError(f"method={method!r} is unknown; use {ours!r}")
     validation.check_choice("method", method, names())
     return _by_name(method)

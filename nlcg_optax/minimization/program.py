@@ -82,6 +82,7 @@ class Program:
         self.must_copy = is_large
         self._first_turns = FIRST_TURNS if problem.is_small else 1
         self._lock = threading.Lock()
+        self._caller = threading.local()
 
     @property
     def resumes(self) -> bool:
@@ -107,13 +108,30 @@ class Program:
         with jax.debug_infs(False):
             if callback is None:
                 return self._solve(u, inputs, limits, state, errors)
+            if getattr(self._caller, "is_callback", False):
+                raise RuntimeError(
+                    "callback= of this run has begun another one, of the same problem "
+                    "and with a callback; begin it without one, or after this run"
+                )
             with self._lock:
-                self._callback = host_callback(callback, errors.append)
+                self._callback = self._marked(host_callback(callback, errors.append))
                 try:
                     return self._solve(u, inputs, limits, state, errors)
                 finally:
                     jax.effects_barrier()
                     self._callback = None
+
+    def _marked(self, call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """The same, while whose thread is known to be within it."""
+
+        def within(active: Any, progress: Any) -> Any:
+            self._caller.is_callback = True
+            try:
+                return call(active, progress)
+            finally:
+                self._caller.is_callback = False
+
+        return within
 
     def _solve(
         self, u: PyTree, inputs: Any, limits: Any, state: Any, errors: list[Any]

@@ -111,6 +111,7 @@ def test_a_function_written_for_numpy_is_told_what_to_use():
         ({"x0": {"n": jnp.arange(2)}}, TypeError, r"x0\['n'\]=.* has dtype int32"),
         ({"x0": np.array(["a"])}, TypeError, "x0=.* has dtype <U1"),
         ({"method": "BFGS"}, ValueError, "use 'limited-memory'"),
+        ({"method": "l-bfgs-b"}, ValueError, "use 'limited-memory'"),
         ({"method": "CG"}, ValueError, r"use 'pr\+'"),
         ({"method": "Powell"}, ValueError, "allowed are .*'limited-memory'"),
         ({"method": None}, TypeError, "allowed are the names .*'limited-memory'"),
@@ -327,3 +328,23 @@ def test_control_c_ends_a_run():
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert out == "interrupted\n"
+
+
+def test_a_callback_that_begins_the_same_run_with_a_callback_is_told():
+    def fun(x):
+        return jnp.sum((x - 1) ** 4)
+
+    def nested(x):
+        minimize(fun, x + 1, callback=lambda x: None, max_iterations=2)
+
+    with pytest.raises(
+        RuntimeError, match="has begun another one, of the same problem"
+    ):
+        minimize(fun, jnp.zeros(2), callback=nested)
+    without = []
+
+    def plain(x):
+        without.append(minimize(fun, x + 1, max_iterations=2).nit)
+
+    assert minimize(fun, jnp.zeros(2), callback=plain, max_iterations=3).nit == 3
+    assert len(without) == 4  # the start is told, too
