@@ -18,6 +18,7 @@ _OF_NUMPY = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
+NOT_NUMBERS = "OSUMm"  # kinds of NumPy: objects, strings, dates
 SMALL = 512  # numbers in the largest array of a problem for which compiling is the work
 
 
@@ -199,6 +200,10 @@ def _like(aval: Any) -> jax.ShapeDtypeStruct:
 
 
 def _is_data(leaf: Any) -> bool:
+    if isinstance(leaf, type):  # such as `jnp.float32`
+        return False
+    if getattr(getattr(leaf, "dtype", None), "kind", "") in NOT_NUMBERS:
+        return False
     is_array = hasattr(leaf, "dtype") or hasattr(leaf, "__jax_array__")
     return is_array or isinstance(leaf, (bool, int, float, complex))
 

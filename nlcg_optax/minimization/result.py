@@ -145,6 +145,15 @@ class MinimizeResult(NamedTuple):
         """The names that ``result[name]`` takes."""
         return ("message", *self._fields, "jac", "njev")
 
+    def __contains__(self, key: object) -> bool:
+        if isinstance(key, str):
+            return key in self.keys()
+        return tuple.__contains__(self, key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """``result[key]`` if there is such a name, else ``default``."""
+        return self[key] if key in self.keys() else default
+
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, str):
             return tuple.__getitem__(self, key)

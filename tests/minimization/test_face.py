@@ -170,6 +170,10 @@ def test_the_result_by_scipys_names():
     np.testing.assert_array_equal(result.jac, result.grad)
     assert int(result.njev) == int(result.ngev)
     np.testing.assert_array_equal(result["x"], result.x)
+    assert "x" in result
+    assert "hess_inv" not in result
+    assert result.get("nit") == result.nit
+    assert result.get("hess_inv") is None
     assert {"x", "fun", "message", "success", "nit"} <= set(dict(result))
     with pytest.raises(AttributeError, match=r"jax\.hessian"):
         _ = result.hess_inv
@@ -348,3 +352,13 @@ def test_a_callback_that_begins_the_same_run_with_a_callback_is_told():
 
     assert minimize(fun, jnp.zeros(2), callback=plain, max_iterations=3).nit == 3
     assert len(without) == 4  # the start is told, too
+
+
+def test_arguments_that_are_no_numbers_are_closed_over():
+    def fun(x, dtype, names, shift):
+        assert names[1] == "b"
+        return jnp.sum((x.astype(dtype) - shift) ** 2)
+
+    args = (jnp.float32, np.array(["a", "b"]), np.float32(2))
+    result = minimize(fun, jnp.zeros(2), args=args)
+    np.testing.assert_allclose(result.x, 2, rtol=1e-5)
