@@ -1,0 +1,43 @@
+"""`damp_by_beta`: which leaves are multiplied by one minus the averaged β."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlcg_optax import damp_by_beta, scale_by_nlcg
+
+PARAMS = {"layer": {"w": jnp.ones([2, 2]), "b": jnp.ones(2)}, "scale": jnp.ones(3)}
+MASKS = {
+    "none": (None, [True, True, True]),
+    "leaves": ({"layer": {"w": False, "b": True}, "scale": True}, [True, False, True]),
+    "a subtree": ({"layer": False, "scale": True}, [False, False, True]),
+    "a function": (
+        lambda tree: jax.tree.map(lambda leaf: leaf.ndim < 2, tree),
+        [True, False, True],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_leaves_of_the_mask_are_damped(name):
+    mask, damped = MASKS[name]  # in the order b, w, scale
+    memory = scale_by_nlcg(0.5, beta_smoothing=0.0)
+    tx = damp_by_beta(memory, mask)
+    state, plain = tx.init(PARAMS), memory.init(PARAMS)
+    for _ in range(2):
+        updates, state = tx.update(PARAMS, state)
+        expected, plain = memory.update(PARAMS, plain)
+    # The direction of ones is 1, then 1 + .5.
+    pairs = zip(
+        jax.tree.leaves(updates), jax.tree.leaves(expected), damped, strict=True
+    )
+    for mine, other, is_damped in pairs:
+        np.testing.assert_allclose(other, 1.5, rtol=1e-6)
+        np.testing.assert_allclose(mine, other * (0.5 if is_damped else 1), rtol=1e-6)
+
+
+def test_a_mask_of_another_structure_is_refused():
+    tx = damp_by_beta(scale_by_nlcg(0.5), {"layer": True, "other": True})
+    with pytest.raises(ValueError, match="other"):
+        tx.update(PARAMS, tx.init(PARAMS))
