@@ -59,40 +59,34 @@ def check_range(low_name: str, high_name: str, low: Any, high: Any) -> None:
         )
 
 
-def check_at_most(name: str, value: Any, most: float) -> None:
-    """Raises ValueError unless ``value`` is at most ``most``."""
+def _check_that(
+    name: str, value: Any, is_allowed: Callable[[Any], bool], otherwise: str
+) -> None:
     if _is_array(value):
         return
     _check_number(name, value)
-    if not value <= most:
-        raise ValueError(f"{name}={value!r} must be at most {most:g}")
+    if not is_allowed(value):
+        raise ValueError(f"{name}={value!r} {otherwise}")
+
+
+def check_at_most(name: str, value: Any, most: float) -> None:
+    """Raises ValueError unless ``value`` is at most ``most``."""
+    _check_that(name, value, lambda x: x <= most, f"must be at most {most:g}")
 
 
 def check_at_least(name: str, value: Any, least: float) -> None:
     """Raises ValueError unless ``value`` is at least ``least``."""
-    if _is_array(value):
-        return
-    _check_number(name, value)
-    if not value >= least:
-        raise ValueError(f"{name}={value!r} must be at least {least:g}")
+    _check_that(name, value, lambda x: x >= least, f"must be at least {least:g}")
 
 
 def check_below_one(name: str, value: Any) -> None:
     """Raises ValueError unless ``value < 1``."""
-    if _is_array(value):
-        return
-    _check_number(name, value)
-    if not value < 1:
-        raise ValueError(f"{name}={value!r} must be below 1")
+    _check_that(name, value, lambda x: x < 1, "must be below 1")
 
 
 def check_decay(name: str, value: Any) -> None:
     """Raises ValueError unless ``0 <= value < 1``."""
-    if _is_array(value):
-        return
-    _check_number(name, value)
-    if not 0 <= value < 1:
-        raise ValueError(f"{name}={value!r} is not in [0, 1)")
+    _check_that(name, value, lambda x: 0 <= x < 1, "is not in [0, 1)")
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -106,11 +100,12 @@ def check_positive(name: str, value: Any) -> None:
 
 def check_non_negative(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is finite and not below zero."""
-    if _is_array(value):
-        return
-    _check_number(name, value)
-    if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"{name}={value!r} must be finite and not below 0")
+    _check_that(
+        name,
+        value,
+        lambda x: x >= 0 and math.isfinite(x),
+        "must be finite and not below 0",
+    )
 
 
 def _is_integer(value: Any) -> bool:

@@ -34,7 +34,7 @@ AVERAGED = 6  # the average of the weights spans a sixth of the steps
 # Of the first loss; below it float32 rounds, and nothing is compared.
 LEAST = 1e-6
 
-Transformation = Callable[[jax.Array, jax.Array], optax.GradientTransformation]
+Build = Callable[[jax.Array, jax.Array], optax.GradientTransformation]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Method(NamedTuple):
     """
 
     name: str
-    build: Transformation
+    build: Build
     rates: tuple[float, ...] = (1.0,)
     is_averaged: bool = False
 

@@ -92,14 +92,11 @@ class Sizes(NamedTuple):
             product = factor * size
             return jnp.where(jnp.isfinite(product), product, jnp.inf)
 
+        largest = of(self.largest_grad_max)
         return self._replace(
             start_value=of(self.start_value),
             start_grad_max=of(self.start_grad_max),
-            largest_grad_max=jnp.where(
-                jnp.isfinite(factor * self.largest_grad_max),
-                factor * self.largest_grad_max,
-                0,
-            ),
+            largest_grad_max=jnp.where(jnp.isposinf(largest), 0, largest),
             smallest_grad_max=of(self.smallest_grad_max),
             level=of(self.level),
             promise=of(self.promise),

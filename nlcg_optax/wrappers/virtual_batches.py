@@ -133,10 +133,9 @@ def _update(
         validation.check_scalar_loss("virtual_batch", value)
         refused |= ~jnp.isfinite(value)
         mean_value = _averaged(mean_value, value, state.micro_step, refused)
-        if jnp.issubdtype(value.dtype, jnp.inexact):  # no mean of integers is one
-            extra_args = {**extra_args, "value": mean_value.astype(value.dtype)}
-        else:
-            extra_args = {**extra_args, "value": mean_value}
+        is_float = jnp.issubdtype(value.dtype, jnp.inexact)
+        mean = mean_value.astype(value.dtype) if is_float else mean_value
+        extra_args = {**extra_args, "value": mean}  # of integers it is none
     mean_grad = jax.tree.map(
         lambda mean, g: _averaged(mean, g, state.micro_step, refused),
         state.mean_grad,
