@@ -100,7 +100,7 @@ def scale_by_slope_ratio(
     at its start is too steep. Another one is inferred from the change of the loss,
     :math:`f_{t+1} - f_t = (s_0 + s_1)/2` along a parabola, with
     :math:`s_1 = -d_t^\top g_{t+1}`. The mean of both is the start slope of
-    :math:`r_t`. The windows widen with the run, to a thirtieth of the steps so far, and
+    :math:`r_t`. The windows widen with the run, to a fifteenth of the steps so far, and
     :math:`\eta` falls alike.
 
     1. *Find.* The first step is ``initial_step_size``, or less: what its slope

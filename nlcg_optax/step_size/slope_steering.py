@@ -24,7 +24,7 @@ MOST_UP_ONCE_FOUND, MOST_UP_WITHOUT_HORIZON = 1.0, 0.5
 FOUND_BELOW, FOUND_PROMISE, LONGEST_SEARCH = 0.3, 0.03, 30
 # With a horizon, the share of the inferred slope in the one that steers.
 INFERRED_SHARE = 0.5
-WINDOW_SHARE = 1 / 30  # of the steps so far, that the windows span at least
+WINDOW_SHARE = 1 / 15  # of the steps so far, that the windows span at least
 # While it is held, a step of less than this part of what it should be grows again.
 FAR_TOO_SHORT = 0.5
 # The brake: how far the averaged loss may stand above its least, while the step size

@@ -43,10 +43,10 @@ def test_noise_does_not_end_the_search_for_thirty_steps(before, value, ends):
         assert bool(new.found) == expected
 
 
-def test_windows_span_a_thirtieth_of_the_steps_and_the_rate_falls_alike():
-    # 300 steps, four windows of 2.5 steps: decays of .9 and .95, a rate of .5 / 4.
+def test_windows_span_a_fifteenth_of_the_steps_and_the_rate_falls_alike():
+    # 150 steps, four windows of 2.5 steps: decays of .9 and .95, a rate of .5 / 4.
     state = found(
-        count=300,
+        count=150,
         value=100,
         value_average=100,
         value_least=100,
@@ -166,16 +166,16 @@ def test_a_step_size_that_was_found_grows_by_less(num_steps, most):
 @pytest.mark.parametrize(
     ("count", "average", "noise", "is_braked"),
     [
-        (200, 1.4, 1.2, True),
-        (200, 1.25, 0.7, False),  # a quarter above the least
-        (200, 1.4, 1.3, False),  # within the noise of the average
-        (60, 1.4, 0.7, False),  # in windows of five steps
+        (100, 1.4, 1.2, True),
+        (100, 1.25, 0.7, False),  # a quarter above the least
+        (100, 1.4, 1.3, False),  # within the noise of the average
+        (30, 1.4, 0.7, False),  # in windows of five steps
     ],
 )
 def test_a_rise_that_no_slope_explains_brakes_once_it_is_more_than_noise(
     count, average, noise, is_braked
 ):
-    """After 200 steps windows are 2.7 times wider, that of the loss is 13 steps."""
+    """After 100 steps windows are 2.7 times wider, that of the loss is 13 steps."""
     slopes = dict.fromkeys(("slope", "start_slope"), -0.1)
     state = found(
         count=count, value=average, value_average=average, value_least=1, noise=noise,
@@ -184,7 +184,7 @@ def test_a_rise_that_no_slope_explains_brakes_once_it_is_more_than_noise(
     # On the parabola, with the slope zero at the end: r is near zero.
     new, ratio, _ = went_on(OPTIONS, state, judge(state, F32(average - 0.05), F32(0)))
     assert abs(ratio) < 0.1
-    wider = max(count * 0.4 / 30, 1)
+    wider = max(count * 0.4 / 15, 1)
     expected = -0.3 if is_braked else np.log(1.4 / (1 - ratio))
     grown = new.log_step_size - state.log_step_size
     np.testing.assert_allclose(grown, 0.5 / wider * expected, rtol=1e-4)
