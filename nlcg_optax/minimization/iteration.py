@@ -41,12 +41,13 @@ from nlcg_optax.minimization.state import (
     rescaled,
 )
 from nlcg_optax.minimization.step_taken import Taken, take_step
-from nlcg_optax.trees.inner_products import max_abs
+from nlcg_optax.trees.inner_products import products_and_maxima
 from nlcg_optax.xla.control_flow import apply_if, cond
 
 UNBOUNDED = -1e30  # times the size of the objective at the start, if that is above 1
 MAX_FAILED_SEARCHES = 4  # in a row
 STALLED_MEMORY = 8  # iterations without progress, doubled, at which memory is given up
+LARGEST_BITS = 4  # that a parameter must stay below numbers whose squares overflow
 COUNTS = 1e-4  # of the decrease so far, that a promise may be for its step to count
 
 
@@ -188,11 +189,15 @@ def _promise(
     # A pass over the parameters, made only where it may count.
     counts = new_promise <= COUNTS * (known.start_value - taken.evaluated.value)
     counts |= (taken.num_stalled > 1) | ~taken.moved
-    relative_max = cond(
+    relative_max, moved_max = cond(
         counts,
-        lambda: max_abs(jax.tree.map(_relative, direction.updates, taken.params)),
-        lambda: jnp.full_like(secant, jnp.inf),
+        lambda: _maxima(direction.updates, taken.params),
+        lambda: (jnp.full_like(secant, jnp.inf), jnp.zeros_like(secant)),
     )
+    # Products of steps of such a parameter overflow, so that the direction has learned
+    # nothing, and what it promises is nothing to go by.
+    half = jnp.finfo(secant.dtype).maxexp // 2
+    too_large = moved_max > 2.0 ** (half - LARGEST_BITS)
     step, promise, relative = (
         jnp.where(is_natural, new, old)
         for new, old in (
@@ -202,15 +207,27 @@ def _promise(
         )
     )
     is_known = is_natural | enclosed
+    promise = jnp.where(is_known, promise, known.promise)
+    relative_step = jnp.where(is_known, step * relative, known.relative_step)
     return known._replace(
-        promise=jnp.where(is_known, promise, known.promise),
-        relative_step=jnp.where(is_known, step * relative, known.relative_step),
+        promise=jnp.where(too_large, jnp.inf, promise),
+        relative_step=jnp.where(too_large, jnp.inf, relative_step),
         relative_max=relative_max,
     )
 
 
-def _relative(update: jax.Array, param: jax.Array) -> jax.Array:
-    return jnp.where(update == 0, 0, jnp.abs(update) / jnp.abs(param))
+def _maxima(updates: PyTree, params: PyTree) -> tuple[jax.Array, jax.Array]:
+    """The largest relative update, and the largest parameter that is updated."""
+
+    def relative(update: jax.Array, param: jax.Array) -> jax.Array:
+        return jnp.where(update == 0, 0, jnp.abs(update) / jnp.abs(param))
+
+    def moved(update: jax.Array, param: jax.Array) -> jax.Array:
+        return jnp.where(update == 0, 0, param)
+
+    trees = [jax.tree.map(of, updates, params) for of in (relative, moved)]
+    _, (relative_max, moved_max) = products_and_maxima([], trees)
+    return relative_max, moved_max
 
 
 def _count(
@@ -244,12 +261,12 @@ def _status(
     status: jax.Array,
 ) -> jax.Array:
     """The status after an iteration; the last of these that holds."""
-    evaluated = taken.evaluated
+    evaluated, known = taken.evaluated, Sizes(*sizes)
     is_finite = jnp.isfinite(evaluated.value) & jnp.isfinite(evaluated.grad_max)
     converged = has_small_gradient(limits, sizes, evaluated.value, evaluated.grad_max)
-    converged &= evaluated.value <= Sizes(*sizes).start_value
+    converged &= evaluated.value <= known.start_value
     trusted = steps_to_trust(limits, sizes, evaluated.grad_max)
-    has_fallen = evaluated.grad_max <= FALLEN * Sizes(*sizes).largest_grad_max
+    has_fallen = evaluated.grad_max <= FALLEN * known.largest_grad_max
     converged |= has_fallen & (iterations.num_small >= trusted)
     stalled = STALLED if limits.tol_kind == "decrease" else STALLED_GRADIENT
     at_rest = iterations.num_stalled >= stalled
@@ -257,11 +274,10 @@ def _status(
     no_descent = iterations.num_failed >= SEARCHES
     at_rest |= no_descent
     at_rest &= is_rounding(sizes, evaluated.value, evaluated.grad_max)
-    at_rest |= no_descent & in_noise & has_fallen
+    at_rest |= no_descent & in_noise & has_fallen & jnp.isfinite(known.promise)
     vanished = has_vanished(limits, sizes, evaluated.value, evaluated.grad_max)
     converged |= vanished[0] & ~vanished[1]
     at_rest |= vanished[1]
-    known = Sizes(*sizes)
     start_size = jnp.maximum(known.scale, jnp.abs(known.start_value))
     for condition, code in (
         (iterations.nit >= limits.max_iterations, Status.MAX_ITERATIONS),

@@ -344,3 +344,27 @@ def test_a_valley_that_begins_with_steps_of_no_gain_is_followed(x64, method):
     result = minimize(objective, jnp.array([500.0, 1e-4]), method=method)
     assert bool(result.success)
     assert float(result.fun) == pytest.approx(least, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    "fun",
+    [lambda x: -jnp.log(x[0]), lambda x: -jnp.sqrt(x[0]), lambda x: -(x[0] ** 0.1)],
+)
+def test_parameters_whose_squares_overflow_are_not_called_converged(fun):
+    """At 1e25 nothing is learned any more; -log falls by 1 where x grows by e."""
+    result = minimize(fun, jnp.ones(1))
+    assert not bool(result.success)
+    assert float(result.x[0]) > 1e18
+    assert float(result.fun) < -40
+
+
+def test_a_valley_in_units_that_overflow_is_converged_at_its_end_alone():
+    def rosenbrock(x):
+        u = x / 6e23
+        return (1 - u[0]) ** 2 + 100 * (u[1] - u[0] ** 2) ** 2
+
+    result = minimize(rosenbrock, jnp.array([-7.2e23, 6e23]))
+    assert not bool(result.success) or float(result.fun) < 1e-10
+    parabola = minimize(lambda x: jnp.sum((x / 6e23 - 1) ** 2), jnp.array([3e23, 2e23]))
+    assert bool(parabola.success)
+    np.testing.assert_allclose(parabola.x, 6e23, rtol=1e-6)
