@@ -12,6 +12,7 @@ import numpy as np
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, strong_types
 from nlcg_optax.minimization.convergence import DEFAULT_TOL, TolKind
+from nlcg_optax.xla.control_flow import is_known
 
 TOLERANCES = get_args(TolKind)
 _TRANSFORM = (
@@ -67,7 +68,8 @@ def check_limits(
 ) -> dict[str, Any]:
     """Returns the limits by name, the default of ``tol`` filled in.
 
-    Numbers of NumPy become Python's, with which a program has been compiled already.
+    Numbers of NumPy and JAX become Python's, with which a program has been compiled
+    already.
 
     Raises:
       ValueError: if one of them is out of its range.
@@ -83,6 +85,8 @@ def check_limits(
             raise ValueError(
                 f"{name} has the shape {np.shape(limit)}; it must be a scalar"
             )
+        if isinstance(limit, jax.Array) and is_known(limit):
+            limits[name] = limit.item()
     validation.check_choice("tol_kind", tol_kind, TOLERANCES)
     for name in ("tol", "max_evaluations"):
         validation.check_positive(name, limits[name])

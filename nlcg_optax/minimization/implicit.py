@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.minimization.problem import Problem, value_and_aux
 from nlcg_optax.minimization.result import MinimizeResult
-from nlcg_optax.trees.inner_products import vdots
+from nlcg_optax.trees.inner_products import max_abs, vdots
 from nlcg_optax.xla.varying import while_loop
 
 # Of the conjugate gradients that solve with the Hessian: the residual relative to the
@@ -92,7 +92,9 @@ def _is_zero(leaf: Any) -> bool:
 
 
 def _known_tangent(leaf: Any) -> Any:
-    return None if _is_zero(leaf) or leaf.dtype == jax.dtypes.float0 else leaf
+    if _is_zero(leaf) or getattr(leaf, "dtype", None) == jax.dtypes.float0:
+        return None
+    return jnp.asarray(leaf)  # a number of Python, too
 
 
 def tangents_of(
@@ -173,7 +175,9 @@ def _split(
 def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
     """Solves ``matvec(x) = b``, with inner products that any sharding allows.
 
-    Those of `jax.scipy.sparse.linalg.cg` refuse arrays on an explicit mesh.
+    Those of `jax.scipy.sparse.linalg.cg` refuse arrays on an explicit mesh. In units of
+    ``b`` and of the first product, whose squares might over- or underflow: powers of
+    two, so that nothing is rounded.
     """
 
     def norm(x: PyTree) -> jax.Array:
@@ -182,21 +186,36 @@ def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTre
     def plus(x: PyTree, factor: jax.Array, y: PyTree) -> PyTree:
         return jax.tree.map(lambda x, y: x + factor.astype(x.dtype) * y, x, y)
 
+    def size(x: PyTree) -> jax.Array:
+        largest = max_abs(x)
+        bits = jnp.finfo(largest.dtype).nexp
+        power = jax.lax.reduce_precision(largest, exponent_bits=bits, mantissa_bits=0)
+        return jnp.where((power > 0) & jnp.isfinite(power), power, 1)
+
+    def over(x: PyTree, unit: jax.Array) -> PyTree:
+        return jax.tree.map(lambda x: x / unit.astype(x.dtype), x)
+
+    unit = size(b)
+    b = over(b, unit)
     start = norm(b)
     most = ITERATIONS * sum(leaf.size for leaf in jax.tree.leaves(b))
 
     def continues(carry: Any) -> jax.Array:
-        _, _, _, square, count = carry
+        _, _, _, square, _, count = carry
         return (square > TOLERANCE**2 * start) & (count < most)
 
     def step(carry: Any) -> Any:
-        x, residual, direction, square, count = carry
+        x, residual, direction, square, scale, count = carry
         product = matvec(direction)
+        scale = jnp.where(count == 0, size(product), scale)
+        product = over(product, scale)
         length = square / vdots([(direction, product)])[0]
         x, residual = plus(x, length, direction), plus(residual, -length, product)
         new_square = norm(residual)
         direction = plus(residual, new_square / square, direction)
-        return x, residual, direction, new_square, count + 1
+        return x, residual, direction, new_square, scale, count + 1
 
     zero = jax.tree.map(jnp.zeros_like, b)
-    return while_loop(continues, step, (zero, b, b, start, 0))[0]
+    begin = (zero, b, b, start, jnp.ones_like(unit), 0)
+    x, *_, scale, _ = while_loop(continues, step, begin)
+    return over(x, scale / unit)

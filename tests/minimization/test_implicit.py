@@ -82,3 +82,36 @@ def test_constants_need_no_derivatives():
     mixed = jax.grad(jax.grad(fun), argnums=1)(x, a) / jax.grad(jax.grad(fun))(x, a)
     found = jax.jit(jax.grad(lambda a: nearest(a).x))(a)
     np.testing.assert_allclose(found, -mixed, rtol=1e-3)
+
+
+@pytest.mark.parametrize("unit", [1e-22, 1e-15, 1e-10, 1.0, 1e15, 1e30])
+def test_derivatives_do_not_depend_on_the_units_of_the_objective(unit):
+    a = jnp.array([1.0, 2.0])
+
+    def solution(a, c):
+        def fun(x):
+            return c * (jnp.sum((x - a) ** 2) + jnp.sum(x) ** 2 / 2)
+
+        return minimize(fun, jnp.zeros(2)).x
+
+    expected = [[0.75, -0.25], [-0.25, 0.75]]
+    for derivative in (jax.jacfwd, jax.jacrev):
+        found = jax.jit(derivative(solution))(a, unit)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e12, 1e15])
+def test_derivatives_do_not_depend_on_the_units_of_the_parameters(unit):
+    def solution(a):
+        return minimize(lambda x: (x / unit - a) ** 2, 0.0).x / unit
+
+    np.testing.assert_allclose(jax.grad(solution)(1.0), 1.0, rtol=1e-5)
+
+
+def test_tangents_may_be_numbers_of_python():
+    def solution(t):
+        return minimize(lambda x: jnp.sum((x - t) ** 2), jnp.zeros(2)).x
+
+    found, tangent = jax.jvp(solution, (1.2,), (1.0,))
+    np.testing.assert_allclose(found, 1.2, rtol=1e-6)
+    np.testing.assert_allclose(tangent, 1.0, rtol=1e-6)
