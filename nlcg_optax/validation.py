@@ -94,6 +94,7 @@ def check_positive(name: str, value: Any) -> None:
     if _is_array(value):
         return
     is_number = isinstance(value, numbers.Real) or hasattr(value, "dtype")
+    is_number &= not np.iscomplexobj(value)
     if not is_number or not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name}={value!r} must be finite and greater than 0")
 
@@ -115,12 +116,14 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def check_positive_int(name: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` is an integer of at least one."""
-    if _is_array(value):
+def check_positive_int(name: str, value: Any, most: int | None = None) -> None:
+    """Raises ValueError unless ``value`` is an integer from one to ``most``, if any."""
+    if _is_array(value) and jnp.shape(value) == ():
         return
-    if not _is_integer(value) or value < 1:
-        raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+    is_integer = not _is_array(value) and _is_integer(value)
+    if not is_integer or value < 1 or (most is not None and value > most):
+        bound = "" if most is None else f" and at most {most}"
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1{bound}")
 
 
 def check_static(**values: Any) -> None:
@@ -317,7 +320,13 @@ def check_chain_state(transformation: str, state: Any, count: int) -> None:
 
 
 def check_scalar_loss(transformation: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` is a real scalar."""
+    """Raises TypeError or ValueError unless ``value`` is a real scalar."""
+    if isinstance(value, tuple | list | dict | str):
+        raise TypeError(
+            f"{transformation}: update needs a real scalar `value`, the loss, but got "
+            f"a {type(value).__name__}; if the loss comes with something else, such as "
+            "with has_aux=True, give the loss alone"
+        )
     if jnp.shape(value) != () or not jnp.isrealobj(value):
         raise ValueError(
             f"{transformation}: update needs a real scalar `value`, but got shape "

@@ -182,6 +182,11 @@ def test_schedule_without_warmup():
     np.testing.assert_allclose(schedule(1280), 0.04, rtol=1e-6)
 
 
+def test_two_decays_of_a_schedule_at_the_same_step_are_two():
+    schedule = paper_schedule(1.0, 1, warmup_epochs=0, decay_epochs=(1, 1.2))
+    np.testing.assert_allclose(schedule(5), 0.01, rtol=1e-6)
+
+
 # --- the presets for large batches ---------------------------------------------------
 
 INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(6, 40)), jnp.float32)
@@ -336,6 +341,11 @@ def test_tuning_free_solves_least_squares(num_steps):
             lambda: paper_schedule(0.1, 5, decay_epochs=(9, 3)),
             ValueError,
             r"decay_epochs=\(9, 3\) must be positive and in increasing order",
+        ),
+        (
+            lambda: paper_schedule(0.1, 5, decay_epochs=3),
+            TypeError,
+            "decay_epochs=3 is a int",
         ),
     ],
 )

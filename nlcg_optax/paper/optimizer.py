@@ -1,5 +1,6 @@
 """The configuration of arXiv 1812.02886, with its learning-rate schedule."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import jax
@@ -150,6 +151,7 @@ def paper_schedule(
       A function from the step count to the learning rate.
 
     Raises:
+      TypeError: if ``decay_epochs`` is a single number.
       ValueError: if an argument is out of its range.
 
     Examples:
@@ -162,14 +164,20 @@ def paper_schedule(
     validation.check_non_negative("init_value", init_value)
     validation.check_non_negative("warmup_epochs", warmup_epochs)
     validation.check_positive("decay_factor", decay_factor)
+    if not isinstance(decay_epochs, Iterable):
+        raise TypeError(
+            f"decay_epochs={decay_epochs!r} is a {type(decay_epochs).__name__}; "
+            "allowed is a sequence of numbers"
+        )
     if list(decay_epochs) != sorted(decay_epochs) or min(decay_epochs, default=1) <= 0:
         raise ValueError(
             f"decay_epochs={decay_epochs!r} must be positive and in increasing order"
         )
     warmup_steps = warmup_epochs * steps_per_epoch
-    decay = optax.piecewise_constant_schedule(
-        1.0, {round(epoch * steps_per_epoch): decay_factor for epoch in decay_epochs}
-    )
+    decay_steps = [round(epoch * steps_per_epoch) for epoch in decay_epochs]
+    # Two of them may be the same step.
+    factors = {step: decay_factor ** decay_steps.count(step) for step in decay_steps}
+    decay = optax.piecewise_constant_schedule(1.0, factors)
 
     def schedule(count: jax.Array | int) -> jax.Array:
         step = jnp.asarray(count, dtype=jnp.result_type(float))

@@ -249,7 +249,7 @@ def _update(
     diagonals, diagonal_state = options.diagonal.update(
         wide, state.diagonal, params, **extra_args
     )
-    count = state.count + finite.astype(jnp.int32)
+    count = jnp.where(finite, optax.safe_increment(state.count), state.count)
     due = is_due(state.count, options.refresh_period, extra_args)
 
     def multiply(arrays: Any, numbers: _Numbers) -> Any:

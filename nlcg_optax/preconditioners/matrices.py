@@ -79,6 +79,7 @@ def matrix_views(
         each leaf, or a function from the tree to one; None for `input_output_axes`.
 
     Raises:
+      TypeError: if an entry is something else.
       ValueError: if the two trees differ in their number of leaves, or axes do not
         exist or are given twice.
     """
@@ -106,6 +107,12 @@ def matrix_views(
 def _view(name: str, leaf: jax.Array, numbers: Any) -> MatrixView | None:
     if numbers is None:
         return None
+    if not hasattr(numbers, "reduction_axis"):
+        raise TypeError(
+            f"weight_dimension_numbers{name}={numbers!r} is a "
+            f"{type(numbers).__name__}; allowed are optax.contrib.MuonDimensionNumbers "
+            "and None"
+        )
     rows, columns = (
         (axes,) if isinstance(axes, int) else tuple(axes)
         for axes in (numbers.reduction_axis, numbers.output_axis)

@@ -158,8 +158,9 @@ def _update(
         "scale_by_orthogonalization", state, ScaleByOrthogonalizationState
     )
     views = matrix_views(updates, options.weight_dimension_numbers)
+    wide = jax.tree.map(widened, updates)
     new, vectors_state = options.vectors.update(
-        jax.tree.map(widened, updates), state.vectors, params, **extra_args
+        wide, state.vectors, params, **extra_args
     )
     leaves, treedef = jax.tree.flatten(new)
     places = [i for i, view in enumerate(views) if view is not None]
@@ -184,7 +185,9 @@ def _update(
     for place, factor in zip(places, factors, strict=True):
         leaves[place] = factor
     z = optax.tree.cast_like(jax.tree.unflatten(treedef, leaves), updates)
-    kept = select(all_finite(updates), vectors_state, state.vectors)
+    # The state of vectors has squares, which may overflow.
+    finite = all_finite(jax.tree.map(lambda x: x * x, wide))
+    kept = select(finite, vectors_state, state.vectors)
     return z, ScaleByOrthogonalizationState(kept)
 
 

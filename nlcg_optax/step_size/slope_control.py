@@ -28,6 +28,7 @@ class SlopeControlState(NamedTuple):
 
     Attributes:
       count: number of updates.
+      first_value: loss where the first step began.
       value: loss where the last step began.
       slope: slope of the loss along the last step where it began, times its length;
         zero if there was none.
@@ -46,6 +47,7 @@ class SlopeControlState(NamedTuple):
     """
 
     count: jax.Array  # type: ignore[assignment]
+    first_value: jax.Array
     value: jax.Array
     slope: jax.Array
     start_slope: jax.Array
@@ -67,6 +69,7 @@ def init_control(options: ControlOptions, dtype: jnp.dtype) -> SlopeControlState
     # One array per field: `jax.jit` cannot donate an array twice.
     return SlopeControlState(
         count=jnp.zeros([], jnp.int32),
+        first_value=jnp.zeros([], dtype),
         value=jnp.zeros([], dtype),
         slope=jnp.zeros([], dtype),
         start_slope=jnp.zeros([], dtype),

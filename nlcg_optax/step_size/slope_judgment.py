@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from nlcg_optax.step_size.slope_control import LOG_BOUND, SlopeControlState
 
@@ -74,17 +75,18 @@ def judge(state: SlopeControlState, value: jax.Array, end: jax.Array) -> Judgmen
     lasting = _minimizer(_ratio(end, steepest))
     lasting = jnp.where(state.steps_back > 0, LONGEST, lasting)
     # One bad batch halves the step; if it goes on, the step shrinks faster and faster.
-    halved = LONGEST ** (state.steps_back + 1).astype(ratio.dtype)
-    halved = jnp.maximum(halved, SHORTEST)
+    # Later steps shrink, too, unless their size had been found and this may be chance.
+    in_a_row = state.steps_back - state.found.astype(jnp.int32)
+    shrinks = (in_a_row >= 0) & (in_a_row < MAX_SHRINKS)
     return Judgment(
         value=value,
         end=end,
         finite=finite,
         ratio=ratio,
         back=~finite | (too_far & ~jumped),
-        kept=jnp.where(finite, _minimizer(ratio), halved),
+        kept=jnp.where(finite, _minimizer(ratio), _halved(state.steps_back, ratio)),
         lasting=jnp.where(
-            finite, lasting, jnp.where(state.steps_back < MAX_SHRINKS, halved, 1)
+            finite, lasting, jnp.where(shrinks, _halved(in_a_row, ratio), 1)
         ),
         jumped=jumped,
     )
@@ -93,6 +95,11 @@ def judge(state: SlopeControlState, value: jax.Array, end: jax.Array) -> Judgmen
 def _ratio(end: jax.Array, start: jax.Array) -> jax.Array:
     """The slope at the end of a step over that at its start; one without descent."""
     return jnp.where(start < 0, end / jnp.where(start < 0, start, -1), 1)
+
+
+def _halved(times: jax.Array, like: jax.Array) -> jax.Array:
+    """What is left of a step after so many halvings before this one, bounded."""
+    return jnp.maximum(LONGEST ** (times + 1).astype(like.dtype), SHORTEST)
 
 
 def _minimizer(ratio: jax.Array) -> jax.Array:
@@ -104,7 +111,7 @@ def stepped_back(state: SlopeControlState, judgment: Judgment) -> SlopeControlSt
     """The scalars after a step back: only a fraction of the last step is left."""
     log_kept = jnp.log(judgment.lasting)
     return state._replace(
-        count=state.count + 1,
+        count=optax.safe_increment(state.count),
         slope=judgment.kept * state.slope,
         log_step_size=jnp.maximum(state.log_step_size + log_kept, -LOG_BOUND),
         found=state.found | (judgment.finite & judgment.back),

@@ -196,7 +196,7 @@ def scale_by_slope_ratio(
     """
     validation.check_transformation("direction", direction)
     if num_steps is not None:
-        validation.check_positive_int("num_steps", num_steps)
+        validation.check_positive_int("num_steps", num_steps, most=2**31 - 1)
     validation.check_below_one("target_ratio", target_ratio)
     validation.check_positive("adaptation_rate", adaptation_rate)
     validation.check_at_most("adaptation_rate", adaptation_rate, 1.0)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from nlcg_optax.step_size.slope_control import (
     LOG_BOUND,
@@ -17,6 +18,7 @@ from nlcg_optax.step_size.slope_judgment import EXPLAINED, Judgment
 # later by those powers of the adaptation rate, and by no more up than down, so that
 # noise does not drive it up. Without a horizon nothing is annealed: by still less.
 MOST_DOWN, MOST_UP = -1.0, 2.3
+MOST_UP_UNBOUNDED = 0.7  # where zero is no bound of the loss, which may be exponential
 MOST_UP_ONCE_FOUND, MOST_UP_WITHOUT_HORIZON = 1.0, 0.5
 # The search ends at the first ratio below this that is not noise, in which the ratio is
 # near zero from the first tiny step on: the change of the loss agrees with the slopes,
@@ -72,7 +74,10 @@ def went_on(
     pace = jnp.where(found, rate / averages.wider, 1)
     log_step_size = state.log_step_size + pace * increment
     new = SlopeControlState(
-        count=state.count + 1,
+        count=optax.safe_increment(state.count),
+        first_value=jnp.where(
+            state.begun & ~judgment.jumped, state.first_value, judgment.value
+        ),
         value=judgment.value,
         slope=jnp.zeros_like(state.slope),
         start_slope=averages.start_slope,
@@ -201,7 +206,8 @@ def _increment(
     once_found = (
         MOST_UP_WITHOUT_HORIZON if options.num_steps is None else MOST_UP_ONCE_FOUND
     )
-    most = jnp.where(found, once_found, MOST_UP)
+    searching = jnp.where(state.crossings >= SURELY, MOST_UP_UNBOUNDED, MOST_UP)
+    most = jnp.where(found, once_found, searching)
     increment = jnp.clip(wanted, MOST_DOWN, most)
     held = _is_held(options, state)
     if options.num_steps is not None:
@@ -266,19 +272,19 @@ def with_step(
     # of the very first step nothing else is known, so that it promises less.
     part = jnp.where(old.begun, PROMISE, FIRST_PROMISE).astype(ascent.dtype)
     part = jnp.where(ascent < 0, MOST_UPHILL, part)
-    # A slope that is suddenly steep is no reason for a step that changes far more. And
-    # where zero is no bound of the loss, nothing else is known.
+    # A slope that is suddenly steep is no reason for a step that changes far more.
+    # Where zero is no bound of the loss, a step may gain as much as all before it.
     usual = MOST_GROWTH * jnp.abs(new.start_slope)
-    unbounded = (new.crossings >= SURELY) & (usual > 0)
-    promise = part * jnp.where(unbounded, usual, jnp.abs(new.value))
+    size = jnp.abs(new.value)
+    gained = jnp.where(new.crossings >= SURELY, jnp.abs(new.first_value - new.value), 0)
+    promise = part * jnp.maximum(size, gained)
     limited = old.begun & (usual > 0) & (promise > 0)
     ceiling = _longest(jnp.where(limited, jnp.minimum(promise, usual), promise), ascent)
     factor = jnp.exp(new.log_step_size) * anneal(options, old.count, ascent.dtype)
     factor = jnp.where(usable, jnp.minimum(factor, ceiling), 0)
     # What lasts is bounded by the averaged loss: one batch that is fitted exactly has
     # next to none, and would keep the steps short for good.
-    level = jnp.maximum(jnp.abs(new.value), jnp.abs(new.value_average))
-    level = jnp.where(unbounded, jnp.maximum(level, usual), level)
+    level = jnp.maximum(jnp.maximum(size, gained), jnp.abs(new.value_average))
     lasting = jnp.log(_longest(part * level, ascent))
     lasting += jnp.where(old.begun, SLACK, 0).astype(ascent.dtype)
     lasting = jnp.where(ascent < 0, LOG_BOUND, lasting)

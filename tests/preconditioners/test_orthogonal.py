@@ -203,6 +203,20 @@ def test_bad_dimension_numbers(numbers, message):
         tx.init(jnp.ones([2, 2]))
 
 
+def test_an_entry_that_is_no_dimension_numbers_is_named():
+    tx = scale_by_orthogonalization(weight_dimension_numbers={"w": 0})
+    with pytest.raises(TypeError, match=r"weight_dimension_numbers\['w'\]=0 is a int"):
+        tx.init({"w": jnp.ones([2, 2])})
+
+
+def test_a_gradient_whose_square_overflows_leaves_the_state_of_vectors_as_it_was():
+    tx = scale_by_orthogonalization()
+    grads = {"w": jnp.eye(2), "b": jnp.array([1.0, 2.0])}
+    _, before = tx.update(grads, tx.init(grads))
+    _, after = tx.update(grads | {"b": jnp.array([1e20, 1.0])}, before)
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
 def test_a_vectors_argument_that_is_no_transformation():
     with pytest.raises(TypeError, match="vectors=3 is a int"):
         scale_by_orthogonalization(vectors=3)

@@ -193,15 +193,18 @@ def test_a_rise_that_no_slope_explains_brakes_once_it_is_more_than_noise(
     assert new.log_step_size >= state.log_step_size
 
 
-def test_losses_in_a_row_that_are_not_finite_shorten_later_steps_three_times():
-    state = found(slope=-1, start_slope=-1)
+@pytest.mark.parametrize("is_found", [False, True])
+def test_losses_in_a_row_that_are_not_finite_shorten_later_steps_three_times(is_found):
+    """But one alone does not, once the step size was found: the batch may be bad."""
+    state = begun(slope=-1, start_slope=-1, found=is_found)
     shrunk = []
     for _ in range(6):
         judgment = judge(state, F32(np.nan), F32(0))
         after = stepped_back(state, judgment)
         shrunk.append(float(after.log_step_size - state.log_step_size))
         state = after
-    np.testing.assert_allclose(shrunk, np.log([0.5, 0.25, 0.125, 1, 1, 1]), rtol=1e-4)
+    kept = ([1.0] if is_found else []) + [0.5, 0.25, 0.125, 1, 1, 1]
+    np.testing.assert_allclose(shrunk, np.log(kept[:6]), rtol=1e-4)
     # What is left of the step itself goes on to shrink.
     np.testing.assert_allclose(state.slope, -(0.5**6) * 0.05**2 / 16, rtol=1e-4)
 
@@ -241,13 +244,42 @@ def test_signs_that_zero_is_no_bound_of_the_loss(before, value, end, count):
     assert new.crossings == 2
 
 
-def test_without_a_bound_of_the_loss_only_the_usual_promise_limits_a_step():
-    state = begun()
+@pytest.mark.parametrize(
+    ("first", "promise"),
+    [
+        (3.0, 3.0),  # as much as was gained
+        (-5.0, 5.0),  # or was lost
+        (100.0, 30.0),  # but ten times the usual promise at most
+    ],
+)
+def test_without_a_bound_of_the_loss_a_step_may_promise_all_that_was_gained(
+    first, promise
+):
+    state = begun()._replace(first_value=F32(first))
     new = state._replace(value=F32(1e-6), value_average=F32(1e-6), start_slope=F32(-3))
-    new = new._replace(log_step_size=F32(3))
+    new = new._replace(log_step_size=F32(9))
     _, factor = with_step(OPTIONS, state, new, F32(2))
     np.testing.assert_allclose(factor, 0.5e-6, rtol=1e-5)
     new = new._replace(crossings=jnp.int32(2))
     after, factor = with_step(OPTIONS, state, new, F32(2))
-    np.testing.assert_allclose(factor, 10 * 3 / 2, rtol=1e-5)
-    np.testing.assert_allclose(after.log_step_size, 3, rtol=1e-5)
+    np.testing.assert_allclose(factor, promise / 2, rtol=1e-5)
+    expected = np.log(abs(first) / 2) + 1
+    np.testing.assert_allclose(after.log_step_size, expected, rtol=1e-5)
+
+
+def test_the_search_slows_down_where_the_loss_has_no_bound():
+    slopes = dict.fromkeys(("slope", "start_slope"), -1)
+    state = begun(value=-10, **slopes)
+    for crossings, most in [(0, 2.3), (2, 0.7)]:
+        known = state._replace(crossings=jnp.int32(crossings))
+        new, _, _ = went_on(OPTIONS, known, judge(known, F32(-10.99), F32(-0.99)))
+        grown = new.log_step_size - state.log_step_size
+        np.testing.assert_allclose(grown, most, rtol=1e-5)
+
+
+def test_a_count_does_not_wrap():
+    most = 2**31 - 1
+    state = begun()._replace(count=jnp.int32(most))
+    new, _, _ = went_on(OPTIONS, state, judge(state, F32(1), F32(0)))
+    assert new.count == most
+    assert stepped_back(state, judge(state, F32(np.nan), F32(0))).count == most

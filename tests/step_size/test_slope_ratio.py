@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from nlcg_optax import (
+    minimize,
     scale_by_nlcg,
     scale_by_slope_ratio,
     tuning_free_nlcg,
@@ -191,6 +192,9 @@ def test_the_argument_of_a_loss_is_asked_for():
         tx.update(x, tx.init(x), x)
     with pytest.raises(ValueError, match="real scalar `value`, but got shape"):
         tx.update(x, tx.init(x), x, value=x)
+    for pair in [(1.0, {"logits": x}), [1.5], "1.5"]:
+        with pytest.raises(TypeError, match=f"but got a {type(pair).__name__}"):
+            tx.update(x, tx.init(x), x, value=pair)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +203,8 @@ def test_the_argument_of_a_loss_is_asked_for():
         ({"direction": 3}, TypeError, "direction=3 is a int"),
         ({"num_steps": 0}, ValueError, "num_steps=0 must be an integer"),
         ({"num_steps": 1.5}, ValueError, "num_steps=1.5 must be an integer"),
+        ({"num_steps": 2**31}, ValueError, "at least 1 and at most 2147483647"),
+        ({"num_steps": jnp.array([3])}, ValueError, "num_steps=.* must be an integer"),
         ({"target_ratio": 1.0}, ValueError, "target_ratio=1.0 must be below 1"),
         ({"adaptation_rate": 0.0}, ValueError, "adaptation_rate=0.0 must be"),
         ({"adaptation_rate": 2.0}, ValueError, "adaptation_rate=2.0 must be at most 1"),
@@ -233,6 +239,68 @@ def test_a_loss_may_pass_through_zero(num_steps, least):
     carry = (start, tx.init(start))
     (x, _), _ = jax.jit(lambda: jax.lax.scan(step, carry, length=100))()
     assert loss(x) < least + 1e-4
+
+
+@pytest.mark.parametrize("num_steps", [150, None])
+def test_a_loss_may_be_exponential_and_negative(num_steps):
+    """A Poisson regression with counts up to some 200, from all of 512 examples."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(512, 8)).astype(np.float32)
+    counts = rng.poisson(np.exp(inputs @ rng.normal(size=8) * 0.7))
+    counts = counts.astype(np.float32)
+
+    def loss(x):
+        logs = inputs @ x[:-1] + x[-1]
+        return jnp.mean(jnp.exp(logs) - counts * logs)
+
+    tx = tuning_free_nlcg(num_steps)
+
+    def step(carry, _):
+        x, state = carry
+        value, grad = jax.value_and_grad(loss)(x)
+        updates, state = tx.update(grad, state, x, value=value)
+        return (optax.apply_updates(x, updates), state), value
+
+    start = jnp.zeros(9)
+    carry = (start, tx.init(start))
+    (x, _), values = jax.jit(lambda: jax.lax.scan(step, carry, length=150))()
+    assert values[0] == 1
+    assert jnp.max(values) == 1
+    assert loss(x) < float(minimize(loss, start).fun) + 0.1
+
+
+@pytest.mark.parametrize("num_steps", [300, None])
+def test_a_bad_batch_of_ten_costs_little(num_steps):
+    """Losses and gradients that are NaN in a tenth of the updates, by chance."""
+    rng = np.random.default_rng(0)
+    inputs = jnp.float32(rng.normal(size=(512, 8)))
+    targets = jnp.sin(2 * inputs[:, 0]) + inputs[:, 1] * inputs[:, 2] / 2
+    weights = rng.normal(size=(8, 32)) / 3, np.zeros((1, 32)), rng.normal(size=32) / 6
+    start = jax.tree.map(jnp.float32, weights)
+    tx = tuning_free_nlcg(num_steps)
+
+    def loss(params, rows):
+        hidden = jnp.tanh(inputs[rows] @ params[0] + params[1])
+        return jnp.mean((hidden @ params[2] - targets[rows]) ** 2)
+
+    def last(seed, share):
+        def step(carry, key):
+            params, state = carry
+            drawn, rows = jax.random.split(key)
+            rows = jax.random.choice(rows, 512, (64,), replace=False)
+            bad = jnp.where(jax.random.uniform(drawn) < share, jnp.nan, 1.0)
+            value, grads = jax.value_and_grad(lambda p: bad * loss(p, rows))(params)
+            updates, state = tx.update(grads, state, params, value=value)
+            return (optax.apply_updates(params, updates), state), None
+
+        keys = jax.random.split(jax.random.key(seed), 300)
+        (params, _), _ = jax.lax.scan(step, (start, tx.init(start)), keys)
+        return loss(params, jnp.arange(512))
+
+    seeds, shares = jnp.arange(4), jnp.array([0.0, 0.1])
+    of_both = jax.jit(jax.vmap(jax.vmap(last, (0, None)), (None, 0)))(seeds, shares)
+    without, of_ten = jnp.mean(of_both, axis=1)
+    assert of_ten < 2.5 * without
 
 
 def test_products_that_overflow_are_counted_and_forgotten():
