@@ -118,10 +118,11 @@ def scale_by_slope_ratio(
        multiplied on top, and the updates after that are zero.
 
     What a step promises, its length times the slope, is never more than ten times the
-    average, nor than the loss (Polyak's step, for losses of zero or more). The latter
-    bound is gone once the loss was negative twice in a row, or fell to near zero where
-    the slope was still as steep. Where the direction points uphill the slope may cost
-    2 % of the loss.
+    average, nor than the loss (Polyak's step, for losses of zero or more). Once the
+    loss was negative twice in a row, or fell to near zero where the slope was still as
+    steep, that bound is the size of the loss or all that was gained since the first
+    step, and the search goes on with c = 0.7: such a loss may be exponential. Where the
+    direction points uphill the slope may cost 2 % of the loss.
 
     **A step back.** Where the step just taken was far too long (r below -2 at a loss
     5 % above the last and the averaged one, or r below zero at a loss above them by 1.5
@@ -138,7 +139,8 @@ def scale_by_slope_ratio(
     eight steps back in a row, the loss itself has changed: the search starts again from
     there. A loss or gradient that is not finite is a step back to one half, a quarter
     and so on, of which three in a row shorten the steps to come, and is counted; it
-    never enters the state.
+    never enters the state. Once the step size is found one alone shortens nothing: it
+    may be a bad batch.
 
     **Without** ``num_steps`` there is no end to plan for. The inferred slope alone is
     then the start slope of :math:`r_t`, and c = 0.5. The steps shrink as noise takes
