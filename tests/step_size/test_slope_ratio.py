@@ -218,6 +218,20 @@ def test_arguments_out_of_their_range_are_refused(arguments, error, message):
         scale_by_slope_ratio(**{"direction": optax.identity(), **arguments})
 
 
+def minimized(tx, loss, start, steps):
+    """The last point of a run from all examples, and the losses on the way."""
+
+    def step(carry, _):
+        x, state = carry
+        value, grad = jax.value_and_grad(loss)(x)
+        updates, state = tx.update(grad, state, x, value=value)
+        return (optax.apply_updates(x, updates), state), value
+
+    carry = (start, tx.init(start))
+    (x, _), values = jax.jit(lambda: jax.lax.scan(step, carry, length=steps))()
+    return x, values
+
+
 @pytest.mark.parametrize("least", [-1.0, -23.0, -23.05])
 @pytest.mark.parametrize("num_steps", [100, None])
 def test_a_loss_may_pass_through_zero(num_steps, least):
@@ -227,23 +241,13 @@ def test_a_loss_may_pass_through_zero(num_steps, least):
     def loss(x):
         return 0.5 * jnp.sum(curvatures * x**2) + least
 
-    tx = tuning_free_nlcg(num_steps)
-
-    def step(carry, _):
-        x, state = carry
-        value, grad = jax.value_and_grad(loss)(x)
-        updates, state = tx.update(grad, state, x, value=value)
-        return (optax.apply_updates(x, updates), state), None
-
-    start = jnp.ones(20)
-    carry = (start, tx.init(start))
-    (x, _), _ = jax.jit(lambda: jax.lax.scan(step, carry, length=100))()
+    x, _ = minimized(tuning_free_nlcg(num_steps), loss, jnp.ones(20), 100)
     assert loss(x) < least + 1e-4
 
 
 @pytest.mark.parametrize("num_steps", [150, None])
 def test_a_loss_may_be_exponential_and_negative(num_steps):
-    """A Poisson regression with counts up to some 200, from all of 512 examples."""
+    """A Poisson regression with counts up to 531, from all of 512 examples."""
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(512, 8)).astype(np.float32)
     counts = rng.poisson(np.exp(inputs @ rng.normal(size=8) * 0.7))
@@ -253,17 +257,8 @@ def test_a_loss_may_be_exponential_and_negative(num_steps):
         logs = inputs @ x[:-1] + x[-1]
         return jnp.mean(jnp.exp(logs) - counts * logs)
 
-    tx = tuning_free_nlcg(num_steps)
-
-    def step(carry, _):
-        x, state = carry
-        value, grad = jax.value_and_grad(loss)(x)
-        updates, state = tx.update(grad, state, x, value=value)
-        return (optax.apply_updates(x, updates), state), value
-
     start = jnp.zeros(9)
-    carry = (start, tx.init(start))
-    (x, _), values = jax.jit(lambda: jax.lax.scan(step, carry, length=150))()
+    x, values = minimized(tuning_free_nlcg(num_steps), loss, start, 150)
     assert values[0] == 1
     assert jnp.max(values) == 1
     assert loss(x) < float(minimize(loss, start).fun) + 0.1
