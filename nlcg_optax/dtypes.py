@@ -131,6 +131,18 @@ def times(scale: jax.Array, x: jax.Array) -> jax.Array:
     return scale.astype(dtype) * x.astype(dtype)
 
 
+def power_of_two(x: jax.Array) -> jax.Array:
+    """The power of two next to a positive scalar: in its units nothing is rounded.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> power_of_two(jnp.float32(5.))
+      Array(4., dtype=float32)
+    """
+    bits = jnp.finfo(x.dtype).nexp
+    return jax.lax.reduce_precision(x, exponent_bits=bits, mantissa_bits=0)
+
+
 def strong_types(tree: PyTree) -> PyTree:
     """Returns the tree with every array's dtype made explicit, no longer weak.
 

@@ -75,13 +75,8 @@ def damp_by_beta(
         chosen = mask(updates) if callable(mask) else mask
         leaves, treedef = jax.tree.flatten(updates)
         # A flag may stand for a whole subtree, as in `optax.masked`.
-        flags = jax.tree.leaves(
-            jax.tree.map(
-                lambda flag, part: jax.tree.map(lambda _: flag, part),
-                True if chosen is None else chosen,
-                updates,
-            )
-        )
+        flags = jax.tree.broadcast(True if chosen is None else chosen, updates)
+        flags = jax.tree.leaves(flags)
         factors = jnp.broadcast_to(1 - state.beta_average, (len(leaves),))
         damped = [
             times(factors[i], leaf).astype(leaf.dtype) if flag else leaf

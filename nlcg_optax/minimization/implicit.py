@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nlcg_optax.dtypes import PyTree
+from nlcg_optax.dtypes import PyTree, power_of_two
 from nlcg_optax.minimization.problem import Problem, value_and_aux
 from nlcg_optax.minimization.result import MinimizeResult
 from nlcg_optax.trees.inner_products import max_abs, vdots
@@ -187,9 +187,7 @@ def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTre
         return jax.tree.map(lambda x, y: x + factor.astype(x.dtype) * y, x, y)
 
     def size(x: PyTree) -> jax.Array:
-        largest = max_abs(x)
-        bits = jnp.finfo(largest.dtype).nexp
-        power = jax.lax.reduce_precision(largest, exponent_bits=bits, mantissa_bits=0)
+        power = power_of_two(max_abs(x))
         return jnp.where((power > 0) & jnp.isfinite(power), power, 1)
 
     def over(x: PyTree, unit: jax.Array) -> PyTree:

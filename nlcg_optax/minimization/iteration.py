@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nlcg_optax.dtypes import PyTree
+from nlcg_optax.dtypes import PyTree, power_of_two
 from nlcg_optax.linesearch import early_ends, trial_step
 from nlcg_optax.linesearch.trial_step import ErrorEstimate
 from nlcg_optax.linesearch.wolfe_search import SearchState
@@ -163,9 +163,8 @@ def _scale_for(scale: jax.Array, taken: Taken) -> jax.Array:
     outside &= (largest > 0) & jnp.isfinite(largest) & jnp.isfinite(value)
     # The next power of two to the gradient; the value must not overflow.
     size = jnp.maximum(largest, value * jnp.exp2(jnp.asarray(-0.7 * info.maxexp)))
-    power = jax.lax.reduce_precision(size, exponent_bits=info.nexp, mantissa_bits=0)
     furthest = 2.0 ** (info.maxexp - 8)
-    new = jnp.clip(scale / power, 1 / furthest, furthest)
+    new = jnp.clip(scale / power_of_two(size), 1 / furthest, furthest)
     return jnp.where(outside, new, scale).astype(scale.dtype)
 
 

@@ -275,16 +275,16 @@ def with_step(
     # A slope that is suddenly steep is no reason for a step that changes far more.
     # Where zero is no bound of the loss, a step may gain as much as all before it.
     usual = MOST_GROWTH * jnp.abs(new.start_slope)
-    size = jnp.abs(new.value)
     gained = jnp.where(new.crossings >= SURELY, jnp.abs(new.first_value - new.value), 0)
-    promise = part * jnp.maximum(size, gained)
+    bound = jnp.maximum(jnp.abs(new.value), gained)
+    promise = part * bound
     limited = old.begun & (usual > 0) & (promise > 0)
     ceiling = _longest(jnp.where(limited, jnp.minimum(promise, usual), promise), ascent)
     factor = jnp.exp(new.log_step_size) * anneal(options, old.count, ascent.dtype)
     factor = jnp.where(usable, jnp.minimum(factor, ceiling), 0)
     # What lasts is bounded by the averaged loss: one batch that is fitted exactly has
     # next to none, and would keep the steps short for good.
-    level = jnp.maximum(jnp.maximum(size, gained), jnp.abs(new.value_average))
+    level = jnp.maximum(bound, jnp.abs(new.value_average))
     lasting = jnp.log(_longest(part * level, ascent))
     lasting += jnp.where(old.begun, SLACK, 0).astype(ascent.dtype)
     lasting = jnp.where(ascent < 0, LOG_BOUND, lasting)
