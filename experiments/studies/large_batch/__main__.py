@@ -40,6 +40,8 @@ class LargeBatchArguments:
       out: folder of the records, tables and curves.
       tasks: tasks to run, all by default.
       groups: groups of methods to run, all by default.
+      settings: folder of the CSV files of this study, made earlier; the final runs are
+        repeated with their settings, without a search.
       workers: processes that train side by side, with a CPU core each.
       seconds: no run is started that would end later than this.
       small: two tasks for a few steps, to see that everything runs.
@@ -50,6 +52,7 @@ class LargeBatchArguments:
     out: Path = Path("runs/large_batch")
     tasks: tuple[str, ...] = ()
     groups: Annotated[tuple[str, ...], one_of(GROUPS)] = ()
+    settings: Path | None = None
     workers: int = 1
     seconds: float = math.inf
     small: bool = False
@@ -78,7 +81,10 @@ def study_of(given: LargeBatchArguments, console: rich.console.Console) -> Study
         else:
             console.print(f"Task {task.name} is left out: its data is not prepared.")
     return dataclasses.replace(
-        study, tasks=tuple(kept), groups=given.groups or study.groups
+        study,
+        tasks=tuple(kept),
+        groups=given.groups or study.groups,
+        settings=given.settings,
     )
 
 

@@ -12,6 +12,7 @@ from experiments.config import RunConfig
 from experiments.records.files import read_record
 from experiments.studies.large_batch import methods
 from experiments.studies.large_batch.methods import Candidate
+from experiments.studies.large_batch.settings import common_setting, tuned_setting
 from experiments.studies.large_batch.tasks import (
     SMALL_TASKS,
     STEPS,
@@ -21,7 +22,7 @@ from experiments.studies.large_batch.tasks import (
     places_of,
 )
 from experiments.tuning.jobs import Job
-from experiments.tuning.samplers import Point
+from experiments.tuning.samplers import Point, with_values
 from experiments.tuning.study import Stage
 from experiments.tuning.sweep import (
     Method,
@@ -49,6 +50,8 @@ class Study:
       refined_by: see `Sweep`.
       final_seeds: seeds of what is reported.
       groups: names in `methods.GROUPS`.
+      settings: folder of the CSV files of the final runs of an earlier study, whose
+        settings are used in place of a search; None for a search.
     """
 
     tasks: tuple[Task, ...] = TASKS
@@ -58,6 +61,7 @@ class Study:
     refined_by: tuple[float, ...] = FACTORS
     final_seeds: tuple[int, ...] = (10, 11, 12, 13, 14, 15)
     groups: tuple[str, ...] = methods.GROUPS
+    settings: Path | None = None
 
     @property
     def places(self) -> list[Place]:
@@ -82,14 +86,25 @@ def sweep_of(study: Study, place: Place, candidates: Sequence[Candidate]) -> Swe
     validation loss, methods that fit the data would be held back by smaller rates.
     """
     return Sweep(
-        tuple(
-            Method(config_of(place, one), one.searches(study.draws, study.alone))
-            for one in candidates
-        ),
+        tuple(_method(study, place, one) for one in candidates),
         refined_by=study.refined_by,
         final_seeds=study.final_seeds,
         criterion="train_loss",
     )
+
+
+def _method(study: Study, place: Place, candidate: Candidate) -> Method:
+    """A method with its first trials, or with the setting that is known."""
+    config = config_of(place, candidate)
+    if study.settings is None or candidate.span is None:
+        return Method(config, candidate.searches(study.draws, study.alone))
+    setting = tuned_setting(study.settings, place, candidate)
+    if setting is None:
+        raise ValueError(
+            f"settings={str(study.settings)!r} has no run of {candidate.label} at "
+            f"{place.title}"
+        )
+    return Method(with_values(config, setting))
 
 
 def config_of(place: Place, candidate: Candidate) -> RunConfig:
@@ -122,12 +137,28 @@ def candidates_of(
 ) -> tuple[Candidate, ...]:
     """The methods of a group at a place; none where it is not run, or not yet.
 
+    With the settings of an earlier study, the methods that it ran there.
+
     Args:
       study: how much is run.
       group: a name in `methods.GROUPS`.
       place: where.
       out: the records, on which some groups depend.
     """
+    candidates = _planned(study, group, place, out)
+    folder = study.settings
+    if folder is None:
+        return candidates
+    return tuple(
+        one
+        for one in candidates
+        if one.span is None or tuned_setting(folder, place, one) is not None
+    )
+
+
+def _planned(
+    study: Study, group: str, place: Place, out: Path
+) -> tuple[Candidate, ...]:
     everywhere = {"lead": methods.LEAD, "more": methods.MORE, "free": methods.FREE}
     if group in everywhere:
         return everywhere[group]
@@ -190,17 +221,24 @@ def calibrated(study: Study, out: Path) -> tuple[Candidate, ...]:
     The setting is the one of the first trials, which are the same everywhere, whose
     training loss is the least on the mean of logarithms over the short runs of the
     tasks that choices may be made on; in each it counts as at most four times the best
-    of that method there. Empty as long as any of these trials is missing.
+    of that method there. Empty as long as any of these trials is missing. With the
+    settings of an earlier study, the one that it ran at all places.
     """
     chosen_on = [
         place
         for place in study.places
         if place.task.chosen_on and place.steps == study.steps
     ]
+
+    def setting_of(candidate: Candidate) -> Point | None:
+        if study.settings is None:
+            return _best_setting(study, candidate, chosen_on, out)
+        return common_setting(study.settings, chosen_on, candidate)
+
     return tuple(
         _fixed(candidate, setting)
         for candidate in methods.CALIBRATED
-        if (setting := _best_setting(study, candidate, chosen_on, out)) is not None
+        if (setting := setting_of(candidate)) is not None
     )
 
 

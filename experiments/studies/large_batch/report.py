@@ -31,6 +31,7 @@ from experiments.studies.large_batch.plan import (
     folder_of,
     sweep_of,
 )
+from experiments.studies.large_batch.settings import csv_path
 from experiments.studies.large_batch.tasks import Place
 from experiments.tuning.sweep import final_paths
 
@@ -106,9 +107,9 @@ def write_report(study: Study, out: Path, console: rich.console.Console) -> None
     for one in found:
         cells = list(one.cells.values())
         table = steps_table(cells, methods.PUBLISHED, best=one.best).markdown()
-        place = one.place.name.replace("/", "_")
-        write_runs(cells, out / f"{place}.csv")
-        name = f"loss_{place}.png"
+        runs = csv_path(out, one.place)
+        write_runs(cells, runs)
+        name = f"loss_{runs.stem}.png"
         drawn = [cell for row, cell in one.cells.items() if row[0] in DRAWN]
         draw_progress(drawn, "loss", out / name)
         parts.append(f"## {one.place.title}\n\n{table}\n![losses]({name})\n")
