@@ -222,7 +222,7 @@ def calibrated(study: Study, out: Path) -> tuple[Candidate, ...]:
     training loss is the least on the mean of logarithms over the short runs of the
     tasks that choices may be made on; in each it counts as at most four times the best
     of that method there. Empty as long as any of these trials is missing. With the
-    settings of an earlier study, the one that it ran at all places.
+    settings of an earlier study, the one that it ran everywhere.
     """
     chosen_on = [
         place
@@ -233,7 +233,7 @@ def calibrated(study: Study, out: Path) -> tuple[Candidate, ...]:
     def setting_of(candidate: Candidate) -> Point | None:
         if study.settings is None:
             return _best_setting(study, candidate, chosen_on, out)
-        return common_setting(study.settings, chosen_on, candidate)
+        return common_setting(study.settings, study.places, candidate)
 
     return tuple(
         _fixed(candidate, setting)

@@ -101,9 +101,18 @@ def write_report(study: Study, out: Path, console: rich.console.Console) -> None
     found = [one for place in study.places if (one := _found(study, place, out))]
     if not found:
         raise ValueError(f"out={str(out)!r} holds no tuned baseline of this study")
-    parts = [_provenance(found), _overview(found), _paired(found)]
-    draw_ratios(found, out / "ratios.png")
-    parts.append("![steps of the best baseline's](ratios.png)\n")
+    parts = [_provenance(found)]
+    short = [one for one in found if one.place.steps == study.steps]
+    long = [one for one in found if one.place.steps != study.steps]
+    for some, heading, name in (
+        (short, "Steps to the objective of the best tuned baseline", "ratios.png"),
+        (long, "The same in longer runs", "ratios_long.png"),
+    ):
+        if some:
+            parts.append(f"## {heading}\n\n{_overview(some)}")
+            draw_ratios(some, out / name)
+            parts.append(f"![steps of the best baseline's]({name})\n")
+    parts.append(_paired(found))
     for one in found:
         cells = list(one.cells.values())
         table = steps_table(cells, methods.PUBLISHED, best=one.best).markdown()
@@ -187,7 +196,6 @@ def _overview(found: Sequence[Found]) -> str:
         ]
         columns.append(Column(one.place.title, one.place.title, fields))
     text = (
-        "## Steps to the objective of the best tuned baseline\n\n"
         "As a part of that baseline's own steps; the objective is the loss of the "
         "batches, the median over seeds, then a mean of five steps; below 1e-6 it is "
         "rounding and counts as that. Above one: the "

@@ -6,6 +6,7 @@ With them the final runs are repeated without the search, which takes most of th
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.records.files import RunRecord
 from experiments.report.runs_csv import read_runs
@@ -22,13 +23,11 @@ def csv_path(folder: Path, place: Place) -> Path:
 def tuned_setting(folder: Path, place: Place, candidate: Candidate) -> Point | None:
     """What was found for a method at a place; None if it was not run there.
 
-    A method that was also run with one setting everywhere comes before that in the
-    file, which follows the order of the groups.
-
     Raises:
       OSError: if the file of the place cannot be read.
       ValueError: if it is not such a file.
     """
+    # The groups follow each other: tuned, then with one setting everywhere.
     found = _settings(csv_path(folder, place), candidate)
     return dict(found[0]) if found else None
 
@@ -36,30 +35,29 @@ def tuned_setting(folder: Path, place: Place, candidate: Candidate) -> Point | N
 def common_setting(
     folder: Path, places: Sequence[Place], candidate: Candidate
 ) -> Point | None:
-    """The setting of a method that was run at all places; None if there is none.
+    """The one setting of a method that was run everywhere; None if there is none.
 
     Raises:
       OSError: if the file of a place cannot be read.
-      ValueError: if one is not such a file, or if several settings are in all of them.
+      ValueError: if one is not such a file.
     """
-    everywhere = set.intersection(
-        *(set(_settings(csv_path(folder, place), candidate)) for place in places)
-    )
-    if len(everywhere) > 1:
-        raise ValueError(
-            f"settings={str(folder)!r} has {len(everywhere)} settings of "
-            f"{candidate.optimizer} that were run at all places; at most 1 is allowed"
-        )
-    return dict(everywhere.pop()) if everywhere else None
+    last = {
+        found[-1]
+        for place in places
+        if (found := _settings(csv_path(folder, place), candidate))
+    }
+    return dict(last.pop()) if len(last) == 1 else None
 
 
-def _settings(path: Path, candidate: Candidate) -> list[tuple[tuple[str, float], ...]]:
+def _settings(path: Path, candidate: Candidate) -> list[tuple[tuple[str, Any], ...]]:
     """The settings of a method, each once, in the order of the file."""
     drawn = (candidate.momentum, "ramp") if candidate.momentum else ()
     found = []
     for record in _runs(path):
         options = dict(record.config.optimizer_options)
-        point = {name: options.pop(name) for name in drawn if name in options}
+        point: dict[str, Any] = {
+            name: options.pop(name) for name in drawn if name in options
+        }
         # What is left must be the options that are fixed.
         if (record.config.optimizer, options) == (
             candidate.optimizer,

@@ -9,6 +9,8 @@ import rich.console
 
 from experiments.optimizers import build
 from experiments.records.files import read_record, read_records
+from experiments.report.cells import Cell
+from experiments.report.runs_csv import write_runs
 from experiments.studies.large_batch import __main__ as large_batch
 from experiments.studies.large_batch import methods, step_times
 from experiments.studies.large_batch.plan import (
@@ -21,7 +23,9 @@ from experiments.studies.large_batch.plan import (
     sweep_of,
 )
 from experiments.studies.large_batch.report import Found, geometric_mean
+from experiments.studies.large_batch.settings import csv_path
 from experiments.tuning.study import run_study
+from experiments.tuning.sweep import final_records
 from tests.experiments.report.test_steps_to import cell
 from tests.experiments.tuning.fake_runner import FakeRunner
 
@@ -84,6 +88,70 @@ def test_one_setting_is_chosen_on_half_of_the_tasks_and_run_on_all(tmp_path):
         records = read_records(folder_of(tmp_path, place, "calibrated") / "finals")
         assert {r.config.learning_rate for r in records} == {c.center for c in found}
     assert not run(study, tmp_path, loss_of).ran
+
+
+def write_csv_files(study, out):
+    for place in study.places:
+        cells = []
+        for group in study.groups:
+            sweep = sweep_of(study, place, candidates_of(study, group, place, out))
+            records = final_records(sweep, folder_of(out, place, group))
+            cells += [Cell((record,)) for record in records]
+        write_runs(cells, csv_path(out, place))
+
+
+def test_final_runs_are_repeated_with_the_settings_of_the_csv_files(tmp_path):
+    study = dataclasses.replace(SMALL, groups=("lead", "free", "calibrated"))
+    first, again = tmp_path / "first", tmp_path / "again"
+
+    def loss_of(config):
+        return 1 + abs(math.log(config.learning_rate / 0.05))
+
+    def finals(out):
+        return [
+            (
+                path.parts[-5:-3],
+                record.config.optimizer_options,
+                pytest.approx(record.config.learning_rate, rel=1e-5),
+                record.config.seed,
+            )
+            for path in sorted(out.rglob("finals/*"))
+            for record in [read_record(path)]
+        ]
+
+    run(study, first, loss_of)
+    write_csv_files(study, first)
+    # A method that was not run at a place is left out there.
+    place = study.places[1]
+    lines = csv_path(first, place).read_text().splitlines(keepends=True)
+    csv_path(first, place).write_text(
+        "".join(line for line in lines if not line.startswith("nesterov"))
+    )
+    repeated = dataclasses.replace(study, settings=first)
+    runner = run(repeated, again, loss_of)
+    assert all(path.parent.name == "finals" for path in runner.ran)
+    expected = [
+        config
+        for config, path in zip(finals(first), sorted(first.rglob("finals/*")))
+        if not (str(place.name) in str(path) and "nesterov" in path.name)
+    ]
+    assert len(expected) == len(runner.ran) == 2 * (2 * (6 + 5 + 3) - 1)
+    assert finals(again) == expected
+
+
+def test_settings_that_are_not_there_are_refused(tmp_path):
+    study = dataclasses.replace(SMALL, groups=("lead",))
+    small = study.places[0].batch_size
+    run(
+        study,
+        tmp_path,
+        lambda c: c.learning_rate if c.batch_size == small else 1 / c.learning_rate,
+    )
+    write_csv_files(study, tmp_path)
+    known = dataclasses.replace(study, settings=tmp_path)
+    assert not calibrated(known, tmp_path)  # two settings, none of them everywhere
+    with pytest.raises(ValueError, match="has no run of Shampoo.* at chosen, 256"):
+        sweep_of(known, study.places[0], methods.MORE[:1])
 
 
 def test_the_best_trial_is_refined_along_the_learning_rate(tmp_path):
