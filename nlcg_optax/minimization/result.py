@@ -73,7 +73,7 @@ ZERO_AT_START = (
 # What SciPy's results have besides.
 ABSENT = {
     "hess_inv": (
-        "no inverse Hessian is kept; for the covariance of a fit invert "
+        "no inverse Hessian is kept; where it is needed invert "
         "jax.hessian(fun)(result.x), for products use nlcg_optax.hessian_vector_product"
     ),
     "nhev": "no Hessian is measured",

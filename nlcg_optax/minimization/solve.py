@@ -54,7 +54,8 @@ def minimize(
     with the slope :math:`\varphi'(0)` along the next direction, the length t of its
     first step and the unit of rounding :math:`\epsilon` (`promises_little` in
     `nlcg_optax.minimization.convergence` has the details). Scaling f or x, or shifting
-    them, does not change that. With the other kinds of ``tol_kind`` it has converged
+    x, does not change that; a shift of f changes at most how far below its own
+    rounding the run goes on. With the other kinds of ``tol_kind`` it has converged
     when
 
     .. math:: \max_i |g_i| \le \mathrm{tol} \cdot
@@ -94,8 +95,8 @@ def minimize(
         hold functions and strings, too.
       has_aux: whether ``fun`` returns that pair.
       method: a name out of `nlcg_optax.minimization.methods.names`, that is
-        ``"limited-memory"`` (31 secant pairs as the metric of NLCG, fewer for up to
-        three parameters) or a conjugacy rule such as ``"hs+"`` or ``"hz"`` for
+        ``"limited-memory"`` (31 secant pairs, fewer for up to three parameters: an
+        L-BFGS direction, which is NLCG in their metric with β = 0) or a conjugacy rule such as ``"hs+"`` or ``"hz"`` for
         two-term NLCG; a `Method`; or a transformation whose updates are -d.
       tol: tolerance, positive; None for 1e-6. With the default kind it is about the
         accuracy of x relative to the way from x0, and as much as the precision allows

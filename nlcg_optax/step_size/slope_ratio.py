@@ -98,8 +98,8 @@ def scale_by_slope_ratio(
 
     The direction knows the noise of the batch that made it, so that the slope measured
     at its start is too steep. Another one is inferred from the change of the loss,
-    :math:`f_{t+1} - f_t = (s_0 + s_1)/2` along a parabola, with
-    :math:`s_1 = -d_t^\top g_{t+1}`. The mean of both is the start slope of
+    :math:`f_{t+1} - f_t = (s_0 + s_1)/2` along a parabola, with the slopes
+    :math:`s_0` at the start of the step and :math:`s_1` at its end, along the step. The mean of both is the start slope of
     :math:`r_t`. The windows widen with the run, to a fifteenth of the steps so far, and
     :math:`\eta` falls alike.
 
@@ -127,7 +127,7 @@ def scale_by_slope_ratio(
     **A step back.** Where the step just taken was far too long (r below -2 at a loss
     5 % above the last and the averaged one, or r below zero at a loss above them by 1.5
     times their size), this update only goes back along it, to the minimizer of the
-    parabola, 0.05 to 0.5 of the step. The step size shrinks alike, but by the averaged
+    parabola, so that 0.05 to 0.5 of the step are kept. The step size shrinks alike, but by the averaged
     slope where that of the step was less steep, and to a half where steps back go on;
     the direction and its memory are as before. It is the trial step of a line search,
     paid for with one gradient.
@@ -138,8 +138,8 @@ def scale_by_slope_ratio(
     function the loss rises by no more than that slope. If the loss is no lower after
     eight steps back in a row, the loss itself has changed: the search starts again from
     there. A loss or gradient that is not finite is a step back to one half, a quarter
-    and so on, of which three in a row shorten the steps to come, and is counted; it
-    never enters the state. Once the step size is found one alone shortens nothing: it
+    and so on, and is counted; it never enters the state. At most three of them in a row
+    also shorten the steps to come. Once the step size is found the first does not: it
     may be a bad batch.
 
     **Without** ``num_steps`` there is no end to plan for. The inferred slope alone is
