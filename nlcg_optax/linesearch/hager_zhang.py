@@ -47,7 +47,8 @@ def scale_by_hager_zhang_linesearch(
         \varphi(t) \le \varphi(0) + \epsilon_k.
 
     The second form is equivalent to the first on a parabola, and can be decided where
-    differences of φ are round-off. A bracket is found by extrapolation, then reduced
+    differences of φ are round-off, of which :math:`\epsilon_k` is an estimate
+    (`nlcg_optax.linesearch.trial_step.tolerance`). A bracket is found by extrapolation, then reduced
     by secant² (whose first step here is the minimizer of a cubic) and by bisection
     where that is slow. The search starts at the minimizer of the parabola through
     φ(0), φ'(0) and the value at a trial step, the quadratic step. The first trial step
@@ -59,7 +60,7 @@ def scale_by_hager_zhang_linesearch(
     It follows any descent direction::
 
         optax.chain(scale_by_nlcg("hz"), optax.scale(-1.),
-                    scale_by_hager_zhang_linesearch())
+                    scale_by_hager_zhang_linesearch(max_slope_ratio=0.1))
 
     Value and gradient are measured together, at one place in the program; the trial of
     the quadratic step is a value alone. Values that are not finite shrink the bracket.
