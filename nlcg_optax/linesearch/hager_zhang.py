@@ -48,14 +48,14 @@ def scale_by_hager_zhang_linesearch(
 
     The second form is equivalent to the first on a parabola, and can be decided where
     differences of φ are round-off, of which :math:`\epsilon_k` is an estimate
-    (`nlcg_optax.linesearch.trial_step.tolerance`). A bracket is found by extrapolation, then reduced
-    by secant² (whose first step here is the minimizer of a cubic) and by bisection
-    where that is slow. The search starts at the minimizer of the parabola through
-    φ(0), φ'(0) and the value at a trial step, the quadratic step. The first trial step
-    follows from the sizes of parameters, direction, value and slope
-    (`trial_step.first_step`), so that neither the units of the parameters nor those
-    of the objective matter. Sources: Hager and Zhang, SIAM J. Optim. 16, 2005,
-    section 4; ACM Trans. Math. Softw. 32, 2006, sections 2 and 3.
+    (`nlcg_optax.linesearch.trial_step.tolerance`). A bracket is found by extrapolation,
+    then reduced by secant² (whose first step here is the minimizer of a cubic) and by
+    bisection where that is slow. The search starts at the minimizer of the parabola
+    through φ(0), φ'(0) and the value at a trial step, the quadratic step. The first
+    trial step follows from the sizes of parameters, direction, value and slope
+    (`trial_step.first_step`), so that neither the units of the parameters nor those of
+    the objective matter. Sources: Hager and Zhang, SIAM J. Optim. 16, 2005, section 4;
+    ACM Trans. Math. Softw. 32, 2006, sections 2 and 3.
 
     It follows any descent direction::
 

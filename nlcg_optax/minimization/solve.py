@@ -96,8 +96,9 @@ def minimize(
       has_aux: whether ``fun`` returns that pair.
       method: a name out of `nlcg_optax.minimization.methods.names`, that is
         ``"limited-memory"`` (31 secant pairs, fewer for up to three parameters: an
-        L-BFGS direction, which is NLCG in their metric with β = 0) or a conjugacy rule such as ``"hs+"`` or ``"hz"`` for
-        two-term NLCG; a `Method`; or a transformation whose updates are -d.
+        L-BFGS direction, which is NLCG in their metric with β = 0) or a conjugacy rule
+        such as ``"hs+"`` or ``"hz"`` for two-term NLCG; a `Method`; or a transformation
+        whose updates are -d.
       tol: tolerance, positive; None for 1e-6. With the default kind it is about the
         accuracy of x relative to the way from x0, and as much as the precision allows
         in float32.

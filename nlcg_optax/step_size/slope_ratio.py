@@ -98,10 +98,10 @@ def scale_by_slope_ratio(
 
     The direction knows the noise of the batch that made it, so that the slope measured
     at its start is too steep. Another one is inferred from the change of the loss,
-    :math:`f_{t+1} - f_t = (s_0 + s_1)/2` along a parabola, with the slopes
-    :math:`s_0` at the start of the step and :math:`s_1` at its end, along the step. The mean of both is the start slope of
-    :math:`r_t`. The windows widen with the run, to a fifteenth of the steps so far, and
-    :math:`\eta` falls alike.
+    :math:`f_{t+1} - f_t = (s_0 + s_1)/2` along a parabola, with the slopes :math:`s_0`
+    at the start of the step and :math:`s_1` at its end, along the step. The mean of
+    both is the start slope of :math:`r_t`. The windows widen with the run, to a
+    fifteenth of the steps so far, and :math:`\eta` falls alike.
 
     1. *Find.* The first step is ``initial_step_size``, or less: what its slope
        promises is at most a hundredth of the loss. Each step alone decides, with
@@ -127,10 +127,10 @@ def scale_by_slope_ratio(
     **A step back.** Where the step just taken was far too long (r below -2 at a loss
     5 % above the last and the averaged one, or r below zero at a loss above them by 1.5
     times their size), this update only goes back along it, to the minimizer of the
-    parabola, so that 0.05 to 0.5 of the step are kept. The step size shrinks alike, but by the averaged
-    slope where that of the step was less steep, and to a half where steps back go on;
-    the direction and its memory are as before. It is the trial step of a line search,
-    paid for with one gradient.
+    parabola, so that 0.05 to 0.5 of the step are kept. The step size shrinks alike, but
+    by the averaged slope where that of the step was less steep, and to a half where
+    steps back go on; the direction and its memory are as before. It is the trial step
+    of a line search, paid for with one gradient.
 
     A rise is passed over as noise if it is less than twice the usual distance between
     the change of the loss and the mean of both slopes. It is passed over as a batch of
