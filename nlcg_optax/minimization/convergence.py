@@ -39,6 +39,7 @@ LEFT = 100.0
 NEARLY_ZERO = 100.0  # times the decrease asked for that f may be, to be called zero
 FASTER = 1.2  # the least power of the gradient with which f must vanish
 NOISE_OF_PARAMS = 4.0  # units of rounding of x that a step may be long and still be it
+LARGEST_BITS = 4  # that a parameter must stay below numbers whose squares overflow
 
 
 class Limits(NamedTuple):
@@ -225,6 +226,18 @@ def may_hide_descent(
     curvature = jnp.clip(jnp.abs(decrease), eps * size, size)
     most = 2 * LEFT * jnp.maximum(asked, eps) * size * curvature
     return (square > most) & ~_is_nearly_zero(tol, decrease, value)
+
+
+def is_too_large(params_max: jax.Array) -> jax.Array:
+    """Whether products of such parameters, or of steps to them, over- or underflow.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> is_too_large(jnp.float32(2e18)), is_too_large(jnp.float32(1e18))
+      (Array(True, dtype=bool), Array(False, dtype=bool))
+    """
+    half = jnp.finfo(params_max.dtype).maxexp // 2
+    return params_max > 2.0 ** (half - LARGEST_BITS)
 
 
 def is_small_fraction(

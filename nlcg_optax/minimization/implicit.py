@@ -125,7 +125,13 @@ def tangents_of(
         return jax.grad(lambda w: value_and_aux(problem, w, given)[0])(v)
 
     def hessian(v: PyTree) -> PyTree:
-        return jax.jvp(lambda w: gradient(w, inputs), (u,), (v,))[1]
+        def at(w: PyTree) -> PyTree:
+            return gradient(w, inputs)
+
+        if problem.value.has_custom_rules:
+            # It is symmetric, and such a function may have no forward derivative.
+            return jax.vjp(at, u)[1](v)[0]
+        return jax.jvp(at, (u,), (v,))[1]
 
     _, right = jax.jvp(
         lambda given: gradient(u, with_moving(given)), (moving,), (moving_dot,)

@@ -25,6 +25,7 @@ from nlcg_optax.minimization.convergence import (
     has_small_gradient,
     has_vanished,
     is_rounding,
+    is_too_large,
     promises_little,
     steps_to_trust,
 )
@@ -47,7 +48,6 @@ from nlcg_optax.xla.control_flow import apply_if, cond
 UNBOUNDED = -1e30  # times the size of the objective at the start, if that is above 1
 MAX_FAILED_SEARCHES = 4  # in a row
 STALLED_MEMORY = 8  # iterations without progress, doubled, at which memory is given up
-LARGEST_BITS = 4  # that a parameter must stay below numbers whose squares overflow
 COUNTS = 1e-4  # of the decrease so far, that a promise may be for its step to count
 
 
@@ -195,8 +195,7 @@ def _promise(
     )
     # Products of steps of such a parameter overflow, so that the direction has learned
     # nothing, and what it promises is nothing to go by.
-    half = jnp.finfo(secant.dtype).maxexp // 2
-    too_large = moved_max > 2.0 ** (half - LARGEST_BITS)
+    too_large = is_too_large(moved_max)
     step, promise, relative = (
         jnp.where(is_natural, new, old)
         for new, old in (

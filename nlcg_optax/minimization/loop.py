@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nlcg_optax.dtypes import PyTree
 from nlcg_optax.linesearch import early_ends, wolfe_search
 from nlcg_optax.linesearch.wolfe_search import SearchState, WolfeRules
 from nlcg_optax.minimization.convergence import (
@@ -19,6 +20,7 @@ from nlcg_optax.minimization.convergence import (
     Sizes,
     has_small_gradient,
     is_rounding,
+    is_too_large,
 )
 from nlcg_optax.minimization.iteration import Callback, iterate
 from nlcg_optax.minimization.methods import Method
@@ -151,16 +153,21 @@ def _measure_gradient(
     """Measures value and gradient."""
     search = state.search
     is_first = is_first_measurement(state)
-    (value, aux), grad = objective.value_and_grad(
-        point_at(state.current, state.updates, search.step), state.scale
-    )
+    params = point_at(state.current, state.updates, search.step)
+    (value, aux), grad = objective.value_and_grad(params, state.scale)
     (u_g,), (grad_max,) = products_and_maxima(
         [(state.updates, grad)], [grad], dtype=value.dtype
     )
     usable = jnp.isfinite(value) & jnp.isfinite(grad_max)
     # A plateau above the start, which the rounding allowed to a search may reach, is no
-    # place to go on from: beyond it, as where nothing is finite.
+    # place to go on from: beyond it, as where nothing is finite. Nor is one that a leap
+    # has reached where products of parameters overflow, so that slopes underflow.
     on_plateau = (grad_max <= 0) & (value > search.start_value)
+    on_plateau |= cond(
+        (grad_max <= 0) & ~is_first,
+        lambda: is_too_large(_leapt_max(state, params)),
+        lambda: jnp.zeros([], jnp.bool_),
+    )
     usable &= ~on_plateau
     value = jnp.where(on_plateau, jnp.inf, value)
     # A gradient with an infinite entry must not pass for one with a good slope.
@@ -205,3 +212,13 @@ def _measure_gradient(
         candidate_slope=candidate_slope,
         sizes=sizes,
     )
+
+
+def _leapt_max(state: MinimizeState, params: PyTree) -> jax.Array:
+    """The largest parameter of those that this step at least doubles or halves."""
+
+    def leapt(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(jnp.abs(new - old) > jnp.abs(new) / 2, new, 0)
+
+    tree = jax.tree.map(leapt, state.current, params)
+    return products_and_maxima([], [tree], dtype=state.search.step.dtype)[1][0]

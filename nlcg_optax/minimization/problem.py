@@ -18,7 +18,7 @@ _OF_NUMPY = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
-NOT_NUMBERS = "OSUMm"  # kinds of NumPy: objects, strings, dates
+NOT_NUMBERS = ("O", "S", "U", "M", "m")  # kinds of NumPy: objects, strings, dates
 SMALL = 512  # numbers in the largest array of a problem for which compiling is the work
 
 
@@ -94,8 +94,8 @@ def pose(
 
     Args:
       fun: ``fun(x, *args)``, a real scalar, or a pair of it and an auxiliary tree.
-      args: further arguments of ``fun``; what is no array or number in them, such as a
-        function, is closed over.
+      args: further arguments of ``fun``; what is no array in them, such as a number of
+        Python or a function, is closed over.
       has_aux: whether it returns a pair.
       coordinates: how the parameters are written.
       u: coordinates of parameters, for their shapes.
@@ -202,10 +202,9 @@ def _like(aval: Any) -> jax.ShapeDtypeStruct:
 def _is_data(leaf: Any) -> bool:
     if isinstance(leaf, type):  # such as `jnp.float32`
         return False
-    if getattr(getattr(leaf, "dtype", None), "kind", "") in NOT_NUMBERS:
+    if getattr(getattr(leaf, "dtype", None), "kind", None) in NOT_NUMBERS:
         return False
-    is_array = hasattr(leaf, "dtype") or hasattr(leaf, "__jax_array__")
-    return is_array or isinstance(leaf, (bool, int, float, complex))
+    return hasattr(leaf, "dtype") or hasattr(leaf, "__jax_array__")
 
 
 def _checked(out: Any, has_aux: bool) -> tuple[jax.Array, PyTree]:

@@ -92,7 +92,8 @@ def minimize(
       x0: where to begin: a tree of real or complex floating-point arrays; a number, or
         a list or tuple of numbers, is cast to an array.
       args: further arguments of ``fun``; what is no tuple is the only one. They may
-        hold functions and strings, too.
+        hold functions and strings, too, and Python numbers, which count as closed over:
+        ``range(n)`` and ``if`` work with them.
       has_aux: whether ``fun`` returns that pair.
       method: a name out of `nlcg_optax.minimization.methods.names`, that is
         ``"limited-memory"`` (31 secant pairs, fewer for up to three parameters: an

@@ -181,6 +181,32 @@ def test_derivatives_through_a_function_with_a_custom_derivative(x64):
     np.testing.assert_allclose(jax.grad(least)(1.5), difference, rtol=1e-6)
 
 
+def test_reverse_derivatives_of_a_function_without_forward_ones(x64):
+    @jax.custom_vjp
+    def square(x):
+        return jnp.sum(x**2)
+
+    # As in JAX's documentation: the forward pass calls the function itself.
+    square.defvjp(lambda x: (square(x), x), lambda x, dot: (2 * x * dot,))
+
+    def solution(a):
+        scales = jnp.array([1.0, 3.0])
+        return minimize(lambda x: square(scales * x - a), jnp.zeros(2)).x
+
+    np.testing.assert_allclose(
+        jax.jacrev(solution)(jnp.ones(2)), np.diag([1.0, 1 / 3]), atol=1e-8
+    )
+
+
+def test_numbers_of_python_in_args_may_decide_what_is_computed():
+    def fun(x, n, squared, scale):
+        terms = [(x - scale * k) ** (2 if squared else 4) for k in range(n)]
+        return sum(terms)
+
+    result = minimize(fun, 0.0, (3, True, 2.0))
+    assert float(result.x) == pytest.approx(2.0, abs=1e-5)
+
+
 @pytest.mark.slow  # under these checks JAX traces each operation anew
 def test_nothing_leaks_from_a_trace():
     def solution(a):  # with a custom derivative, and terms that have none
