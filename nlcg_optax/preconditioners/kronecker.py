@@ -244,6 +244,11 @@ def _update(
     grads, treedef = jax.tree.flatten(wide)
     blocks = _blocks_of(options, wide)
     old_factors, old_roots = _per_leaf(blocks, wide, state)
+    # Of parameters of another width, perhaps.
+    grads = [
+        grad.astype(factors[0].dtype) if factors else grad
+        for grad, factors in zip(grads, old_factors, strict=True)
+    ]
     # The factors average products of two entries, which overflow first.
     finite = all_finite(jax.tree.map(lambda x: x * x, wide))
     diagonals, diagonal_state = options.diagonal.update(
@@ -365,7 +370,8 @@ def _per_leaf(
         ]:
             raise ValueError(
                 f"updates{jax.tree_util.keystr(path)} has shape {leaf.shape}, but the "
-                "state was initialized for another one"
+                "state was initialized for another one, or with another block_size or "
+                "one_sided_ratio"
             )
     return _present(factors), _present(roots)
 

@@ -209,6 +209,7 @@ def _update(
         "scale_by_limited_memory", "params", params, "for the secant pairs"
     )
     validation.check_same_structure("updates", updates, state.grad_prev)
+    given, updates = updates, optax.tree.cast_like(updates, state.grad_prev)
     pair = _newest_pair(options, updates, state, params)
     # The pair goes to the spare row, zeros if it is refused. The row of the oldest
     # pair is the next spare one.
@@ -248,7 +249,7 @@ def _update(
         steps=jax.tree.leaves(steps), grad_changes=jax.tree.leaves(grad_changes)
     )
     found, slopes, inverse = _product(leaves, memory, axis_name=axis_of_parameters())
-    z = jax.tree.unflatten(treedef, found)
+    z = optax.tree.cast_like(jax.tree.unflatten(treedef, found), given)
     refused = ~pair.taken & (state.count > 0)
     return z, ScaleByLimitedMemoryState(
         count=optax.safe_increment(state.count),

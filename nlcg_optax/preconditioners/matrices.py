@@ -172,5 +172,9 @@ def all_finite(tree: PyTree) -> jax.Array:
 
 
 def select(flag: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """``new`` where the flag is true, else ``old``, leaf by leaf."""
-    return jax.tree.map(lambda n, o: jnp.where(flag, n, o), new, old)
+    """``new`` where the flag is true, else ``old``, in the dtypes of ``old``."""
+    return jax.tree.map(
+        lambda n, o: jnp.where(flag, n, o),
+        optax.tree.cast_like(new, old),
+        old,
+    )

@@ -35,7 +35,7 @@ def selected(
       old: its old state.
 
     Returns:
-      One of the states.
+      One of the states, in the dtypes of the old one.
 
     Examples:
       >>> selected(optax.identity(), jnp.array(False), jnp.ones(2), jnp.zeros(2))
@@ -43,6 +43,7 @@ def selected(
     """
     if isinstance(tx, SelfGuardedTransformation) and switch.is_on():
         return new
+    new = optax.tree.cast_like(new, old)
     return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 

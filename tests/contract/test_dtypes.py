@@ -69,6 +69,27 @@ def test_dtypes_are_kept_under_x64(row, dtype, x64):
     _check_types(row, dtype)
 
 
+@each_row(without=OF_SCALARS | OPTAX_SEARCHES)
+@pytest.mark.parametrize(
+    ("dtype", "other"), [("float32", "float64"), ("float64", "float32")]
+)
+def test_a_gradient_of_another_width_leaves_the_state_its_dtypes(
+    row, dtype, other, x64, standard_promotion
+):
+    tx, params = row.make(), small_params(dtype)
+    state = tx.init(params)
+
+    def update(params, state):
+        value, grad = jax.value_and_grad(small_loss)(params)
+        grad = jax.tree.map(lambda x: x.astype(other), grad)
+        return tx.update(
+            grad, state, params, **extra_args(row, value, grad, small_loss)
+        )
+
+    _, new_state = jax.eval_shape(update, params, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+
+
 # Three steps in a dtype against the same in float64. The bound is the unit roundoff
 # times the entries' size (3) times a few tens of operations. In the narrow dtypes the
 # gradient itself is rounded at every step and secant pairs are differences of those,
