@@ -235,9 +235,16 @@ def check_same_structure(name: str, tree: PyTree, reference: PyTree) -> None:
     given: Any = jax.tree.structure(tree)
     expected: Any = jax.tree.structure(reference)
     if given != expected:
+        is_part = "MaskedNode" in str(expected) and "MaskedNode" not in str(given)
+        remedy = (
+            "; optax.masked and optax.partition cut extra arguments to their part with "
+            "mask_compatible_extra_args=True"
+            if is_part
+            else ""
+        )
         raise ValueError(
             f"{name} has the tree structure {given}, but the state was initialized "
-            f"for {expected}"
+            f"for {expected}{remedy}"
         )
     pairs = zip(
         jax.tree_util.tree_leaves_with_path(tree),
