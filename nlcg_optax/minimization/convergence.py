@@ -33,9 +33,10 @@ SEARCHES = 2  # failed searches in a row, likewise
 # promised decrease may be above and still be rounding.
 NOISE = 30.0
 NOISE_OF_TERMS = 300.0
-# Units of rounding of f, or of the decrease asked for, that may be left at the end, as
-# far as a first-order bound can tell; above them there is a second look.
-LEFT = 100.0
+# Units of the decrease asked for, and of the rounding of f, that may be left at the
+# end, as far as a first-order bound can tell; above them there is a second look. Along
+# a plateau f may change by far less than the bound takes for granted.
+LEFT, LEFT_OF_ROUNDING = 100.0, 0.1
 NEARLY_ZERO = 100.0  # times the decrease asked for that f may be, to be called zero
 FASTER = 1.2  # the least power of the gradient with which f must vanish
 NOISE_OF_PARAMS = 4.0  # units of rounding of x that a step may be long and still be it
@@ -201,7 +202,7 @@ def may_hide_descent(
 ) -> jax.Array:
     r"""Whether the gradient is large enough to hide a descent along a flat valley.
 
-    .. math:: \tfrac12 \sum_i (x_i g_i)^2 > 100 \max(\epsilon, \mathrm{tol}^2)\,
+    .. math:: \tfrac12 \sum_i (x_i g_i)^2 > \max(\epsilon / 10, 100\, \mathrm{tol}^2)\,
         |f| \min(|f|, f_0 - f)
 
     In units of the parameters themselves the left side over a curvature is the most
@@ -224,7 +225,8 @@ def may_hide_descent(
     size = jnp.abs(value)
     asked = tol * tol if limits.tol_kind == "decrease" else jnp.zeros_like(tol)
     curvature = jnp.clip(jnp.abs(decrease), eps * size, size)
-    most = 2 * LEFT * jnp.maximum(asked, eps) * size * curvature
+    left = jnp.maximum(LEFT * asked, LEFT_OF_ROUNDING * eps)
+    most = 2 * left * size * curvature
     return (square > most) & ~_is_nearly_zero(tol, decrease, value)
 
 

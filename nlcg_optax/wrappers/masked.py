@@ -20,8 +20,8 @@ def fill_masked(
     ``optax.MaskedNode`` in place of the parameters of other transformations, but
     ``value_fn`` needs the whole tree. Pass ``value_fn=fill_masked(value_fn, params)``
     to ``update`` and both curvature products and line searches work there; an
-    ``outputs_fn`` is filled in the same way. A line search's ``grad`` is cut to the part
-    by ``mask_compatible_extra_args=True`` of those two.
+    ``outputs_fn`` is filled in the same way. Their ``mask_compatible_extra_args=True``
+    cuts a line search's ``grad`` to the part.
 
     Args:
       value_fn: a function ``value_fn(params, ...)`` of the full tree.

@@ -231,6 +231,25 @@ def test_a_valley_behind_the_rounding_of_a_wall_is_followed():
     np.testing.assert_allclose(result.fun, -1.0, atol=100 * np.finfo(np.float32).eps)
 
 
+def test_a_plateau_that_still_descends_is_no_minimum():
+    """Michaelis-Menten in SI units: far above the data the curve is a line.
+
+    There f is 1e13 times its least value, and falls by 1e-3 of itself at first where
+    both parameters fall by all of themselves.
+    """
+    x = np.linspace(1e-6, 1e-4, 30, dtype=np.float32)
+    y = np.float32(5e-3) * x / (np.float32(2e-5) + x)
+
+    def misfit(p, x, y):
+        return jnp.mean((p[0] * x / (p[1] + x) - y) ** 2)
+
+    starts = jnp.array([[5.0, 2.0], [2.0, 2.0], [6.0, 1.0], [8.0, 1.0]])
+    result = jax.vmap(lambda start: minimize(misfit, start, args=(x, y)))(starts)
+    assert bool(jnp.all(result.success))
+    expected = np.tile([5e-3, 2e-5], (4, 1))
+    np.testing.assert_allclose(result.x, expected, rtol=1e-5)
+
+
 def test_the_last_look_is_orthogonal_to_the_change_of_the_gradient_at_the_neighbor():
     def wall(x):
         return x[0] + 1e6 * (x[0] ** 2 + x[1] ** 2 - 1) ** 2
