@@ -143,6 +143,24 @@ def power_of_two(x: jax.Array) -> jax.Array:
     return jax.lax.reduce_precision(x, exponent_bits=bits, mantissa_bits=0)
 
 
+def kept_dtypes(new: PyTree, old: PyTree) -> PyTree:
+    """Returns the new state in the dtypes of the old one, random keys as they are.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> kept_dtypes(jnp.ones(1, jnp.float32), jnp.ones(1, jnp.bfloat16)).dtype
+      dtype(bfloat16)
+    """
+
+    def kept(leaf: Any, model: Any) -> Any:
+        dtype = getattr(model, "dtype", None)
+        if dtype is None or getattr(leaf, "dtype", dtype) == dtype:
+            return leaf
+        return leaf.astype(dtype)
+
+    return jax.tree.map(kept, new, old)
+
+
 def strong_types(tree: PyTree) -> PyTree:
     """Returns the tree with every array's dtype made explicit, no longer weak.
 

@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nlcg_optax.dtypes import PyTree, compute_dtype, times, with_standard_promotion
+from nlcg_optax.dtypes import (
+    PyTree,
+    compute_dtype,
+    kept_dtypes,
+    times,
+    with_standard_promotion,
+)
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.trees.split import parameters_split_over
 
@@ -173,8 +179,5 @@ def all_finite(tree: PyTree) -> jax.Array:
 
 def select(flag: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """``new`` where the flag is true, else ``old``, in the dtypes of ``old``."""
-    return jax.tree.map(
-        lambda n, o: jnp.where(flag, n, o),
-        optax.tree.cast_like(new, old),
-        old,
-    )
+    new = kept_dtypes(new, old)
+    return jax.tree.map(lambda n, o: jnp.where(flag, n, o), new, old)

@@ -7,7 +7,14 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import diagnostics, hessian_vector_product, nlcg
+from nlcg_optax import (
+    diagnostics,
+    hessian_vector_product,
+    nlcg,
+    scale_by_kronecker,
+    scale_by_nlcg,
+    scale_by_orthogonalization,
+)
 from tests.contract.running import (
     OF_SCALARS,
     OPTAX_SEARCHES,
@@ -87,6 +94,22 @@ def test_a_gradient_of_another_width_leaves_the_state_its_dtypes(
         )
 
     _, new_state = jax.eval_shape(update, params, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda noise: scale_by_nlcg(preconditioner=noise),
+        lambda noise: scale_by_kronecker(diagonal=noise),
+        lambda noise: scale_by_orthogonalization(vectors=noise),
+    ],
+)
+def test_a_random_key_in_a_nested_state_is_no_number(make, standard_promotion):
+    tx = make(optax.add_noise(0.1, 0.5, jax.random.key(0)))
+    params = small_params("float32")
+    state = tx.init(params)
+    _, new_state = jax.eval_shape(tx.update, params, state, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
 
 
