@@ -102,13 +102,11 @@ def process(seed):
 @pytest.mark.slow
 def test_gaussian_processes_in_float32_end_in_the_noise_of_their_likelihood():
     evaluations = []
+    single = functools.partial(likelihood, jnp, jax.scipy.linalg.solve_triangular)
+    value = jax.jit(single)
     for seed in range(12):
         start, t, y = process(seed)
-        result = minimize(
-            functools.partial(likelihood, jnp, jax.scipy.linalg.solve_triangular),
-            start,
-            args=(t, y),
-        )
+        result = minimize(single, start, args=(t, y))
         assert bool(result.success)
         evaluations.append(float(result.evaluations))
         exact = functools.partial(
@@ -123,7 +121,12 @@ def test_gaussian_processes_in_float32_end_in_the_noise_of_their_likelihood():
             exact, found, method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-10}
         )
         left = exact(found) - least.fun
-        assert left <= 100 * np.finfo(np.float32).eps * abs(least.fun)
+        # Where the noise is .02 the values of neighbors differ by up to 3e-4 of
+        # themselves, by the processor, which is more than a hundred roundings.
+        neighbors = np.float32(found * (1 + 1.2e-7 * np.eye(3)))
+        jitter = np.ptp([float(value(near, t, y)) for near in neighbors])
+        rounding = np.finfo(np.float32).eps * abs(least.fun)
+        assert left <= max(100 * rounding, jitter)
     # The likelihood jitters by up to 1e-4 of itself where the noise is .02, differently
     # with each way to compile it: 71 and 84 gradients were seen.
     assert max(evaluations) <= 90
