@@ -146,6 +146,8 @@ def power_of_two(x: jax.Array) -> jax.Array:
 def kept_dtypes(new: PyTree, old: PyTree) -> PyTree:
     """Returns the new state in the dtypes of the old one, random keys as they are.
 
+    ``optax.tree.cast_like`` fails on keys, and on numbers of Python.
+
     Examples:
       >>> import jax.numpy as jnp
       >>> kept_dtypes(jnp.ones(1, jnp.float32), jnp.ones(1, jnp.bfloat16)).dtype

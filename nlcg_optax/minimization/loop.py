@@ -215,7 +215,7 @@ def _measure_gradient(
 
 
 def _leapt_max(state: MinimizeState, params: PyTree) -> jax.Array:
-    """The largest parameter of those that this step at least doubles or halves."""
+    """The largest parameter of those that the step changes by half of the new one."""
 
     def leapt(old: jax.Array, new: jax.Array) -> jax.Array:
         return jnp.where(jnp.abs(new - old) > jnp.abs(new) / 2, new, 0)

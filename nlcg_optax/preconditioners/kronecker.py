@@ -244,7 +244,7 @@ def _update(
     grads, treedef = jax.tree.flatten(wide)
     blocks = _blocks_of(options, wide)
     old_factors, old_roots = _per_leaf(blocks, wide, state)
-    # Of parameters of another width, perhaps.
+    # The parameters, of which the state is made, may be of another width.
     grads = [
         grad.astype(factors[0].dtype) if factors else grad
         for grad, factors in zip(grads, old_factors, strict=True)
