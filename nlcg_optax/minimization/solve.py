@@ -54,8 +54,8 @@ def minimize(
     with the slope :math:`\varphi'(0)` along the next direction, the length t of its
     first step and the unit of rounding :math:`\epsilon` (`promises_little` in
     `nlcg_optax.minimization.convergence` has the details). Scaling f or x, or shifting
-    x, does not change that; a shift of f changes at most how far below its own
-    rounding the run goes on. With the other kinds of ``tol_kind`` it has converged
+    x, does not change that; shifting f changes only how many digits of a minimum near
+    zero are asked for. With the other kinds of ``tol_kind`` it has converged
     when
 
     .. math:: \max_i |g_i| \le \mathrm{tol} \cdot
