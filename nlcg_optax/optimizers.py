@@ -57,10 +57,11 @@ def nlcg(
 
     - ``learning_rate``, a number or a schedule, for stochastic gradients; or
     - ``linesearch``, for deterministic ones; with ``learning_rate=None`` and no line
-      search given it is `scale_by_hager_zhang_linesearch` with the slope reduced to a
-      tenth, as conjugate gradients need. ``update`` then takes ``value``, ``grad`` and
-      ``value_fn`` as with ``optax.lbfgs``. Neither the units of the parameters nor
-      those of the objective need to be scaled.
+      search given it is `scale_by_hager_zhang_linesearch` with
+      :math:`\sigma = 0.1`, as conjugate gradients need. ``update`` then takes
+      ``value``, ``grad`` and ``value_fn`` as with ``optax.lbfgs``. Neither the
+      objective nor a common unit of all parameters needs to be scaled; parameters of
+      different sizes do, or a preconditioner.
 
     For restarts, other bounds or one β per leaf, chain `scale_by_nlcg` yourself.
 
@@ -277,8 +278,8 @@ def tuning_free_nlcg(
     `scale_by_slope_ratio` with ``initial_step_size=1.``.
 
     Args:
-      num_steps: number of updates of the run, after which updates are zero; None if it
-        is not known.
+      num_steps: number of updates of the run, after which updates are zero, but for
+        steps back of the last one; None if it is not known.
       preconditioner: see `large_batch_nlcg`, like all that follows.
       scope: ``"per_leaf"`` for one β per leaf.
       weight_decay: decoupled, and scaled by the step size that is found.

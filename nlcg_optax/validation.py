@@ -20,18 +20,21 @@ from nlcg_optax.dtypes import PyTree
 from nlcg_optax.trees.inner_products import SCOPES
 from nlcg_optax.xla.control_flow import is_known
 
+LARGEST_INT = 2**31 - 1  # of the int32 counts that a period divides
+
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, jax.Array)
 
 
-def _check_number(name: str, value: Any) -> None:
+def check_number(name: str, value: Any) -> None:
     """Raises TypeError unless ``value`` is a real number, which may be an array."""
     if isinstance(value, numbers.Real):
         return
-    if not hasattr(value, "dtype") or np.ndim(value) > 0:
+    is_scalar = hasattr(value, "dtype") and np.ndim(value) == 0
+    if not is_scalar or np.iscomplexobj(value):
         raise TypeError(
-            f"{name}={value!r} is a {type(value).__name__}; allowed is a number"
+            f"{name}={value!r} is a {type(value).__name__}; allowed is a real number"
         )
 
 
@@ -39,6 +42,14 @@ def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
     """Raises ValueError unless ``value`` is one of ``allowed``."""
     if not any(value is a or (isinstance(a, str) and value == a) for a in allowed):
         raise ValueError(f"{name}={value!r} is unknown; allowed are {list(allowed)}")
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Raises TypeError unless ``value`` is a boolean, which may be an array."""
+    if not isinstance(value, bool) and not (
+        getattr(value, "dtype", None) == jnp.bool_ and np.ndim(value) == 0
+    ):
+        raise TypeError(f"{name}={value!r} must be True or False")
 
 
 def check_scope(scope: Any) -> None:
@@ -50,8 +61,8 @@ def check_range(low_name: str, high_name: str, low: Any, high: Any) -> None:
     """Raises ValueError unless ``low <= high`` and neither is NaN."""
     if _is_array(low) or _is_array(high):
         return
-    _check_number(low_name, low)
-    _check_number(high_name, high)
+    check_number(low_name, low)
+    check_number(high_name, high)
     if not low <= high:
         raise ValueError(
             f"{low_name}={low!r} and {high_name}={high!r}: {low_name} must not be "
@@ -64,7 +75,7 @@ def _check_that(
 ) -> None:
     if _is_array(value):
         return
-    _check_number(name, value)
+    check_number(name, value)
     if not is_allowed(value):
         raise ValueError(f"{name}={value!r} {otherwise}")
 
@@ -80,8 +91,10 @@ def check_at_least(name: str, value: Any, least: float) -> None:
 
 
 def check_below_one(name: str, value: Any) -> None:
-    """Raises ValueError unless ``value < 1``."""
-    _check_that(name, value, lambda x: x < 1, "must be below 1")
+    """Raises ValueError unless ``value`` is finite and below one."""
+    _check_that(
+        name, value, lambda x: x < 1 and math.isfinite(x), "must be finite and below 1"
+    )
 
 
 def check_decay(name: str, value: Any) -> None:
@@ -94,7 +107,7 @@ def check_positive(name: str, value: Any) -> None:
     if _is_array(value):
         return
     is_number = isinstance(value, numbers.Real) or hasattr(value, "dtype")
-    is_number &= not np.iscomplexobj(value)
+    is_number &= not np.iscomplexobj(value) and np.ndim(value) == 0
     if not is_number or not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name}={value!r} must be finite and greater than 0")
 
@@ -116,13 +129,14 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def check_positive_int(name: str, value: Any, most: int | None = None) -> None:
-    """Raises ValueError unless ``value`` is an integer from one to ``most``, if any."""
+def check_positive_int(name: str, value: Any, most: int = LARGEST_INT) -> None:
+    """Raises ValueError unless ``value`` is an integer from one to ``most``."""
     if _is_array(value) and jnp.shape(value) == ():
         return
     is_integer = not _is_array(value) and _is_integer(value)
-    if not is_integer or value < 1 or (most is not None and value > most):
-        bound = "" if most is None else f" and at most {most}"
+    if not is_integer or not 1 <= value <= most:
+        is_large = is_integer and value > most
+        bound = f" and at most {most}" if is_large or most < LARGEST_INT else ""
         raise ValueError(f"{name}={value!r} must be an integer of at least 1{bound}")
 
 
@@ -141,10 +155,12 @@ def check_static(**values: Any) -> None:
             )
 
 
-def check_int(name: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` is an integer."""
-    if not _is_array(value) and not _is_integer(value):
-        raise ValueError(f"{name}={value!r} must be an integer")
+def check_seed(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is an integer of at most 64 bits."""
+    if _is_array(value):
+        return
+    if not _is_integer(value) or not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}={value!r} must be an integer of at most 64 bits")
 
 
 def check_rate(name: str, value: Any, remedy: str = "") -> None:

@@ -42,9 +42,16 @@ def scale_by_nlcg_across_halves(
     slope. The guards and the direction itself use the gradient of the whole batch. It
     costs two more applications of P.
 
-    It did not help: 0.844, 1.167 and 1.622 of training loss after 60 few-step CIFAR
-    steps at the full batch, batch 320 and 80, against 0.790, 1.178 and 1.606 for PR+
-    smoothed alike, and 0.752, 1.167 and 1.580 for the default of `nlcg`
+    P is applied to each half as to the gradient of the step, from the same state. So
+    the formula holds for a P that does not depend on the gradient, such as
+    `scale_by_hutchinson`. One that takes in the gradient before it is applied, such as
+    ``optax.scale_by_rms``, a limited memory or a polar factor, is another one for each
+    half, and may bring back the very noise that the halves leave out.
+
+    It did not help, with the polar factor for P: 0.844, 1.167 and 1.622 of training
+    loss after 60 few-step CIFAR steps at the full batch, batch 320 and 80, against
+    0.790, 1.178 and 1.606 for PR+ smoothed alike, and 0.752, 1.167 and 1.580 for the
+    default of `nlcg`
     (``experiments/README.md``).
 
     Args:
@@ -89,7 +96,7 @@ def _update(
     validation.check_same_structure("updates", g, state.direction)
     a, b = _halves(extra_args.get("half_grads"), g)
     z, preconditioner_state = precondition(options, g, state, params, extra_args)
-    # The same P for the halves: its new states are discarded.
+    # The halves leave no trace: the new states of P are discarded.
     p_a, p_b = (
         precondition(options, half, state, params, extra_args)[0] for half in (a, b)
     )

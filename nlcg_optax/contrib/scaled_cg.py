@@ -22,7 +22,7 @@ from nlcg_optax.xla.control_flow import while_loop
 
 GOOD_RATIO, BAD_RATIO = 0.75, 0.25
 SHRINK = 0.25
-# Below this the comparison is not believed: λ grows elevenfold at most in one trial.
+# Below this the comparison is not believed: δ grows twelvefold at most in one trial.
 WORST_RATIO = -10.0
 
 
@@ -92,15 +92,15 @@ def scale_by_scaled_cg_step(
         \alpha = \frac{\mu}{\delta}, \qquad
         \Delta = \frac{2 \delta\,(f(\theta) - f(\theta + \alpha d))}{\mu^2}.
 
-    Where :math:`\delta \le 0`, λ becomes :math:`2 (\lambda - \delta / d^\top d)`, which
-    flips the sign of δ. A step with :math:`\Delta \ge 0` is taken; then λ is divided
-    by 4 if :math:`\Delta \ge 3/4`. If :math:`\Delta < 1/4` it grows by
+    Where :math:`\delta \le 0`, λ becomes :math:`2 (\lambda - \delta / d^\top d)` and δ
+    becomes :math:`-d^\top B d`. A step with :math:`\Delta \ge 0` is taken; then λ is
+    divided by 4 if :math:`\Delta \ge 3/4`. If :math:`\Delta < 1/4` it grows by
     :math:`\delta (1 - \Delta) / d^\top d`. A step with :math:`\Delta < 0` is tried
     again with the larger λ, at the cost of one value of the loss per trial, up to
     ``max_trials`` times; if none is good the update is zero. Source: Møller (1993), "A
     scaled conjugate gradient algorithm for fast supervised learning", with the exact
-    curvature in place of his difference of gradients, Δ kept above -10, and a
-    reduction below the rounding of the loss taken for a good one.
+    curvature in place of his difference of gradients, Δ kept above -10, and a reduction
+    below the rounding of the loss taken for a good one.
 
     It follows ``scale_by_nlcg("pr+")`` (Møller's rule, in the form
     :math:`\beta = (g^\top g - g^\top g_{prev}) / \mu_{prev}`, is "ls") with a

@@ -118,7 +118,13 @@ def product_fn(
     require("params", params, "the curvature is taken there")
     if extra_args.get("hvp_fn") is not None:
         hvp_fn = function("hvp_fn", num_positional=2)
-        return lambda vector: hvp_fn(params, vector)
+
+        def checked_product(vector: PyTree) -> PyTree:
+            product = hvp_fn(params, vector)
+            validation.check_same_structure("the result of hvp_fn", product, params)
+            return product
+
+        return checked_product
     if curvature == "hessian":
         value_fn = function("value_fn")
         return lambda vector: hessian_vector_product(value_fn, params, vector)

@@ -39,6 +39,7 @@ def damp_by_beta(
       The transformation, with the state of ``direction`` itself.
 
     Raises:
+      ValueError: (in ``update``) if ``mask`` does not fit the updates.
       TypeError: if ``direction`` is no transformation, or (in ``init``) its state is
         not that of `scale_by_nlcg`.
 
@@ -75,7 +76,13 @@ def damp_by_beta(
         chosen = mask(updates) if callable(mask) else mask
         leaves, treedef = jax.tree.flatten(updates)
         # A flag may stand for a whole subtree, as in `optax.masked`.
-        flags = jax.tree.broadcast(True if chosen is None else chosen, updates)
+        try:
+            flags = jax.tree.broadcast(True if chosen is None else chosen, updates)
+        except ValueError as error:
+            raise ValueError(
+                f"mask has the tree structure {jax.tree.structure(chosen)}, which is "
+                f"no part from the root of that of the updates, {treedef}"
+            ) from error
         flags = jax.tree.leaves(flags)
         factors = jnp.broadcast_to(1 - state.beta_average, (len(leaves),))
         damped = [

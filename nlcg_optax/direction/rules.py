@@ -3,16 +3,18 @@
 With ``g`` the gradient, ``z = P g``, ``d`` the previous direction and
 ``y = g - g_prev``, a rule gives the β of the next direction ``-z + β d``. A rule reads
 an `InnerProducts` and returns a scalar. It never sees a parameter, so it works for any
-sharding, dtype and scope (global or per leaf). A denominator that is exactly zero gives
-β = 0, that is, a restart. No absolute floor is put under it, because that would turn
-the method into steepest descent near the optimum.
+sharding, dtype and scope (global or per leaf). A quotient whose denominator is exactly
+zero is taken to be zero. No absolute floor is put under it, because that would turn the
+method into steepest descent near the optimum.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class InnerProducts(NamedTuple):
@@ -33,7 +35,9 @@ class InnerProducts(NamedTuple):
       g_z_prev: ``gᵀz_prev`` with the *stored* ``z_prev``.
       y_p_y: ``yᵀP y``, as ``yᵀ(z - z_prev)``; never negative.
       d_pinv_d: ``dᵀP⁻¹d`` (``dᵀd`` without a preconditioner), from the recurrence
-        ``dᵀP⁻¹d <- gᵀz - 2βdᵀg + β²dᵀP⁻¹d``, which needs no solve with P.
+        ``dᵀP⁻¹d <- gᵀz - 2βdᵀg + β²dᵀP⁻¹d``, which needs no solve with P. Both are
+        exact where P stays the same from step to step; where it changes they are as
+        far off as P has changed.
     """
 
     g_z: jax.Array
@@ -67,7 +71,7 @@ def fletcher_reeves(p: InnerProducts) -> jax.Array:
     Fletcher and Reeves, "Function minimization by conjugate gradients", 1964.
 
     Examples:
-      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 0, 8, -2, 2, 1, 5, 2]))
+      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 2, 4, -2, 2, 1, 4, 8]))
       >>> fletcher_reeves(p)
       Array(2., dtype=float32)
     """
@@ -80,7 +84,7 @@ def polak_ribiere(p: InnerProducts) -> jax.Array:
     Polak and Ribière, 1969; Polyak, 1969.
 
     Examples:
-      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 0, 8, -2, 2, 1, 5, 2]))
+      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 2, 4, -2, 2, 1, 4, 8]))
       >>> polak_ribiere(p)
       Array(1.5, dtype=float32)
     """
@@ -103,9 +107,9 @@ def hestenes_stiefel(p: InnerProducts) -> jax.Array:
     1952.
 
     Examples:
-      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 0, 8, -2, 2, 1, 5, 2]))
+      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 2, 4, -2, 2, 1, 4, 8]))
       >>> hestenes_stiefel(p)
-      Array(0.375, dtype=float32)
+      Array(0.75, dtype=float32)
     """
     return ratio(p.y_z, p.d_y)
 
@@ -122,9 +126,9 @@ def dai_yuan(p: InnerProducts) -> jax.Array:
     convergence property", SIAM J. Optim. 10, 1999.
 
     Examples:
-      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 0, 8, -2, 2, 1, 5, 2]))
+      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 2, 4, -2, 2, 1, 4, 8]))
       >>> dai_yuan(p)
-      Array(0.5, dtype=float32)
+      Array(1., dtype=float32)
     """
     return ratio(p.g_z, p.d_y)
 
@@ -135,7 +139,7 @@ def liu_storey(p: InnerProducts) -> jax.Array:
     Liu and Storey, "Efficient generalized conjugate gradient algorithms", 1991.
 
     Examples:
-      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 0, 8, -2, 2, 1, 5, 2]))
+      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 2, 4, -2, 2, 1, 4, 8]))
       >>> liu_storey(p)
       Array(1.5, dtype=float32)
     """
@@ -148,7 +152,7 @@ def conjugate_descent(p: InnerProducts) -> jax.Array:
     Fletcher, "Practical methods of optimization", 1987.
 
     Examples:
-      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 0, 8, -2, 2, 1, 5, 2]))
+      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 2, 4, -2, 2, 1, 4, 8]))
       >>> conjugate_descent(p)
       Array(2., dtype=float32)
     """
@@ -164,9 +168,9 @@ def hager_zhang(p: InnerProducts, *, eta: float = 0.4) -> jax.Array:
     conjugate gradient method", SIAM J. Optim. 23, 2013, with ``η = 0.4``.
 
     Examples:
-      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 4, 8, -2, 2, 1, 5, 2]))
-      >>> hager_zhang(p)  # 3/8 - 2*5*4/64 = -.25, above -.4*2/2 = -.4
-      Array(-0.25, dtype=float32)
+      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 2, 4, -2, 2, 1, 4, 8]))
+      >>> hager_zhang(p)  # 3/4 - 2*4*2/16 = -.25, below -.4*2/8 = -.1
+      Array(-0.1, dtype=float32)
     """
     beta = ratio(p.y_z, p.d_y) - 2 * ratio(p.y_p_y, p.d_y) * ratio(p.d_g, p.d_y)
     return jnp.maximum(beta, eta * ratio(p.d_g_prev, p.d_pinv_d))
@@ -179,9 +183,9 @@ def dai_kou(p: InnerProducts, *, eta: float = 0.5) -> jax.Array:
     an improved Wolfe line search", SIAM J. Optim. 23, 2013, with ``η = 0.5``.
 
     Examples:
-      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, -4, 8, -2, 2, 1, 5, 2]))
-      >>> dai_kou(p)  # 3/8 + 5*4/64 = .6875, above -.5*4/2
-      Array(0.6875, dtype=float32)
+      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 2, 4, -2, 2, 1, 4, 8]))
+      >>> dai_kou(p)  # 3/4 - 4*2/16 = .25, above .5*2/8 = .125
+      Array(0.25, dtype=float32)
     """
     beta = ratio(p.y_z, p.d_y) - ratio(p.y_p_y, p.d_y) * ratio(p.d_g, p.d_y)
     return jnp.maximum(beta, eta * ratio(p.d_g, p.d_pinv_d))
@@ -212,7 +216,7 @@ def constant(beta: float | jax.Array) -> ConjugacyRule:
       A conjugacy rule.
 
     Examples:
-      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 0, 8, -2, 2, 1, 5, 2]))
+      >>> p = InnerProducts(*map(jax.numpy.float32, [4, 3, 2, 4, -2, 2, 1, 4, 8]))
       >>> constant(0.5)(p)
       Array(0.5, dtype=float32)
     """
@@ -271,9 +275,9 @@ def get_rule(rule: str | float | jax.Array | ConjugacyRule) -> ConjugacyRule:
       The rule.
 
     Raises:
-      ValueError: if the name is unknown.
-      TypeError: if ``rule`` is none of these, or the callable does not map
-        `InnerProducts` to a real scalar under ``jax.jit``.
+      ValueError: if the name is unknown or the number is not finite.
+      TypeError: if ``rule`` is none of these. Whether a callable maps `InnerProducts`
+        to a real scalar is checked where it is used, by `products_used`.
 
     Examples:
       >>> get_rule("pr+").__name__
@@ -285,11 +289,16 @@ def get_rule(rule: str | float | jax.Array | ConjugacyRule) -> ConjugacyRule:
         return RULES[rule]
     if callable(rule):
         return rule
-    if jnp.isscalar(rule) or isinstance(rule, jax.Array):
+    if isinstance(rule, jax.Array):
+        return constant(rule)
+    is_number = jnp.isscalar(rule) and not isinstance(rule, bool | np.bool_)
+    if is_number and not np.iscomplexobj(rule):
+        if not math.isfinite(rule):
+            raise ValueError(f"rule={rule!r} must be finite")
         return constant(rule)
     raise TypeError(
         f"rule={rule!r} is a {type(rule).__name__}; allowed are a name out of "
-        f"{sorted(RULES)}, a number, or a callable from InnerProducts to a scalar"
+        f"{sorted(RULES)}, a real number, or a callable from InnerProducts to a scalar"
     )
 
 

@@ -53,9 +53,9 @@ def scale_by_hager_zhang_linesearch(
     bisection where that is slow. The search starts at the minimizer of the parabola
     through φ(0), φ'(0) and the value at a trial step, the quadratic step. The first
     trial step follows from the sizes of parameters, direction, value and slope
-    (`trial_step.first_step`), so that neither the units of the parameters nor those of
-    the objective matter. Sources: Hager and Zhang, SIAM J. Optim. 16, 2005, section 4;
-    ACM Trans. Math. Softw. 32, 2006, sections 2 and 3.
+    (`trial_step.first_step`), so that neither a common unit of all parameters nor
+    that of the objective matters. Sources: Hager and Zhang, SIAM J. Optim. 16, 2005,
+    section 4; ACM Trans. Math. Softw. 32, 2006, sections 2 and 3.
 
     It follows any descent direction::
 
@@ -74,8 +74,10 @@ def scale_by_hager_zhang_linesearch(
 
     Args:
       sufficient_decrease: δ in (0, 1/2).
-      max_slope_ratio: σ in [δ, 1), the largest part of the slope that may remain.
-        Nonlinear conjugate gradients gain from small values such as 0.1,
+      max_slope_ratio: σ in [δ, 1), the largest part of the downward slope that may
+        remain. An upward slope at the end is bounded by :math:`1 - 2\delta` of the
+        first with the second form, and by the value alone with the first. Nonlinear
+        conjugate gradients gain from small values such as 0.1,
         quasi-Newton directions do not.
       initial_step: the trial step: ``"previous"``, the step taken before, for
         directions without a natural length; ``"one"`` for those of (quasi-)Newton

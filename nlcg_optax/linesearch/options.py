@@ -46,7 +46,13 @@ def checked_options(
 
 
 def _check_conditions(sufficient_decrease: Any, max_slope_ratio: Any) -> None:
-    """Raises ValueError unless 0 < δ < 1/2 and δ <= σ < 1; lets arrays through."""
+    """Raises unless 0 < δ < 1/2 and δ <= σ < 1; lets arrays through."""
+    for name, value in (
+        ("sufficient_decrease", sufficient_decrease),
+        ("max_slope_ratio", max_slope_ratio),
+    ):
+        if not isinstance(value, jax.Array):
+            validation.check_number(name, value)
     is_known = not isinstance(sufficient_decrease, jax.Array)
     if is_known and not 0 < sufficient_decrease < 0.5:
         raise ValueError(

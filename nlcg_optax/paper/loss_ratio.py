@@ -94,8 +94,8 @@ def scale_by_loss_ratio(
 
     at a good ratio b grows by 5 % (``"step"``) or 2 % (``"online"``), up to one.
     Source: arXiv 1812.02886. The ratio is computed as
-    :math:`1 + (a - b) / |b|`, which is a/b for positive losses and keeps its meaning
-    (a rise is above one) for losses that are zero or negative.
+    :math:`1 + (p - q) / |q|`, which is p/q for a positive q and keeps its meaning (a
+    rise is above one) for losses that are zero or negative.
 
     Place it after `scale_by_nlcg` and before the learning rate. The undone step is
     :math:`\eta_t b\, d_{t-1}` with the learning rate of *this* step, as in the paper.
@@ -128,6 +128,8 @@ def scale_by_loss_ratio(
     validation.check_choice("mode", mode, MODES)
     validation.check_positive_int("period", period)
     validation.check_positive("threshold", threshold)
+    validation.check_static(undo=undo)
+    validation.check_bool("undo", undo)
 
     options = _Options(mode, period, threshold, undo)
 

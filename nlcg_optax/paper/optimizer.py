@@ -81,6 +81,8 @@ def paper_nlcg(
     validation.check_rate("learning_rate", learning_rate, remedy)
     validation.check_choice("rule", rule, tuple(PAPER_RULES))
     validation.check_choice("step_control", step_control, PAPER_CONTROLS)
+    validation.check_static(diagonal_bfgs=diagonal_bfgs)
+    validation.check_bool("diagonal_bfgs", diagonal_bfgs)
     if not diagonal_bfgs and (reset_period is not None or spectral_scaling):
         raise ValueError(
             f"reset_period={reset_period!r} and spectral_scaling={spectral_scaling!r} "

@@ -12,7 +12,7 @@ def fletcher_reeves(p: InnerProducts) -> jax.Array:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> p = InnerProducts(*map(jnp.float32, [4, 3, 0, 8, -2, 2, 1, 5, 2]))
+      >>> p = InnerProducts(*map(jnp.float32, [4, 3, 2, 4, -2, 2, 1, 4, 8]))
       >>> fletcher_reeves(p)
       Array(2., dtype=float32)
     """
@@ -27,7 +27,7 @@ def polak_ribiere(p: InnerProducts) -> jax.Array:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> p = InnerProducts(*map(jnp.float32, [4, 3, 0, 8, -2, 2, 1, 5, 2]))
+      >>> p = InnerProducts(*map(jnp.float32, [4, 3, 2, 4, -2, 2, 1, 4, 8]))
       >>> polak_ribiere(p)
       Array(1.5, dtype=float32)
     """

@@ -258,7 +258,7 @@ def scale_by_gauss_newton_bartlett(
             cotangents = placed_like(cotangents, outputs)
             cotangents = varying_over(cotangents, axes_of(outputs))
             (sampled_gradient,) = pull_back(cotangents)
-            return jax.tree.map(abs_squared, sampled_gradient)
+            return jax.tree.map(_mean_square_of_parts, sampled_gradient)
 
         return sample
 
@@ -273,6 +273,11 @@ def scale_by_gauss_newton_bartlett(
             seed=seed,
         )
     )
+
+
+def _mean_square_of_parts(x: jax.Array) -> jax.Array:
+    square = abs_squared(x)
+    return square / 2 if jnp.iscomplexobj(x) else square
 
 
 def _real_product(v: jax.Array, x: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Kronecker-factored second moments: Shampoo's preconditioner, without momentum."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +119,8 @@ def scale_by_kronecker(
     Args:
       decay: decay of the averages, in [0, 1).
       refresh_period: steps between two refreshes of the roots. The extra argument
-        ``refresh=True`` or ``refresh=False`` of ``update`` replaces the period.
+        ``refresh=True`` or ``refresh=False`` of ``update`` replaces the period. Until
+        the first refresh the roots are the identity.
       relative_damping: the :math:`\epsilon` above, a multiple of the largest
         eigenvalue.
       block_size: largest side of a factor.
@@ -158,6 +159,7 @@ def scale_by_kronecker(
     validation.check_static(
         block_size=block_size, one_sided_ratio=one_sided_ratio, graft=graft
     )
+    validation.check_bool("graft", graft)
     validation.check_decay("decay", decay)
     validation.check_positive_int("refresh_period", refresh_period)
     validation.check_non_negative("relative_damping", relative_damping)
@@ -200,30 +202,38 @@ class _Options(NamedTuple):
     weight_dimension_numbers: Any
 
 
+_Block: TypeAlias = Callable[..., jax.Array]
+
+
 def _init(options: _Options, params: PyTree) -> ScaleByKroneckerState:
     accumulator_dtype(params)  # raises where a leaf is not floating point
     wide = jax.tree.map(widened, params)
     leaves, treedef = jax.tree.flatten(wide)
 
-    def nothing_yet(blocks: Blocks | None, leaf: jax.Array) -> list[jax.Array]:
+    def sides_of(
+        blocks: Blocks | None, leaf: jax.Array, block: _Block
+    ) -> list[jax.Array]:
         if blocks is None:
             return []
         # On no mesh, where one with explicit axes would refuse the reshape.
         unplaced = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         shape = jax.eval_shape(blocks.split, unplaced).shape
         sizes = [getattr(blocks, side) for side in blocks.sides]
-        return [jnp.zeros((*shape[:3], size, size), leaf.dtype) for size in sizes]
+        return [
+            jnp.broadcast_to(block(size, dtype=leaf.dtype), (*shape[:3], size, size))
+            for size in sizes
+        ]
 
     blocks = _blocks_of(options, wide)
 
-    def zeros() -> Sides:  # new buffers at every call, as donation needs
+    def filled(block: _Block) -> Sides:
         pairs = zip(blocks, leaves, strict=True)
-        return _as_trees(blocks, treedef, [nothing_yet(*pair) for pair in pairs])
+        return _as_trees(blocks, treedef, [sides_of(*pair, block) for pair in pairs])
 
     return ScaleByKroneckerState(
         count=jnp.zeros([], jnp.int32),
-        factors=zeros(),
-        roots=zeros(),
+        factors=filled(jnp.zeros),
+        roots=filled(jnp.eye),
         diagonal=options.diagonal.init(wide),
         diagnostics=KroneckerDiagnostics(
             num_refreshes=jnp.zeros([], jnp.int32),

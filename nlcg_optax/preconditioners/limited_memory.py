@@ -104,7 +104,7 @@ def scale_by_limited_memory(
         registers, which compiles to less code. With one parameter at most 7 are kept,
         with two or three 15, with four to seven 31, and so on; older ones add next to
         nothing.
-      min_cosine: the ε above; with 0 any positive curvature is enough.
+      min_cosine: the ε above, in [0, 1); with 0 any positive curvature is enough.
 
     Returns:
       A transformation. Its ``update`` needs ``params``; the pairs come from the
@@ -128,7 +128,7 @@ def scale_by_limited_memory(
     """
     validation.check_static(memory=memory)
     validation.check_positive_int("memory", memory)
-    validation.check_non_negative("min_cosine", min_cosine)
+    validation.check_decay("min_cosine", min_cosine)
 
     options = _Options(int(memory), min_cosine)
 

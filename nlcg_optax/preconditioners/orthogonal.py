@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from nlcg_optax import validation
@@ -26,6 +27,7 @@ from nlcg_optax.trees.inner_products import max_abs
 from nlcg_optax.trees.split import parameters_split_over
 from nlcg_optax.wrappers.not_schedules import not_schedules
 from nlcg_optax.xla.automatic_sharding import with_automatic_sharding
+from nlcg_optax.xla.control_flow import is_known
 
 NORMALIZATIONS = ("frobenius", "spectral", "aol", "schatten")
 
@@ -59,7 +61,7 @@ def scale_by_orthogonalization(
 
     by the quintic Newton-Schulz iteration :math:`X \leftarrow a X + (b A + c A^2) X`,
     :math:`A = X X^\top`, of Muon (Jordan, 2024; ``optax.contrib.muon``), whose default
-    coefficients bring all but tiny singular values between 0.7 and 1.2 in five steps.
+    coefficients bring all but tiny singular values between 0.68 and 1.21 in five.
     It is Muon's step without its momentum, which is left to β: nest it as
     ``preconditioner`` of `scale_by_nlcg`. The work is done in float32 or wider and
     does not depend on the scale of the gradient.
@@ -109,6 +111,7 @@ def scale_by_orthogonalization(
     """
     validation.check_static(steps=steps, restore_norm=restore_norm)
     validation.check_positive_int("steps", steps)
+    validation.check_bool("restore_norm", restore_norm)
     validation.check_choice("normalization", normalization, NORMALIZATIONS)
     _check_coefficients(coefficients, steps)
     if vectors is not None:
@@ -224,9 +227,14 @@ def _scaled_to_one(leaf: jax.Array) -> jax.Array:
 
 
 def _check_coefficients(coefficients: Any, steps: int) -> None:
-    shape = jnp.shape(jnp.asarray(coefficients))
-    if shape not in ((3,), (steps, 3)):
+    try:
+        given = jnp.asarray(coefficients)
+    except (TypeError, ValueError):  # a name, or rows of several lengths
+        given = jnp.zeros([])
+    fits = given.shape in ((3,), (steps, 3))
+    fits &= not jnp.issubdtype(given.dtype, jnp.complexfloating)
+    if not fits or (is_known(given) and not np.isfinite(given).all()):
         raise ValueError(
-            f"coefficients={coefficients!r} must be three numbers, or three for each "
-            f"of steps={steps!r}"
+            f"coefficients={coefficients!r} must be three finite numbers, or three for "
+            f"each of steps={steps!r}"
         )

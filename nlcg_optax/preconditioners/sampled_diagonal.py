@@ -106,7 +106,7 @@ def scale_by_sampled_diagonal(
     validation.check_positive_int("refresh_period", options.refresh_period)
     validation.check_non_negative("relative_damping", options.relative_damping)
     validation.check_positive("power", options.power)
-    validation.check_int("seed", options.seed)
+    validation.check_seed("seed", options.seed)
 
     return transformation(options, _init, _update)
 

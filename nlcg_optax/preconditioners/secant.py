@@ -184,6 +184,8 @@ def checked_options(
     validation.check_positive_int("refresh_period", refresh_period)
     if reset_period is not None:
         validation.check_positive_int("reset_period", reset_period)
+    validation.check_static(spectral_scaling=spectral_scaling)
+    validation.check_bool("spectral_scaling", spectral_scaling)
     validation.check_positive("eps", eps)
     validation.check_non_negative("damping", damping)
     if learning_rate is not None and secant == "hvp":
@@ -309,6 +311,7 @@ def _step_taken(
         extra_args.get("previous_direction"),
         "scale_by_nlcg passes it to its preconditioner",
     )
+    validation.check_same_structure("previous_direction", direction, state.diagonal)
     if not options.from_grads:
         return direction, one
     rate = options.learning_rate

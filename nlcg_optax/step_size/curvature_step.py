@@ -82,7 +82,7 @@ def scale_by_curvature_step(
     d does not descend or where something is not finite: the average stays. As long as
     there is no average, :math:`|g^\top d / d^\top B d|` of such a measurement is used
     if it is finite (Møller, 1993, flips the sign of negative curvature in the same
-    way), and zero otherwise.
+    way), else the last step size, which is zero at first.
 
     Args:
       curvature: ``"hessian"``, for which ``update`` needs ``value_fn`` (or ``hvp_fn``

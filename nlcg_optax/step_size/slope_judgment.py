@@ -98,7 +98,7 @@ def _ratio(end: jax.Array, start: jax.Array) -> jax.Array:
 
 
 def _halved(times: jax.Array, like: jax.Array) -> jax.Array:
-    """What is left of a step after so many halvings before this one, bounded."""
+    """The part of what is left that is kept after so many halvings before, bounded."""
     return jnp.maximum(LONGEST ** (times + 1).astype(like.dtype), SHORTEST)
 
 

@@ -115,7 +115,8 @@ def scale_by_slope_ratio(
        the noise of the average needs no explanation.
     3. With ``num_steps``, *hold* after ``hold_after`` of them (the brake is then at
        twice the least loss), and *anneal*: a linear decay over all ``num_steps`` is
-       multiplied on top, and the updates after that are zero.
+       multiplied on top, and the updates after that are zero, but for steps back of the
+       last one.
 
     What a step promises, its length times the slope, is never more than ten times the
     average, nor than the loss (Polyak's step, for losses of zero or more). Once the
@@ -137,10 +138,11 @@ def scale_by_slope_ratio(
     harder examples if it is more than four times the slope at its end: along a convex
     function the loss rises by no more than that slope. If the loss is no lower after
     eight steps back in a row, the loss itself has changed: the search starts again from
-    there. A loss or gradient that is not finite is a step back to one half, a quarter
-    and so on, and is counted; it never enters the state. At most three of them in a row
-    also shorten the steps to come. Once the step size is found the first does not: it
-    may be a bad batch.
+    there. A loss or gradient that is not finite is a step back to one half; after
+    another one a quarter of that is left, then an eighth of what is left, and so on. It
+    is counted and never enters the state. At most three of them in a row also shorten
+    the steps to come. Once the step size is found the first does not: it may be a bad
+    batch.
 
     **Without** ``num_steps`` there is no end to plan for. The inferred slope alone is
     then the start slope of :math:`r_t`, and c = 0.5. The steps shrink as noise takes
@@ -198,7 +200,7 @@ def scale_by_slope_ratio(
     """
     validation.check_transformation("direction", direction)
     if num_steps is not None:
-        validation.check_positive_int("num_steps", num_steps, most=2**31 - 1)
+        validation.check_positive_int("num_steps", num_steps)
     validation.check_below_one("target_ratio", target_ratio)
     validation.check_positive("adaptation_rate", adaptation_rate)
     validation.check_at_most("adaptation_rate", adaptation_rate, 1.0)

@@ -106,10 +106,11 @@ def scale_by_subspace_step(
     a step taken as it leaves here: let ``optax.scale_by_learning_rate(1.)`` follow,
     or a number near it.
 
-    Fallbacks, which are counted: where M is not positive definite, the step is along u
-    alone with :math:`a = g^\top u / ((1 + \lambda)\, u^\top B u)`; where
-    :math:`u^\top B u` is not positive the last a is used, or its absolute value at
-    first; where something is not finite, or u is zero, the update is zero.
+    Fallbacks, which are counted: where M is not positive definite, or u and s are all
+    but parallel in it, the step is along u alone with
+    :math:`a = g^\top u / ((1 + \lambda)\, u^\top B u)`; where :math:`u^\top B u` is
+    not positive the last a is used, or its absolute value at first; where something is
+    not finite, or u is zero, the update is zero.
 
     Args:
       curvature: ``"hessian"``, for which ``update`` needs ``value_fn`` (or ``hvp_fn``
@@ -152,6 +153,8 @@ def scale_by_subspace_step(
     """
     validation.check_choice("curvature", curvature, CURVATURES)
     validation.check_non_negative("initial_damping", initial_damping)
+    validation.check_static(adapt_damping=adapt_damping)
+    validation.check_bool("adapt_damping", adapt_damping)
     validation.check_positive_int("refresh_period", refresh_period)
 
     options = _Options(curvature, initial_damping, adapt_damping, refresh_period)

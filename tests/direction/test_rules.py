@@ -162,6 +162,20 @@ def test_names_numbers_and_callables():
         get_rule(None)
 
 
+@pytest.mark.parametrize(
+    ("rule", "error", "message"),
+    [
+        (float("nan"), ValueError, "rule=nan must be finite"),
+        (np.float32("inf"), ValueError, "must be finite"),
+        (True, TypeError, "rule=True is a bool"),
+        (1 + 2j, TypeError, "rule=.* is a complex"),
+    ],
+)
+def test_numbers_that_are_no_beta(rule, error, message):
+    with pytest.raises(error, match=message):
+        get_rule(rule)
+
+
 def test_products_used_finds_what_a_rule_reads():
     assert products_used(RULES["fr"]) == {"g_z", "g_prev_z_prev"}
     assert products_used(RULES["pr"]) == {"y_z", "g_prev_z_prev"}

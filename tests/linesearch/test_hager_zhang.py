@@ -289,6 +289,15 @@ def test_bad_arguments_are_named(kwargs, message):
         scale_by_hager_zhang_linesearch(**kwargs)
 
 
+@pytest.mark.parametrize(
+    "kwargs", [{"sufficient_decrease": "0.1"}, {"max_slope_ratio": None}]
+)
+def test_what_is_no_number_is_named(kwargs):
+    ((name, value),) = kwargs.items()
+    with pytest.raises(TypeError, match=f"{name}={value!r} is a .*; allowed is a real"):
+        scale_by_hager_zhang_linesearch(**kwargs)
+
+
 def test_numbers_are_injectable():
     injected = optax.inject_hyperparams(scale_by_hager_zhang_linesearch)(
         sufficient_decrease=0.2, max_slope_ratio=0.5

@@ -150,6 +150,8 @@ def test_multiplier_is_fed_back_one_step_late():
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         scale_by_loss_ratio(**kwargs)
+    with pytest.raises(TypeError, match="undo='no' must be True or False"):
+        scale_by_loss_ratio(undo="no")
 
 
 def test_bad_value():

@@ -118,6 +118,19 @@ def test_bartlett_is_unbiased_for_labels_drawn_from_the_model(x64):
 
 
 @pytest.mark.slow
+def test_bartlett_of_complex_parameters_is_the_mean_of_their_parts():
+    # Both parts have the curvature 9; with random signs every sample is exact.
+    def signs(key, z):
+        return jnp.sign(jax.random.normal(key, z.shape))
+
+    tx = scale_by_gauss_newton_bartlett(signs, relative_damping=0.0)
+    w = jnp.array(1 + 2j)
+    z, _ = tx.update(
+        9 * w, tx.init(w), w, outputs_fn=lambda w: 3 * jnp.array([w.real, w.imag])
+    )
+    np.testing.assert_allclose(z, w, rtol=4 * 2**-23)
+
+
 def test_bartlett_of_squared_errors_is_unbiased(x64):
     params = network_params()
     tx = scale_by_gauss_newton_bartlett("gaussian", decay=0.0, refresh_period=1)
@@ -292,6 +305,7 @@ def test_narrow_parameters_have_a_wide_average():
         ),
         ({"power": 0.0}, "power=0.0 must be finite and greater than 0"),
         ({"seed": 1.5}, "seed=1.5 must be an integer"),
+        ({"seed": 2**63}, "must be an integer of at most 64 bits"),
     ],
 )
 def test_bad_arguments(kwargs, message):
@@ -309,6 +323,8 @@ def test_missing_and_unfit_extras_are_named():
         tx.update(x, tx.init(x), value_fn=jnp.sum)
     with pytest.raises(TypeError, match="dtype int32"):
         tx.init(jnp.ones(2, jnp.int32))
+    with pytest.raises(ValueError, match="the result of hvp_fn has the tree struct"):
+        tx.update(x, tx.init(x), x, hvp_fn=lambda p, v: {"w": v})
     tx = scale_by_gauss_newton_bartlett()
     with pytest.raises(ValueError, match="update needs `outputs_fn`"):
         tx.update(x, tx.init(x), x, value_fn=jnp.sum)

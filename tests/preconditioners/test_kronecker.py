@@ -217,6 +217,16 @@ def test_all_zero_gradients_give_zero():
         chex.assert_trees_all_equal(z, grads)
 
 
+@pytest.mark.parametrize("graft", [True, False])
+def test_before_the_first_refresh_the_roots_are_the_identity(graft):
+    tx = scale_by_kronecker(graft=graft, block_size=2, diagonal=optax.identity())
+    grad = jnp.array([[1.0, 2.0, 3.0], [3.0, 5.0, -1.0], [2.0, 0.0, 1.0]])
+    z, state = tx.update(grad, tx.init(grad), refresh=False)
+    # A product with the identity is exact; the norm is that of the same matrix.
+    np.testing.assert_allclose(z, grad, rtol=4 * 2**-23)
+    assert diagnostics(state)["num_refreshes"] == 0
+
+
 def test_the_roots_are_computed_at_refreshes_only():
     tx = scale_by_kronecker(refresh_period=4)
     grad = jnp.ones([3, 2])
@@ -262,11 +272,14 @@ def test_nested_it_reaches_the_minimum_of_a_matrix_problem():
         ),
         ({"block_size": 0}, "block_size=0 must be an integer of at least 1"),
         ({"one_sided_ratio": 0.5}, "one_sided_ratio=0.5"),
+        ({"refresh_period": 2**31}, "at least 1 and at most 2147483647"),
     ],
 )
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         scale_by_kronecker(**kwargs)
+    with pytest.raises(TypeError, match="graft='no' must be True or False"):
+        scale_by_kronecker(graft="no")
 
 
 def test_other_shapes_than_those_of_init():

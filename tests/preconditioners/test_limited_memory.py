@@ -199,6 +199,8 @@ def test_bad_input_is_named():
         scale_by_limited_memory(0)
     with pytest.raises(ValueError, match="min_cosine=-1"):
         scale_by_limited_memory(min_cosine=-1.0)
+    with pytest.raises(ValueError, match=r"min_cosine=2.0 is not in \[0, 1\)"):
+        scale_by_limited_memory(min_cosine=2.0)
     tx = scale_by_limited_memory(2)
     with pytest.raises(ValueError, match="needs `params`"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))

@@ -1,5 +1,7 @@
 """`scale_by_orthogonalization` against singular value decompositions in float64."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -181,12 +183,17 @@ def test_a_matrix_split_along_its_long_side_is_not_gathered():
     [
         ({"steps": 0}, "steps=0 must be an integer of at least 1"),
         ({"normalization": "l2"}, "normalization='l2' is unknown; allowed are"),
-        ({"coefficients": (1.0, 2.0)}, "must be three numbers, or three for each of"),
+        ({"coefficients": (1.0, 2.0)}, "must be three finite numbers, or three for e"),
+        ({"coefficients": (math.nan,) * 3}, "must be three finite numbers"),
+        ({"coefficients": "dion"}, "must be three finite numbers"),
+        ({"coefficients": ((1.0, 2.0, 3.0), (4.0,))}, "must be three finite numbers"),
     ],
 )
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         scale_by_orthogonalization(**kwargs)
+    with pytest.raises(TypeError, match="restore_norm='no' must be True or False"):
+        scale_by_orthogonalization(restore_norm="no")
 
 
 @pytest.mark.parametrize(

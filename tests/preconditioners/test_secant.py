@@ -170,6 +170,7 @@ def test_low_precision_and_complex_parameters():
         ({"secant": "bfgs"}, "secant='bfgs' is unknown; allowed are"),
         ({"refresh_period": 0}, "refresh_period=0 must be an integer of at least 1"),
         ({"eps": 0.0}, "eps=0.0 must be finite and greater than 0"),
+        ({"eps": np.array([1.0, 2.0])}, "eps=.* must be finite and greater than 0"),
         ({"damping": -1.0}, "damping=-1.0 must be finite and not below 0"),
         ({"learning_rate": 0.1, "secant": "hvp"}, "learning_rate=0.1 must be None"),
     ],
@@ -177,6 +178,19 @@ def test_low_precision_and_complex_parameters():
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         scale_by_diagonal_secant(**kwargs)
+
+
+def test_a_previous_direction_of_another_shape_is_named():
+    tx = scale_by_diagonal_secant(secant="hvp")
+    x = jnp.ones(2)
+    with pytest.raises(ValueError, match="previous_direction has shape"):
+        tx.update(
+            x,
+            tx.init(x),
+            x,
+            value_fn=lambda x: jnp.sum(x**2),
+            previous_direction=jnp.ones(3),
+        )
 
 
 def test_missing_extras_are_named():
