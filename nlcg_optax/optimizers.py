@@ -60,8 +60,8 @@ def nlcg(
       search given it is `scale_by_hager_zhang_linesearch` with
       :math:`\sigma = 0.1`, as conjugate gradients need. ``update`` then takes
       ``value``, ``grad`` and ``value_fn`` as with ``optax.lbfgs``. Neither the
-      objective nor a common unit of all parameters needs to be scaled; parameters of
-      different sizes do, or a preconditioner.
+      objective nor a factor common to all parameters needs rescaling. Parameters of
+      very different sizes need it, or a preconditioner.
 
     For restarts, other bounds or one β per leaf, chain `scale_by_nlcg` yourself.
 
@@ -268,9 +268,10 @@ def tuning_free_nlcg(
     tuning_free_nlcg())``, at a norm that few gradients exceed, for the slopes are those
     of the clipped gradients.
 
-    Beside Adam it keeps two more trees than its two moments, the last step and the
-    gradient before, and the Kronecker factors and their roots; a step adds what
-    `large_batch_nlcg` does to the matrices, and two inner products.
+    It stores two more copies of the parameters than Adam (four in all: direction,
+    previous gradient, second moments and last step), and the Kronecker factors with
+    their roots. A step adds what `large_batch_nlcg` does to the matrices, and two inner
+    products.
 
     Where one more derivative of the outputs per step is affordable, the step may start
     from the minimizer of the Gauss-Newton model, which knows the curvature of this very
@@ -278,8 +279,8 @@ def tuning_free_nlcg(
     `scale_by_slope_ratio` with ``initial_step_size=1.``.
 
     Args:
-      num_steps: number of updates of the run, after which updates are zero, but for
-        steps back of the last one; None if it is not known.
+      num_steps: number of updates of the run, after which updates are zero, except
+        that the last step may still be taken back in part; None if it is not known.
       preconditioner: see `large_batch_nlcg`, like all that follows.
       scope: ``"per_leaf"`` for one β per leaf.
       weight_decay: decoupled, and scaled by the step size that is found.

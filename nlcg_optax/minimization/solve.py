@@ -62,10 +62,11 @@ def minimize(
         \{1 + |f|, \; 1, \; \max_i |g_i(x_0)|\}
 
     for ``"value"``, ``"absolute"`` and ``"relative"``; for ``"value"`` the size of f
-    counts only after a decrease. With every kind it ends with success when
-    neither the objective nor its gradient can get smaller in the precision of the
-    parameters, with the default kind ten iterations later at most:
-    ``result.message`` says "converged to rounding".
+    counts only after a decrease. With every kind it also ends with success
+    once neither the objective nor its gradient has become smaller for 10 iterations (40
+    with the other kinds) and for an eighth of all iterations, or two searches in a row
+    have failed, and what is left to gain is below the rounding of the precision:
+    ``result.message`` then says "converged to rounding".
 
     ``fun`` is traced at every call, so that whatever it reads is read anew. The arrays
     and numbers it closes over become arguments of the compiled program: the same

@@ -78,20 +78,20 @@ def scale_by_limited_memory(
     r"""Multiplies the gradient by the inverse BFGS matrix of the last secant pairs.
 
     With :math:`s_i` the changes of the parameters, :math:`y_i` those of the gradient,
-    oldest first, S and Y the matrices of these columns, R the upper triangle of
+    oldest first, S and Y the matrices of these columns, T the upper triangle of
     :math:`S^\top Y`, D its diagonal and :math:`\gamma = s^\top y / y^\top y` of the
     newest pair,
 
     .. math::
-        a = R^{-1} S^\top g, \qquad q = \gamma (g - Y a), \qquad
-        b = R^{-\top} (D a - Y^\top q), \qquad P g = q + S b.
+        a = T^{-1} S^\top g, \qquad q = \gamma (g - Y a), \qquad
+        b = T^{-\top} (D a - Y^\top q), \qquad P g = q + S b.
 
     This is the two-loop recursion, Nocedal, "Updating quasi-Newton matrices with
     limited storage", Math. Comp. 35, 1980, with each loop as a triangular system, the
     form of Byrd, Nocedal and Schnabel, "Representations of quasi-Newton matrices and
     their use in limited memory methods", Math. Program. 63, 1994: a pass over the
     parameters for all pairs together instead of one per pair. A new pair adds to
-    :math:`R^{-1}` the column :math:`(-R^{-1} S^\top y, 1) / s^\top y` with
+    :math:`T^{-1}` the column :math:`(-T^{-1} S^\top y, 1) / s^\top y` with
     :math:`S^\top y = S^\top g - S^\top g_{prev}`; dropping the oldest pair deletes its
     row and column. Until the first pair, P = I. A pair is taken only if
     :math:`s^\top y > \epsilon \|s\| \|y\|`, so that P stays positive definite.
@@ -100,7 +100,7 @@ def scale_by_limited_memory(
     with a β of zero that is L-BFGS.
 
     Args:
-      memory: m, the number of pairs kept. 31 pairs plus one spare row fill whole SIMD
+      memory: k, the number of pairs kept. 31 pairs plus one spare row fill whole SIMD
         registers, which compiles to less code. With one parameter at most 7 are kept,
         with two or three 15, with four to seven 31, and so on; older ones add next to
         nothing.
@@ -109,7 +109,7 @@ def scale_by_limited_memory(
     Returns:
       A transformation. Its ``update`` needs ``params``; the pairs come from the
       parameters and gradients of successive calls, which must be of one objective.
-      The state holds 2m + 4 copies of the parameters.
+      The state holds 2k + 4 copies of the parameters.
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, ``params`` is

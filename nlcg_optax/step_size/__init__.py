@@ -1,4 +1,4 @@
-"""Step sizes: ordinary Optax transformations that follow the direction in a chain."""
+"""Step sizes: Optax transformations that follow a direction in a chain, or wrap it."""
 
 from nlcg_optax.step_size.curvature_step import (
     CurvatureStepDiagnostics,

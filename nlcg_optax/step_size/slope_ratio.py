@@ -115,8 +115,8 @@ def scale_by_slope_ratio(
        the noise of the average needs no explanation.
     3. With ``num_steps``, *hold* after ``hold_after`` of them (the brake is then at
        twice the least loss), and *anneal*: a linear decay over all ``num_steps`` is
-       multiplied on top, and the updates after that are zero, but for steps back of the
-       last one.
+       multiplied on top, and the updates after that are zero, except that the last step
+       may still be taken back in part.
 
     What a step promises, its length times the slope, is never more than ten times the
     average, nor than the loss (Polyak's step, for losses of zero or more). Once the

@@ -101,7 +101,7 @@ def scale_by_subspace_step(
     .. math:: \rho = \frac{f(\theta) - f(\theta - a u - b s)}{
         a\, g^\top u + b\, g^\top s - \tfrac12 (a, b) M (a, b)^\top}
 
-    on the same batch: above 3/4 it shrinks by 2/3, below 1/4 it grows by 3/2. A step
+    on the same batch: above 3/4 λ is multiplied by 2/3, below 1/4 by 3/2. A step
     with :math:`\rho < 0` is not taken (a zero update, counted). The ratio is that of
     a step taken as it leaves here: let ``optax.scale_by_learning_rate(1.)`` follow,
     or a number near it.
