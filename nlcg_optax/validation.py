@@ -129,7 +129,7 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def check_positive_int(name: str, value: Any, most: int = LARGEST_INT) -> None:
+def check_positive_int(name: str, value: Any, most: float = LARGEST_INT) -> None:
     """Raises ValueError unless ``value`` is an integer from one to ``most``."""
     if _is_array(value) and jnp.shape(value) == ():
         return

@@ -127,7 +127,7 @@ class Phases:
         labels = uniform_states(examples.spans, keywords, frames, config.states)
         params, moved = None, []
         for _ in range(config.rounds):
-            run = self._frame_run(seed, config.epochs)
+            run = self.frame_run(seed, config.epochs)
             params = self._trained(run, labels, params)
             statistics = statistics_of(labels, keywords, config.states)
             logits = self._apply(params, inputs[keywords])
@@ -139,14 +139,14 @@ class Phases:
             labels = found
             if moved[-1] < config.moved:
                 break
-        params = self._trained(self._frame_run(seed, 3 * config.epochs), labels, params)
+        params = self._trained(self.frame_run(seed, 3 * config.epochs), labels, params)
         return Aligned(
             params, labels, statistics_of(labels, keywords, config.states), moved
         )
 
     def continued(self, aligned: Aligned, seed: int, epochs: int) -> PyTree:
         """Weights after more epochs with cross-entropy."""
-        run = self._frame_run(seed, epochs)
+        run = self.frame_run(seed, epochs)
         return self._trained(run, aligned.labels, aligned.params)
 
     def windows(self, aligned: Aligned, variant: Variant, seed: int) -> Windows:
@@ -287,7 +287,8 @@ class Phases:
         ]
         return float(np.concatenate(hits).mean())
 
-    def _frame_run(self, seed: int, epochs: int) -> RunConfig:
+    def frame_run(self, seed: int, epochs: int) -> RunConfig:
+        """How frames are trained by cross-entropy."""
         return RunConfig(
             optimizer="adam",
             learning_rate=RATE,

@@ -32,6 +32,17 @@ NLCG: dict[str, float | None] = {
     "tuning_free_nlcg": None,
 }
 MINIMIZE = "minimize"
+# Fields of a run's configuration that hold here.
+SETTINGS = (
+    "optimizer",
+    "optimizer_options",
+    "learning_rate",
+    "schedule",
+    "batch_size",
+    "l2",
+    "epochs",
+    "epochs_per_report",
+)
 VARIANTS: dict[str, Variant] = {
     "no hard negatives": Variant(hard_negatives=False),
     "no IOU sampling": Variant(iou_sampling=False),
@@ -206,21 +217,26 @@ class _Work:
     def evaluate(self, seed: int) -> str:
         aligned = self._phases.load(self._plan.aligned(seed))
         path = self._plan.cross_entropy("cross_entropy", seed)
-        run = RunConfig(optimizer="adam", seed=seed)
+        run = self._phases.frame_run(seed, 3 * self._plan.config.epochs)
         return self._leave(
-            path, run, lambda: self._phases.evaluated(aligned.params, aligned, seed)
+            path,
+            seed,
+            _settings(run),
+            lambda: self._phases.evaluated(aligned.params, aligned, seed),
         )
 
     def train_longer(self, seed: int) -> str:
         aligned = self._phases.load(self._plan.aligned(seed))
         path = self._plan.cross_entropy("longer_cross_entropy", seed)
 
+        epochs = 3 * self._plan.config.epochs
+
         def line() -> Line:
-            epochs = 3 * self._plan.config.epochs
             params = self._phases.continued(aligned, seed, epochs)
             return self._phases.evaluated(params, aligned, seed)
 
-        return self._leave(path, RunConfig(optimizer="adam", seed=seed), line)
+        run = self._phases.frame_run(seed, epochs)
+        return self._leave(path, seed, _settings(run), line)
 
     def search(self, method: str, rate: float) -> str:
         plan = self._plan
@@ -240,7 +256,8 @@ class _Work:
         costs = [each * (number + 1) for number in range(plan.reports)]
         return self._leave(
             path,
-            RunConfig(seed=seed),
+            seed,
+            {"optimizer": MINIMIZE},
             lambda: self._phases.minimize_end_metric(aligned, Variant(), seed, costs),
         )
 
@@ -257,13 +274,16 @@ class _Work:
         aligned = self._phases.load(self._plan.aligned(run.seed))
         return self._leave(
             path,
-            run,
+            run.seed,
+            _settings(run),
             lambda: self._phases.train_end_metric(
                 aligned, variant, run, track=track, test=test
             ),
         )
 
-    def _leave(self, path: Path, run: RunConfig, line: Callable[[], Line]) -> str:
+    def _leave(
+        self, path: Path, seed: int, settings: Line, line: Callable[[], Line]
+    ) -> str:
         """Writes the record of a job, in full or not at all."""
         try:
             found = line()
@@ -271,8 +291,14 @@ class _Work:
             result = "validation rejects " + ", ".join(f"{r:.1%}" for r in rejected)
         except DivergedError as error:
             found, result = {"stopped": str(error)}, "diverged"
-        write_line(path, {**header(run), **found})
+        origin = header(RunConfig(seed=seed)) | {"config": settings}
+        write_line(path, {**origin, **found})
         return result
+
+
+def _settings(run: RunConfig) -> Line:
+    """What a run has of its configuration; data and network are the study's."""
+    return {name: getattr(run, name) for name in SETTINGS}
 
 
 def check_settings(plan: Plan) -> None:

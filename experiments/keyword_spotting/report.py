@@ -133,7 +133,7 @@ def write_runs(groups: dict[str, list[Line]], path: Path) -> None:
         [
             label_of(name),
             line["seed"],
-            line["config"]["learning_rate"] if line["reports"] else "",
+            line["config"].get("learning_rate", ""),
             *(f"{rate:.4f}" for rate in line["validation"]["rejects"]),
             *(f"{rate:.4f}" for rate in line["test"]["rejects"]),
             *(f"{bound:.4f}" for bound in line["test"]["bands"][TARGET]),

@@ -14,6 +14,7 @@ from experiments.records.files import Line, header
 from experiments.records.old_names import current_config
 from experiments.swap.config import SwapConfig
 from experiments.swap.phases import Network, train_swap
+from experiments.training import DivergedError
 
 
 class PlannedSwap(NamedTuple):
@@ -28,13 +29,22 @@ def record_swap(path: Path, config: SwapConfig, dataset: Dataset) -> Line:
 
     Costs are counted in epochs: gradients of single images, in gradient-equivalents,
     over the size of the training set.
+
+    Raises:
+      DivergedError: if the run diverges; the object then says why it ``stopped``.
     """
-    result = train_swap(config, dataset)
-    examples = dataset.train.labels.shape[0]
     line = {
         **header(config.large),
         "small": dataclasses.asdict(config.small),
         "workers": config.workers,
+    }
+    try:
+        result = train_swap(config, dataset)
+    except DivergedError as error:
+        _write(path, {**line, "stopped": str(error)})
+        raise
+    examples = dataset.train.labels.shape[0]
+    line |= {
         "large": _figures(result.large),
         "after_workers": [_figures(network) for network in result.workers],
         "averaged": _figures(result.averaged),
@@ -44,17 +54,15 @@ def record_swap(path: Path, config: SwapConfig, dataset: Dataset) -> Line:
         "worker_epochs": result.gradients[1] / examples,
         "seconds": result.seconds,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    incomplete = path.with_suffix(".incomplete")
-    incomplete.write_text(json.dumps(line, indent=1), encoding="utf-8")
-    incomplete.replace(path)
+    _write(path, line)
     return line
 
 
 def swap_table(paths: Sequence[Path]) -> str:
     """A Markdown table of test accuracies and costs, a line per first phase.
 
-    Each field is the median over seeds with their range.
+    Each field is the median over seeds with their range, without runs that diverged,
+    of which the first field tells the number.
     """
     groups: dict[str, list[Line]] = {}
     for path in paths:
@@ -67,7 +75,14 @@ def swap_table(paths: Sequence[Path]) -> str:
         "epochs, all workers charged |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for label, runs in groups.items():
+    for label, all_runs in groups.items():
+        runs = [run for run in all_runs if "stopped" not in run]
+        lost = len(all_runs) - len(runs)
+        if lost:
+            label += f" ({lost} of {len(all_runs)} diverged)"
+        if not runs:
+            lines.append(f"| {label} | – | – | – | – | – |")
+            continue
         large = [run["large"]["test_accuracy"] for run in runs]
         workers = [
             statistics.fmean(w["test_accuracy"] for w in run["after_workers"])
@@ -81,6 +96,13 @@ def swap_table(paths: Sequence[Path]) -> str:
             f"| {first['large_epochs']:.1f} + {first['worker_epochs']:.1f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _write(path: Path, line: Line) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    incomplete = path.with_suffix(".incomplete")
+    incomplete.write_text(json.dumps(line, indent=1), encoding="utf-8")
+    incomplete.replace(path)
 
 
 def _figures(network: Network) -> Line:

@@ -65,7 +65,7 @@ def scale_by_hager_zhang_linesearch(
     Value and gradient are measured together, at one place in the program; the trial of
     the quadratic step is a value alone. Values that are not finite shrink the bracket.
     After a search that failed, one whose bracket holds nothing but rounding ends after
-    two gradients, or when it is closed.
+    three points, or when it is closed.
 
     Nothing raises inside ``jit``: if the direction does not descend or no lower point
     is found the update is zero and ``accepted`` is False. Updates along which the

@@ -142,7 +142,7 @@ def first_step(
       direction_max: largest absolute entry of the direction.
 
     Returns:
-      A positive step; it may overflow to infinity only where the slope is subnormal.
+      A positive and finite step.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -31,7 +31,7 @@ ROUNDING = 10.0  # units of rounding of φ; a bend or a gain within them tells n
 
 
 class WolfeRules(NamedTuple):
-    """Parameters of the line search; Python numbers or scalars.
+    """Parameters of the line search; Python numbers, or scalars outside of `minimize`.
 
     Attributes:
       sufficient_decrease: δ of both Wolfe conditions, in (0, 1/2).

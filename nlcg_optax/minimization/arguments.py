@@ -1,6 +1,7 @@
 """What `minimize` accepts, checked and cast before any work."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, get_args
@@ -40,7 +41,6 @@ OTHER_NAMES = {
     "constraints": f"only unconstrained problems; {_TRANSFORM}",
     "disp": "print the result, or pass a callback",
 }
-MOST_ITERATIONS = 2**31 - 1  # that their counter can tell
 POINT_NAMES = ("x", "xk", "intermediate_result")
 _ALLOWED = (
     "allowed are real and complex floating-point arrays and numbers. Close over other "
@@ -93,9 +93,9 @@ def check_limits(
         if not isinstance(limits[name], jax.Array):
             limits[name] = float(limits[name])
     for name in ("max_iterations", "patience"):
-        validation.check_positive_int(name, limits[name])
+        validation.check_positive_int(name, limits[name], most=math.inf)
         if not isinstance(limits[name], jax.Array):
-            limits[name] = min(int(limits[name]), MOST_ITERATIONS)
+            limits[name] = min(int(limits[name]), validation.LARGEST_INT)
     return limits
 
 

@@ -45,7 +45,9 @@ from nlcg_optax.minimization.step_taken import Taken, take_step
 from nlcg_optax.trees.inner_products import products_and_maxima
 from nlcg_optax.xla.control_flow import apply_if, cond
 
-UNBOUNDED = -1e30  # times the size of the objective at the start, if that is above 1
+# Times the size of the objective at the start, if that is above 1; and a part of the
+# largest number, beyond which one more step may overflow.
+UNBOUNDED, NEARLY_INFINITE = 1e30, 1 / 64
 MAX_FAILED_SEARCHES = 4  # in a row
 STALLED_MEMORY = 8  # iterations without progress, doubled, at which memory is given up
 COUNTS = 1e-4  # of the decrease so far, that a promise may be for its step to count
@@ -118,6 +120,7 @@ def iterate(
     if limits.tol_kind == "decrease":
         looks_again |= ~in_vain & (status == Status.CONVERGED)
     looks_again |= in_vain & (before.look < LOOKS)
+    looks_again &= iterations.nit < limits.max_iterations
     if callback is not None:
         status, ends = _call_back(
             callback, active & ~is_rescaled, state, taken, step, iterations, status
@@ -239,8 +242,9 @@ def _count(
     before = Iterations(*state.iterations)
     nit, num_small = before.nit, before.num_small
     little = promises_little(limits, sizes, taken.evaluated.value)
+    searched = taken.moved & ~taken.is_first & ~is_neighbor(state)
     return Iterations(
-        nit=nit + (taken.moved & ~taken.is_first).astype(jnp.int32),
+        nit=nit + searched.astype(jnp.int32),
         num_stalled=taken.num_stalled,
         num_failed=num_failed,
         num_small=jnp.where(is_natural, jnp.where(little, num_small + 1, 0), num_small),
@@ -276,13 +280,16 @@ def _status(
     vanished = has_vanished(limits, sizes, evaluated.value, evaluated.grad_max)
     converged |= vanished[0] & ~vanished[1]
     at_rest |= vanished[1]
-    start_size = jnp.maximum(known.scale, jnp.abs(known.start_value))
+    # The objective is scaled so that one is near the size of its gradient.
+    start_size = jnp.maximum(1, jnp.abs(known.start_value))
+    most = float(jnp.finfo(start_size.dtype).max) * NEARLY_INFINITE
+    least_value = -jnp.minimum(UNBOUNDED * start_size, most)
     for condition, code in (
         (iterations.nit >= limits.max_iterations, Status.MAX_ITERATIONS),
         (iterations.num_stalled >= limits.patience, Status.STAGNATION),
         (iterations.num_failed >= MAX_FAILED_SEARCHES, Status.NO_PROGRESS),
         (~descends, Status.NO_PROGRESS),
-        (evaluated.value < UNBOUNDED * start_size, Status.UNBOUNDED_BELOW),
+        (evaluated.value < least_value, Status.UNBOUNDED_BELOW),
         (at_rest, Status.CONVERGED_TO_ROUNDING),
         (converged, Status.CONVERGED),
         (taken.is_first & ~is_finite, Status.NON_FINITE_START),

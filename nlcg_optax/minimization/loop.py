@@ -100,9 +100,10 @@ def run(
     start = continues(state), turns, state
     end = while_loop(lambda carry: carry[0], body, start)[2]
     spent = (end.status == Status.RUNNING) & (end.work >= limits.max_evaluations)
-    return end._replace(
-        status=jnp.where(spent, Status.MAX_EVALUATIONS, end.status).astype(jnp.int32)
-    )
+    # A second look that is cut short has found nothing against the end it put off.
+    counts = Iterations(*end.iterations)
+    limited = jnp.where(counts.look > 0, counts.put_off, Status.MAX_EVALUATIONS)
+    return end._replace(status=jnp.where(spent, limited, end.status).astype(jnp.int32))
 
 
 def _measure(

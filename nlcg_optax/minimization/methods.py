@@ -122,6 +122,21 @@ def _by_name(name: str) -> Method:
     return limited_memory_method() if name == LIMITED_MEMORY else nlcg_method(name)
 
 
+@functools.lru_cache(maxsize=64)
+def _with_extra_args(
+    direction: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    # Cached likewise: Optax wraps a plain transformation in new functions.
+    return optax.with_extra_args_support(direction)
+
+
+def _numbers(rules: WolfeRules) -> WolfeRules:
+    """The rules as Python numbers, on which the compiled program depends."""
+    validation.check_static(**rules._asdict())
+    values = [x.item() if hasattr(x, "item") else x for x in rules]
+    return WolfeRules(*values)
+
+
 def get_method(method: str | Method | optax.GradientTransformation) -> Method:
     """Returns the method of a name, of a direction, or the method itself.
 
@@ -134,16 +149,18 @@ def get_method(method: str | Method | optax.GradientTransformation) -> Method:
 
     Raises:
       ValueError: if the name is unknown.
-      TypeError: if it is none of these.
+      TypeError: if it is none of these, or rules of the line search are traced.
 
     Examples:
       >>> get_method("limited-memory").initial_step
       'one'
     """
     if isinstance(method, Method):
-        return method
+        return method._replace(
+            direction=_with_extra_args(method.direction), rules=_numbers(method.rules)
+        )
     if isinstance(method, optax.GradientTransformation):
-        return Method(optax.with_extra_args_support(method))
+        return Method(_with_extra_args(method))
     if not isinstance(method, str):
         raise TypeError(
             f"method={method!r} is a {type(method).__name__}; allowed are the names "

@@ -11,6 +11,7 @@ from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.minimization.coordinates import Coordinates
 from nlcg_optax.minimization.state import Objective, objective_of
 from nlcg_optax.minimization.tracing import Traced, evaluate, largest, trace
+from nlcg_optax.xla.varying import axes_of_type, varying_over, varying_with
 
 # Errors of tracing that a function written for NumPy gives.
 _OF_NUMPY = (
@@ -127,6 +128,7 @@ def pose(
     gradient = None
     if value.has_custom_rules:
         scale = jnp.ones([], accumulator_dtype(u))
+        scale = varying_with(scale, (u, value.values, leaves))
 
         def value_and_grad(v: PyTree, scale: jax.Array, leaves: list[Any]) -> Any:
             objective = objective_of(lambda v_: value_and_aux(v_, leaves))
@@ -173,7 +175,7 @@ def objective_from(problem: Problem, inputs: Sequence[list[Any]]) -> Objective:
     args, _, values = inputs
 
     def value_and_grad(u: PyTree, scale: jax.Array) -> Any:
-        leaves = [*jax.tree.leaves(u), scale, *args]
+        leaves = [*jax.tree.leaves(u), varying_with(scale, (u, inputs)), *args]
         if problem.plain is not None:
             out = jaxpr_as_fun(problem.plain[1])(*values, *leaves)
         else:
@@ -193,7 +195,11 @@ def _plain(traced: Traced) -> ClosedJaxpr:
     return jax.make_jaxpr(compute)(traced.values, likes)
 
 
-def _like(aval: Any) -> jax.ShapeDtypeStruct:
+def _like(aval: Any) -> Any:
+    """What stands for an argument in a trace."""
+    axes = axes_of_type(aval)
+    if axes:  # of `shard_map`, which no `jax.ShapeDtypeStruct` can tell
+        return varying_over(jnp.zeros(aval.shape, aval.dtype), [axes])
     is_split = jax.sharding.AxisType.Explicit in aval.sharding.mesh.axis_types
     sharding = aval.sharding if is_split else None
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding)
@@ -204,7 +210,7 @@ def _is_data(leaf: Any) -> bool:
         return False
     if getattr(getattr(leaf, "dtype", None), "kind", None) in NOT_NUMBERS:
         return False
-    return hasattr(leaf, "dtype") or hasattr(leaf, "__jax_array__")
+    return hasattr(leaf, "dtype") and hasattr(leaf, "shape")
 
 
 def _checked(out: Any, has_aux: bool) -> tuple[jax.Array, PyTree]:

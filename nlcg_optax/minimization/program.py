@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import io_callback
 
-from nlcg_optax.dtypes import PyTree
+from nlcg_optax import validation
+from nlcg_optax.dtypes import PyTree, compute_dtype
 from nlcg_optax.minimization import loop
 from nlcg_optax.minimization import state as states
 from nlcg_optax.minimization.arguments import host_callback
@@ -22,11 +24,13 @@ from nlcg_optax.minimization.methods import Method
 from nlcg_optax.minimization.problem import Problem, objective_from
 from nlcg_optax.minimization.result import SUCCESSES, MinimizeResult, Status
 from nlcg_optax.minimization.state import Iterations, MinimizeState, Objective
+from nlcg_optax.minimization.tracing import Same
 from nlcg_optax.xla.compiler_options import compiler_options
 from nlcg_optax.xla.shared_constants import share_constants
 
 _programs: collections.OrderedDict[Hashable, "Program"] = collections.OrderedDict()
 _programs_lock = threading.Lock()
+_tickets = itertools.count()  # of runs with a callback
 
 MOST_PROGRAMS = 256  # kept; the longest unused goes first
 FIRST_TURNS = 16  # of the loop of a small problem until Python is in control again
@@ -41,14 +45,12 @@ class Setup(NamedTuple):
       method: direction and line search.
       tol_kind: what the tolerance is relative to.
       begins: ``"new"``, ``"resumed"`` or ``"onto a new objective"``.
-      has_callback: whether there is a callback.
       wants_point: whether it asks for the point.
     """
 
     method: Method
     tol_kind: TolKind
     begins: str
-    has_callback: bool
     wants_point: bool
 
 
@@ -57,7 +59,8 @@ class Program:
 
     Attributes:
       begin: jitted, ``begin(u, inputs, limits, state)``, the state to run from.
-      run: jitted, ``run(state, inputs, limits, max_turns)``, the result.
+      run: jitted, ``run(state, inputs, limits, max_turns, ticket)``, the result;
+        ``ticket`` is that of the callback, or None.
       whole: jitted, ``whole(callback, u, inputs, limits, state)``, the result, for use
         inside of other programs.
       tangents: jitted, the derivatives of the result; see `tangents_of`.
@@ -67,8 +70,8 @@ class Program:
         self._problem = problem
         self._setup = setup
         self._layout = states.Layout(text)
-        # Who is called back; set while a run lasts, so that no program depends on it.
-        self._callback: Callable[[Any, Any], Any] | None = None
+        # Who is called back, by the ticket of the run: no program depends on it.
+        self._callbacks: dict[int, Callable[[Any, Any], Any]] = {}
         is_large = not problem.coordinates.is_vector
         options = compiler_options(is_small=problem.is_small)
         self.begin = jax.jit(self._begin, compiler_options=options)
@@ -81,8 +84,6 @@ class Program:
         self.tangents = jax.jit(self._tangents)
         self.must_copy = is_large
         self._first_turns = FIRST_TURNS if problem.is_small else 1
-        self._lock = threading.Lock()
-        self._caller = threading.local()
 
     @property
     def resumes(self) -> bool:
@@ -107,39 +108,28 @@ class Program:
         # The open end of a bracket is infinite, which is no fault of the caller's.
         with jax.debug_infs(False):
             if callback is None:
-                return self._solve(u, inputs, limits, state, errors)
-            if getattr(self._caller, "is_callback", False):
-                raise RuntimeError(
-                    "callback= of this run has begun another one, of the same problem "
-                    "and with a callback; begin it without one, or after this run"
-                )
-            with self._lock:
-                self._callback = self._marked(host_callback(callback, errors.append))
-                try:
-                    return self._solve(u, inputs, limits, state, errors)
-                finally:
-                    jax.effects_barrier()
-                    self._callback = None
-
-    def _marked(self, call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        """The same, while whose thread is known to be within it."""
-
-        def within(active: Any, progress: Any) -> Any:
-            self._caller.is_callback = True
+                return self._solve(u, inputs, limits, state, errors, None)
+            ticket = next(_tickets) % validation.LARGEST_INT
+            self._callbacks[ticket] = host_callback(callback, errors.append)
             try:
-                return call(active, progress)
+                return self._solve(u, inputs, limits, state, errors, ticket)
             finally:
-                self._caller.is_callback = False
-
-        return within
+                jax.effects_barrier()
+                del self._callbacks[ticket]
 
     def _solve(
-        self, u: PyTree, inputs: Any, limits: Any, state: Any, errors: list[Any]
+        self,
+        u: PyTree,
+        inputs: Any,
+        limits: Any,
+        state: Any,
+        errors: list[Any],
+        ticket: int | None,
     ) -> MinimizeResult:
         if self.must_copy and state is not None:
             state = jax.tree.map(jnp.copy, state)  # `run` writes over its state
         state, turns = self.begin(u, inputs, limits, state), self._first_turns
-        result: MinimizeResult = self.run(state, inputs, limits, turns)
+        result: MinimizeResult = self.run(state, inputs, limits, turns, ticket)
         while True:
             status = int(result.status)
             if errors:
@@ -147,7 +137,7 @@ class Program:
             if status != Status.RUNNING:
                 return result
             start = time.perf_counter()
-            result = self.run(result.state, inputs, limits, turns)
+            result = self.run(result.state, inputs, limits, turns, ticket)
             jax.block_until_ready(result.status)
             seconds = max(time.perf_counter() - start, 1e-6)
             growth = min(MOST_SECONDS / seconds, MOST_GROWTH)
@@ -173,11 +163,13 @@ class Program:
         inputs: Any,
         limits: dict[str, Any],
         max_turns: jax.Array,
+        ticket: jax.Array | None,
     ) -> MinimizeResult:
         callback = None
-        if self._setup.has_callback:
+        if ticket is not None:
             callback = self._callback_of(
-                lambda *args: self._call_back(*args), io_callback
+                self._call_back,
+                lambda call, shape, *args: io_callback(call, shape, ticket, *args),
             )
         objective = objective_from(self._problem, inputs)
         return self._result(
@@ -193,7 +185,7 @@ class Program:
 
     def _whole(
         self,
-        callback: Callable[..., Any] | None,
+        callback: Same | None,
         u: PyTree,
         inputs: Any,
         limits: dict[str, Any],
@@ -204,7 +196,7 @@ class Program:
         called = None
         if callback is not None:
             called = self._callback_of(
-                host_callback(callback, _raise),
+                host_callback(callback.value, _raise),
                 functools.partial(jax.pure_callback, vmap_method="sequential"),
             )
         begin = self._begin(u, inputs, limits, state)
@@ -212,12 +204,11 @@ class Program:
             loop.run(objective, self._setup.method, self._limits(limits), begin, called)
         )
 
-    def _call_back(self, active: Any, progress: Any) -> Any:
-        assert self._callback is not None
-        return self._callback(active, progress)
+    def _call_back(self, ticket: Any, active: Any, progress: Any) -> Any:
+        return self._callbacks[int(ticket)](active, progress)
 
     def _callback_of(
-        self, call: Callable[[Any, Any], Any], reach: Callable[..., jax.Array]
+        self, call: Callable[..., Any], reach: Callable[..., jax.Array]
     ) -> Callback:
         if self._setup.wants_point:
             return Callback(call, reach, self._problem.coordinates.tree)
@@ -228,7 +219,12 @@ class Program:
 
     def _result(self, end: MinimizeState) -> MinimizeResult:
         tree = self._problem.coordinates.tree
-        grad = jax.tree.map(lambda g: g / end.scale.astype(g.dtype), end.best.grad)
+
+        def unscaled(g: jax.Array) -> jax.Array:
+            wide = compute_dtype(g.dtype)
+            return (g.astype(wide) / end.scale.astype(wide)).astype(g.dtype)
+
+        grad = jax.tree.map(unscaled, end.best.grad)
         num_values, num_gradients = end.evaluations
         return MinimizeResult(
             x=tree(end.best_params),
@@ -256,7 +252,8 @@ def program_for(problem: Problem, setup: Setup, text: str) -> Program:
       text: the tree of parameters, by its shapes.
 
     Returns:
-      The program; it holds no data of the problem.
+      The program; it holds no data of the problem, but for what functions with
+      derivatives of their own close over within loops.
     """
     key = problem.key, setup
     with _programs_lock:

@@ -21,6 +21,7 @@ from nlcg_optax.minimization.program import (
 )
 from nlcg_optax.minimization.result import MinimizeResult
 from nlcg_optax.minimization.state import MinimizeState
+from nlcg_optax.minimization.tracing import Same
 from nlcg_optax.xla.automatic_sharding import on_mesh_of
 from nlcg_optax.xla.varying import varying_with
 
@@ -116,7 +117,7 @@ def minimize(
       new_objective: whether ``fun`` or ``args`` are others than in the call that
         ``state`` is of, as along a path of problems (continuation). The point is then
         measured anew and the counters begin at zero; kept are the secant pairs or
-        the previous direction, and the last step.
+        the previous direction.
       callback: called on the host after each iteration with a
         `nlcg_optax.minimization.state.Progress`. A parameter named ``x`` or ``xk`` gets
         the point, too, and ``intermediate_result`` is a progress with the point as its
@@ -156,7 +157,6 @@ def minimize(
         chosen,
         tol_kind,
         _begins(state, new_objective),
-        callback is not None,
         arguments.wants_point(callback),
     )
     start = arguments.as_start(x0)
@@ -190,7 +190,9 @@ def _solve(
 
     def run(u: PyTree, inputs: Any, settings: Any) -> MinimizeResult:
         if _is_traced((u, inputs, settings)):
-            return program.whole(callback, u, inputs, *settings)
+            # Callbacks may have no hash, or be equal to another.
+            called = None if callback is None else Same(callback)
+            return program.whole(called, u, inputs, *settings)
         given, earlier = settings
         return program.solve(u, inputs, given, earlier, callback)
 

@@ -67,7 +67,7 @@ class Progress(NamedTuple):
       nit: iterations so far.
       fun: the objective.
       grad_max: largest absolute entry of the gradient.
-      step_size: the step just taken.
+      step_size: the last step taken.
       nfev: values measured so far without a gradient.
       ngev: values measured so far with one.
       x: the point, like ``x0``, if the callback asks for it, else None.
@@ -258,6 +258,10 @@ def resume(limits: Limits, state: MinimizeState) -> MinimizeState:
     limited |= status == Status.STOPPED
     limited |= (status == Status.STAGNATION) & (num_stalled < limits.patience)
     runs = (limited & within) | (status == Status.CONVERGED)
+    exceeded = jnp.where(
+        nit >= limits.max_iterations, Status.MAX_ITERATIONS, Status.MAX_EVALUATIONS
+    )
+    status = jnp.where(limited & ~within, exceeded, status)
     status = jnp.where(
         is_met, Status.CONVERGED, jnp.where(runs, Status.RUNNING, status)
     )
@@ -276,11 +280,17 @@ def onto_new_objective(
 
     Returns:
       A state whose first turn measures the point that the earlier run had come to.
-      It keeps what the direction remembers and the last step, nothing else.
+      It keeps what the direction remembers and the scale, nothing else but whether
+      there was a step.
     """
     fresh = initial_state(objective, method, state.current, state.layout)
+    # What the direction remembers has the scale of the earlier objective.
+    sizes = Sizes(*fresh.sizes)._replace(scale=state.scale)
     return fresh._replace(
-        direction_state=state.direction_state, previous_step=state.previous_step
+        direction_state=state.direction_state,
+        previous_step=state.previous_step,
+        scale=state.scale,
+        sizes=jnp.stack(sizes),
     )
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nlcg_optax.dtypes import PyTree
+from nlcg_optax.dtypes import PyTree, times
 from nlcg_optax.linesearch import wolfe_search
 from nlcg_optax.minimization.convergence import Limits, Sizes, has_small_gradient
 from nlcg_optax.minimization.state import (
@@ -50,7 +50,7 @@ class Taken(NamedTuple):
 def point_at(current: PyTree, updates: PyTree, step: jax.Array) -> PyTree:
     """Computes x + t d, where ``updates`` are -d."""
     return optax.apply_updates(
-        current, jax.tree.map(lambda u: -step.astype(u.dtype) * u, updates)
+        current, jax.tree.map(lambda u: times(-step, u).astype(u.dtype), updates)
     )
 
 

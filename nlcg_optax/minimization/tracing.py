@@ -5,6 +5,7 @@ arrays and floating-point numbers that it closes over become arguments of the tr
 program; what is left is hashed, and decides whether a compiled program fits.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -127,17 +128,21 @@ def largest(jaxpr: Jaxpr) -> float:
       >>> largest(jax.make_jaxpr(lambda x: jnp.outer(x, x))(jnp.ones(3)).jaxpr)
       9
     """
-    sizes: list[float] = [0]
+    given = (*jaxpr.constvars, *jaxpr.invars)
+    sizes: list[float] = [0, *(_size(variable.aval) for variable in given)]
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in ("scan", "while"):
             return math.inf
-        outputs: list[Any] = [variable.aval for variable in eqn.outvars]
-        sizes += [math.prod(getattr(out, "shape", ())) for out in outputs]
+        sizes += [_size(variable.aval) for variable in eqn.outvars]
         for value in jax.tree.leaves(list(eqn.params.values())):
             inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
             if isinstance(inner, Jaxpr):
                 sizes.append(largest(inner))
     return max(sizes)
+
+
+def _size(aval: Any) -> int:
+    return math.prod(getattr(aval, "shape", ()))
 
 
 class _Walk:
@@ -147,6 +152,7 @@ class _Walk:
         self.values: list[Any] = []
         self.has_custom_rules = False
         self._names: dict[Any, int] = {}
+        self._numbers = itertools.count()
 
     def program(self, jaxpr: Jaxpr, consts: Sequence[Any]) -> Hashable:
         """The key of a program whose constants and numbers become values."""
@@ -165,8 +171,9 @@ class _Walk:
         return (*heads, tuple(eqns), outputs)
 
     def _define(self, variables: Sequence[Any]) -> tuple[Hashable, ...]:
+        # JAX may give two calls of a function the same variables: each call counts.
         for variable in variables:
-            self._names[variable] = len(self._names)
+            self._names[variable] = next(self._numbers)
         return tuple((self._names[v], v.aval) for v in variables)
 
     def _hoisted(self, atom: Any) -> Hashable:
@@ -211,7 +218,7 @@ class _Walk:
         try:
             hash(value)
         except TypeError:
-            return _Same(value)
+            return Same(value)
         return type(value), value
 
     def _inner(self, jaxpr: Jaxpr) -> Hashable:
@@ -229,14 +236,14 @@ class _Walk:
         return (*heads, eqns, tuple(self._fixed(atom) for atom in jaxpr.outvars))
 
 
-class _Same:
+class Same:
     """Equal only to the same object, which it keeps alive."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
+        return isinstance(other, Same) and self.value is other.value
 
     def __hash__(self) -> int:
         return id(self.value)

@@ -77,13 +77,20 @@ def axes_of(tree: PyTree) -> Axes:
       >>> axes_of(jnp.ones(2))
       [frozenset()]
     """
+    return [axes_of_type(jax.typeof(leaf)) for leaf in jax.tree.leaves(tree)]
 
-    def axes(leaf: Any) -> frozenset[str]:
-        kind = jax.typeof(leaf)
-        manual = getattr(kind, "manual_axis_type", None)
-        return kind.vma if manual is None else manual.varying  # its older name
 
-    return [axes(leaf) for leaf in jax.tree.leaves(tree)]
+def axes_of_type(kind: Any) -> frozenset[str]:
+    """The mapped axes over which what has such a type varies.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> axes_of_type(jax.typeof(jnp.ones(2)))
+      frozenset()
+    """
+    manual = getattr(kind, "manual_axis_type", None)
+    axes: frozenset[str] = kind.vma if manual is None else manual.varying  # older name
+    return axes
 
 
 def varying_over(tree: PyTree, axes: Axes) -> PyTree:

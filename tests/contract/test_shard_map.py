@@ -111,6 +111,9 @@ MINIMIZED = {
     "arguments": lambda t: n.minimize(quartic, jnp.zeros(2), (t,)),
     "closed over": lambda t: n.minimize(lambda x: quartic(x, t), jnp.zeros(2)),
     "starts": lambda t: n.minimize(lambda x: quartic(x, jnp.tanh(x)), t),
+    "a derivative of its own": lambda t: n.minimize(
+        lambda x: quartic(x, t) + jnp.sum(jax.nn.relu(x - t) ** 2), jnp.zeros(2)
+    ),
     "two terms": lambda t: n.minimize(quartic, jnp.zeros(2), (t,), method="hs+"),
     "resumed": lambda t: n.minimize(
         quartic,

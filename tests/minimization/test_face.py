@@ -1,5 +1,6 @@
 """Arguments and results of `minimize` as people who come from SciPy expect them."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -334,24 +335,57 @@ def test_control_c_ends_a_run():
     assert out == "interrupted\n"
 
 
-def test_a_callback_that_begins_the_same_run_with_a_callback_is_told():
+def test_a_callback_may_begin_the_same_run_with_a_callback():
     def fun(x):
         return jnp.sum((x - 1) ** 4)
 
+    outer, inner = [], []
+
     def nested(x):
-        minimize(fun, x + 1, callback=lambda x: None, max_iterations=2)
+        outer.append(minimize(fun, x - 1, callback=inner.append, max_iterations=2).nit)
 
-    with pytest.raises(
-        RuntimeError, match="has begun another one, of the same problem"
-    ):
-        minimize(fun, jnp.zeros(2), callback=nested)
-    without = []
+    assert minimize(fun, jnp.zeros(2), callback=nested, max_iterations=3).nit == 3
+    assert outer == [2] * 4  # the start is told, too
+    assert [progress.nit for progress in inner] == [0, 1, 2] * 4
 
-    def plain(x):
-        without.append(minimize(fun, x + 1, max_iterations=2).nit)
 
-    assert minimize(fun, jnp.zeros(2), callback=plain, max_iterations=3).nit == 3
-    assert len(without) == 4  # the start is told, too
+@dataclasses.dataclass
+class Log:
+    """A callback without a hash."""
+
+    iterations: list
+
+    def __call__(self, progress):
+        self.iterations.append(int(progress.nit))
+
+
+def test_a_callback_needs_no_hash():
+    alone, together = Log([]), Log([])
+    minimize(rosenbrock, START, callback=alone, max_iterations=2)
+    assert alone.iterations == [0, 1, 2]
+    jax.vmap(lambda x: minimize(rosenbrock, x, callback=together, max_iterations=2).x)(
+        jnp.stack([START, START])
+    )
+    assert sorted(together.iterations) == [0, 0, 1, 1, 2, 2]
+
+
+class Model:
+    dtype = jnp.float32  # as of a layer of Flax linen
+
+    def __call__(self, x):
+        return 2 * x
+
+
+class Wrapped:
+    def __jax_array__(self):
+        return jnp.ones(2)
+
+
+def test_arguments_that_only_look_like_arrays_are_closed_over():
+    model = minimize(lambda x, m: jnp.sum((m(x) - 1) ** 2), jnp.zeros(2), (Model(),))
+    np.testing.assert_allclose(model.x, 0.5, rtol=1e-5)
+    array = minimize(lambda x, w: jnp.sum((x - w) ** 2), jnp.zeros(2), (Wrapped(),))
+    np.testing.assert_allclose(array.x, 1, rtol=1e-5)
 
 
 def test_arguments_that_are_no_numbers_are_closed_over():

@@ -19,8 +19,11 @@ from nlcg_optax import (
     scale_by_nlcg,
 )
 from nlcg_optax.dtypes import with_standard_promotion
+from nlcg_optax.linesearch.wolfe_search import WolfeRules
+from nlcg_optax.minimization import program as programs
 from nlcg_optax.minimization.convergence import Sizes
 from nlcg_optax.minimization.coordinates import MULTIPLE
+from nlcg_optax.minimization.methods import Method
 
 START = np.array([-1.2, 1.0])  # float64 under x64, else float32
 
@@ -243,6 +246,88 @@ def test_unbounded_below_is_not_taken_for_a_minimum(x64):
     deep = minimize(lambda x: 1e8 * jnp.sum(x**4 / 4 - x), START)
     assert bool(deep.success)
     np.testing.assert_allclose(deep.x, 1.0, atol=1e-6)
+
+
+def test_unbounded_below_does_not_depend_on_the_unit_or_an_offset():
+    # Zero at the start, and -5.5e31 at the minimum.
+    deep = minimize(lambda x: 1e31 * jnp.sum(x**4 / 4 - x - 2), jnp.full(2, 2.0))
+    assert bool(deep.success)
+    np.testing.assert_allclose(deep.x, 1.0, rtol=1e-3)
+    # 1e30 times the value at the start is beyond the largest number.
+    falls = minimize(lambda x: 1e9 - jnp.sum(x), jnp.zeros(2))
+    assert int(falls.status) == Status.UNBOUNDED_BELOW
+
+
+def test_continuation_of_a_scaled_objective_keeps_the_secant_pairs():
+    weights = jnp.logspace(0, 3, 8)
+
+    def fun(x, a, unit):
+        return unit * (jnp.sum(weights * (x - a) ** 2) + jnp.sum((x - a) ** 4))
+
+    work = []
+    for unit in (1.0, 1e8):
+        first = minimize(fun, jnp.zeros(8), (1.0, unit))
+        state = first.state
+        assert (state.scale == 1) == (unit == 1)
+        for a in (1.1, 1.10001):  # a new scale is needed, and none
+            result = minimize(
+                fun, jnp.zeros(8), (a, unit), state=state, new_objective=True
+            )
+            assert bool(result.success)
+            np.testing.assert_allclose(result.x, a, rtol=1e-5)
+            work.append(float(result.evaluations / first.evaluations))
+    assert max(work) < 0.5
+
+
+def test_limits_hold_in_second_looks_too():
+    def fun(x):  # Maratos' function: a steep curved wall
+        wall = x[0] ** 2 + x[1] ** 2 - 1
+        return 2 * wall - x[0] + 1e6 * wall**2
+
+    start = jnp.array([1.1, 0.1])
+    whole = minimize(fun, start)
+    for most in np.linspace(1, int(whole.nit), 12).astype(int):
+        assert minimize(fun, start, max_iterations=int(most)).nit <= most
+
+
+def test_a_resumed_run_names_the_limit_that_it_has_now():
+    start = START.astype(np.float32)
+    state = minimize(rosenbrock, start, max_evaluations=12).state
+    again = minimize(
+        rosenbrock, start, state=state, max_iterations=2, max_evaluations=1e4
+    )
+    assert int(again.status) == Status.MAX_ITERATIONS
+
+
+def test_half_precision_takes_short_steps_and_gives_large_gradients():
+    def fun(x):
+        return 3e7 * jnp.sum((x.astype(jnp.float32) - 2e-3) ** 2)
+
+    # A step of 1.7e-8 is zero in float16, and a gradient of 6e4 near its largest.
+    result = minimize(fun, jnp.array([1e-3], jnp.float16))
+    assert bool(result.success)
+    np.testing.assert_allclose(result.x, 2e-3, rtol=2**-10)
+
+
+def test_plain_transformations_are_directions_and_need_one_program(monkeypatch):
+    monkeypatch.setattr(programs, "_programs", type(programs._programs)())
+
+    def parabola(x):
+        return jnp.sum((x - 1) ** 2)
+
+    descent = optax.scale(0.5)
+    for method in (descent, descent, Method(descent)):
+        assert bool(minimize(parabola, jnp.zeros(2), method=method).success)
+    assert len(programs._programs) == 1
+    rules = WolfeRules(max_slope_ratio=jnp.float32(0.5))
+    assert bool(minimize(parabola, jnp.zeros(2), method=Method(descent, rules)).success)
+
+    def traced(ratio):
+        rules = WolfeRules(max_slope_ratio=ratio)
+        return minimize(parabola, jnp.zeros(2), method=Method(descent, rules)).x
+
+    with pytest.raises(TypeError, match="max_slope_ratio=.* is traced"):
+        jax.jit(traced)(0.5)
 
 
 def test_under_jit_and_vmap_equals_one_by_one(x64):

@@ -12,7 +12,7 @@ import pytest
 
 from nlcg_optax import minimize
 from nlcg_optax.minimization import program as programs
-from nlcg_optax.minimization.tracing import evaluate, trace
+from nlcg_optax.minimization.tracing import evaluate, largest, trace
 
 
 @dataclasses.dataclass
@@ -67,6 +67,34 @@ def test_programs_that_differ_have_other_keys():
         lambda v: jnp.sum(jnp.take(v, jnp.array([0, 1]))),
     ]
     assert len({trace(fun, x).key for fun in functions}) == len(functions)
+
+
+def test_a_third_call_of_either_of_two_jitted_functions_is_told_apart():
+    first = jax.jit(lambda a, b: a - 2.0 * b)
+    second = jax.jit(lambda a, b: b - 2.0 * a)
+
+    def fun(x, third):
+        calls = [f(x[0], x[1]) for f in (first, second, third)]
+        return sum(
+            weight * (call - target) ** 2
+            for weight, call, target in zip((1, 1, 10), calls, (1, 1, 3), strict=True)
+        )
+
+    x = jnp.zeros(2)
+    functions = [functools.partial(fun, third=third) for third in (first, second)]
+    assert trace(functions[0], x).key != trace(functions[1], x).key
+    for function in functions:
+        result = minimize(function, x)
+        np.testing.assert_allclose(result.fun, function(result.x), rtol=1e-5)
+        assert jnp.max(jnp.abs(jax.grad(function)(result.x))) < 1e-3
+
+
+def test_the_size_of_a_problem_counts_what_it_is_given():
+    data = jnp.ones([40, 30])
+    traced = jax.make_jaxpr(lambda x: jnp.sum((data @ x) ** 2))(jnp.ones(30))
+    assert largest(traced.jaxpr) == 1200
+    inputs = jax.make_jaxpr(lambda a, x: jnp.sum((a @ x) ** 2))(data, jnp.ones(30))
+    assert largest(inputs.jaxpr) == 1200
 
 
 def test_everything_is_read_anew():

@@ -114,7 +114,8 @@ def training_seconds(out: Path) -> float:
     # Runs that share a program have exactly the same number, which counts once.
     compiled = {r.summary["compile_seconds"] for r in records if r.summary is not None}
     for path in (out / "swap").glob("*.json"):
-        trained += json.loads(path.read_text(encoding="utf-8"))["seconds"]
+        line = json.loads(path.read_text(encoding="utf-8"))
+        trained.append(line.get("seconds", 0.0))  # none of a run that diverged
     return math.fsum(trained) + math.fsum(compiled)
 
 

@@ -22,6 +22,7 @@ from typing import Literal
 from experiments.config import RunConfig
 from experiments.optimizers import Choice, label_of
 from experiments.records.files import RunRecord, read_record
+from experiments.report.tables import NONE
 from experiments.studies.cifar100.device_checks import device_checks
 from experiments.studies.cifar100.plan import PAPER_RATE_PER_IMAGE
 from experiments.tuning.jobs import Job
@@ -228,7 +229,7 @@ def write_table(out: Path) -> str:
         paths = sorted((out / folder).glob("*.jsonl"))
         records = [read_record(path, interrupted=True) for path in paths]
         ended = [r for r in records if r.summary is not None or r.stopped is not None]
-        lines += [_row(folder, record) for record in sorted(ended, key=_test_error)]
+        lines += [_row(folder, record) for record in sorted(ended, key=_last_error)]
     text = "\n".join(lines) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     (out / "paper_size.md").write_text(text, encoding="utf-8")
@@ -245,9 +246,14 @@ def _row(folder: str, record: RunRecord) -> str:
     if record.summary is None:
         return f"{head}{rate}diverged | | |"
     found = record.summary
+
+    def field(name: str, factor: float, decimals: int) -> str:
+        value = found.get(name)
+        return NONE if value is None else f"{factor * value:.{decimals}f}"
+
     return (
-        f"{head}{rate}{found['train_loss']:.3f} | {100 * found['test_accuracy']:.1f} | "
-        f"{100 * found['test_unaveraged_accuracy']:.1f} |"
+        f"{head}{rate}{field('train_loss', 1, 3)} | {field('test_accuracy', 100, 1)} | "
+        f"{field('test_unaveraged_accuracy', 100, 1)} |"
     )
 
 
@@ -272,10 +278,11 @@ def _error(record: RunRecord) -> float:
     return 1 - _figure(record, "validation_accuracy")
 
 
-def _test_error(record: RunRecord) -> float:
-    return 1 - _figure(record, "test_accuracy")
+def _last_error(record: RunRecord) -> float:
+    return 1 - _figure(record, "test_unaveraged_accuracy")
 
 
 def _figure(record: RunRecord, name: str) -> float:
     """A figure of the summary, minus infinity for a run that diverged."""
-    return -math.inf if record.summary is None else record.summary[name]
+    value = None if record.summary is None else record.summary[name]
+    return -math.inf if value is None else value

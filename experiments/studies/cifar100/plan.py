@@ -13,6 +13,7 @@ from experiments.records.old_names import current_config
 from experiments.studies.cifar100.sizes import NESTEROV, ORTHOGONAL, Size
 from experiments.swap.config import SwapConfig
 from experiments.swap.records import record_swap
+from experiments.training import DivergedError
 from experiments.tuning.jobs import Job, PlannedJob
 from experiments.tuning.runner import PlannedRun, Runner
 from experiments.tuning.study import Stage, jobs_stage, sweep_stage
@@ -206,5 +207,8 @@ def refuse_another_swap(path: Path, config: SwapConfig) -> None:
 
 def swap(path: Path, config: SwapConfig, runner: Runner) -> str:
     """Runs SWAP and leaves its record."""
-    line = record_swap(path, config, runner.dataset(config.large))
+    try:
+        line = record_swap(path, config, runner.dataset(config.large))
+    except DivergedError:
+        return "diverged"
     return f"test accuracy {line['averaged']['test_accuracy']:.1%}"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.keyword_spotting import __main__ as command
-from experiments.keyword_spotting import report
+from experiments.keyword_spotting import phases, report
 from experiments.keyword_spotting.config import KeywordConfig
 from experiments.keyword_spotting.model import FrameNetwork
 from experiments.keyword_spotting.plan import BASELINES, NLCG, Plan, check_settings
@@ -68,6 +68,14 @@ def test_the_study_leaves_records_and_a_report(out):
     costs = [report["gradient_equivalents"] for report in line["reports"]]
     assert costs == [2.0, 4.0]
     assert line["config"]["optimizer"] == "adam"
+    assert "model" not in line["config"]  # the study's, in settings.json
+    frames = json.loads(
+        (out / "cross_entropy" / "cross_entropy-seed0.json").read_text("utf-8")
+    )
+    assert frames["config"]["schedule"] == "cosine"
+    assert frames["config"]["learning_rate"] == phases.RATE
+    least = json.loads((out / "finals" / "minimize-seed0.json").read_text("utf-8"))
+    assert least["config"] == {"optimizer": "minimize"}
     assert line["test"]["keywords"] == 6
     losses = [report["loss"] for report in line["reports"]]
     assert losses[1] < losses[0]

@@ -245,6 +245,21 @@ def test_a_record_holds_figures_and_costs(few_digits, tmp_path):
     assert row.endswith("| 2.0 + 4.0 |")
 
 
+def test_a_run_that_diverges_leaves_a_record_and_a_row(few_digits, tmp_path):
+    large = dataclasses.replace(LARGE, epochs=1)
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    record_swap(good, SwapConfig(large, SMALL, workers=1), few_digits)
+    config = SwapConfig(large, dataclasses.replace(SMALL, learning_rate=1e30))
+    with pytest.raises(DivergedError):
+        record_swap(bad, config, few_digits)
+    assert "1e+30" in json.loads(bad.read_text(encoding="utf-8"))["stopped"]
+    (row,) = swap_table([good, bad]).splitlines()[2:]
+    assert row.startswith("| NLCG PR+, RMS (1 of 2 diverged) | ")
+    assert row.endswith(swap_table([good]).splitlines()[2].partition("PR+, RMS")[2])
+    (row,) = swap_table([bad]).splitlines()[2:]
+    assert row == "| NLCG PR+, RMS (1 of 1 diverged) | – | – | – | – | – |"
+
+
 def write_to(path, config, dataset):
     path.write_text("")
 
