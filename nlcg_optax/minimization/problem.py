@@ -10,7 +10,13 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from nlcg_optax.dtypes import PyTree, accumulator_dtype
 from nlcg_optax.minimization.coordinates import Coordinates
 from nlcg_optax.minimization.state import Objective, objective_of
-from nlcg_optax.minimization.tracing import Traced, evaluate, largest, trace
+from nlcg_optax.minimization.tracing import (
+    Traced,
+    evaluate,
+    largest,
+    largest_input,
+    trace,
+)
 from nlcg_optax.xla.varying import axes_of_type, varying_over, varying_with
 
 # Errors of tracing that a function written for NumPy gives.
@@ -20,7 +26,9 @@ _OF_NUMPY = (
     jax.errors.TracerIntegerConversionError,
 )
 NOT_NUMBERS = ("O", "S", "U", "M", "m")  # kinds of NumPy: objects, strings, dates
-SMALL = 512  # numbers in the largest array of a problem for which compiling is the work
+# Numbers in the largest array that a problem computes, and in the largest that it is
+# given, for which compiling is the work.
+SMALL, SMALL_INPUT = 512, 2**16
 
 
 class Problem(NamedTuple):
@@ -60,9 +68,9 @@ class Problem(NamedTuple):
 
     @property
     def is_small(self) -> bool:
-        """Whether all its arrays are small, without loops over them."""
-        used = self.value if self.plain is None else self.plain[0]
-        return largest(used.jaxpr) <= SMALL
+        """Whether compiling takes longer than running, optimized or not."""
+        jaxpr = (self.value if self.plain is None else self.plain[0]).jaxpr
+        return largest(jaxpr) <= SMALL and largest_input(jaxpr) <= SMALL_INPUT
 
     def without_inputs(self) -> "Problem":
         """The problem without the caller's arrays, which may belong to a trace."""

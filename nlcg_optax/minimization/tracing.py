@@ -121,15 +121,14 @@ def _bind(eqn: JaxprEqn, inputs: list[Any]) -> Any:
 
 
 def largest(jaxpr: Jaxpr) -> float:
-    """The size of the largest array of a program; infinite if it has loops.
+    """The size of the largest array that a program computes; infinite with loops.
 
     Examples:
       >>> import jax, jax.numpy as jnp
       >>> largest(jax.make_jaxpr(lambda x: jnp.outer(x, x))(jnp.ones(3)).jaxpr)
       9
     """
-    given = (*jaxpr.constvars, *jaxpr.invars)
-    sizes: list[float] = [0, *(_size(variable.aval) for variable in given)]
+    sizes: list[float] = [0]
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in ("scan", "while"):
             return math.inf
@@ -139,6 +138,18 @@ def largest(jaxpr: Jaxpr) -> float:
             if isinstance(inner, Jaxpr):
                 sizes.append(largest(inner))
     return max(sizes)
+
+
+def largest_input(jaxpr: Jaxpr) -> int:
+    """The size of the largest array that a program is given.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> largest_input(jax.make_jaxpr(jnp.sum)(jnp.ones(3)).jaxpr)
+      3
+    """
+    given = (*jaxpr.constvars, *jaxpr.invars)
+    return max((_size(variable.aval) for variable in given), default=0)
 
 
 def _size(aval: Any) -> int:
