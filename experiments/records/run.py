@@ -14,6 +14,7 @@ from experiments.data import AnyDataset, Split
 from experiments.records.files import (
     Line,
     RecordWriter,
+    RunRecord,
     SilentWriter,
     record_exists,
 )
@@ -66,7 +67,8 @@ def record_run(
     With checkpoints an interrupted run resumes from the newest one, to the same numbers
     and the same record as without the interruption, the seconds aside. A run that has
     ended is not repeated. If the record was lost, a warning says so and a new one
-    begins at the step of the checkpoint.
+    begins at the step of the checkpoint. If the checkpoints were lost, the record is
+    not replaced unless ``overwrite`` is true.
 
     Args:
       path: of the record.
@@ -85,17 +87,20 @@ def record_run(
       CheckpointError: if a checkpoint cannot be written, or none be read.
       DivergedError: if the loss is not finite; the record then says so.
       FileExistsError: if the record exists, is not resumed, and ``overwrite`` is False.
-      ValueError: if the record or the checkpoints are of another configuration, or the
-        record of a run was lost that has no step left to record.
+      ValueError: if the record or the checkpoints are of another configuration, the
+        record of a run was lost that has no step left to record, or there is no
+        checkpoint of a run whose record shows that one was due.
     """
     program = compiled.program
     state = program.init(config.seed, config.learning_rate, hyperparameters_of(config))
     restored = None
     if checkpoints is not None:
-        finished, summary = _finished(path, config)
-        if finished:
-            return summary
+        earlier = interrupted_record(path, config) if is_first() else None
+        if _has_ended(earlier):
+            return {} if earlier is None else earlier.summary or {}
         restored = checkpoints.restore(state)
+        if earlier is not None and restored is None and not overwrite:
+            _check_checkpoints(path, earlier, checkpoints)
         overwrite = True  # killed before its first checkpoint, it starts anew
     start = _Start(state, 0.0, {}, resume=False)
     if restored is not None:
@@ -140,9 +145,7 @@ def _train(
     """Trains to the end and records each report; the last state and evaluation."""
     program = compiled.program
     state, seconds, evaluation, _ = start
-    pause_seconds = None
-    if checkpoints is not None and jax.process_count() == 1:
-        pause_seconds = checkpoints.seconds
+    pause_seconds = None if checkpoints is None else _pause_seconds(checkpoints)
     for report in run_epochs(compiled, config, dataset, state, pause_seconds):
         state = report.state
         write_steps(writer, report, program.gradient_equivalents, seconds)
@@ -181,12 +184,35 @@ class _Start(NamedTuple):
     resume: bool
 
 
-def _finished(path: Path, config: RunConfig) -> tuple[bool, Line]:
-    """Whether the run has ended, as the first process sees it, and its summary."""
-    earlier = interrupted_record(path, config) if is_first() else None
-    summary = None if earlier is None else earlier.summary
-    finished = multihost_utils.broadcast_one_to_all(np.int32(summary is not None))
-    return bool(finished), summary or {}
+def _has_ended(earlier: RunRecord | None) -> bool:
+    """Whether the run has ended, as the first process sees it."""
+    ended = earlier is not None and earlier.summary is not None
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(ended)))
+
+
+def _pause_seconds(checkpoints: Checkpoints) -> float | None:
+    """Time to a checkpoint within a report; the clocks of several processes differ."""
+    return checkpoints.seconds if jax.process_count() == 1 else None
+
+
+def _check_checkpoints(
+    path: Path, earlier: RunRecord, checkpoints: Checkpoints
+) -> None:
+    """Refuses to begin again a run that has a record but no checkpoint.
+
+    A run that was killed before its first checkpoint was due may begin again.
+    """
+    seconds = earlier.steps[-1]["seconds"] if earlier.steps else 0.0
+    pause = _pause_seconds(checkpoints)
+    is_long = pause is not None and seconds > checkpoints.every * pause
+    if len(earlier.evaluations) < checkpoints.every and not is_long:
+        return
+    raise ValueError(
+        f"the record {str(path)!r} has {len(earlier.steps)} steps ({seconds:.0f} s), "
+        f"but there is no checkpoint in {str(checkpoints.directory)!r}; name the "
+        "folder with the checkpoints of this run, or move the record away to start "
+        "again at step 0"
+    )
 
 
 def _last_step(config: RunConfig, program: Program) -> int:

@@ -144,6 +144,49 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(
     assert_same_record(path, whole)
 
 
+def test_a_record_is_not_replaced_if_its_checkpoints_are_missing(
+    compiled, few_digits, whole, tmp_path
+):
+    path = tmp_path / "run.jsonl"
+    with pytest.raises(KilledError):
+        go(tmp_path, compiled, few_digits, killed_at=2)
+    content = path.read_bytes()
+    (tmp_path / "checkpoints").rename(tmp_path / "right")
+    missing = r"run.jsonl' has 16 steps \(\d+ s\), but .* no checkpoint in '.*points'; "
+    for every in (1, 2):
+        with pytest.raises(ValueError, match=missing + "name the folder .* or move"):
+            go(tmp_path, compiled, few_digits, every=every)
+    assert path.read_bytes() == content
+    # With a checkpoint per three reports none was due.
+    with pytest.raises(KilledError):
+        go(tmp_path, compiled, few_digits, killed_at=1, every=3)
+    assert len(read_record(path).steps) == 8
+    path.write_bytes(content)
+    (tmp_path / "checkpoints").rmdir()
+    (tmp_path / "right").rename(tmp_path / "checkpoints")
+    go(tmp_path, compiled, few_digits)
+    assert_same_record(path, whole)
+
+
+def test_a_long_first_report_without_checkpoints_is_not_replaced(
+    compiled, few_digits, whole, tmp_path
+):
+    path = tmp_path / "run.jsonl"
+    header = json.dumps({"kind": "header", **whole.header})
+
+    def leave(seconds):
+        step = json.dumps({"kind": "step", **whole.steps[0], "seconds": seconds})
+        path.write_text(f"{header}\n{step}\n", encoding="utf-8")
+
+    leave(45.1)
+    with pytest.raises(ValueError, match=r"has 1 steps \(45 s\), but there is no"):
+        go(tmp_path, compiled, few_digits)
+    assert len(read_record(path).steps) == 1
+    leave(44.9)
+    go(tmp_path, compiled, few_digits)
+    assert_same_record(path, whole)
+
+
 def test_a_record_that_does_not_fit_is_kept_and_told(compiled, few_digits, tmp_path):
     with pytest.raises(KilledError):
         go(tmp_path, compiled, few_digits, killed_at=2)
