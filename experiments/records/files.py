@@ -3,7 +3,8 @@
 The first line is the header (configuration, versions, device, commit). Trials of the
 search that chose the learning rate, steps and evaluations follow, and last the summary,
 or the reason why the run was stopped. A number that is not finite is null. If the first
-part was lost, ``begins_at`` in the header is the step of the first line.
+part was lost, ``begins_at`` in the header is the step of the first line. Where a run
+was resumed, a line has the step and the versions, device and commit from there on.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from experiments.config import RunConfig
 from experiments.records.old_names import current_config
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "nlcg-optax")
-KINDS = ("header", "trial", "step", "evaluation", "summary", "stopped")
+KINDS = ("header", "resumed", "trial", "step", "evaluation", "summary", "stopped")
 
 Line = dict[str, Any]
 
@@ -44,6 +45,7 @@ class RunRecord:
       evaluations: figures on whole splits.
       summary: the last line of a run that reached its end, else None.
       stopped: the reason why the run was stopped, or None.
+      resumed: lines about the places where the run was resumed.
     """
 
     config: RunConfig
@@ -53,6 +55,13 @@ class RunRecord:
     evaluations: list[Line]
     summary: Line | None
     stopped: str | None
+    resumed: tuple[Line, ...] = ()
+
+    @property
+    def commits(self) -> tuple[str | None, ...]:
+        """The commits that the run was made with, each once, in order."""
+        lines = (self.header, *self.resumed)
+        return tuple(dict.fromkeys(line["commit"] for line in lines))
 
     def series(self, name: str) -> list[float]:
         """A metric of the steps; NaN where it was not finite."""
@@ -67,7 +76,8 @@ class RecordWriter:
       config: of the run, for the header.
       overwrite: whether an existing record is replaced.
       resume: whether an existing record is continued.
-      begins_at: the first step of a record whose earlier steps were lost.
+      begins_at: the first step that is written: of a record that is continued, or one
+        whose earlier steps were lost.
 
     Raises:
       FileExistsError: if the record exists and neither is true.
@@ -87,7 +97,9 @@ class RecordWriter:
             raise record_exists(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a" if resume else "w", encoding="utf-8")
-        if not resume:
+        if resume:
+            self.write("resumed", {"step": begins_at, **_origin()})
+        else:
             late = {"begins_at": begins_at} if begins_at else {}
             self.write("header", header(config) | late)
 
@@ -151,10 +163,17 @@ class SilentWriter(RecordWriter):
 
 def header(config: RunConfig) -> Line:
     """All that is needed to repeat a run."""
-    device = jax.devices()[0]
     return {
         "config": dataclasses.asdict(config),
         "seed": config.seed,
+        **_origin(),
+    }
+
+
+def _origin() -> Line:
+    """What a run is made with."""
+    device = jax.devices()[0]
+    return {
         "python": platform.python_version(),
         "versions": _versions(),
         "device": {
@@ -198,6 +217,7 @@ def read_record(path: Path, *, interrupted: bool = False) -> RunRecord:
         evaluations=lines["evaluation"],
         summary=lines["summary"][-1] if lines["summary"] else None,
         stopped=lines["stopped"][-1]["reason"] if lines["stopped"] else None,
+        resumed=tuple(lines["resumed"]),
     )
 
 

@@ -34,8 +34,8 @@ def take_back(path: Path, step: int) -> Line | None:
 
     Args:
       path: of the record.
-      step: of the checkpoint; later steps and evaluations go, and the reason why the
-        run was stopped.
+      step: of the checkpoint; later steps and evaluations go, places where the run was
+        resumed from there on, and the reason why it was stopped.
 
     Returns:
       The last evaluation until that step, with nothing but the step at which the record
@@ -56,9 +56,9 @@ def take_back(path: Path, step: int) -> Line | None:
         kind, at = line.pop("kind"), line.get("step")
         if kind in ("summary", "stopped"):
             continue
+        if kind in ("step", "resumed") and at >= step:
+            continue
         if kind == "step":
-            if at >= step:
-                continue
             steps += 1
         if kind == "evaluation":
             if at > step:

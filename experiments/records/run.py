@@ -65,7 +65,8 @@ def record_run(
     Of several processes the first one writes the record.
 
     With checkpoints an interrupted run resumes from the newest one, to the same numbers
-    and the same record as without the interruption, the seconds aside. A run that has
+    as without the interruption, the seconds aside; the record then says where it was
+    resumed, and with which commit. A run that has
     ended is not repeated. If the record was lost, a warning says so and a new one
     begins at the step of the checkpoint. If the checkpoints were lost, the record is
     not replaced unless ``overwrite`` is true.

@@ -1,5 +1,6 @@
 """Runs that are interrupted and go on, to the very numbers of one that is not."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 
 from experiments import data, run
 from experiments.config import RunConfig
+from experiments.records import files
 from experiments.records.files import read_record
 from experiments.records.run import record_run
 from experiments.training import compile_program, make_program
@@ -123,6 +125,34 @@ def test_random_keys_and_augmentation_go_on_as_they_were(tmp_path):
         go(tmp_path, compiled, dataset, config, killed_at=2)
     go(tmp_path, compiled, dataset, config)
     assert_same_record(tmp_path / "run.jsonl", read_record(path))
+
+
+def test_a_resumed_record_names_each_commit(
+    compiled, few_digits, whole, tmp_path, monkeypatch
+):
+    # The third call leaves no step before it is killed, and the last repeats a commit.
+    calls = [("a", 1, 1), ("b", 2, 1), ("c", 3, 9), ("d", 3, 1), ("b", None, 1)]
+    for commit, killed_at, every in calls:
+        monkeypatch.setattr(files, "_commit", lambda commit=commit: commit)
+        with pytest.raises(KilledError) if killed_at else contextlib.nullcontext():
+            go(tmp_path, compiled, few_digits, killed_at=killed_at, every=every)
+    path = tmp_path / "run.jsonl"
+    record = read_record(path)
+    assert [(line["step"], line["commit"]) for line in record.resumed] == [
+        (8, "b"),
+        (16, "d"),
+        (24, "b"),
+    ]
+    assert record.header["commit"] == "a"
+    assert record.commits == ("a", "b", "d")
+    assert record.resumed[0] == {
+        "step": 8,
+        "commit": "b",
+        **{name: record.header[name] for name in ("python", "versions", "device")},
+    }
+    assert_same_record(path, whole)
+    assert whole.resumed == ()
+    assert whole.commits == (whole.header["commit"],)
 
 
 def test_a_run_killed_between_its_last_checkpoint_and_its_summary(
