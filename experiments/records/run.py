@@ -1,7 +1,9 @@
 """One run from its first step to its summary, with the record it leaves."""
 
+import contextlib
+import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ from experiments.training import (
     Report,
     TrainState,
     check_finite,
+    diverged,
     hyperparameters_of,
     run_epochs,
 )
@@ -86,7 +89,8 @@ def record_run(
 
     Raises:
       CheckpointError: if a checkpoint cannot be written, or none be read.
-      DivergedError: if the loss is not finite; the record then says so.
+      DivergedError: if a loss or a weight is not finite; the record then says so, and
+        checkpoints are from before.
       FileExistsError: if the record exists, is not resumed, and ``overwrite`` is False.
       ValueError: if the record or the checkpoints are of another configuration, the
         record of a run was lost that has no step left to record, or there is no
@@ -130,6 +134,8 @@ def record_run(
             unaveraged = state._replace(average=state.params)
             last = program.evaluate(unaveraged, dataset.test, state.batch_stats)
             summary |= named("test_unaveraged", last)
+        with _stopping(writer):
+            _check_losses(summary, config)
         writer.write("summary", summary)
     return summary
 
@@ -151,14 +157,13 @@ def _train(
         state = report.state
         write_steps(writer, report, program.gradient_equivalents, seconds)
         seconds += report.seconds
-        try:
+        with _stopping(writer):
             check_finite(report, config)
-        except DivergedError as error:
-            writer.write("stopped", {"reason": str(error)})
-            raise
         if report.complete:
             evaluation = evaluation_of(report, program, dataset, seconds)
             writer.write("evaluation", evaluation)
+            with _stopping(writer):
+                _check_losses(evaluation, config)
         if checkpoints is not None and (
             not report.complete or checkpoints.is_due(report.number)
         ):
@@ -167,6 +172,24 @@ def _train(
         if report.complete and on_report is not None:
             on_report(report, evaluation)
     return state, evaluation
+
+
+@contextlib.contextmanager
+def _stopping(writer: RecordWriter) -> Iterator[None]:
+    """Records why a run that diverged is stopped."""
+    try:
+        yield
+    except DivergedError as error:
+        writer.write("stopped", {"reason": str(error)})
+        raise
+
+
+def _check_losses(evaluation: Line, config: RunConfig) -> None:
+    """Raises DivergedError if a loss on a whole split is not finite."""
+    for name, value in evaluation.items():
+        if name.endswith("_loss") and not math.isfinite(value):
+            what = f"{name} became {value} after {evaluation['step']} steps"
+            raise diverged(what, config)
 
 
 class _Start(NamedTuple):
