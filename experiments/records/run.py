@@ -292,10 +292,14 @@ def evaluation_of(
 def _on_training_data(
     program: Program, report: Report, dataset: AnyDataset, statistics: Any
 ) -> Evaluation:
-    """Loss and accuracy; of a stream, which is read once, means over the last steps."""
+    """Loss and accuracy; of a stream, which is read once, means over the last steps.
+
+    The loss is that of the labels, as on a whole split.
+    """
     if isinstance(dataset.train, Split):
         return program.evaluate(report.state, dataset.train, statistics)
-    return Evaluation(*(report.metrics[name].mean() for name in Evaluation._fields))
+    metrics = report.metrics
+    return Evaluation(metrics["label_loss"].mean(), metrics["accuracy"].mean())
 
 
 def write_steps(

@@ -290,6 +290,9 @@ def test_labels_are_smoothed_in_training_alone(few_digits):
     np.testing.assert_allclose(
         report.metrics["loss"][0], np.mean(0.8 * of_label + 0.2 * of_all), rtol=1e-5
     )
+    np.testing.assert_allclose(
+        report.metrics["label_loss"][0], np.mean(of_label), rtol=1e-5
+    )
     evaluated = program.evaluate(state, few_digits.train).loss
     np.testing.assert_allclose(evaluated, np.mean(of_label), rtol=1e-5)
 
