@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from experiments.records.files import (
     SilentWriter,
     record_exists,
 )
-from experiments.records.resume import interrupted_record, take_back
+from experiments.records.resume import Kept, interrupted_record, take_back
 from experiments.training import (
     CompiledProgram,
     DivergedError,
@@ -107,7 +107,7 @@ def record_run(
         if earlier is not None and restored is None and not overwrite:
             _check_checkpoints(path, earlier, checkpoints)
         overwrite = True  # killed before its first checkpoint, it starts anew
-    start = _Start(state, 0.0, {}, resume=False)
+    start = _Start(state, 0.0, Kept({}, []), resume=False)
     if restored is not None:
         start = _resumed(path, restored, last=_last_step(config, program))
     begins_at = 0 if restored is None else restored.step
@@ -151,7 +151,10 @@ def _train(
 ) -> tuple[TrainState, Line]:
     """Trains to the end and records each report; the last state and evaluation."""
     program = compiled.program
-    state, seconds, evaluation, _ = start
+    state, seconds, (evaluation, steps), _ = start
+    begun, begun_seconds = _columns(steps), 0.0
+    if steps:
+        begun_seconds = seconds - evaluation.get("seconds", 0.0)
     pause_seconds = None if checkpoints is None else _pause_seconds(checkpoints)
     for report in run_epochs(compiled, config, dataset, state, pause_seconds):
         state = report.state
@@ -159,7 +162,13 @@ def _train(
         seconds += report.seconds
         with _stopping(writer):
             check_finite(report, config)
+        report = report._replace(
+            metrics=_joined(begun, report.metrics),
+            seconds=begun_seconds + report.seconds,
+        )
+        begun, begun_seconds = report.metrics, report.seconds
         if report.complete:
+            begun, begun_seconds = {}, 0.0
             evaluation = evaluation_of(report, program, dataset, seconds)
             writer.write("evaluation", evaluation)
             with _stopping(writer):
@@ -198,14 +207,37 @@ class _Start(NamedTuple):
     Attributes:
       state: at that step.
       seconds: of training so far.
-      evaluation: the last one, empty at the start.
+      kept: the last evaluation, empty at the start, and the steps since.
       resume: whether an existing record is continued.
     """
 
     state: TrainState
     seconds: float
-    evaluation: Line
+    kept: Kept
     resume: bool
+
+
+def _columns(steps: Sequence[Line]) -> dict[str, np.ndarray]:
+    """The numbers of recorded steps, by name."""
+    if not steps:
+        return {}
+    # Versions of the code before and after an earlier resume may record others.
+    names = set.intersection(*(set(step) for step in steps))
+    return {name: _column([step[name] for step in steps]) for name in names}
+
+
+def _column(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([math.nan if value is None else value for value in values])
+
+
+def _joined(
+    begun: Mapping[str, np.ndarray], metrics: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The metrics of a report, from those of its first steps and of the rest."""
+    return {
+        name: np.concatenate([begun.get(name, column[:0]), column]).astype(column.dtype)
+        for name, column in metrics.items()
+    }
 
 
 def _has_ended(earlier: RunRecord | None) -> bool:
@@ -246,9 +278,9 @@ def _last_step(config: RunConfig, program: Program) -> int:
 
 def _resumed(path: Path, restored: Restored, last: int) -> _Start:
     seconds = restored.progress["seconds"]
-    evaluation = take_back(path, restored.step) if is_first() else {}
-    if evaluation is not None:
-        return _Start(restored.state, seconds, evaluation, resume=True)
+    kept = take_back(path, restored.step) if is_first() else Kept({}, [])
+    if kept is not None:
+        return _Start(restored.state, seconds, kept, resume=True)
     if restored.step >= last:
         raise ValueError(
             f"record={str(path)!r} does not exist, but the run has a checkpoint at "
@@ -261,7 +293,7 @@ def _resumed(path: Path, restored: Restored, last: int) -> _Start:
         f"step {restored.step}",
         stacklevel=3,
     )
-    return _Start(restored.state, seconds, {}, resume=False)
+    return _Start(restored.state, seconds, Kept({}, []), resume=False)
 
 
 def named(split: str, evaluation: Any) -> Line:
