@@ -2,9 +2,10 @@
 
 The first line is the header (configuration, versions, device, commit). Trials of the
 search that chose the learning rate, steps and evaluations follow, and last the summary,
-or the reason why the run was stopped. A number that is not finite is null. If the first
-part was lost, ``begins_at`` in the header is the step of the first line. Where a run
-was resumed, a line has the step and the versions, device and commit from there on.
+or the reason why the run was stopped. A number that is not finite is null, and in the
+configuration ``"inf"``, ``"-inf"`` or ``"nan"``. If the first part was lost,
+``begins_at`` in the header is the step of the first line. Where a run was resumed, a
+line has the step and the versions, device and commit from there on.
 """
 
 import contextlib
@@ -164,7 +165,7 @@ class SilentWriter(RecordWriter):
 def header(config: RunConfig) -> Line:
     """All that is needed to repeat a run."""
     return {
-        "config": dataclasses.asdict(config),
+        "config": _with_names(dataclasses.asdict(config)),
         "seed": config.seed,
         **_origin(),
     }
@@ -194,7 +195,8 @@ def read_record(path: Path, *, interrupted: bool = False) -> RunRecord:
         leaves, is ignored.
 
     Raises:
-      ValueError: if the file is no record; the message names file and line.
+      ValueError: if the file is no record, or one of a version with other settings; the
+        message names the file, and the line or the settings.
     """
     lines: dict[str, list[Line]] = {kind: [] for kind in KINDS}
     for number, text in enumerate(record_lines(path, interrupted), start=1):
@@ -209,8 +211,16 @@ def read_record(path: Path, *, interrupted: bool = False) -> RunRecord:
     if len(lines["header"]) != 1:
         raise ValueError(f"{path} has {len(lines['header'])} headers; 1 is needed")
     first = lines["header"][0]
+    fields = current_config(first["config"])
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ValueError(
+            f"{path} has the unknown settings {unknown} in its configuration; read it "
+            "with the version of the code that wrote it, see its header"
+        )
     return RunRecord(
-        config=RunConfig(**current_config(first["config"])),
+        config=RunConfig(**fields),
         header=first,
         trials=lines["trial"],
         steps=lines["step"],
@@ -271,6 +281,15 @@ def _plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    return value
+
+
+def _with_names(value: Any) -> Any:
+    """The same, with names for numbers that JSON lacks; `current_config` reads them."""
+    if isinstance(value, Mapping):
+        return {key: _with_names(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value
 
 

@@ -173,6 +173,20 @@ def test_a_resumed_record_names_each_commit(
     assert whole.commits == (whole.header["commit"],)
 
 
+def test_a_run_with_an_infinite_option_goes_on(few_digits, tmp_path):
+    config = dataclasses.replace(
+        CONFIG, optimizer_options={"rule": "fr", "beta_max": float("inf")}
+    )
+    compiled = compile_program(make_program(config, few_digits), few_digits)
+    with pytest.raises(KilledError):
+        go(tmp_path, compiled, few_digits, config, killed_at=2)
+    go(tmp_path, compiled, few_digits, config)
+    record = read_record(tmp_path / "run.jsonl")
+    assert record.config == config
+    assert [line["step"] for line in record.resumed] == [16]
+    assert record.summary["step"] == 32
+
+
 def test_a_run_killed_between_its_last_checkpoint_and_its_summary(
     compiled, few_digits, whole, tmp_path
 ):
