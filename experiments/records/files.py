@@ -2,8 +2,10 @@
 
 The first line is the header (configuration, versions, device, commit). Trials of the
 search that chose the learning rate, steps and evaluations follow, and last the summary,
-or the reason why the run was stopped. A number that is not finite is null. If the first
-part was lost, ``begins_at`` in the header is the step of the first line.
+or the reason why the run was stopped. A number that is not finite is null, and in the
+configuration ``"inf"``, ``"-inf"`` or ``"nan"``. If the first part was lost,
+``begins_at`` in the header is the step of the first line. Where a run was resumed, a
+line has the step and the versions, device and commit from there on.
 """
 
 import contextlib
@@ -27,7 +29,7 @@ from experiments.config import RunConfig
 from experiments.records.old_names import current_config
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "nlcg-optax")
-KINDS = ("header", "trial", "step", "evaluation", "summary", "stopped")
+KINDS = ("header", "resumed", "trial", "step", "evaluation", "summary", "stopped")
 
 Line = dict[str, Any]
 
@@ -44,6 +46,7 @@ class RunRecord:
       evaluations: figures on whole splits.
       summary: the last line of a run that reached its end, else None.
       stopped: the reason why the run was stopped, or None.
+      resumed: lines about the places where the run was resumed.
     """
 
     config: RunConfig
@@ -53,6 +56,13 @@ class RunRecord:
     evaluations: list[Line]
     summary: Line | None
     stopped: str | None
+    resumed: tuple[Line, ...] = ()
+
+    @property
+    def commits(self) -> tuple[str | None, ...]:
+        """The commits that the run was made with, each once, in order."""
+        lines = (self.header, *self.resumed)
+        return tuple(dict.fromkeys(line["commit"] for line in lines))
 
     def series(self, name: str) -> list[float]:
         """A metric of the steps; NaN where it was not finite."""
@@ -67,7 +77,8 @@ class RecordWriter:
       config: of the run, for the header.
       overwrite: whether an existing record is replaced.
       resume: whether an existing record is continued.
-      begins_at: the first step of a record whose earlier steps were lost.
+      begins_at: the first step that is written: of a record that is continued, or one
+        whose earlier steps were lost.
 
     Raises:
       FileExistsError: if the record exists and neither is true.
@@ -87,7 +98,9 @@ class RecordWriter:
             raise record_exists(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a" if resume else "w", encoding="utf-8")
-        if not resume:
+        if resume:
+            self.write("resumed", {"step": begins_at, **_origin()})
+        else:
             late = {"begins_at": begins_at} if begins_at else {}
             self.write("header", header(config) | late)
 
@@ -151,10 +164,17 @@ class SilentWriter(RecordWriter):
 
 def header(config: RunConfig) -> Line:
     """All that is needed to repeat a run."""
+    return {
+        "config": _with_names(dataclasses.asdict(config)),
+        "seed": config.seed,
+        **_origin(),
+    }
+
+
+def _origin() -> Line:
+    """What a run is made with."""
     device = jax.devices()[0]
     return {
-        "config": dataclasses.asdict(config),
-        "seed": config.seed,
         "python": platform.python_version(),
         "versions": _versions(),
         "device": {
@@ -175,7 +195,8 @@ def read_record(path: Path, *, interrupted: bool = False) -> RunRecord:
         leaves, is ignored.
 
     Raises:
-      ValueError: if the file is no record; the message names file and line.
+      ValueError: if the file is no record, or one of a version with other settings; the
+        message names the file, and the line or the settings.
     """
     lines: dict[str, list[Line]] = {kind: [] for kind in KINDS}
     for number, text in enumerate(record_lines(path, interrupted), start=1):
@@ -190,14 +211,23 @@ def read_record(path: Path, *, interrupted: bool = False) -> RunRecord:
     if len(lines["header"]) != 1:
         raise ValueError(f"{path} has {len(lines['header'])} headers; 1 is needed")
     first = lines["header"][0]
+    fields = current_config(first["config"])
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ValueError(
+            f"{path} has the unknown settings {unknown} in its configuration; read it "
+            "with the version of the code that wrote it, see its header"
+        )
     return RunRecord(
-        config=RunConfig(**current_config(first["config"])),
+        config=RunConfig(**fields),
         header=first,
         trials=lines["trial"],
         steps=lines["step"],
         evaluations=lines["evaluation"],
         summary=lines["summary"][-1] if lines["summary"] else None,
         stopped=lines["stopped"][-1]["reason"] if lines["stopped"] else None,
+        resumed=tuple(lines["resumed"]),
     )
 
 
@@ -251,6 +281,15 @@ def _plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    return value
+
+
+def _with_names(value: Any) -> Any:
+    """The same, with names for numbers that JSON lacks; `current_config` reads them."""
+    if isinstance(value, Mapping):
+        return {key: _with_names(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value
 
 

@@ -4,11 +4,12 @@ from typing import Any
 
 FIELDS = {"standardisation": "standardization"}
 OPTIONS = {"damping": "relative_damping"}
+NUMBERS = ("inf", "-inf", "nan")  # which JSON has no notation for
 UNBOUNDED = {"beta_max": 1.0, "beta_smoothing": 0.0}  # once the defaults of every rule
 
 
 def current_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a `RunConfig`, with today's names.
+    """The fields of a `RunConfig`, with today's names and the numbers of its options.
 
     ``nlcg_pr+_rms`` is now the optimizer ``nlcg`` with the options ``rule`` and
     ``preconditioner``, and ``paper_nlcg_fr_identity`` is ``paper_nlcg`` with
@@ -21,10 +22,11 @@ def current_config(config: dict[str, Any]) -> dict[str, Any]:
     """
     fields = {FIELDS.get(name, name): value for name, value in config.items()}
     name = config["optimizer"]
-    options = {
-        OPTIONS.get(option, option): value
+    todays = {
+        option: float(value) if value in NUMBERS else value
         for option, value in config.get("optimizer_options", {}).items()
     }
+    options = {OPTIONS.get(option, option): value for option, value in todays.items()}
     if name.startswith("paper_nlcg_"):
         rule, *changes = name.removeprefix("paper_nlcg_").split("_")
         kinds: dict[str, Any] = {"rule": rule}
@@ -52,4 +54,4 @@ def current_config(config: dict[str, Any]) -> dict[str, Any]:
             "optimizer": "nlcg",
             "optimizer_options": {**kinds, **given},
         }
-    return fields
+    return {**fields, "optimizer_options": todays}

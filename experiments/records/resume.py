@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from experiments.config import RunConfig, changes
 from experiments.records.files import Line, RunRecord, read_record, record_lines
@@ -29,18 +30,30 @@ def interrupted_record(path: Path, config: RunConfig) -> RunRecord | None:
     return record
 
 
-def take_back(path: Path, step: int) -> Line | None:
+class Kept(NamedTuple):
+    """What a record that was taken back says about the report to resume.
+
+    Attributes:
+      evaluation: the last one, with nothing but the step at which the record begins if
+        there is none.
+      steps: those after it; none if the record lacks the first ones.
+    """
+
+    evaluation: Line
+    steps: list[Line]
+
+
+def take_back(path: Path, step: int) -> Kept | None:
     """Drops what came after a step, and half a line at the end.
 
     Args:
       path: of the record.
-      step: of the checkpoint; later steps and evaluations go, and the reason why the
-        run was stopped.
+      step: of the checkpoint; later steps and evaluations go, places where the run was
+        resumed from there on, and the reason why it was stopped.
 
     Returns:
-      The last evaluation until that step, with nothing but the step at which the record
-      begins if there is none; None, and the file as it was, if there is no record or
-      one that begins later.
+      The last evaluation until that step and the steps since; None, and the file as it
+      was, if there is no record or one that begins later.
 
     Raises:
       ValueError: if steps are missing in between; the record stays as it is.
@@ -51,19 +64,21 @@ def take_back(path: Path, step: int) -> Line | None:
         return None
     kept: list[str] = []
     steps, evaluation = 0, {"step": begin}
+    since: list[Line] = []
     for text in lines:
         line = json.loads(text)
         kind, at = line.pop("kind"), line.get("step")
         if kind in ("summary", "stopped"):
             continue
+        if kind in ("step", "resumed") and at >= step:
+            continue
         if kind == "step":
-            if at >= step:
-                continue
             steps += 1
+            since.append(line)
         if kind == "evaluation":
             if at > step:
                 continue
-            evaluation = line
+            evaluation, since = line, []
         kept.append(text)
     if steps != step - begin:
         raise ValueError(
@@ -77,4 +92,5 @@ def take_back(path: Path, step: int) -> Line | None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
-    return evaluation
+    is_whole = begin == 0 or "seconds" in evaluation
+    return Kept(evaluation, since if is_whole else [])

@@ -1,7 +1,9 @@
 """One run from its first step to its summary, with the record it leaves."""
 
+import contextlib
+import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +16,11 @@ from experiments.data import AnyDataset, Split
 from experiments.records.files import (
     Line,
     RecordWriter,
+    RunRecord,
     SilentWriter,
     record_exists,
 )
-from experiments.records.resume import interrupted_record, take_back
+from experiments.records.resume import Kept, interrupted_record, take_back
 from experiments.training import (
     CompiledProgram,
     DivergedError,
@@ -26,6 +29,7 @@ from experiments.training import (
     Report,
     TrainState,
     check_finite,
+    diverged,
     hyperparameters_of,
     run_epochs,
 )
@@ -64,9 +68,11 @@ def record_run(
     Of several processes the first one writes the record.
 
     With checkpoints an interrupted run resumes from the newest one, to the same numbers
-    and the same record as without the interruption, the seconds aside. A run that has
+    as without the interruption, the seconds aside; the record then says where it was
+    resumed, and with which commit. A run that has
     ended is not repeated. If the record was lost, a warning says so and a new one
-    begins at the step of the checkpoint.
+    begins at the step of the checkpoint. If the checkpoints were lost, the record is
+    not replaced unless ``overwrite`` is true.
 
     Args:
       path: of the record.
@@ -83,21 +89,25 @@ def record_run(
 
     Raises:
       CheckpointError: if a checkpoint cannot be written, or none be read.
-      DivergedError: if the loss is not finite; the record then says so.
+      DivergedError: if a loss or a weight is not finite; the record then says so, and
+        checkpoints are from before.
       FileExistsError: if the record exists, is not resumed, and ``overwrite`` is False.
-      ValueError: if the record or the checkpoints are of another configuration, or the
-        record of a run was lost that has no step left to record.
+      ValueError: if the record or the checkpoints are of another configuration, the
+        record of a run was lost that has no step left to record, or there is no
+        checkpoint of a run whose record shows that one was due.
     """
     program = compiled.program
     state = program.init(config.seed, config.learning_rate, hyperparameters_of(config))
     restored = None
     if checkpoints is not None:
-        finished, summary = _finished(path, config)
-        if finished:
-            return summary
+        earlier = interrupted_record(path, config) if is_first() else None
+        if _has_ended(earlier):
+            return {} if earlier is None else earlier.summary or {}
         restored = checkpoints.restore(state)
+        if earlier is not None and restored is None and not overwrite:
+            _check_checkpoints(path, earlier, checkpoints)
         overwrite = True  # killed before its first checkpoint, it starts anew
-    start = _Start(state, 0.0, {}, resume=False)
+    start = _Start(state, 0.0, Kept({}, []), resume=False)
     if restored is not None:
         start = _resumed(path, restored, last=_last_step(config, program))
     begins_at = 0 if restored is None else restored.step
@@ -124,6 +134,8 @@ def record_run(
             unaveraged = state._replace(average=state.params)
             last = program.evaluate(unaveraged, dataset.test, state.batch_stats)
             summary |= named("test_unaveraged", last)
+        with _stopping(writer):
+            _check_losses(summary, config)
         writer.write("summary", summary)
     return summary
 
@@ -139,22 +151,28 @@ def _train(
 ) -> tuple[TrainState, Line]:
     """Trains to the end and records each report; the last state and evaluation."""
     program = compiled.program
-    state, seconds, evaluation, _ = start
-    pause_seconds = None
-    if checkpoints is not None and jax.process_count() == 1:
-        pause_seconds = checkpoints.seconds
+    state, seconds, (evaluation, steps), _ = start
+    begun, begun_seconds = _columns(steps), 0.0
+    if steps:
+        begun_seconds = seconds - evaluation.get("seconds", 0.0)
+    pause_seconds = None if checkpoints is None else _pause_seconds(checkpoints)
     for report in run_epochs(compiled, config, dataset, state, pause_seconds):
         state = report.state
         write_steps(writer, report, program.gradient_equivalents, seconds)
         seconds += report.seconds
-        try:
+        with _stopping(writer):
             check_finite(report, config)
-        except DivergedError as error:
-            writer.write("stopped", {"reason": str(error)})
-            raise
+        report = report._replace(
+            metrics=_joined(begun, report.metrics),
+            seconds=begun_seconds + report.seconds,
+        )
+        begun, begun_seconds = report.metrics, report.seconds
         if report.complete:
+            begun, begun_seconds = {}, 0.0
             evaluation = evaluation_of(report, program, dataset, seconds)
             writer.write("evaluation", evaluation)
+            with _stopping(writer):
+                _check_losses(evaluation, config)
         if checkpoints is not None and (
             not report.complete or checkpoints.is_due(report.number)
         ):
@@ -165,28 +183,92 @@ def _train(
     return state, evaluation
 
 
+@contextlib.contextmanager
+def _stopping(writer: RecordWriter) -> Iterator[None]:
+    """Records why a run that diverged is stopped."""
+    try:
+        yield
+    except DivergedError as error:
+        writer.write("stopped", {"reason": str(error)})
+        raise
+
+
+def _check_losses(evaluation: Line, config: RunConfig) -> None:
+    """Raises DivergedError if a loss on a whole split is not finite."""
+    for name, value in evaluation.items():
+        if name.endswith("_loss") and not math.isfinite(value):
+            what = f"{name} became {value} after {evaluation['step']} steps"
+            raise diverged(what, config)
+
+
 class _Start(NamedTuple):
     """Where a run starts or resumes.
 
     Attributes:
       state: at that step.
       seconds: of training so far.
-      evaluation: the last one, empty at the start.
+      kept: the last evaluation, empty at the start, and the steps since.
       resume: whether an existing record is continued.
     """
 
     state: TrainState
     seconds: float
-    evaluation: Line
+    kept: Kept
     resume: bool
 
 
-def _finished(path: Path, config: RunConfig) -> tuple[bool, Line]:
-    """Whether the run has ended, as the first process sees it, and its summary."""
-    earlier = interrupted_record(path, config) if is_first() else None
-    summary = None if earlier is None else earlier.summary
-    finished = multihost_utils.broadcast_one_to_all(np.int32(summary is not None))
-    return bool(finished), summary or {}
+def _columns(steps: Sequence[Line]) -> dict[str, np.ndarray]:
+    """The numbers of recorded steps, by name."""
+    if not steps:
+        return {}
+    # Versions of the code before and after an earlier resume may record others.
+    names = set.intersection(*(set(step) for step in steps))
+    return {name: _column([step[name] for step in steps]) for name in names}
+
+
+def _column(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([math.nan if value is None else value for value in values])
+
+
+def _joined(
+    begun: Mapping[str, np.ndarray], metrics: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The metrics of a report, from those of its first steps and of the rest."""
+    return {
+        name: np.concatenate([begun.get(name, column[:0]), column]).astype(column.dtype)
+        for name, column in metrics.items()
+    }
+
+
+def _has_ended(earlier: RunRecord | None) -> bool:
+    """Whether the run has ended, as the first process sees it."""
+    ended = earlier is not None and earlier.summary is not None
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(ended)))
+
+
+def _pause_seconds(checkpoints: Checkpoints) -> float | None:
+    """Time to a checkpoint within a report; the clocks of several processes differ."""
+    return checkpoints.seconds if jax.process_count() == 1 else None
+
+
+def _check_checkpoints(
+    path: Path, earlier: RunRecord, checkpoints: Checkpoints
+) -> None:
+    """Refuses to begin again a run that has a record but no checkpoint.
+
+    A run that was killed before its first checkpoint was due may begin again.
+    """
+    seconds = earlier.steps[-1]["seconds"] if earlier.steps else 0.0
+    pause = _pause_seconds(checkpoints)
+    is_long = pause is not None and seconds > checkpoints.every * pause
+    if len(earlier.evaluations) < checkpoints.every and not is_long:
+        return
+    raise ValueError(
+        f"the record {str(path)!r} has {len(earlier.steps)} steps ({seconds:.0f} s), "
+        f"but there is no checkpoint in {str(checkpoints.directory)!r}; name the "
+        "folder with the checkpoints of this run, or move the record away to start "
+        "again at step 0"
+    )
 
 
 def _last_step(config: RunConfig, program: Program) -> int:
@@ -196,9 +278,9 @@ def _last_step(config: RunConfig, program: Program) -> int:
 
 def _resumed(path: Path, restored: Restored, last: int) -> _Start:
     seconds = restored.progress["seconds"]
-    evaluation = take_back(path, restored.step) if is_first() else {}
-    if evaluation is not None:
-        return _Start(restored.state, seconds, evaluation, resume=True)
+    kept = take_back(path, restored.step) if is_first() else Kept({}, [])
+    if kept is not None:
+        return _Start(restored.state, seconds, kept, resume=True)
     if restored.step >= last:
         raise ValueError(
             f"record={str(path)!r} does not exist, but the run has a checkpoint at "
@@ -211,7 +293,7 @@ def _resumed(path: Path, restored: Restored, last: int) -> _Start:
         f"step {restored.step}",
         stacklevel=3,
     )
-    return _Start(restored.state, seconds, {}, resume=False)
+    return _Start(restored.state, seconds, Kept({}, []), resume=False)
 
 
 def named(split: str, evaluation: Any) -> Line:
@@ -242,10 +324,14 @@ def evaluation_of(
 def _on_training_data(
     program: Program, report: Report, dataset: AnyDataset, statistics: Any
 ) -> Evaluation:
-    """Loss and accuracy; of a stream, which is read once, means over the last steps."""
+    """Loss and accuracy; of a stream, which is read once, means over the last steps.
+
+    The loss is that of the labels, as on a whole split.
+    """
     if isinstance(dataset.train, Split):
         return program.evaluate(report.state, dataset.train, statistics)
-    return Evaluation(*(report.metrics[name].mean() for name in Evaluation._fields))
+    metrics = report.metrics
+    return Evaluation(metrics["label_loss"].mean(), metrics["accuracy"].mean())
 
 
 def write_steps(

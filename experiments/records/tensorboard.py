@@ -43,7 +43,8 @@ class TensorBoard:
         if self._writer is None:
             self._writer = SummaryWriter(str(self._folder), purge_step=first)
         for name, column in report.metrics.items():
-            for step, value in enumerate(column, start=first):
+            # A version of the code before a resume may have lacked the first values.
+            for step, value in enumerate(column, start=last - len(column)):
                 self._writer.add_scalar(f"step/{name}", value, step)
         for name, value in evaluation.items():
             if name != "step":

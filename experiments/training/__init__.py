@@ -8,6 +8,7 @@ from experiments.training.driver import DivergedError as DivergedError
 from experiments.training.driver import Report as Report
 from experiments.training.driver import check_finite as check_finite
 from experiments.training.driver import compile_program as compile_program
+from experiments.training.driver import diverged as diverged
 from experiments.training.driver import run_epochs as run_epochs
 from experiments.training.evaluation import Evaluation as Evaluation
 from experiments.training.evaluation import evaluate_split as evaluate_split

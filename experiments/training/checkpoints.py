@@ -68,6 +68,7 @@ class Checkpoints:
       seconds: as given.
 
     Raises:
+      CheckpointError: if the folder cannot be made or written.
       ValueError: if ``every`` or ``keep`` is below 1, or ``seconds`` not positive.
     """
 
@@ -91,6 +92,7 @@ class Checkpoints:
         self.every = every
         self._last_report = config.epochs // config.epochs_per_report
         self._config = config.settings()
+        self._check_directory()
         with self._writing("the folder of checkpoints"):
             self._manager = ocp.CheckpointManager(
                 self.directory,
@@ -234,6 +236,21 @@ class Checkpoints:
             f"corrupt ones were renamed. {_reasons(broken)}",
             stacklevel=3,
         )
+
+    def _check_directory(self) -> None:
+        # Orbax would notice at the first checkpoint.
+        probe = self.directory / f"probe-{jax.process_index()}"
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            probe.write_text("")
+            probe.unlink()
+        # From a bucket: an OSError, or whatever its client raises.
+        except Exception as error:
+            raise CheckpointError(
+                f"the folder of checkpoints {str(self.directory)!r} cannot be made or "
+                "written; name a folder that can, or the address of a bucket "
+                f"({_line(error)})"
+            ) from error
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[None]:

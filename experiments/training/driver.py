@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.config import RunConfig
@@ -14,6 +15,8 @@ from experiments.training.host_loop import compile_host_loop, takes_host_loop
 from experiments.training.program import Program
 from experiments.training.state import TrainState
 from experiments.training.step import Metrics
+
+PyTree = Any
 
 
 class Report(NamedTuple):
@@ -36,7 +39,7 @@ class Report(NamedTuple):
 
 
 class DivergedError(UserError):
-    """The training loss is no longer finite."""
+    """The training loss, the weights or an evaluated loss are no longer finite."""
 
 
 class CompiledProgram(NamedTuple):
@@ -117,14 +120,33 @@ def run_epochs(
 
 
 def check_finite(report: Report, config: RunConfig) -> None:
-    """Raises DivergedError if a loss of the report is not finite."""
+    """Raises DivergedError if a loss of the report, or a weight, is not finite."""
     losses = report.metrics["loss"]
-    if np.isfinite(losses).all():
-        return
-    bad = int(np.argmin(np.isfinite(losses)))
-    step = int(report.state.step) - len(losses) + bad
-    raise DivergedError(
-        f"the loss became {losses[bad]} at step {step} with optimizer="
-        f"{config.optimizer!r} and learning_rate={config.learning_rate!r}; the run was "
-        "stopped; a smaller learning rate may help"
+    end = int(report.state.step)
+    if not np.isfinite(losses).all():
+        bad = int(np.argmin(np.isfinite(losses)))
+        what = f"the loss became {losses[bad]} at step {end - len(losses) + bad}"
+        raise diverged(what, config)
+    # The loss of a step is that of the weights before it.
+    if not _are_finite(report.state.params):
+        raise diverged(f"weights became infinite or nan at step {end - 1}", config)
+
+
+def diverged(what: str, config: RunConfig) -> DivergedError:
+    """The error for a run in which ``what`` happened."""
+    return DivergedError(
+        f"{what} with optimizer={config.optimizer!r} and learning_rate="
+        f"{config.learning_rate!r}; the run was stopped; a smaller learning rate may "
+        "help"
     )
+
+
+def _are_finite(params: PyTree) -> bool:
+    # Each flag is about a whole array, so every device holds the same one.
+    flags = jax.tree.leaves(_finite_leaves(params))
+    return all(bool(np.asarray(flag.addressable_shards[0].data)) for flag in flags)
+
+
+@jax.jit
+def _finite_leaves(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params)

@@ -117,7 +117,8 @@ def compile_host_loop(program: Program, split: Split) -> HostLoop:
         rows = None if program.streamed else program.rows(state, 1)
         nothing = jnp.zeros([], jnp.float32)
         grads = jax.tree.map(jnp.zeros_like, state.params)
-        return None if rows is None else rows[0], Outcome(nothing, nothing, grads)
+        total = Outcome(nothing, nothing, nothing, grads)
+        return None if rows is None else rows[0], total
 
     def add(
         total: Outcome,

@@ -1,8 +1,9 @@
 """Virtual batches: one step on the mean loss and gradient of several micro-batches.
 
 A loss function is called as ``loss_fn(params, batch_stats, batch)`` and returns the
-loss and a pair: the updated batch statistics and the accuracy. Micro-batches are
-stacked along the first axis. Batch normalization uses one micro-batch at a time.
+loss and a triple: the updated batch statistics, the loss of the labels alone and the
+accuracy. Micro-batches are stacked along the first axis. Batch normalization uses one
+micro-batch at a time.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 PyTree = Any
-LossFn = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, tuple[PyTree, jax.Array]]]
-
+LossFn = Callable[
+    [PyTree, PyTree, PyTree], tuple[jax.Array, tuple[PyTree, jax.Array, jax.Array]]
+]
 OutputsFn = Callable[[PyTree, PyTree, PyTree], jax.Array]
 
 
@@ -26,11 +28,13 @@ class Outcome(NamedTuple):
 
     Attributes:
       loss: mean loss.
+      label_loss: mean loss of the labels, without smoothing and the L2 term.
       accuracy: mean accuracy.
       grads: mean gradient.
     """
 
     loss: jax.Array
+    label_loss: jax.Array
     accuracy: jax.Array
     grads: PyTree
 
@@ -62,10 +66,10 @@ def mean_gradient(
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
     def outcome_of(batch_stats: PyTree, batch: PyTree) -> tuple[Outcome, PyTree]:
-        (loss, (batch_stats, accuracy)), grads = value_and_grad(
+        (loss, (batch_stats, label_loss, accuracy)), grads = value_and_grad(
             params, batch_stats, batch
         )
-        return Outcome(loss, accuracy, grads), batch_stats
+        return Outcome(loss, label_loss, accuracy, grads), batch_stats
 
     count = _count(batches)
     if count == 1:
@@ -79,7 +83,7 @@ def mean_gradient(
         return (jax.tree.map(jnp.add, total, outcome), batch_stats), None
 
     nothing = varying(jnp.zeros([], jnp.float32), varying_over)
-    zero = Outcome(nothing, nothing, jax.tree.map(jnp.zeros_like, params))
+    zero = Outcome(nothing, nothing, nothing, jax.tree.map(jnp.zeros_like, params))
     carry = (zero, batch_stats)
     if unroll:
         for row in range(count):

@@ -17,7 +17,7 @@ from experiments.config import RunConfig
 from experiments.data import Split, preprocessing
 from experiments.training import meshes
 from experiments.training.losses import cross_entropies, hits, l2
-from experiments.training.micro_batches import Outcome, half_gradients
+from experiments.training.micro_batches import LossFn, Outcome, half_gradients
 from experiments.training.on_batches import OnBatches, on_batches
 from experiments.training.state import TrainState
 
@@ -196,6 +196,7 @@ class TrainStep:
         )
         metrics = {
             "loss": outcome.loss,
+            "label_loss": outcome.label_loss,
             "accuracy": outcome.accuracy,
             "learning_rate": self._schedule_of(state.learning_rate)(state.step),
             **nlcg_optax.diagnostics(opt_state),
@@ -261,19 +262,18 @@ class TrainStep:
             "output_loss_fn": output_loss,
         }
 
-    def _batch_loss_fn(
-        self, state: TrainState
-    ) -> Callable[[PyTree, PyTree, Split], tuple[jax.Array, tuple[PyTree, jax.Array]]]:
-        """The loss of a batch, with new batch statistics and the accuracy."""
+    def _batch_loss_fn(self, state: TrainState) -> LossFn:
+        """The loss of a batch, with new statistics, its label loss and accuracy."""
         l2_factor = state.hyperparameters["l2"]
 
         def loss_fn(
             params: PyTree, batch_stats: PyTree, batch: Split
-        ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
+        ) -> tuple[jax.Array, tuple[PyTree, jax.Array, jax.Array]]:
             logits, batch_stats = self._apply(params, batch_stats, batch)
             accuracy = jnp.mean(hits(logits, batch.labels))
+            label_loss = jnp.mean(self.losses(logits, batch.labels, 0.0))
             loss = self._loss(l2_factor, logits, batch.labels, params)
-            return loss, (batch_stats, accuracy)
+            return loss, (batch_stats, label_loss, accuracy)
 
         return loss_fn
 

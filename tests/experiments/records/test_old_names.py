@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -15,6 +16,20 @@ AS_BEFORE = {"beta_max": 1.0, "beta_smoothing": 0.0}
     ("name", "options", "expected"),
     [
         ("adam", {"b1": 0.8}, ("adam", {"b1": 0.8})),
+        ("nlcg", {"beta_max": "inf"}, ("nlcg", {"beta_max": math.inf})),
+        (
+            "nlcg_fr",
+            {"beta_max": "inf"},
+            (
+                "nlcg",
+                {
+                    "rule": "fr",
+                    "preconditioner": "none",
+                    **AS_BEFORE,
+                    "beta_max": math.inf,
+                },
+            ),
+        ),
         (
             "nlcg_fr",
             {},

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -93,6 +94,31 @@ def test_files_that_are_no_records_are_refused(text, message, tmp_path):
     path = tmp_path / "run.jsonl"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
+        read_record(path)
+
+
+def test_options_that_are_not_finite_are_read_as_they_were(tmp_path):
+    options = {"beta_max": math.inf, "beta_min": -math.inf, "rule": "fr"}
+    config = dataclasses.replace(CONFIG, optimizer_options=options)
+    path = tmp_path / "run.jsonl"
+    with RecordWriter(path, config) as writer:
+        writer.write("step", {"loss": math.inf})
+    record = read_record(path)
+    assert record.config == config
+    assert record.header["config"]["optimizer_options"]["beta_max"] == "inf"
+    assert record.steps == [{"loss": None}]
+
+
+def test_a_record_of_a_version_with_other_settings_is_refused(tmp_path):
+    path = tmp_path / "run.jsonl"
+    with RecordWriter(path, CONFIG):
+        pass
+    line = json.loads(path.read_text(encoding="utf-8"))
+    line["config"] |= {"warmup_steps": 7, "momentum": 0.5}
+    path.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"run\.jsonl has the unknown settings \['momentum', 'warmup_s"
+    ):
         read_record(path)
 
 

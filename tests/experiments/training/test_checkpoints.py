@@ -69,6 +69,7 @@ def flip_a_bit(path):
 
 def test_the_newest_state_comes_back_bit_for_bit_and_the_oldest_go(tmp_path):
     assert restore(tmp_path) is None
+    assert not list(tmp_path.iterdir())
     save(tmp_path, 3, 6, 9, keep=2)
     found = restore(tmp_path)
     assert (found.step, found.progress) == (9, {"seconds": 13.5})
@@ -178,10 +179,21 @@ def test_a_full_disk_loses_nothing_that_was_complete(tmp_path):
     assert restore(tmp_path).step == 2
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_a_folder_that_cannot_be_made_is_told(name, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="could not be written to .*file/run"):
-        Checkpoints(str(tmp_path / "file" / "run"), CONFIG)
+    with pytest.raises(
+        CheckpointError, match=f"folder of checkpoints '.*/{name}' cannot be made or w"
+    ):
+        Checkpoints(str(tmp_path / name), CONFIG)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="a folder of Linux")
+def test_a_folder_that_cannot_be_written_is_told():
+    with pytest.raises(
+        CheckpointError, match="folder of checkpoints '/proc' cannot be made or written"
+    ):
+        Checkpoints("/proc", CONFIG)
 
 
 @pytest.mark.parametrize("settings", [{"every": 0}, {"keep": 0}])

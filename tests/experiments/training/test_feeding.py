@@ -26,6 +26,8 @@ CONFIG = RunConfig(
     steps_per_call=2,
     epochs=4,
     epochs_per_report=2,
+    l2=0.01,
+    label_smoothing=0.1,
     standardization="imagenet",
     seed=3,
 )
@@ -60,7 +62,7 @@ def test_steps_and_evaluations_are_those_of_the_batches_of_a_stream(tmp_path):
     batches = train.training_batches(seed=3, first=0, batch_size=16, share=Share())
     state = reports[-1].state
     expected = [figures(state, *batch) for batch in itertools.islice(batches, 8)]
-    for column, name in enumerate(("loss", "accuracy")):
+    for column, name in enumerate(("label_loss", "accuracy")):
         found = np.concatenate([report.metrics[name] for report in reports])
         np.testing.assert_allclose(found, np.array(expected)[:, column], rtol=1e-4)
 
@@ -76,7 +78,9 @@ def test_steps_and_evaluations_are_those_of_the_batches_of_a_stream(tmp_path):
     (last,) = run_epochs(compiled, CONFIG, dataset, middle)
     np.testing.assert_array_equal(last.metrics["loss"], reports[1].metrics["loss"])
 
+    # The objective also has the L2 term and smoothed labels.
     summary = record_run(tmp_path / "run.jsonl", compiled, CONFIG, dataset)
-    np.testing.assert_allclose(
-        summary["train_loss"], reports[1].metrics["loss"].mean(), rtol=1e-6
-    )
+    last_loss, last_accuracy = np.mean(expected[4:], axis=0)
+    np.testing.assert_allclose(summary["train_loss"], last_loss, rtol=1e-4)
+    np.testing.assert_allclose(summary["train_accuracy"], last_accuracy, rtol=1e-4)
+    assert abs(reports[1].metrics["loss"].mean() - last_loss) > 0.01

@@ -15,9 +15,10 @@ BATCH = np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32)
 
 def loss_fn(params, batch_stats, batch):
     """Counts the batches and keeps the mean of the last in its statistics."""
-    loss = jnp.mean(jnp.cosh(batch @ params["w"])) + 0.1 * params["b"] ** 2
+    label_loss = jnp.mean(jnp.cosh(batch @ params["w"]))
     accuracy = jnp.mean(batch[:, 0] > 0)
-    return loss, ((batch_stats[0] + 1, batch.mean()), accuracy)
+    loss = label_loss + 0.1 * params["b"] ** 2
+    return loss, ((batch_stats[0] + 1, batch.mean()), label_loss, accuracy)
 
 
 @pytest.fixture
@@ -33,6 +34,7 @@ def test_means_over_micro_batches_are_those_of_the_whole_batch(count, unroll, pa
     outcome, stats = mean_gradient(loss_fn, params, (0.0, 0.0), parts, unroll=unroll)
     loss, grads = jax.value_and_grad(lambda p: loss_fn(p, (0.0, 0.0), BATCH)[0])(params)
     np.testing.assert_allclose(outcome.loss, loss, rtol=1e-6)
+    np.testing.assert_allclose(outcome.label_loss, loss - 0.4, rtol=1e-6)
     np.testing.assert_allclose(outcome.accuracy, (BATCH[:, 0] > 0).mean(), rtol=1e-6)
     for name, grad in grads.items():
         np.testing.assert_allclose(outcome.grads[name], grad, rtol=1e-5)

@@ -32,7 +32,8 @@ def regression():
     def loss_fn(w, stats, batch):
         x, y = batch
         residual = x @ w - y
-        return jnp.mean(residual**2) / 2, ({"mean": jnp.mean(x, 0)}, jnp.float32(0))
+        loss = jnp.mean(residual**2) / 2
+        return loss, ({"mean": jnp.mean(x, 0)}, loss, jnp.float32(0))
 
     return loss_fn, w, (x, y)
 
@@ -106,7 +107,7 @@ def test_batch_normalization_is_that_of_one_device():
             {"params": params, "batch_stats": stats}, batch, mutable=["batch_stats"]
         )
         loss = jnp.mean(jnp.tanh(out - target) ** 2)
-        return loss, (updated["batch_stats"], jnp.float32(0))
+        return loss, (updated["batch_stats"], loss, jnp.float32(0))
 
     arguments = (variables["params"], variables["batch_stats"])
     mesh = meshes.make_mesh()

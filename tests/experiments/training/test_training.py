@@ -143,6 +143,17 @@ def test_a_loss_that_is_not_finite_is_reported_with_its_step(few_digits):
         check_finite(report, config)
 
 
+def test_weights_that_are_not_finite_are_reported_after_a_finite_loss(few_digits):
+    config = quick(optimizer="sgd", learning_rate=1e38, l2=1e3, batch_size=None)
+    config = dataclasses.replace(config, epochs=1, epochs_per_report=1)
+    _, (report,) = train(config, few_digits)
+    assert np.isfinite(report.metrics["loss"]).all()
+    with pytest.raises(
+        DivergedError, match=r"weights became infinite or nan at step 0 with .*1e\+38;"
+    ):
+        check_finite(report, config)
+
+
 def test_evaluation_takes_the_average_of_the_weights(few_digits):
     config = quick(optimizer="sgd", learning_rate=0.5, batch_size=None, epochs=5)
     config = dataclasses.replace(config, ema_decay=0.25, epochs_per_report=1)
@@ -278,6 +289,9 @@ def test_labels_are_smoothed_in_training_alone(few_digits):
     of_all = -np.mean(jax.nn.log_softmax(logits), axis=1)
     np.testing.assert_allclose(
         report.metrics["loss"][0], np.mean(0.8 * of_label + 0.2 * of_all), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        report.metrics["label_loss"][0], np.mean(of_label), rtol=1e-5
     )
     evaluated = program.evaluate(state, few_digits.train).loss
     np.testing.assert_allclose(evaluated, np.mean(of_label), rtol=1e-5)
