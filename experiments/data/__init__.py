@@ -17,7 +17,6 @@ from experiments.data.prepared import NotPreparedError as NotPreparedError
 from experiments.data.small_images import load_small_images
 from experiments.data.spoken_words import NAME as SPOKEN_WORDS
 from experiments.data.spoken_words import load_spoken_words
-from experiments.data.stream import Share as Share
 from experiments.data.stream import Stream as Stream
 from experiments.data.text import load_text
 from experiments.registry import look_up

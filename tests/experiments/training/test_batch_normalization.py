@@ -130,7 +130,7 @@ def test_statistics_of_a_stream_are_those_of_its_first_images(
 
         examples, shape = 64, few_digits.train.images.shape[1:]
 
-        def evaluation_batches(self, *, batch_size, share):
+        def evaluation_batches(self, *, batch_size, rows):
             for at in range(0, self.examples, batch_size):
                 rows = slice(at, at + batch_size)
                 yield LabeledImages(*(np.asarray(x[rows]) for x in few_digits.train))
