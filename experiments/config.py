@@ -78,7 +78,9 @@ class RunConfig:
         host where there is one CPU device and the optimizer allows it.
       ghost_batch_size: examples that batch normalization sees together, a divisor of a
         micro-batch; None for a micro-batch.
-      epochs: passes over the training set.
+      epochs: passes over the training set. Up to a report a run takes as many steps as
+        whole batches fit into ``epochs_per_report`` passes, at least one, so it takes
+        ``epochs / epochs_per_report`` times that; what is left over is lost.
       epochs_per_report: epochs between two evaluations; divides ``epochs``.
       steps_per_call: steps per compiled call, None for all up to a report; 1 for
         convolutions on a CPU, where XLA is slow at them in loops.
