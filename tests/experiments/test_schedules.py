@@ -41,7 +41,7 @@ def test_schedules_with_a_warm_up(name, expected):
         (
             "cosine",
             0.99,
-            "warmup_epochs is 0.99 of epochs, .* to 10 of 10 steps; allow",
+            "warmup_epochs is 0.99 of epochs, .* to 10 of 10 steps; ",
         ),
         ("linear", 0.96, "warmup_epochs is 0.96 of epochs, .* are at most 9 steps"),
         ("constant", 1.0, "warmup_epochs is 1 of epochs"),

@@ -184,7 +184,7 @@ def test_the_steps_of_the_paper(few_digits):
     assert steps(50_000, batch_size=8192) == 1220
 
 
-def test_passes_that_the_rounding_of_steps_loses_are_told(few_digits, caplog):
+def test_passes_that_the_rounding_of_steps_loses_are_reported(few_digits, caplog):
     make_program(quick(batch_size=40, epochs=20), few_digits)  # 32 steps
     make_program(quick(batch_size=40, epochs=5), few_digits)  # 8 of 8
     assert not caplog.records
