@@ -106,8 +106,9 @@ class RunConfig:
         under ``jit`` the compiler chooses, and may exchange gradients of a bfloat16
         computation in bfloat16.
       train_examples: number of training images, None for all that are left.
-      classes: labels below this number are used, None for all; digits, text and
-        spoken words ignore this and ``halved_images``.
+      classes: labels below this number are used, None for all. Like ``halved_images``
+        for small image sets alone: a setting that a data set does not use must be the
+        default.
       halved_images: whether images have half their height and width.
       validation_examples: training images that are held out; digits and text have a
         fixed validation split.
