@@ -141,8 +141,8 @@ def median_series(cell: Cell, name: str, window: int) -> np.ndarray:
     """
     middle = median_by_step(cell, name)
     middle = np.where(np.isfinite(middle), middle, np.nan)
-    mode = "reflect" if len(middle) > window else "edge"
-    padded = np.pad(middle, window // 2, mode=mode)
+    is_long = len(middle) > window
+    padded = np.pad(middle, window // 2, mode="reflect" if is_long else "edge")
     return np.lib.stride_tricks.sliding_window_view(padded, window).mean(axis=1)
 
 

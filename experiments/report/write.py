@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import rich.console
 
@@ -64,23 +65,32 @@ def read_input(path: Path) -> list[RunRecord]:
         or repeats another with the same settings and seed.
     """
     if path.suffix == ".csv":
-        return read_runs(path)
+        records = read_runs(path)
+        lines = range(2, len(records) + 2)
+        _check_distinct(records, [f"{path}:{line}" for line in lines])
+        return records
     records = read_records(path, interrupted=True)
-    first: dict[tuple[str, int], Path] = {}
-    for file, record in zip(record_paths(path), records, strict=True):
+    files = record_paths(path)
+    for file, record in zip(files, records, strict=True):
         if record.summary is None and record.stopped is None:
             raise ValueError(
                 f"{file} is the record of a run that is not complete; repeat or resume "
                 "the run, or move the record away"
             )
+    _check_distinct(records, files)
+    return records
+
+
+def _check_distinct(records: Sequence[RunRecord], places: Sequence[Path | str]) -> None:
+    first: dict[tuple[str, int], Path | str] = {}
+    for place, record in zip(places, records, strict=True):
         run = (key_of(record.config), record.config.seed)
         if run in first:
             raise ValueError(
-                f"{first[run]} and {file} are records of the same settings and "
+                f"{first[run]} and {place} are runs with the same settings and "
                 f"seed={record.config.seed}; move one of them away"
             )
-        first[run] = file
-    return records
+        first[run] = place
 
 
 def _pictures(cells: Sequence[Cell]) -> dict[str, Callable[[Path], None]]:
@@ -103,7 +113,7 @@ def _provenance(records: Sequence[RunRecord]) -> str:
     devices = [header["device"] for header in headers if "device" in header]
     versions = [header["versions"] for header in headers if "versions" in header]
     packages = dict.fromkeys(name for found in versions for name in found)
-    found = {
+    found: dict[str, list[Any]] = {
         "data set": [config.dataset for config in configs],
         "model": [config.model for config in configs],
         "seeds": sorted(record.config.seed for record in records),

@@ -135,3 +135,10 @@ def test_two_records_of_the_same_settings_and_seed_are_refused(folder):
     again.write_text((folder / "a1.jsonl").read_text())
     with pytest.raises(SystemExit, match=r"a1\.jsonl and .*again.* seed=1; move one"):
         main([str(folder)])
+    again.unlink()
+    main([str(folder)])
+    table = folder.parent / "runs.csv"
+    lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    table.write_text("".join([*lines, lines[1]]), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"runs\.csv:2 and .*runs\.csv:8 .* seed=0"):
+        main([str(table)])
