@@ -215,9 +215,9 @@ def _draw_loss(axes: Axes, cell: Cell, cost: str, look: Look, label: str) -> Non
 def _draw_accuracy(
     axes: Axes, cell: Cell, name: str, cost: str, look: Look, label: str
 ) -> None:
-    points: list[tuple[Line, ...]] = list(
-        zip(*(record.evaluations for record in cell.records), strict=False)
-    )  # as far as every seed came
+    by_step = [{line["step"]: line for line in r.evaluations} for r in cell.records]
+    shared = [step for step in by_step[0] if all(step in lines for lines in by_step)]
+    points: list[list[Line]] = [[lines[step] for lines in by_step] for step in shared]
     if not points:
         return
     places = [statistics.median(line[cost] for line in point) for point in points]
