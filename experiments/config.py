@@ -78,7 +78,9 @@ class RunConfig:
         host where there is one CPU device and the optimizer allows it.
       ghost_batch_size: examples that batch normalization sees together, a divisor of a
         micro-batch; None for a micro-batch.
-      epochs: passes over the training set.
+      epochs: passes over the training set. Up to a report a run takes as many steps as
+        whole batches fit into ``epochs_per_report`` passes, at least one, so it takes
+        ``epochs / epochs_per_report`` times that; what is left over is lost.
       epochs_per_report: epochs between two evaluations; divides ``epochs``.
       steps_per_call: steps per compiled call, None for all up to a report; 1 for
         convolutions on a CPU, where XLA is slow at them in loops.
@@ -104,8 +106,9 @@ class RunConfig:
         under ``jit`` the compiler chooses, and may exchange gradients of a bfloat16
         computation in bfloat16.
       train_examples: number of training images, None for all that are left.
-      classes: labels below this number are used, None for all; digits, text and
-        spoken words ignore this and ``halved_images``.
+      classes: labels below this number are used, None for all. Like ``halved_images``
+        for small image sets alone: a setting that a data set does not use must be the
+        default.
       halved_images: whether images have half their height and width.
       validation_examples: training images that are held out; digits and text have a
         fixed validation split.

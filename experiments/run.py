@@ -46,6 +46,8 @@ from experiments.training.processes import (
 )
 
 MODULE = "experiments.run"
+# Beginnings of errors that a lost process does not cause.
+OF_THIS_PROCESS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +203,7 @@ def _lost_processes() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or str(error).startswith(OF_THIS_PROCESS):
             raise
         raise UserError(
             f"process {jax.process_index()} of {jax.process_count()} lost the others; "

@@ -1,5 +1,6 @@
 """Learning-rate schedules by name, as functions of the peak and the length of a run."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -18,22 +19,29 @@ Peak = float | jax.Array
 
 def _constant(peak: Peak, steps: int, warmup: float | None) -> optax.Schedule:
     after = optax.constant_schedule(peak)
-    return _after_linear_warmup(peak, round(steps * (warmup or 0)), after)
+    return _after_linear_warmup(peak, _warmup_steps(steps, warmup), after)
 
 
 def _cosine(peak: Peak, steps: int, warmup: float | None) -> optax.Schedule:
-    warmup_steps = round(steps * (warmup or 0))
+    warmup_steps = _warmup_steps(steps, warmup)
     after = optax.cosine_decay_schedule(peak, steps - warmup_steps)
     return _after_linear_warmup(peak, warmup_steps, after)
 
 
 def _linear(peak: Peak, steps: int, warmup: float | None) -> optax.Schedule:
-    warmup_steps = round(steps * (warmup or 0))
+    warmup_steps = _warmup_steps(steps, warmup)
     after = optax.linear_schedule(peak, 0.0, steps - warmup_steps)
     return _after_linear_warmup(peak, warmup_steps, after)
 
 
 def _paper(peak: Peak, steps: int, warmup: float | None) -> optax.Schedule:
+    decay = round(steps * PAPER_DECAYS[0])
+    if warmup is not None and math.ceil(steps * warmup) >= decay:
+        raise ValueError(
+            f"warmup_epochs is {warmup:.3g} of epochs, {steps * warmup:.3g} of {steps} "
+            f"steps, but schedule='paper' decays at step {decay}; the warm-up must end "
+            "before that"
+        )
     # With the whole run as the unit of time, its epochs are fractions.
     return paper_schedule(
         peak,
@@ -41,6 +49,16 @@ def _paper(peak: Peak, steps: int, warmup: float | None) -> optax.Schedule:
         warmup_epochs=PAPER_WARMUP if warmup is None else warmup,
         decay_epochs=PAPER_DECAYS,
     )
+
+
+def _warmup_steps(steps: int, warmup: float | None) -> int:
+    rounded = round(steps * (warmup or 0))
+    if rounded >= steps:
+        raise ValueError(
+            f"warmup_epochs is {warmup:.3g} of epochs, which rounds to {rounded} of "
+            f"{steps} steps; allowed are at most {steps - 1} steps"
+        )
+    return rounded
 
 
 def _after_linear_warmup(
@@ -74,6 +92,7 @@ def build(
         schedule's own, which only the paper's has.
 
     Raises:
-      ValueError: if the name is unknown.
+      ValueError: if the name is unknown, or the warm-up leaves no step after it or
+        ends after the paper's first decay.
     """
     return look_up("schedule", name, SCHEDULES)(peak, steps, warmup)

@@ -45,10 +45,9 @@ def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
 
 
 def check_bool(name: str, value: Any) -> None:
-    """Raises TypeError unless ``value`` is a boolean, which may be an array."""
-    if not isinstance(value, bool) and not (
-        getattr(value, "dtype", None) == jnp.bool_ and np.ndim(value) == 0
-    ):
+    """Raises TypeError unless ``value`` is a boolean, or zero or one, or an array."""
+    is_scalar = isinstance(value, (int, np.generic, np.ndarray, jax.Array))
+    if not is_scalar or np.ndim(value) > 0 or (is_known(value) and value not in (0, 1)):
         raise TypeError(f"{name}={value!r} must be True or False")
 
 

@@ -1,5 +1,6 @@
 """Data sets by name."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -17,7 +18,6 @@ from experiments.data.prepared import NotPreparedError as NotPreparedError
 from experiments.data.small_images import load_small_images
 from experiments.data.spoken_words import NAME as SPOKEN_WORDS
 from experiments.data.spoken_words import load_spoken_words
-from experiments.data.stream import Share as Share
 from experiments.data.stream import Stream as Stream
 from experiments.data.text import load_text
 from experiments.registry import look_up
@@ -37,6 +37,19 @@ STREAMED: dict[str, Callable[[DataOptions], StreamedDataset]] = {
     IMAGENET: load_imagenet,
 }
 
+RANDOM_SPLITS = ("validation_examples", "train_examples", "split_seed")
+# The options that each data set uses.
+USED: dict[str, tuple[str, ...]] = {
+    "digits": (),
+    "digit_pixels": (),
+    "text": ("train_examples",),
+    SPOKEN_WORDS: RANDOM_SPLITS,
+    **dict.fromkeys(IMAGE_SETS, (*RANDOM_SPLITS, "classes", "halved")),
+    IMAGENET: (*RANDOM_SPLITS, "image_size", "decode_workers"),
+}
+# A fixed validation split suits any number of held-out examples.
+USED_BY_ALL = ("data_dir", "validation_examples")
+
 
 def load_or_open(name: str, options: DataOptions) -> AnyDataset:
     """Loads a data set, or opens one that is too large for a device.
@@ -50,7 +63,9 @@ def load_or_open(name: str, options: DataOptions) -> AnyDataset:
       NotPreparedError: if it must be prepared first; the message says how.
     """
     known: dict[str, Callable[[DataOptions], AnyDataset]] = {**DATASETS, **STREAMED}
-    return look_up("dataset", name, known)(options)
+    loader = look_up("dataset", name, known)
+    _check_used(name, options)
+    return loader(options)
 
 
 def load(name: str, options: DataOptions | None = None) -> Dataset:
@@ -70,4 +85,19 @@ def load(name: str, options: DataOptions | None = None) -> Dataset:
             f"dataset={name!r} is streamed, which experiments.run supports but this "
             f"command does not; allowed are {sorted(DATASETS)}"
         )
-    return look_up("dataset", name, DATASETS)(options or DataOptions())
+    loader = look_up("dataset", name, DATASETS)
+    options = options or DataOptions()
+    _check_used(name, options)
+    return loader(options)
+
+
+def _check_used(name: str, options: DataOptions) -> None:
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        unused = field.name not in (*USED[name], *USED_BY_ALL)
+        if unused and value != field.default:
+            setting = "halved_images" if field.name == "halved" else field.name
+            raise ValueError(
+                f"{setting}={value!r} has no effect with dataset={name!r}; allowed is "
+                f"the default, {field.default!r}"
+            )

@@ -10,7 +10,10 @@ DATA_DIR = Path("data")
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """Which part of a prepared data set to use; sets with fixed splits ignore it.
+    """Which part of a prepared data set to use.
+
+    An option that a data set does not use must be the default, except for
+    ``validation_examples``, which sets with a fixed validation split ignore.
 
     Attributes:
       data_dir: folder of all prepared data sets.

@@ -10,7 +10,7 @@ from absl import flags
 
 from experiments.data.crops import central_crop, random_resized_crop
 from experiments.data.image_sets import LabeledImages
-from experiments.data.stream import PADDING_LABEL, Share
+from experiments.data.stream import PADDING_LABEL
 
 Example = Mapping[str, Any]
 
@@ -42,7 +42,7 @@ class PhotoStream:
         return (self.size, self.size, 3)
 
     def training_batches(
-        self, *, seed: int, first: int, batch_size: int, share: Share
+        self, *, seed: int, first: int, batch_size: int, rows: Sequence[int]
     ) -> Iterator[LabeledImages]:
         """Randomly cropped and flipped; see `Stream`."""
         # An example's random numbers depend on its position in the endless sequence.
@@ -53,21 +53,20 @@ class PhotoStream:
             .repeat()
             .random_map(_RandomCrop(self.size))
         )
-        return self._batches(examples[first * batch_size :], batch_size, share)
+        return self._batches(examples[first * batch_size :], batch_size, rows)
 
     def evaluation_batches(
-        self, *, batch_size: int, share: Share
+        self, *, batch_size: int, rows: Sequence[int]
     ) -> Iterator[LabeledImages]:
         """Centrally cropped; see `Stream`."""
         padded = _Padded(self.source, batch_size)
         examples = grain.MapDataset.source(padded).map(_CentralCrop(self.size))
-        return self._batches(examples, batch_size, share)
+        return self._batches(examples, batch_size, rows)
 
     def _batches(
-        self, examples: grain.MapDataset, batch_size: int, share: Share
+        self, examples: grain.MapDataset, batch_size: int, rows: Sequence[int]
     ) -> Iterator[LabeledImages]:
-        mine = examples[share.index :: share.count]
-        size = batch_size // share.count
+        mine, size = _Rows(examples, batch_size, rows), len(rows)
         if self.workers:
             if not flags.FLAGS.is_parsed():  # Grain reads flags of a command line
                 flags.FLAGS.mark_as_parsed()
@@ -103,6 +102,25 @@ class _CentralCrop(grain.transforms.Map):
             image = np.zeros([self._size, self._size, 3], np.uint8)
             return {"image": image, "label": np.int32(PADDING_LABEL)}
         return _decoded(element, lambda x: central_crop(x, self._size))
+
+
+class _Rows(grain.MapDataset):
+    """The given rows of each batch, one batch after another."""
+
+    def __init__(
+        self, examples: grain.MapDataset, batch_size: int, rows: Sequence[int]
+    ):
+        super().__init__(examples)
+        self._examples = examples
+        self._batch_size = batch_size
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._examples) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        batch, place = divmod(index, len(self._rows))
+        return self._examples[batch * self._batch_size + self._rows[place]]
 
 
 class _Padded:

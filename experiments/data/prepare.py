@@ -11,6 +11,7 @@ archives, which only registered users can download. ``--form arrays`` writes one
 NumPy arrays, for machines without tensorflow-datasets.
 """
 
+import contextlib
 import dataclasses
 import importlib
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ class PrepareArguments:
       data_dir: folder of all prepared data sets.
       form: ``tfds`` for ArrayRecord files as TensorFlow Datasets writes them,
         ``arrays`` for one file of NumPy arrays, made from ``source``, or by default
-        from the ArrayRecord files.
+        from the ArrayRecord files, which are prepared first if there are none.
     """
 
     dataset: Annotated[str, tyro.conf.Positional]
@@ -84,9 +85,14 @@ def _prepare_small(arguments: PrepareArguments) -> dict[str, LabeledImages]:
 def _read_source(
     image_set: ImageSet, arguments: PrepareArguments
 ) -> dict[str, LabeledImages]:
-    if arguments.source is None:
-        return read_tfds(image_set, arguments.data_dir)
-    return read_files(image_set, arguments.source)
+    if arguments.source is not None:
+        return read_files(image_set, arguments.source)
+    if not (arguments.data_dir / image_set.name / image_set.version).exists():
+        # Without tensorflow-datasets, reading raises the error that says what to do.
+        with contextlib.suppress(ImportError):
+            store = importlib.import_module("experiments.data.tfds_store")
+            store.prepare(image_set, arguments.data_dir, None)
+    return read_tfds(image_set, arguments.data_dir)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,25 +1,11 @@
 """Splits that are too large for a device: batches decoded during training."""
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from experiments.data.image_sets import LabeledImages
 
 PADDING_LABEL = -1  # of the images that fill the last batch of an evaluation
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """The part of each batch that one process reads.
-
-    Attributes:
-      index: index of the process.
-      count: number of processes, a divisor of the batch size.
-    """
-
-    index: int = 0
-    count: int = 1
 
 
 class Stream(Protocol):
@@ -34,21 +20,22 @@ class Stream(Protocol):
         """Shape of one image."""
 
     def training_batches(
-        self, *, seed: int, first: int, batch_size: int, share: Share
+        self, *, seed: int, first: int, batch_size: int, rows: Sequence[int]
     ) -> Iterator[LabeledImages]:
         """Batches without end; each epoch has every example once, in a new order.
 
-        The content of a batch depends only on ``seed`` and the number of the batch. So
-        a run resumes by starting at that number, with any number of processes.
+        A row of a batch depends only on ``seed``, the number of the batch and the
+        number of the row. So a run resumes by starting at that batch, and any number of
+        processes, each with rows of its own, read the same batches.
 
         Args:
           seed: seed of the order and the augmentation.
           first: number of the first batch.
           batch_size: batch size of all processes together.
-          share: the part of each batch to yield.
+          rows: the rows of each batch to yield, in increasing order.
         """
 
     def evaluation_batches(
-        self, *, batch_size: int, share: Share
+        self, *, batch_size: int, rows: Sequence[int]
     ) -> Iterator[LabeledImages]:
         """All examples once; the last batch is filled with `PADDING_LABEL`."""

@@ -217,7 +217,17 @@ def _all_options(name: str, registration: Registration, given: Options) -> Optio
                 f"optimizer_options has {option}={value!r}, which {name!r} does not "
                 f"take{of_kind}; allowed are {list(allowed)}"
             )
+        default = allowed[option]
+        if isinstance(value, str) and _is_number(default):
+            raise ValueError(
+                f"optimizer_options has {option}={value!r}, which must be a number, "
+                f"such as the default of {name!r}, {default!r}"
+            )
     return {**allowed, **given}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_extras(name: str, extras: tuple[str, ...]) -> None:

@@ -6,11 +6,15 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from experiments.config import RunConfig
 from experiments.optimizers import color_of, label_of
 from experiments.records.files import RunRecord
 from experiments.report.style import Look, looks_of
 
+_OF_ALL_SIZES = ("dataset", "model")
+_SHOWN = ("optimizer", "optimizer_options", "batch_size", "learning_rate", "seed")
 LEAST_LOSS = 1e-6  # below it the cross-entropy of an example is rounding in float32
 
 
@@ -20,9 +24,11 @@ class Cell:
 
     Attributes:
       records: one per seed, each complete or stopped.
+      apart: settings that keep it apart from other cells with the same optimizer.
     """
 
     records: tuple[RunRecord, ...]
+    apart: str = ""
 
     @property
     def config(self) -> RunConfig:
@@ -32,7 +38,14 @@ class Cell:
     @property
     def label(self) -> str:
         """A readable name of the optimizer with its options."""
-        return optimizer_label(self.config)
+        return self._with_apart(optimizer_label(self.config))
+
+    @property
+    def short_label(self) -> str:
+        """The label without the numbers that were tuned."""
+        options = self.config.optimizer_options.items()
+        kinds = {n: v for n, v in options if isinstance(v, str | bool)}
+        return self._with_apart(label_of(self.config.optimizer, kinds))
 
     @property
     def steps(self) -> int:
@@ -53,6 +66,9 @@ class Cell:
         found = [(record.summary or {}).get(name) for record in self.records]
         return [math.nan if value is None else float(value) for value in found]
 
+    def _with_apart(self, label: str) -> str:
+        return f"{label}, {self.apart}" if self.apart else label
+
     def median(self, name: str) -> float:
         """The median over seeds, infinite if half of them have no finite figure.
 
@@ -64,16 +80,75 @@ class Cell:
 
 def steps_of(record: RunRecord) -> int:
     """Steps that a run took."""
-    return len(record.steps) or int((record.summary or {}).get("step", 0))
+    if record.steps:
+        return int(record.steps[-1]["step"]) + 1
+    return int((record.summary or {}).get("step", 0))
+
+
+def median_by_step(cell: Cell, name: str) -> np.ndarray:
+    """The median over seeds of a metric of the steps.
+
+    A value that is not finite counts as infinite, as does a step after the end of a
+    run. It is NaN at steps that no record holds: a record may begin late.
+    """
+    values = np.stack([_by_step(record, name, cell.steps) for record in cell.records])
+    held = ~np.isnan(values).all(axis=0)
+    medians = np.full(cell.steps, np.nan)
+    medians[held] = np.nanmedian(values[:, held], axis=0)
+    return medians
+
+
+def longest_series(cell: Cell, name: str) -> np.ndarray:
+    """A metric by step of the run that recorded most steps; NaN where it has none."""
+    longest = max(cell.records, key=lambda record: len(record.steps))
+    values = _by_step(longest, name, cell.steps)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _by_step(record: RunRecord, name: str, steps: int) -> np.ndarray:
+    values = np.full(steps, np.inf)
+    values[: steps_of(record)] = np.nan
+    found = np.asarray(record.series(name))
+    numbers = [line["step"] for line in record.steps]
+    values[numbers] = np.where(np.isfinite(found), found, np.inf)
+    return values
 
 
 def group(records: Iterable[RunRecord]) -> list[Cell]:
     """Groups records into cells, in the order of their first records."""
-    cells: dict[str, list[RunRecord]] = {}
+    found: dict[str, list[RunRecord]] = {}
     for record in records:
-        settings = dataclasses.asdict(dataclasses.replace(record.config, seed=0))
-        cells.setdefault(json.dumps(settings, sort_keys=True), []).append(record)
-    return [Cell(tuple(found)) for found in cells.values()]
+        found.setdefault(key_of(record.config), []).append(record)
+    cells = [Cell(tuple(members)) for members in found.values()]
+    return [dataclasses.replace(c, apart=_apart(c, cells)) for c in cells]
+
+
+def key_of(config: RunConfig) -> str:
+    """What the runs of a cell have in common: all settings but the seed."""
+    settings = dataclasses.asdict(dataclasses.replace(config, seed=0))
+    return json.dumps(settings, sort_keys=True)
+
+
+def _apart(cell: Cell, cells: Sequence[Cell]) -> str:
+    """The settings that keep a cell apart from others with its label.
+
+    Data set and model are compared with all of these, other settings with those of the
+    same batch size; the learning rate has a column of its own.
+    """
+    own = cell.config
+    twins = [other.config for other in cells if other.label == cell.label]
+    names = [field.name for field in dataclasses.fields(RunConfig)]
+    differing = [
+        name
+        for name in names
+        if name not in _SHOWN
+        and any(
+            getattr(other, name) != getattr(own, name)
+            for other in twins
+            if name in _OF_ALL_SIZES or other.batch_size == own.batch_size
+        )
+    ]
+    return ", ".join(f"{name}={getattr(own, name)}" for name in differing)
 
 
 def by_batch_size(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
@@ -100,11 +175,7 @@ def short_labels(cells: Sequence[Cell]) -> list[str]:
 
     Unique means: no other cell of the same batch size has it.
     """
-    bare = []
-    for cell in cells:
-        options = cell.config.optimizer_options
-        kinds = {n: v for n, v in options.items() if isinstance(v, str | bool)}
-        bare.append(label_of(cell.config.optimizer, kinds))
+    bare = [cell.short_label for cell in cells]
     places = [
         (cell.config.batch_size, label) for cell, label in zip(cells, bare, strict=True)
     ]

@@ -15,7 +15,9 @@ from experiments.report.cells import (
     LEAST_LOSS,
     Cell,
     by_batch_size,
+    longest_series,
     looks,
+    median_by_step,
     short_labels,
 )
 from experiments.report.style import Look
@@ -67,8 +69,8 @@ def draw_progress(cells: Sequence[Cell], quantity: Quantity, path: Path) -> None
         axes.set_xlim(left=0)
         style.set_linear_ticks(axes, "x", integer=axes.get_xlabel() == "step")
         if quantity == "loss":
-            limit_loss(axes)
-            style.set_log_scale(axes, "y")
+            if limit_loss(axes):
+                style.set_log_scale(axes, "y")
         else:
             style.set_linear_ticks(axes, "y")
 
@@ -133,20 +135,19 @@ def has_beta(cell: Cell) -> bool:
 
 
 def median_series(cell: Cell, name: str, window: int) -> np.ndarray:
-    """The median over seeds, then a running mean; NaN from where half diverged."""
-    series = [record.series(name) for record in cell.records]
-    length = max(map(len, series))
-    values = np.full([len(series), length], np.inf)  # also after the end of a run
-    for row, found in zip(values, series, strict=True):
-        row[: len(found)] = np.where(np.isfinite(found), found, np.inf)
-    middle = np.median(values, axis=0)
+    """The median over seeds, then a running mean.
+
+    NaN from where half diverged, and at steps that no record holds.
+    """
+    middle = median_by_step(cell, name)
     middle = np.where(np.isfinite(middle), middle, np.nan)
-    padded = np.pad(middle, window // 2, mode="reflect" if length > window else "edge")
+    is_long = len(middle) > window
+    padded = np.pad(middle, window // 2, mode="reflect" if is_long else "edge")
     return np.lib.stride_tricks.sliding_window_view(padded, window).mean(axis=1)
 
 
-def limit_loss(axes: Axes) -> None:
-    """Limits for a logarithmic axis.
+def limit_loss(axes: Axes) -> bool:
+    """Sets limits for a logarithmic axis; returns whether anything can be drawn on it.
 
     Spikes far above the first losses and what is below `LEAST_LOSS` are cut off.
     """
@@ -158,6 +159,7 @@ def limit_loss(axes: Axes) -> None:
         highest = min(highest, 2 * max(curve[0] for curve in positive))
         margin = max(highest / lowest, 1.01) ** 0.05
         axes.set_ylim(lowest / margin, highest * margin)
+    return bool(positive)
 
 
 def held_out(cells: Sequence[Cell]) -> list[Quantity]:
@@ -206,16 +208,16 @@ def _draw_loss(axes: Axes, cell: Cell, cost: str, look: Look, label: str) -> Non
     # An odd window, of a fortieth of a long run.
     window = max(LOSS_WINDOW, cell.steps // 40 // 2 * 2 + 1)
     losses = median_series(cell, "loss", window)
-    places = _steps(cell) if cost == "step" else _longest(cell, cost)
+    places = _steps(cell) if cost == "step" else longest_series(cell, cost)
     axes.plot(places, losses, label=label, **look.line())
 
 
 def _draw_accuracy(
     axes: Axes, cell: Cell, name: str, cost: str, look: Look, label: str
 ) -> None:
-    points: list[tuple[Line, ...]] = list(
-        zip(*(record.evaluations for record in cell.records), strict=False)
-    )  # as far as every seed came
+    by_step = [{line["step"]: line for line in r.evaluations} for r in cell.records]
+    shared = [step for step in by_step[0] if all(step in lines for lines in by_step)]
+    points: list[list[Line]] = [[lines[step] for lines in by_step] for step in shared]
     if not points:
         return
     places = [statistics.median(line[cost] for line in point) for point in points]
@@ -291,14 +293,10 @@ def _limit_dots(axes: Axes, ends: Sequence[float], *, is_loss: bool) -> None:
 
 def _costs_are_steps(cell: Cell) -> bool:
     return all(
-        record.series("gradient_equivalents") == list(range(1, len(record.steps) + 1))
+        record.series("gradient_equivalents") == [s["step"] + 1 for s in record.steps]
         for record in cell.records
     )
 
 
 def _steps(cell: Cell) -> np.ndarray:
     return np.arange(1, cell.steps + 1)
-
-
-def _longest(cell: Cell, name: str) -> list[float]:
-    return max((record.series(name) for record in cell.records), key=len)

@@ -1,9 +1,11 @@
 """The figures of every run as one small CSV file, written and read back."""
 
 import csv
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.config import RunConfig
 from experiments.records.files import Line, RunRecord
@@ -18,6 +20,8 @@ FIGURES = (
     "gradient_equivalents",
     "seconds",
 )
+# Columns of today, which files of earlier reports lack.
+ADDED = ("dataset", "model", "schedule", "epochs", "settings")
 COLUMNS = (
     "optimizer",
     "batch_size",
@@ -27,6 +31,7 @@ COLUMNS = (
     "seed",
     "steps",
     *FIGURES,
+    *ADDED,
     "commit",
 )
 
@@ -43,7 +48,8 @@ def write_runs(cells: Sequence[Cell], path: Path) -> None:
 def read_runs(path: Path) -> list[RunRecord]:
     """Reads such a file as records without steps.
 
-    Data set and model are not in the file; those of the configurations mean nothing.
+    Files of earlier reports hold neither data set nor model, nor other settings than
+    those of the optimizer; those of the configurations then mean nothing.
 
     Raises:
       OSError: if the file cannot be read.
@@ -53,7 +59,8 @@ def read_runs(path: Path) -> list[RunRecord]:
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         found = reader.fieldnames or []
-        if missing := [name for name in COLUMNS if name not in found]:
+        needed = [name for name in COLUMNS if name not in ADDED or ADDED[0] in found]
+        if missing := [name for name in needed if name not in found]:
             raise ValueError(
                 f"{path} lacks the columns {missing}; a file such as the report's "
                 "runs.csv is needed"
@@ -73,18 +80,36 @@ def read_runs(path: Path) -> list[RunRecord]:
 
 def _line(record: RunRecord) -> dict[str, str | int]:
     config, summary = record.config, record.summary or {}
-    options = config.optimizer_options.items()
     return {
         "optimizer": config.optimizer,
         "batch_size": config.batch_size or "full",
-        "options": " ".join(f"{name}={value}" for name, value in options),
+        "options": _pairs(config.optimizer_options),
         "learning_rate": f"{config.learning_rate:.6g}",
         "l2": f"{config.l2:.6g}",
         "seed": config.seed,
         "steps": steps_of(record),
         **{name: _short(summary.get(name)) for name in FIGURES},
+        "dataset": config.dataset,
+        "model": config.model,
+        "schedule": config.schedule,
+        "epochs": config.epochs,
+        "settings": _pairs(_other_settings(config)),
         "commit": record.header["commit"] or "",
     }
+
+
+def _other_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings without a column that differ from their defaults."""
+    return {
+        field.name: value
+        for field in dataclasses.fields(RunConfig)
+        if field.name not in (*COLUMNS, "optimizer_options")
+        and (value := getattr(config, field.name)) != field.default
+    }
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _short(figure: float | None) -> str:
@@ -93,19 +118,29 @@ def _short(figure: float | None) -> str:
 
 def _record(line: Mapping[str, str]) -> RunRecord:
     size = line["batch_size"]
-    pairs = [text.partition("=") for text in line["options"].split()]
+    described = ADDED[0] in line
+    others: dict[str, Any] = {}
+    if described:
+        others = _options(line["settings"])
+        if unknown := sorted(set(others) - set(RunConfig.__dataclass_fields__)):
+            raise ValueError(f"settings={line['settings']!r} has unknown {unknown}")
+        others |= {name: line[name] for name in ("dataset", "model", "schedule")}
+        others["epochs"] = int(_number(line, "epochs"))
     config = RunConfig(
         optimizer=line["optimizer"],
-        optimizer_options={name: _option(value) for name, _, value in pairs},
+        optimizer_options=_options(line["options"]),
         learning_rate=_number(line, "learning_rate"),
         batch_size=None if size == "full" else int(_number(line, "batch_size")),
         l2=_number(line, "l2"),
         seed=int(_number(line, "seed")),
+        **others,
     )
     summary: Line = {"step": int(_number(line, "steps"))}
     for name in FIGURES:
         summary[name] = _number(line, name) if line[name] else None
-    header = {"commit": line["commit"]}
+    header: Line = {"commit": line["commit"]}
+    if described:
+        header["config"] = dataclasses.asdict(config)
     return RunRecord(config, header, [], [], [], summary, None)
 
 
@@ -116,9 +151,16 @@ def _number(line: Mapping[str, str], name: str) -> float:
         raise ValueError(f"{name}={line[name]!r} is not a number") from error
 
 
-def _option(text: str) -> float | str | bool:
+def _options(text: str) -> dict[str, Any]:
+    pairs = [pair.partition("=") for pair in text.split()]
+    return {name: _option(value) for name, _, value in pairs}
+
+
+def _option(text: str) -> float | str | bool | None:
     if text in ("True", "False"):
         return text == "True"
+    if text == "None":
+        return None
     try:
         number = float(text)
     except ValueError:

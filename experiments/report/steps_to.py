@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from experiments.records.files import mean_over_steps
-from experiments.report.cells import LEAST_LOSS, Cell
+from experiments.report.cells import LEAST_LOSS, Cell, longest_series, median_by_step
 from experiments.report.tables import (
     NONE,
     NOT_TUNED,
@@ -48,7 +48,7 @@ def steps_table(
     peer = None if best is None else steps_to(best, target)
     steps = [steps_to(cell, target) for cell in cells]
     costs = [
-        None if n is None else cell.records[0].series("gradient_equivalents")[n - 1]
+        None if n is None else longest_series(cell, "gradient_equivalents")[n - 1]
         for cell, n in zip(cells, steps, strict=True)
     ]
     ratios = [None if n is None or peer is None else n / peer for n in steps]
@@ -92,16 +92,11 @@ def smoothed_losses(cell: Cell) -> np.ndarray:
     """Objectives of the batches: the median over seeds, then the mean of five steps.
 
     Entry t is of steps t - 4 to t; a run that diverged counts as infinite, and a mean
-    below `LEAST_LOSS` as `LEAST_LOSS`.
+    below `LEAST_LOSS` as `LEAST_LOSS`. It is NaN where the records hold no such step.
     """
-    length = max(len(record.steps) for record in cell.records)
-    losses = np.full([len(cell.records), length], np.inf)
-    for row, record in zip(losses, cell.records, strict=True):
-        found = np.asarray(record.series("loss"))
-        row[: len(found)] = np.where(np.isfinite(found), found, np.inf)
-    middle = np.median(losses, axis=0)
-    if length < WINDOW:
-        return np.full(length, np.inf)
+    middle = median_by_step(cell, "loss")
+    if len(middle) < WINDOW:
+        return np.full(len(middle), np.inf)
     windows = np.lib.stride_tricks.sliding_window_view(middle, WINDOW)
     means = np.maximum(windows.mean(axis=1), LEAST_LOSS)
     return np.concatenate([np.full(WINDOW - 1, np.inf), means])

@@ -1,15 +1,18 @@
 """The report: tables and pictures of records, in one folder."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import rich.console
 
 from experiments.records.files import RunRecord, read_records, record_paths
-from experiments.report.cells import Cell, by_batch_size, group
+from experiments.report.cells import Cell, by_batch_size, group, key_of
 from experiments.report.figures import (
     BETA_WINDOW,
     LOSS_WINDOW,
+    Quantity,
     draw_beta,
     draw_finals,
     draw_progress,
@@ -34,8 +37,10 @@ def write_report(
     """
     cells = group(records)
     out.mkdir(parents=True, exist_ok=True)
-    parts = [_provenance(records), *_pictures(cells, out)]
     write_runs(cells, out / "runs.csv")
+    pictures = _pictures(cells)
+    shown = [f"![{name.replace('_', ' ')}]({name}.png)\n" for name in pictures]
+    parts = [_provenance(records), *shown]
     groups = by_batch_size(cells)
     for name, (heading, _) in ACCURACIES.items():
         if len(groups) > 1 and any(cell.has(name) for cell in cells):
@@ -46,6 +51,8 @@ def write_report(
         console.print(final_table(members, with_range=False).terminal(title))
         parts.append(f"### {title}\n\n{final_table(members).markdown()}")
     (out / "report.md").write_text("\n".join(parts), encoding="utf-8")
+    for name, draw in pictures.items():
+        draw(out / f"{name}.png")
     console.print(f"Tables and figures in {out / 'report.md'}.")
 
 
@@ -54,60 +61,73 @@ def read_input(path: Path) -> list[RunRecord]:
 
     Raises:
       FileNotFoundError: if there is no record.
-      ValueError: if a file is no record, or the record of a run that is not complete.
+      ValueError: if a file is no record, or the record of a run that is not complete,
+        or repeats another with the same settings and seed.
     """
     if path.suffix == ".csv":
-        return read_runs(path)
+        records = read_runs(path)
+        lines = range(2, len(records) + 2)
+        _check_distinct(records, [f"{path}:{line}" for line in lines])
+        return records
     records = read_records(path, interrupted=True)
-    for file, record in zip(record_paths(path), records, strict=True):
+    files = record_paths(path)
+    for file, record in zip(files, records, strict=True):
         if record.summary is None and record.stopped is None:
             raise ValueError(
                 f"{file} is the record of a run that is not complete; repeat or resume "
                 "the run, or move the record away"
             )
+    _check_distinct(records, files)
     return records
 
 
-def _pictures(cells: Sequence[Cell], out: Path) -> list[str]:
-    """Draws what the records allow; returns the lines that show it."""
-    drawn = []
+def _check_distinct(records: Sequence[RunRecord], places: Sequence[Path | str]) -> None:
+    first: dict[tuple[str, int], Path | str] = {}
+    for place, record in zip(places, records, strict=True):
+        run = (key_of(record.config), record.config.seed)
+        if run in first:
+            raise ValueError(
+                f"{first[run]} and {place} are runs with the same settings and "
+                f"seed={record.config.seed}; move one of them away"
+            )
+        first[run] = place
+
+
+def _pictures(cells: Sequence[Cell]) -> dict[str, Callable[[Path], None]]:
+    """The pictures that the records allow, each a function that draws it."""
+    pictures: dict[str, Callable[[Path], None]] = {}
     if any(has_steps(cell) for cell in cells):
-        draw_progress(cells, "loss", out / "loss.png")
-        drawn.append("loss")
-        for quantity in held_out(cells):
-            draw_progress(cells, quantity, out / f"{quantity}.png")
-            drawn.append(quantity)
+        quantities: list[Quantity] = ["loss", *held_out(cells)]
+        for quantity in quantities:
+            pictures[quantity] = functools.partial(draw_progress, cells, quantity)
     if any(has_beta(cell) for cell in cells):
-        draw_beta(cells, out / "beta.png")
-        drawn.append("beta")
-    draw_finals(cells, out / "finals.png")
-    drawn.append("finals")
-    return [f"![{name.replace('_', ' ')}]({name}.png)\n" for name in drawn]
+        pictures["beta"] = functools.partial(draw_beta, cells)
+    pictures["finals"] = functools.partial(draw_finals, cells)
+    return pictures
 
 
 def _provenance(records: Sequence[RunRecord]) -> str:
     """Says in a few sentences where the figures come from."""
-    first = records[0]
-    seeds = sorted({record.config.seed for record in records})
-    commits = dict.fromkeys(record.header["commit"] or "unknown" for record in records)
-    facts = [f"seeds {', '.join(map(str, seeds))}"]
-    if "device" in first.header:
-        device = first.header["device"]
-        versions = [
-            f"{name} {version}"
-            for name, version in first.header["versions"].items()
-            if version is not None
-        ]
-        facts = [
-            f"data set {first.config.dataset}",
-            f"model {first.config.model}",
-            *facts,
-            f"device {device['count']} x {device['kind']}",
-            *versions,
-        ]
-    facts.append(f"commit {', '.join(commits)}")
+    headers = [record.header for record in records]
+    configs = [record.config for record in records if "config" in record.header]
+    devices = [header["device"] for header in headers if "device" in header]
+    versions = [header["versions"] for header in headers if "versions" in header]
+    packages = dict.fromkeys(name for found in versions for name in found)
+    found: dict[str, list[Any]] = {
+        "data set": [config.dataset for config in configs],
+        "model": [config.model for config in configs],
+        "seeds": sorted(record.config.seed for record in records),
+        "device": [f"{device['count']} x {device['kind']}" for device in devices],
+        **{name: [of.get(name) for of in versions] for name in packages},
+        "commit": [header["commit"] or "unknown" for header in headers],
+    }
+    facts = []
+    for name, values in found.items():
+        distinct = dict.fromkeys(str(value) for value in values if value is not None)
+        if distinct:
+            facts.append(f"{name} {', '.join(distinct)}")
     text = (
-        f"Made by `experiments.report` from {len(records)} runs: {', '.join(facts)}.\n"
+        f"Made by `experiments.report` from {len(records)} runs: {'; '.join(facts)}.\n"
         "Figures are medians over seeds, with the range in brackets. The training loss "
         "is that of the whole training set after the last step, without the L2 term. "
         "Seconds exclude compilation."

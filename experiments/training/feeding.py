@@ -1,7 +1,7 @@
 """The input of a compiled call: a whole split, or the next batches of a stream."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.data import Share, Split, Stream
-from experiments.data.image_sets import LabeledImages
+from experiments.data import Split, Stream
 from experiments.training.meshes import AXES, joined
 
 
@@ -43,18 +42,18 @@ def make_feed(train: Split | Stream, shape: CallShape, mesh: Mesh) -> Feed:
     sharding = NamedSharding(mesh, P(None, None, AXES))
 
     def open_stream(seed: int, step: int) -> Iterator[Split]:
-        share = _share_of_process()
-        batches = train.training_batches(
+        micro_batches = train.training_batches(
             seed=seed,
-            first=step,
-            batch_size=shape.micro_batches * shape.micro_batch_size,
-            share=share,
+            first=step * shape.micro_batches,
+            batch_size=shape.micro_batch_size,
+            rows=_rows_of_process(mesh, shape.micro_batch_size),
         )
         while True:
-            steps = list(itertools.islice(batches, shape.steps))
-            local = jax.tree.map(lambda *xs: np.stack(xs), *steps)
-            parts = _in_parts(local, shape.micro_batches)
-            yield Split(*joined(tuple(parts), sharding))
+            of_call = itertools.islice(micro_batches, shape.steps * shape.micro_batches)
+            local = jax.tree.map(
+                lambda *xs: np.stack(xs).reshape(*shape[:2], *xs[0].shape), *of_call
+            )
+            yield Split(*joined(tuple(local), sharding))
 
     def spec(dtype: Any, *of_example: int) -> Any:
         return jax.ShapeDtypeStruct((*shape, *of_example), dtype, sharding=sharding)
@@ -66,14 +65,22 @@ def evaluation_batches(stream: Stream, batch_size: int, mesh: Mesh) -> Iterator[
     """All examples of a stream once, over all devices; the last batch is padded."""
     sharding = NamedSharding(mesh, P(AXES))
     whole = -(-batch_size // mesh.size) * mesh.size
-    share = _share_of_process()
-    for local in stream.evaluation_batches(batch_size=whole, share=share):
+    rows = _rows_of_process(mesh, whole)
+    for local in stream.evaluation_batches(batch_size=whole, rows=rows):
         yield Split(*joined(tuple(local), sharding))
 
 
-def _share_of_process() -> Share:
-    return Share(jax.process_index(), jax.process_count())
+def rows_on(devices: Iterable[jax.Device], mesh: Mesh, size: int) -> Sequence[int]:
+    """The rows of a batch that some devices of a mesh hold, in increasing order.
+
+    On a slice of TPUs the rows of one host need not be neighbors: the mesh follows the
+    coordinates of the chips.
+    """
+    parts = NamedSharding(mesh, P(AXES)).devices_indices_map((size,))
+    return sorted(
+        row for device in devices for row in range(*parts[device][0].indices(size))
+    )
 
 
-def _in_parts(local: LabeledImages, parts: int) -> LabeledImages:
-    return jax.tree.map(lambda x: x.reshape(len(x), parts, -1, *x.shape[2:]), local)
+def _rows_of_process(mesh: Mesh, size: int) -> Sequence[int]:
+    return rows_on(mesh.local_devices, mesh, size)

@@ -161,11 +161,12 @@ def joined(parts: PyTree, sharding: NamedSharding) -> PyTree:
     """Joins the parts of a batch that the processes hold.
 
     Args:
-      parts: arrays of the examples of this process, of equal shape on all processes.
+      parts: arrays of the examples that this process's devices hold, in the order of
+        the whole; of equal shape on all processes.
       sharding: sharding of the whole arrays, such as that of `BATCH`.
 
     Returns:
-      Arrays of the examples of all processes, in the order of the processes.
+      Arrays of the examples of all processes.
     """
     return jax.tree.map(
         lambda part: jax.make_array_from_process_local_data(sharding, np.asarray(part)),

@@ -74,8 +74,8 @@ def connect(options: ProcessOptions) -> None:
     """Joins the other processes; does nothing if this is the only process.
 
     Raises:
-      CoordinatorError: if the coordinator cannot be reached, or not all processes start
-        in time.
+      CoordinatorError: if the coordinator cannot be reached, not all processes start in
+        time, or the environment of ``auto`` names no coordinator.
     """
     if not options.auto and options.coordinator is None:
         return
@@ -93,6 +93,12 @@ def connect(options: ProcessOptions) -> None:
             shutdown_timeout_seconds=options.heartbeat_seconds,
         )
     except (RuntimeError, ValueError) as error:
+        if options.auto and isinstance(error, ValueError):
+            raise CoordinatorError(
+                "auto=True finds no cluster in the environment, such as a TPU slice, "
+                "GKE or Slurm; elsewhere give coordinator, count and index "
+                f"({error})"
+            ) from error
         raise CoordinatorError(
             f"the processes did not connect in {options.start_seconds} s: "
             f"coordinator={options.coordinator!r}, count={options.count!r}, "

@@ -7,6 +7,7 @@ state, so that all trials of a search share one compiled program, in sequence or
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,11 +28,15 @@ from experiments.training.evaluation import (
 )
 from experiments.training.feeding import CallShape, Feed, make_feed
 from experiments.training.hyperparameters import hyperparameters_of
+from experiments.training.processes import is_first
 from experiments.training.state import TrainState
 from experiments.training.step import Metrics, TrainStep, make_step
 
 PyTree = Any
 
+_log = logging.getLogger(__name__)
+
+MOST_LOST = 0.05  # of the passes over the training set, without a warning
 MOST_IMAGES = 50_000  # of a stream, for the statistics of an average of weights
 
 
@@ -118,16 +123,21 @@ class Program:
 
         Those of the last weights have been measured in training. An average of weights
         is another network: its statistics are the means over batches of training
-        images, without augmentation, of a stream over its first 50,000.
+        images, without augmentation, of a stream over whole batches of its first
+        50,000.
         """
         params = self.step.evaluated_params(state)
         if params is state.params or not state.batch_stats:
             return state.batch_stats
         size = min(EVALUATION_BATCH_SIZE, _count(train))
-        batches = batches_of(train, size, self.step.mesh)
-        if not isinstance(train, Split):  # whose last batch may be padded
+        most = None
+        if not isinstance(train, Split):
+            # Whole batches, equal on all devices: what pads others must not count.
+            devices = self.step.mesh.size
+            size = max(size // devices, 1) * devices
             most = min(_count(train), MOST_IMAGES) // size
-            batches = itertools.islice(batches, most)
+        batches = batches_of(train, size, self.step.mesh)
+        batches = itertools.islice(batches, most)
         params, before = self._within((params, state.batch_stats))
         model, standardize = self.step.model_of_whole_batches, self.step.standardize
         return recomputed_statistics(model, params, before, batches, standardize)
@@ -252,6 +262,7 @@ def make_program(
     steps_per_call = config.steps_per_call or (1 if streamed else steps_per_report)
     _check_steps_per_call(steps_per_call, steps_per_report)
     total_steps = config.epochs // config.epochs_per_report * steps_per_report
+    _warn_of_lost_passes(config, examples, total_steps * batch_size)
     # Inside a call the compiler partitions the work, whatever the axis types outside.
     within = meshes.with_auto_axes(mesh)
     return Program(
@@ -288,6 +299,17 @@ def _check_batch_size(
         raise ValueError(
             f"ghost_batch_size={together!r} must divide the {batch_size // parts} "
             "examples of a micro-batch, or be None for all of them"
+        )
+
+
+def _warn_of_lost_passes(config: RunConfig, examples: int, used: int) -> None:
+    asked = config.epochs * examples
+    if 1 - used / asked > MOST_LOST and is_first():
+        _log.warning(
+            f"batch_size={config.batch_size!r} leaves {used / examples:.1f} of "
+            f"epochs={config.epochs!r} passes: the steps up to a report are rounded "
+            f"down. A greater epochs_per_report than {config.epochs_per_report!r}, or "
+            f"a batch size that divides the {examples} training examples, loses less"
         )
 
 

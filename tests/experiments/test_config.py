@@ -65,6 +65,18 @@ def test_options_of_another_optimizer_are_refused():
         optimizers.build("adam", 0.1, {"momentum": 0.9})
 
 
+def test_an_option_that_is_no_number_is_refused():
+    with pytest.raises(
+        ValueError,
+        match=r"optimizer_options has momentum='abc', .* number, .*'heavy_ball', 0\.9",
+    ):
+        optimizers.build("heavy_ball", 0.1, {"momentum": "abc"})
+    with pytest.raises(ValueError, match=r"refresh_period='often', .* number"):
+        optimizers.build(
+            "nlcg", 0.1, {"preconditioner": "kronecker", "refresh_period": "often"}
+        )
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -1,3 +1,4 @@
+import jax
 import pytest
 
 from experiments import run
@@ -45,3 +46,27 @@ def test_an_existing_record_is_refused_before_data_is_loaded(tmp_path, monkeypat
     monkeypatch.setattr(run.data, "load_or_open", None)  # would raise a TypeError
     with pytest.raises(SystemExit, match="error: the record .* exists"):
         run.main([f"--record={path}"])
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("RESOURCE_EXHAUSTED", jax.errors.JaxRuntimeError),
+        ("INVALID_ARGUMENT", jax.errors.JaxRuntimeError),
+        ("UNIMPLEMENTED", jax.errors.JaxRuntimeError),
+        ("INTERNAL", SystemExit),
+    ],
+)
+def test_only_errors_that_lost_processes_can_cause_are_blamed_on_them(
+    status, expected, tmp_path, monkeypatch
+):
+    message = f"{status}: what happened"
+
+    def failing(*_):
+        raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(run, "run", failing)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(expected, match=message) as ended:
+        run.main([f"--record={tmp_path / 'run.jsonl'}"])
+    assert ("lost the others" in str(ended.value)) == (expected is SystemExit)

@@ -12,7 +12,7 @@ from experiments.report import __main__ as report
 from experiments.tuning import __main__ as sweep
 
 NAME = "my_optimizers:signed_momentum"
-SMALL = ["--config.epochs=2", "--config.train-examples=512"]
+SMALL = ["--config.epochs=2"]
 
 
 @pytest.fixture

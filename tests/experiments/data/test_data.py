@@ -1,8 +1,12 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import sklearn.datasets
 
 from experiments import data
+from experiments.config import RunConfig
 
 
 def test_digits_are_split_without_loss_or_overlap(digits):
@@ -46,3 +50,25 @@ def test_pixels_of_digits_are_labeled_by_themselves(digits):
 def test_the_split_is_fixed(digits):
     again = data.load("digits")
     np.testing.assert_array_equal(again.test.images, digits.test.images)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("digits", {"train_examples": 9}, "train_examples=9 has no .* default, None"),
+        ("text", {"classes": 5}, "classes=5 has no effect with dataset='text'"),
+        ("spoken_words", {"halved_images": True}, "halved_images=True has no effect"),
+        ("cifar10", {"image_size": 32}, "image_size=32 .* allowed is the default, 224"),
+        ("imagenet2012", {"classes": 9}, "classes=9 has no .* dataset='imagenet2012'"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(name, settings, message, tmp_path):
+    options = RunConfig(dataset=name, **settings).data_options(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        data.load_or_open(name, options)
+
+
+def test_every_data_set_says_what_it_uses():
+    assert set(data.USED) == {*data.DATASETS, *data.STREAMED}
+    options = {field.name for field in dataclasses.fields(data.DataOptions)}
+    assert {option for used in data.USED.values() for option in used} < options

@@ -16,7 +16,7 @@ from experiments import data
 from experiments.data import prepare
 from experiments.data.imagenet_store import class_names, open_split
 from experiments.data.photo_stream import PhotoStream
-from experiments.data.stream import PADDING_LABEL, Share
+from experiments.data.stream import PADDING_LABEL
 from experiments.records.files import read_record
 from tests.experiments.fake_imagenet import (
     SYNSETS,
@@ -27,7 +27,6 @@ from tests.experiments.fake_imagenet import (
 )
 
 EXAMPLES = len(SYNSETS) * TRAINING_IMAGES
-WHOLE = Share()
 OPTIONS = {"validation_examples": 8, "image_size": 24}
 
 
@@ -57,9 +56,9 @@ def plain_stream(count):
     return PhotoStream(source, 16)
 
 
-def training_batches(stream, first, number, share=WHOLE, batch_size=8):
+def training_batches(stream, first, number, rows=range(8), batch_size=8):
     batches = stream.training_batches(
-        seed=7, first=first, batch_size=batch_size, share=share
+        seed=7, first=first, batch_size=batch_size, rows=rows
     )
     return list(itertools.islice(batches, number))
 
@@ -112,10 +111,10 @@ def test_a_stream_goes_on_where_it_was_and_processes_share_a_batch():
     for mine, other in zip(training_batches(stream, 3, 2), whole[3:]):
         np.testing.assert_array_equal(mine.images, other.images)
         np.testing.assert_array_equal(mine.labels, other.labels)
-    shares = [training_batches(stream, 3, 2, Share(p, 2)) for p in range(2)]
-    for number, batch in enumerate(whole[3:]):
-        for p in range(2):
-            np.testing.assert_array_equal(shares[p][number].images, batch.images[p::2])
+    for rows in ([0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 4, 5], [2, 3, 6, 7]):
+        for mine, batch in zip(training_batches(stream, 3, 2, rows), whole[3:]):
+            np.testing.assert_array_equal(mine.images, batch.images[rows])
+            np.testing.assert_array_equal(mine.labels, batch.labels[rows])
     # Not the same augmentation for the same image again.
     row = [np.flatnonzero(b.labels == 5) for b in whole]
     seen = [b.images[r[0]] for b, r in zip(whole, row) if len(r)]
@@ -127,7 +126,7 @@ def test_an_evaluation_meets_every_image_once_and_pads_the_last_batch():
     stream = plain_stream(11)
     for count in (1, 2):
         found = [
-            list(stream.evaluation_batches(batch_size=8, share=Share(p, count)))
+            list(stream.evaluation_batches(batch_size=8, rows=range(8)[p::count]))
             for p in range(count)
         ]
         assert {len(batches) for batches in found} == {2}
@@ -189,7 +188,6 @@ import itertools, sys
 import numpy as np
 from pathlib import Path
 from experiments import data
-from experiments.data.stream import Share
 
 def images(workers):
     options = data.DataOptions(
@@ -199,7 +197,7 @@ def images(workers):
         decode_workers=workers,
     )
     train = data.load_or_open("imagenet2012", options).train
-    batches = train.training_batches(seed=7, first=2, batch_size=8, share=Share())
+    batches = train.training_batches(seed=7, first=2, batch_size=8, rows=range(8))
     found = np.stack([batch.images for batch in itertools.islice(batches, 5)])
     batches.close()
     return found

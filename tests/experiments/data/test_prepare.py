@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import http.server
 import socket
+import sys
 import threading
 
 import jax.numpy as jnp
@@ -245,9 +246,14 @@ def test_an_archive_is_downloaded_and_its_checksum_verified(tmp_path, monkeypatc
         known = {here + archive: checksums.compute_url_info(files / archive)}
         monkeypatch.setattr(tfds_store.ImageSetBuilder, "url_infos", known)
         prepare.main(arguments)
+        # Where there is nothing, the arrays begin with the download, too.
+        other = tmp_path / "other"
+        prepare.main(["cifar10", f"--data-dir={other}", "--form=arrays"])
         server.shutdown()
-    options = data.DataOptions(tmp_path / "data", validation_examples=0)
-    assert len(data.load("cifar10", options).train.labels) == TRAIN
+    assert (other / "cifar10.npz").exists()
+    for folder in (tmp_path / "data", other):
+        options = data.DataOptions(folder, validation_examples=0)
+        assert len(data.load("cifar10", options).train.labels) == TRAIN
 
 
 @pytest.mark.parametrize("silent", [True, False])
@@ -261,8 +267,17 @@ def test_a_host_that_does_not_answer_is_given_up_at_once(silent, tmp_path, monke
         image_set = dataclasses.replace(IMAGE_SETS["cifar10"], url=here)
         monkeypatch.setitem(IMAGE_SETS, "cifar10", image_set)
         message = f"error: {here}.* cannot be reached .*; .* --source DIRECTORY"
-        with pytest.raises(SystemExit, match=message):
-            prepare.main(["cifar10", f"--data-dir={tmp_path}"])
+        for form in ("tfds", "arrays"):
+            with pytest.raises(SystemExit, match=message):
+                prepare.main(["cifar10", f"--data-dir={tmp_path}", f"--form={form}"])
+
+
+def test_arrays_without_files_or_tensorflow_datasets_say_what_to_run(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "experiments.data.tfds_store", None)
+    with pytest.raises(SystemExit, match=r"(?s)run\n.* --source .*--form arr"):
+        prepare.main(["cifar10", f"--data-dir={tmp_path}", "--form=arrays"])
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

@@ -149,7 +149,7 @@ def test_presets_are_those_of_the_package(name, preset, options):
     chex.assert_trees_all_close(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("option", [{"reset_period": 2}, {"spectral_scaling": 1}])
+@pytest.mark.parametrize("option", [{"reset_period": 2}, {"spectral_scaling": True}])
 def test_the_options_that_the_paper_switched_off(option):
     named = optimizers.build("paper_nlcg", 0.1, option)
     found = updates_of(named.transformation, named.extras, jnp.positive)

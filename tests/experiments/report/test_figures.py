@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import matplotlib.pyplot as plt
@@ -92,6 +93,32 @@ def test_the_axis_says_which_accuracy_it_is(accuracy, curves_of):
 
 def test_gradient_equivalents_that_equal_the_steps_have_no_panel(curves_of):
     assert list(curves_of("loss", cost=1.0)) == ["step", "seconds"]
+
+
+def test_a_record_that_begins_late_is_drawn_where_it_was(tmp_path, drawn):
+    losses = [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    pair = []
+    for seed, begins_at in enumerate((0, 2)):
+        whole = record("sgd", losses, seed=seed)
+        evaluations = [{**costs(s), "test_accuracy": s / 8} for s in (2, 8)]
+        pair.append(
+            dataclasses.replace(
+                whole,
+                steps=whole.steps[begins_at:],
+                evaluations=evaluations[begins_at // 2 :],
+            )
+        )
+    figures.draw_progress(group(pair), "test_accuracy", tmp_path / "figure.png")
+    (line,) = drawn[-1].axes[0].get_lines()
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([8], [100.0])
+    figures.draw_progress(group(pair[1:]), "loss", tmp_path / "figure.png")
+    assert [panel.get_xlabel() for panel in drawn[-1].axes] == ["step", "seconds"]
+    (line,) = drawn[-1].axes[0].get_lines()
+    shown = np.isfinite(line.get_ydata())
+    np.testing.assert_allclose(np.asarray(line.get_xdata())[shown], [5, 6, 7, 8])
+    np.testing.assert_allclose(line.get_ydata()[shown][:2], [4.0, 3.0])
+    (line,) = drawn[-1].axes[1].get_lines()
+    np.testing.assert_allclose(np.asarray(line.get_xdata())[shown], [2.5, 3, 3.5, 4])
 
 
 @pytest.fixture

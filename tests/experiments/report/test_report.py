@@ -1,5 +1,10 @@
+import json
+import math
+
+import jax
 import pytest
 
+from experiments.report import write as write_module
 from experiments.report.__main__ import main
 from tests.experiments.report.synthetic import write
 
@@ -23,7 +28,7 @@ def test_the_command_writes_tables_and_pictures(folder, capsys):
     out = capsys.readouterr().out
     assert "SGD" in out
     report = (folder.parent / "report.md").read_text(encoding="utf-8")
-    assert "from 6 runs: data set digits, model mlp, seeds 0, 1, 2" in report
+    assert "from 6 runs: data set digits; model mlp; seeds 0, 1, 2;" in report
     assert "### Test accuracy %" in report
     assert "### Validation accuracy %" in report
     assert "### Full batch" in report
@@ -76,3 +81,64 @@ def test_what_cannot_be_reported_ends_with_one_line(folder, tmp_path):
     killed.write_text(content, encoding="utf-8")
     with pytest.raises(SystemExit, match=r"error: .*Not a directory: .*c0.jsonl"):
         main([str(folder), f"--out={killed / 'report'}"])
+
+
+def test_runs_of_which_nothing_is_finite_leave_the_others_their_report(tmp_path):
+    records = tmp_path / "records"
+    write(records, "a", {"optimizer": "sgd"}, [2.0, 1.0, 0.5], final=0.5)
+    write(records, "b", {"optimizer": "sgd", "batch_size": 8}, [math.nan], final=None)
+    main([str(records)])
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| SGD | 0.1 | – (1 of 1 diverged) |" in report
+    assert "0.5000" in report
+    assert (tmp_path / "loss.png").exists()
+
+
+def test_tables_are_written_before_pictures(folder, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("no picture")
+
+    monkeypatch.setattr(write_module, "draw_progress", fail)
+    with pytest.raises(SystemExit, match="no picture"):
+        main([str(folder)])
+    assert "0.2000" in (folder.parent / "report.md").read_text(encoding="utf-8")
+    assert len((folder.parent / "runs.csv").read_text().splitlines()) == 7
+
+
+def test_runs_of_several_kinds_are_kept_apart(tmp_path):
+    records = tmp_path / "records"
+    schedule = {"schedule": "cosine"}
+    for number, settings in enumerate(({}, schedule, {**schedule, "model": "cnn"})):
+        config, final = {"optimizer": "sgd", **settings}, 0.1 * (number + 1)
+        write(records, f"{number}", config, [2.0], final=final)
+    text = (records / "2.jsonl").read_text(encoding="utf-8")
+    line, rest = text.split("\n", 1)
+    header = json.loads(line)
+    header["device"] = {"platform": "gpu", "kind": "H200", "count": 1}
+    header["versions"] = {**header["versions"], "jax": "0.1.2"}
+    (records / "2.jsonl").write_text(f"{json.dumps(header)}\n{rest}", encoding="utf-8")
+    main([str(records)])
+    for out in (tmp_path, tmp_path / "runs"):
+        report = (out / "report.md").read_text(encoding="utf-8")
+        assert "data set digits; model mlp, cnn; seeds 0" in report
+        assert "| **SGD, model=mlp, schedule=constant** | **0.1000** |" in report
+        assert "| SGD, model=mlp, schedule=cosine | 0.2000 |" in report
+        assert "| SGD, model=cnn, schedule=cosine | 0.3000 |" in report
+        main([str(tmp_path / "runs.csv")])
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert f"; jax {jax.__version__}, 0.1.2; " in report
+    assert ", 1 x H200; " in report
+
+
+def test_two_records_of_the_same_settings_and_seed_are_refused(folder):
+    again = folder / "again.jsonl"
+    again.write_text((folder / "a1.jsonl").read_text())
+    with pytest.raises(SystemExit, match=r"a1\.jsonl and .*again.* seed=1; move one"):
+        main([str(folder)])
+    again.unlink()
+    main([str(folder)])
+    table = folder.parent / "runs.csv"
+    lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    table.write_text("".join([*lines, lines[1]]), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"runs\.csv:2 and .*runs\.csv:8 .* seed=0"):
+        main([str(table)])

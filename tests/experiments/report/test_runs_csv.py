@@ -15,6 +15,18 @@ def records():
     return [
         record("sgd", [2.0, 0.3], learning_rate=0.5, seed=2, figures=figures),
         record("nlcg", [2.0, 0.2], batch_size=None, options=options, l2=1e-4),
+        record("sgd", [2.0, 0.4], dataset="cifar10", model="cnn", learning_rate=0.5),
+        record(
+            "sgd",
+            [2.0, 0.5],
+            schedule="cosine",
+            epochs=200,
+            epochs_per_report=40,
+            warmup_epochs=0.5,
+            halved_images=True,
+            shard_devices=None,
+            data_devices=1,
+        ),
     ]
 
 
@@ -37,9 +49,20 @@ def test_every_run_has_a_line_with_its_figures(records, tmp_path):
         "test_accuracy": "0.7",
         "gradient_equivalents": "2",
         "seconds": "1",
+        "dataset": "digits",
+        "model": "mlp",
+        "schedule": "constant",
+        "epochs": "20",
+        "settings": "",
         "commit": "abc",
     }
     assert lines[1]["options"] == "rule=pr+ beta_max=0.9 across_halves=True beta=1"
+    assert [lines[3][name] for name in ("schedule", "epochs", "settings")] == [
+        "cosine",
+        "200",
+        "warmup_epochs=0.5 epochs_per_report=40 data_devices=1 shard_devices=None "
+        "halved_images=True",
+    ]
 
 
 def test_what_was_written_is_read_back(records, tmp_path):
@@ -60,7 +83,8 @@ def test_what_was_written_is_read_back(records, tmp_path):
         (("optimizer,", "name,"), r"runs.csv lacks the columns \['optimizer'\]"),
         (("0.5,", "half,"), r"runs.csv:2: learning_rate='half' is not a number"),
         (("0.5,", "-0.5,"), r"runs.csv:2: learning_rate=-0.5 must be"),
-        ((",0.7,2,", ",0.7,"), r"runs.csv:2: 15 fields are needed"),
+        ((",20,,abc", ",20,epoch=3,abc"), r"csv:2: settings='epoch=3' has .*'epoch'"),
+        ((",0.7,2,", ",0.7,"), r"runs.csv:2: 20 fields are needed"),
     ],
 )
 def test_a_wrong_file_is_refused_by_line(records, tmp_path, change, message):
@@ -73,3 +97,18 @@ def test_a_wrong_file_is_refused_by_line(records, tmp_path, change, message):
     path.write_text(text.partition("\n")[0] + "\n")
     with pytest.raises(ValueError, match="holds no run"):
         read_runs(path)
+
+
+def test_a_file_of_an_earlier_report_is_read_without_what_it_lacks(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text(
+        "optimizer,batch_size,options,learning_rate,l2,seed,steps,train_loss,"
+        "train_accuracy,validation_accuracy,test_loss,test_accuracy,"
+        "gradient_equivalents,seconds,commit\n"
+        "sgd,full,momentum=0.9,0.5,0.0002,3,120,0.25,,,,0.7,120,21.5,abc\n"
+    )
+    (found,) = read_runs(path)
+    assert (found.config.batch_size, found.config.seed) == (None, 3)
+    assert found.config.optimizer_options == {"momentum": 0.9}
+    assert found.summary["train_loss"] == 0.25
+    assert found.header == {"commit": "abc"}

@@ -1,6 +1,8 @@
+import dataclasses
+
 import numpy as np
 
-from experiments.report.cells import Cell
+from experiments.report.cells import Cell, longest_series
 from experiments.report.steps_to import (
     best_baseline,
     smoothed_losses,
@@ -55,3 +57,17 @@ def test_a_run_shorter_than_the_window_reaches_nothing():
     short = cell("sgd", [2.0, 1.0])
     assert steps_to(short, 5.0) is None
     assert best_baseline([short], BASELINES) is None
+
+
+def test_a_record_that_begins_late_has_the_steps_that_it_recorded():
+    falling = np.linspace(2.0, 0.2, 10)
+    late = cell("sgd", falling, falling)
+    whole, second = late.records
+    alone = Cell((dataclasses.replace(second, steps=second.steps[3:]),))
+    late = Cell((whole, *alone.records))
+    assert (late.steps, alone.steps) == (10, 10)
+    np.testing.assert_allclose(smoothed_losses(late)[4:], falling[2:8], atol=1e-12)
+    assert steps_to(late, 0.9) == steps_to(alone, 0.9) == 9
+    assert steps_to(alone, 5.0) == 8  # the first with a whole window
+    seconds = longest_series(alone, "seconds")
+    np.testing.assert_allclose(seconds[2:5], [np.nan, 2.0, 2.5])

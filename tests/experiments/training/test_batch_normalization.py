@@ -12,7 +12,7 @@ import pytest
 
 from experiments import models
 from experiments.data import Split
-from experiments.data.stream import LabeledImages
+from experiments.data.stream import PADDING_LABEL, LabeledImages
 from experiments.training import make_program
 from experiments.training import program as program_module
 from tests.experiments.training.quick_runs import quick, train
@@ -130,7 +130,7 @@ def test_statistics_of_a_stream_are_those_of_its_first_images(
 
         examples, shape = 64, few_digits.train.images.shape[1:]
 
-        def evaluation_batches(self, *, batch_size, share):
+        def evaluation_batches(self, *, batch_size, rows):
             for at in range(0, self.examples, batch_size):
                 rows = slice(at, at + batch_size)
                 yield LabeledImages(*(np.asarray(x[rows]) for x in few_digits.train))
@@ -141,3 +141,33 @@ def test_statistics_of_a_stream_are_those_of_its_first_images(
     expected = program.statistics(state, first)
     found = program.statistics(state, Rows())
     chex.assert_trees_all_close(found, expected, rtol=1e-6)
+
+
+@pytest.mark.devices
+def test_statistics_of_a_stream_leave_out_what_fills_a_batch(few_digits):
+    class Rows:
+        """The first 35 images, which eight devices cannot share equally."""
+
+        examples, shape = 35, few_digits.train.images.shape[1:]
+
+        def evaluation_batches(self, *, batch_size, rows):
+            del rows  # of one process: all
+            for at in range(0, self.examples, batch_size):
+                end = min(at + batch_size, self.examples)
+                batch = LabeledImages(
+                    *(np.asarray(x[at:end]) for x in few_digits.train)
+                )
+                fill = batch_size - (end - at)
+                yield LabeledImages(
+                    np.pad(batch.images, [(0, fill), (0, 0), (0, 0), (0, 0)]),
+                    np.pad(batch.labels, (0, fill), constant_values=PADDING_LABEL),
+                )
+
+    config = quick(model="cnn", optimizer="sgd", ema_decay=0.9, epochs=1)
+    program = make_program(config, few_digits)
+    state = program.init(0, 0.1)
+    state = state._replace(average=jax.tree.map(jnp.copy, state.params))
+    first = Split(*(x[:32] for x in few_digits.train))
+    expected = program.statistics(state, first)
+    found = program.statistics(state, Rows())
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)

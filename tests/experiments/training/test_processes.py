@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -266,6 +267,18 @@ def test_a_coordinator_that_is_not_there():
         match=rf"coordinator='{address}' was not reached in 1 s .*is process 0 running",
     ):
         connect(ProcessOptions(False, address, 2, 1, start_seconds=1))
+
+
+def test_auto_outside_of_a_cluster(monkeypatch):
+    def initialize(*arguments, **settings):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(
+        CoordinatorError,
+        match=r"auto=True finds no cluster .* give coordinator, count .*\(coord",
+    ):
+        connect(ProcessOptions(auto=True))
 
 
 @pytest.mark.slow

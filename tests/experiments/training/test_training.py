@@ -195,6 +195,15 @@ def test_the_steps_of_the_paper(few_digits):
     assert steps(50_000, batch_size=8192) == 1220
 
 
+def test_passes_that_the_rounding_of_steps_loses_are_reported(few_digits, caplog):
+    make_program(quick(batch_size=40, epochs=20), few_digits)  # 32 steps
+    make_program(quick(batch_size=40, epochs=5), few_digits)  # 8 of 8
+    assert not caplog.records
+    make_program(quick(batch_size=40, epochs=20, epochs_per_report=1), few_digits)
+    assert "batch_size=40 leaves 12.5 of epochs=20 passes" in caplog.text
+    assert "greater epochs_per_report than 1, or a batch size" in caplog.text
+
+
 def test_examples_left_over_are_met_in_the_next_step(few_digits):
     # Batches of 24 out of 64: eight steps are three epochs, each a permutation.
     config = quick(optimizer="sgd", learning_rate=1e-30, batch_size=24, epochs=3)
