@@ -54,8 +54,8 @@ class Cell:
 
     @property
     def failures(self) -> int:
-        """Runs that ended without a finite training loss."""
-        return sum(not math.isfinite(loss) for loss in self.values("train_loss"))
+        """Runs that stopped, or ended with a training loss that is not finite."""
+        return sum(_has_failed(record) for record in self.records)
 
     def has(self, name: str) -> bool:
         """Whether any run has a figure of its summary."""
@@ -203,3 +203,11 @@ def optimizer_label(config: RunConfig) -> str:
 def batch_size_name(size: int | None) -> str:
     """Names a batch size in words."""
     return "full batch" if size is None else f"batch size {size}"
+
+
+def _has_failed(record: RunRecord) -> bool:
+    if record.summary is None:
+        return True
+    loss = record.summary.get("train_loss")
+    # The record of a run that ended may hold no evaluation.
+    return "train_loss" in record.summary and (loss is None or not math.isfinite(loss))

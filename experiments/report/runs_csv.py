@@ -136,8 +136,10 @@ def _record(line: Mapping[str, str]) -> RunRecord:
         **others,
     )
     summary: Line = {"step": int(_number(line, "steps"))}
+    ended = line["gradient_equivalents"] != ""
     for name in FIGURES:
-        summary[name] = _number(line, name) if line[name] else None
+        if line[name] or not ended:
+            summary[name] = _number(line, name) if line[name] else None
     header: Line = {"commit": line["commit"]}
     if described:
         header["config"] = dataclasses.asdict(config)

@@ -70,7 +70,7 @@ def test_the_study_leaves_records_and_a_report(out):
     assert line["config"]["optimizer"] == "adam"
     assert "model" not in line["config"]  # the study's, in settings.json
     frames = json.loads(
-        (out / "cross_entropy" / "cross_entropy-seed0.json").read_text("utf-8")
+        (out / "finals" / "cross_entropy-seed0.json").read_text("utf-8")
     )
     assert frames["config"]["schedule"] == "cosine"
     assert frames["config"]["learning_rate"] == phases.RATE
