@@ -2,9 +2,8 @@
 
 Three ideas hold the package together. A conjugacy rule is a pure function of a few
 scalar inner products. A preconditioner is any Optax transformation, nested in the
-direction. The step size is whatever follows in the chain or, for
-`scale_by_slope_ratio`, wraps the direction. The package leaves ``jit``, the loss and
-the loop to the caller.
+direction. The step size is whatever follows in the chain or, where it reads slopes,
+wraps the direction. The package leaves ``jit``, the loss and the loop to the caller.
 
 Optimizers:
   `nlcg`, `large_batch_nlcg`, `tuning_free_nlcg`, `paper_nlcg` and its learning rate

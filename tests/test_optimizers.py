@@ -308,12 +308,12 @@ def test_tuning_free_solves_least_squares(num_steps):
                 0.1, weight_decay=optax.linear_schedule(0.1, 0, 9)
             ),
             TypeError,
-            "weight_decay=.* is a function; allowed is a number",
+            "weight_decay=.* is a function; allowed is a real number",
         ),
         (
             lambda: nlcg(0.1, beta_max="1"),
             TypeError,
-            "beta_max='1' is a str; allowed is a number",
+            "beta_max='1' is a str; allowed is a real number",
         ),
         (lambda: nlcg(float("nan")), ValueError, "learning_rate=nan must be finite"),
         (
