@@ -62,6 +62,9 @@ def test_a_restored_state_takes_the_same_next_step(row, saved, tmp_path):
 class FlaxParams:
     b: jax.Array
     w: jax.Array
+    # To JAX, trees of two dataclasses with the same fields are equal: a function of
+    # Optax that is jitted could return the other one.
+    kind: str = struct.field(pytree_node=False, default="of Flax")
 
 
 @jax.tree_util.register_dataclass

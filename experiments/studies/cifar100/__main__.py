@@ -115,7 +115,7 @@ def training_seconds(out: Path) -> float:
     compiled = {r.summary["compile_seconds"] for r in records if r.summary is not None}
     for path in (out / "swap").glob("*.json"):
         line = json.loads(path.read_text(encoding="utf-8"))
-        trained.append(line.get("seconds", 0.0))  # none of a run that diverged
+        trained += line.get("seconds", [])  # none of a run that diverged
     return math.fsum(trained) + math.fsum(compiled)
 
 
