@@ -51,8 +51,7 @@ def scale_by_nlcg_across_halves(
     It did not help, with the polar factor for P: 0.844, 1.167 and 1.622 of training
     loss after 60 few-step CIFAR steps at the full batch, batch 320 and 80, against
     0.790, 1.178 and 1.606 for PR+ smoothed alike, and 0.752, 1.167 and 1.580 for the
-    default of `nlcg`
-    (``experiments/README.md``).
+    default of `nlcg` (``experiments/README.md``).
 
     Args:
       rule: see `scale_by_nlcg`; it may not read ``yᵀP y`` or ``dᵀP⁻¹d``.

@@ -1,4 +1,4 @@
-"""`minimize`: results, limits, statuses, derivatives, batches."""
+"""`minimize`: results, statuses, batches."""
 
 import functools
 
@@ -21,7 +21,6 @@ from nlcg_optax import (
 from nlcg_optax.dtypes import with_standard_promotion
 from nlcg_optax.linesearch.wolfe_search import WolfeRules
 from nlcg_optax.minimization import program as programs
-from nlcg_optax.minimization.convergence import Sizes
 from nlcg_optax.minimization.coordinates import MULTIPLE
 from nlcg_optax.minimization.methods import Method
 
@@ -168,25 +167,6 @@ def test_tolerances(x64, kind, bound):
     assert 1e-6 * limit < float(jnp.max(jnp.abs(result.grad))) <= limit
 
 
-def test_limits_and_going_on_give_the_uninterrupted_run(x64):
-    whole = minimize(rosenbrock, START, tol=1e-9)
-    part = minimize(rosenbrock, START, tol=1e-9, max_iterations=7)
-    assert int(part.status) == Status.MAX_ITERATIONS
-    assert int(part.nit) == 7
-    assert part.fun < rosenbrock(START)
-    rest = minimize(rosenbrock, START, tol=1e-9, state=part.state)
-    np.testing.assert_array_equal(rest.x, whole.x)
-    assert int(rest.ngev) == int(whole.ngev)
-    short = minimize(rosenbrock, START, max_evaluations=5.0)
-    assert int(short.status) == Status.MAX_EVALUATIONS
-    assert 5.0 <= float(short.evaluations) < 6.01
-    tighter = minimize(
-        rosenbrock, START, tol=1e-12, state=minimize(rosenbrock, START, tol=1e-2).state
-    )
-    assert bool(tighter.success)
-    assert float(jnp.max(jnp.abs(tighter.grad))) <= 1e-12
-
-
 def test_callback_sees_every_iteration():
     seen = []
     start = START.astype(np.float32)
@@ -194,34 +174,6 @@ def test_callback_sees_every_iteration():
     jax.effects_barrier()
     # The start is told, too.
     assert sorted(int(p.nit) for p in seen) == list(range(int(result.nit) + 1))
-
-
-@pytest.mark.parametrize("method", ["limited-memory", "hs+"])
-def test_continuation_onto_a_changed_objective(x64, method):
-    weights = jnp.logspace(0, 3, 8)
-
-    def fun(x, a):
-        return jnp.sum(weights * (x - a) ** 2) + jnp.sum((x - a) ** 4)
-
-    run = functools.partial(minimize, fun, jnp.zeros(8), method=method, tol=1e-8)
-    state, work = run(args=(0.0,), max_iterations=1).state, {"memory": 0, "point": 0}
-    x = jnp.zeros(8)
-    for a in (1.0, 1.1, 1.2, 1.3):
-        result = run(args=(a,), state=state, new_objective=True)
-        assert bool(result.success)
-        np.testing.assert_allclose(result.x, a, atol=1e-8)
-        np.testing.assert_allclose(result.fun, fun(result.x, a), atol=1e-15)
-        # It began at the point that the run before had come to, and counts anew.
-        start_value = Sizes(*result.state.sizes).start_value
-        np.testing.assert_allclose(start_value, fun(x, a), rtol=1e-12)
-        cold = minimize(fun, x, args=(a,), method=method, tol=1e-8)
-        state, x = result.state, result.x
-        if a > 1.0:
-            work["memory"] += float(result.evaluations)
-            work["point"] += float(cold.evaluations)
-    # The secant pairs know the curvature already; a previous direction is no gain.
-    if method == "limited-memory":
-        assert work["memory"] < 0.5 * work["point"]
 
 
 def test_the_first_step_does_not_leap_onto_a_plateau(x64):
@@ -256,47 +208,6 @@ def test_unbounded_below_does_not_depend_on_the_unit_or_an_offset():
     # 1e30 times the value at the start is beyond the largest number.
     falls = minimize(lambda x: 1e9 - jnp.sum(x), jnp.zeros(2))
     assert int(falls.status) == Status.UNBOUNDED_BELOW
-
-
-def test_continuation_of_a_scaled_objective_keeps_the_secant_pairs():
-    weights = jnp.logspace(0, 3, 8)
-
-    def fun(x, a, unit):
-        return unit * (jnp.sum(weights * (x - a) ** 2) + jnp.sum((x - a) ** 4))
-
-    work = []
-    for unit in (1.0, 1e8):
-        first = minimize(fun, jnp.zeros(8), (1.0, unit))
-        state = first.state
-        assert (state.scale == 1) == (unit == 1)
-        for a in (1.1, 1.10001):  # a new scale is needed, and none
-            result = minimize(
-                fun, jnp.zeros(8), (a, unit), state=state, new_objective=True
-            )
-            assert bool(result.success)
-            np.testing.assert_allclose(result.x, a, rtol=1e-5)
-            work.append(float(result.evaluations / first.evaluations))
-    assert max(work) < 0.5
-
-
-def test_limits_hold_in_second_looks_too():
-    def fun(x):  # Maratos' function: a steep curved wall
-        wall = x[0] ** 2 + x[1] ** 2 - 1
-        return 2 * wall - x[0] + 1e6 * wall**2
-
-    start = jnp.array([1.1, 0.1])
-    whole = minimize(fun, start)
-    for most in np.linspace(1, int(whole.nit), 12).astype(int):
-        assert minimize(fun, start, max_iterations=int(most)).nit <= most
-
-
-def test_a_resumed_run_names_the_limit_that_it_has_now():
-    start = START.astype(np.float32)
-    state = minimize(rosenbrock, start, max_evaluations=12).state
-    again = minimize(
-        rosenbrock, start, state=state, max_iterations=2, max_evaluations=1e4
-    )
-    assert int(again.status) == Status.MAX_ITERATIONS
 
 
 def test_half_precision_takes_short_steps_and_gives_large_gradients():
@@ -338,25 +249,6 @@ def test_under_jit_and_vmap_equals_one_by_one(x64):
         one = minimize(rosenbrock, start, tol=1e-8)
         np.testing.assert_allclose(batch.x[k], one.x, atol=1e-7)
         assert abs(int(batch.nit[k]) - int(one.nit)) <= 2
-
-
-def test_other_limits_cost_no_compilation(x64):
-    traced = []
-
-    def fun(x):
-        traced.append(1)
-        return rosenbrock(x)
-
-    loose = minimize(fun, START, tol=1e-2)
-    before = len(traced)
-    tight = minimize(fun, START, tol=1e-8, max_iterations=500, patience=99)
-    assert len(traced) <= before + 1  # at most to see what type it returns
-    assert int(tight.nit) > int(loose.nit)
-    # In a larger program limits are part of it, to the same effect.
-    stopped = minimize(fun, START, tol=1e-8, max_iterations=3)
-    inside = jax.jit(lambda x: minimize(fun, x, tol=1e-8, max_iterations=3))(START)
-    assert (int(inside.nit), int(inside.status)) == (3, Status.MAX_ITERATIONS)
-    np.testing.assert_allclose(inside.x, stopped.x, rtol=1e-9)
 
 
 def test_float32_stays_float32_under_x64(x64):

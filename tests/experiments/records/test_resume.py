@@ -14,91 +14,21 @@ import numpy as np
 import pytest
 
 from experiments import data, run
-from experiments.config import RunConfig
-from experiments.data.photo_stream import PhotoStream
 from experiments.records import files
 from experiments.records.files import read_record
 from experiments.records.run import record_run
 from experiments.training import (
-    DivergedError,
-    Evaluation,
-    Program,
     compile_program,
     make_program,
 )
 from experiments.training.checkpoints import CheckpointError, Checkpoints
-from tests.experiments.fake_imagenet import encoded
-
-# Batches that do not divide the training set, an average, and a curvature method.
-CONFIG = RunConfig(
-    optimizer="nlcg",
-    optimizer_options={"preconditioner": "secant"},
-    learning_rate=0.02,
-    batch_size=24,
-    epochs=12,
-    epochs_per_report=3,
-    ema_decay=0.99,
+from tests.experiments.records.interrupted import (
+    CONFIG,
+    KilledError,
+    assert_same_record,
+    go,
+    without_seconds,
 )
-
-
-class KilledError(Exception):
-    """Stands for the end of a process."""
-
-
-@pytest.fixture(scope="module")
-def compiled(few_digits):
-    return compile_program(make_program(CONFIG, few_digits), few_digits)
-
-
-@pytest.fixture(scope="module")
-def whole(compiled, few_digits, tmp_path_factory):
-    """A run without an interruption."""
-    path = tmp_path_factory.mktemp("whole") / "run.jsonl"
-    record_run(path, compiled, CONFIG, few_digits)
-    return read_record(path)
-
-
-def go(
-    folder,
-    compiled,
-    dataset,
-    config=CONFIG,
-    killed_at=None,
-    seen=None,
-    **settings,
-):
-    """Runs with checkpoints, as ``main`` does, and ends at a report if told to."""
-
-    def on_report(report, evaluation):
-        if seen is not None:
-            seen.append(report)
-        if report.number == killed_at:
-            raise KilledError
-
-    with Checkpoints(str(folder / "checkpoints"), config, **settings) as checkpoints:
-        return record_run(
-            folder / "run.jsonl",
-            compiled,
-            config,
-            dataset,
-            on_report=on_report,
-            checkpoints=checkpoints,
-        )
-
-
-def without_seconds(lines):
-    timed = ("seconds", "compile_seconds", "images_per_second")
-    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
-
-
-def assert_same_record(path, whole):
-    record = read_record(path)
-    assert without_seconds(record.steps) == without_seconds(whole.steps)
-    assert without_seconds(record.evaluations) == without_seconds(whole.evaluations)
-    assert without_seconds([record.summary]) == without_seconds([whole.summary])
-    seconds = record.series("seconds")
-    assert np.all(np.diff(seconds) > 0)
-    assert record.summary["seconds"] == pytest.approx(seconds[-1])
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(
@@ -247,135 +177,6 @@ def test_a_long_first_report_without_checkpoints_is_not_replaced(
     leave(44.9)
     go(tmp_path, compiled, few_digits)
     assert_same_record(path, whole)
-
-
-def test_weights_that_are_not_finite_are_no_checkpoint_and_no_success(
-    compiled, few_digits, tmp_path
-):
-    def overflowing(state, split):
-        """The last update of the second report overflows, after a finite loss."""
-        state, metrics = compiled.train(state, split)
-        factor = np.inf if state.step == 16 else 1.0
-        params = jax.tree.map(lambda leaf: factor * leaf, state.params)
-        return state._replace(params=params), metrics
-
-    with pytest.raises(
-        DivergedError,
-        match=r"weights became infinite or nan at step 15 with optimizer='nlcg' and le",
-    ):
-        go(tmp_path, compiled._replace(train=overflowing), few_digits)
-    record = read_record(tmp_path / "run.jsonl")
-    assert np.isfinite(record.series("loss")).tolist() == [True] * 16
-    assert record.stopped.startswith("weights became infinite or nan at step 15 with")
-    assert [line["step"] for line in record.evaluations] == [8]
-    assert record.summary is None
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["8"]
-
-
-@pytest.mark.parametrize(
-    ("calls", "name", "steps", "saved"),
-    [(2, "train_loss", 16, [8]), (8, "test_loss", 32, [16, 24, 32])],
-)
-def test_an_evaluation_that_is_not_finite_stops_a_run(
-    calls, name, steps, saved, compiled, few_digits, tmp_path, monkeypatch
-):
-    evaluations = [Evaluation(jnp.float32(0.5), jnp.float32(0.9))] * calls
-    evaluations += [Evaluation(jnp.float32(np.nan), jnp.float32(0.1))] * 2
-    found = iter(evaluations)
-    # Two per report: of the training and of the validation set.
-    monkeypatch.setattr(Program, "evaluate", lambda *_: next(found))
-    what = f"{name} became nan after {steps} steps with optimizer='nlcg'"
-    with pytest.raises(DivergedError, match=what):
-        go(tmp_path, compiled, few_digits)
-    record = read_record(tmp_path / "run.jsonl")
-    assert record.stopped.startswith(what)
-    assert record.summary is None
-    with Checkpoints(str(tmp_path / "checkpoints"), CONFIG) as checkpoints:
-        assert checkpoints.steps == saved
-
-
-@pytest.fixture(scope="module")
-def streamed():
-    """A compiled run of four calls per report, and its stream of photos."""
-    source = [
-        {"image": encoded(row), "label": row % 3, "file_name": f"{row}"}
-        for row in range(32)
-    ]
-    photos = PhotoStream(source, 8)
-    dataset = data.StreamedDataset(3, photos, None, photos)
-    config = RunConfig(
-        dataset="imagenet2012",
-        optimizer="sgd",
-        learning_rate=0.01,
-        batch_size=16,
-        epochs=8,
-        epochs_per_report=4,
-        steps_per_call=2,
-        standardization="imagenet",
-    )
-    return config, compile_program(make_program(config, dataset), dataset), dataset
-
-
-def test_figures_of_a_stream_are_those_of_the_whole_report(
-    streamed, tmp_path, monkeypatch
-):
-    config, compiled, dataset = streamed
-    path = tmp_path / "whole.jsonl"
-    record_run(path, compiled, config, dataset)
-    whole = read_record(path)
-    for evaluation, first in zip(whole.evaluations, (0, 8), strict=True):
-        losses = np.float32(whole.series("label_loss")[first : first + 8])
-        assert evaluation["train_loss"] == losses.mean()
-
-    # A pause after each call, and killed in the middle of either report.
-    save = Checkpoints.save
-
-    def save_and_die(self, step, state, progress):
-        save(self, step, state, progress)
-        if step in killed:
-            killed.remove(step)
-            raise KilledError
-
-    killed, seen = [4, 10], []
-    monkeypatch.setattr(Checkpoints, "save", save_and_die)
-    for _ in range(2):
-        with pytest.raises(KilledError):
-            go(tmp_path, compiled, dataset, config, seen=seen, seconds=1e-9)
-    go(tmp_path, compiled, dataset, config, seen=seen, seconds=1e-9)
-    assert_same_record(tmp_path / "run.jsonl", whole)
-    record = read_record(tmp_path / "run.jsonl")
-    assert [line["step"] for line in record.resumed] == [4, 10]
-    seconds = [0.0] + [line["seconds"] for line in record.evaluations]
-    assert [line["images_per_second"] for line in record.evaluations] == pytest.approx(
-        8 * 16 / np.diff(seconds)
-    )
-    for report, first in zip(seen, (0, 8), strict=True):
-        found = whole.series("loss")[first : first + 8]
-        np.testing.assert_array_equal(report.metrics["loss"], np.float32(found))
-        assert report.metrics["loss"].dtype == np.float32
-
-
-def test_a_record_of_other_metrics_is_resumed(streamed, tmp_path, monkeypatch):
-    config, compiled, dataset = streamed
-    path = tmp_path / "run.jsonl"
-    save = Checkpoints.save
-
-    def save_and_die(self, step, state, progress):
-        save(self, step, state, progress)
-        raise KilledError
-
-    monkeypatch.setattr(Checkpoints, "save", save_and_die)
-    with pytest.raises(KilledError):
-        go(tmp_path, compiled, dataset, config, seconds=1e-9)
-    monkeypatch.undo()
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    for line in lines:
-        line.pop("label_loss", None)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    go(tmp_path, compiled, dataset, config, seconds=1e-9)
-    record = read_record(path)
-    rest = [step["label_loss"] for step in record.steps[2:8]]
-    assert record.evaluations[0]["train_loss"] == np.float32(rest).mean()
 
 
 def test_a_record_that_does_not_fit_is_kept_and_told(compiled, few_digits, tmp_path):
