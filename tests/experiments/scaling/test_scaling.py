@@ -246,8 +246,8 @@ def test_in_which_dtype_a_tpu_sends_gradients_of_a_bfloat16_computation():
     jit, float32, bfloat16 = map(json.loads, done.stdout.splitlines())
     kernels = 9 * 3 * 16 + 9 * 16 * 32
     parameters = kernels + 2 * 16 + 2 * 32 + 32 * 10 + 10
-    # Mean and variance of the channels of two layers; loss and accuracy.
-    others = 4 * (2 * (16 + 32) + 2)
+    # Mean and variance of the channels of two layers; loss, label loss and accuracy.
+    others = 4 * (2 * (16 + 32) + 3)
     assert float32 == {"f32": 4 * parameters + others}
     assert bfloat16 == {"bf16": 2 * parameters, "f32": others}
     # The compiler's choice: gradients of convolutions as they were computed.
