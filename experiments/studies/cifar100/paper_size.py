@@ -1,7 +1,7 @@
 """The paper's own size: all of CIFAR-100, batch 16,384, 200 epochs.
 
-On CPU cores in 16x16 pixels, with all filters or half of them; on a GPU in 32x32, after
-checks of the device.
+On CPU cores in 16x16 pixels, with all filters or half of them, or with a ResNet-8 in
+place of the paper's ResNet-32; on a GPU in 32x32, after checks of the device.
 
 1. The paper's recipe at its own learning rate: SGD, momentum, RMSProp, and NLCG with FR
    and PR, with and without its preconditioner, and with layer-wise scaling. Among
@@ -68,6 +68,7 @@ class PaperSize:
       trials: first trials of each method.
       checks: of the device, before all runs: none, or with updates of all arrays of
         ResNet-50, or of a few small ones.
+      tuned_first: whether the paper's recipe is run after all else.
       seed: seed of the runs of full length.
     """
 
@@ -76,6 +77,7 @@ class PaperSize:
     validation_examples: int
     trials: int
     checks: Literal["none", "small", "full"] = "none"
+    tuned_first: bool = False
     seed: int = 10
 
 
@@ -104,6 +106,12 @@ HALF = dataclasses.replace(
     CPU,
     config=dataclasses.replace(CPU.config, model="resnet32_half", micro_batches=256),
 )
+# A quarter of the time of that: the paper's images, batch and steps, a small network.
+SHALLOW = dataclasses.replace(
+    HALF,
+    config=dataclasses.replace(HALF.config, model="resnet8_narrow"),
+    tuned_first=True,
+)
 GPU = dataclasses.replace(
     CPU,
     config=dataclasses.replace(
@@ -115,7 +123,7 @@ GPU = dataclasses.replace(
     ),
     checks="full",
 )
-SIZES = {"paper": CPU, "paper_half": HALF, "gpu": GPU}
+SIZES = {"paper": CPU, "paper_half": HALF, "paper_resnet8": SHALLOW, "gpu": GPU}
 SMALL_SIZES = {
     name: dataclasses.replace(
         size,
@@ -143,12 +151,16 @@ def stages(size: PaperSize, out: Path, runner: Runner) -> list[Stage]:
     whole = search(size, SIXTEENTH, BASELINES[:1])
     *rows, layerwise = paper_runs(size, out)
     checks = device_checks(rows[0].config, out, runner, small=size.checks == "small")
+    untouched = untouched_run(size, out)
+    recipe = jobs_stage([*rows, untouched, layerwise])
+    tuned = [
+        sweep_stage(search(size), out / "search"),
+        Stage(LONGEST + 1, lambda: iter([[*long_runs(size, out), untouched]])),
+        Stage(whole.most_runs + 1, lambda: cost_of_batch(size, out)),
+    ]
     return [
         *([] if size.checks == "none" else [jobs_stage([checks])]),
-        jobs_stage([*rows, untouched_run(size, out), layerwise]),
-        sweep_stage(search(size), out / "search"),
-        Stage(LONGEST, lambda: iter([long_runs(size, out)])),
-        Stage(whole.most_runs + 1, lambda: cost_of_batch(size, out)),
+        *([*tuned, recipe] if size.tuned_first else [recipe, *tuned]),
     ]
 
 

@@ -15,6 +15,7 @@ from experiments.studies.cifar100.paper_size import (
     CPU,
     GPU,
     HALF,
+    SHALLOW,
     SMALL_SIZES,
     stages,
 )
@@ -40,7 +41,8 @@ def fake_check(config, path, runner, small):
 
 
 @pytest.mark.parametrize(
-    ("size", "side", "micro"), [(CPU, 16, 256), (HALF, 16, 64), (GPU, 32, 1024)]
+    ("size", "side", "micro"),
+    [(CPU, 16, 256), (HALF, 16, 64), (SHALLOW, 16, 64), (GPU, 32, 1024)],
 )
 def test_the_steps_are_the_papers(size, side, micro):
     shape = (50_000, side, side, 3)
@@ -87,6 +89,17 @@ def test_the_untouched_and_the_best_three_run_at_full_length(
     assert text.count("the paper's") == len(paper_size.PAPER_ROWS)
     assert text.count("| tuned |") == len(long) - 1
     assert text.count("| untouched |") == 1
+
+
+def test_with_the_small_network_the_tuned_rows_come_first(tmp_path):
+    runner = FakeRunner(lambda config: LOSSES.get(config.optimizer, 0.0))
+    planned = stages(SMALL_SIZES["paper_resnet8"], tmp_path, runner)
+    assert run_study(planned, runner, rich.console.Console(file=io.StringIO()))
+    folders = [path.relative_to(tmp_path).parts[0] for path in runner.ran]
+    assert list(dict.fromkeys(folders)) == ["search", "long", "small_batch", "paper"]
+    assert len(set(runner.ran)) == len(runner.ran)
+    long = [path.stem for path in runner.ran if path.parent.name == "long"]
+    assert "batch_64-tuning_free_nlcg,num_steps=20-seed10" in long[:4]
 
 
 def test_the_table_has_the_runs_that_have_ended(tmp_path):
