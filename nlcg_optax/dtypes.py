@@ -131,6 +131,32 @@ def times(scale: jax.Array, x: jax.Array) -> jax.Array:
     return scale.astype(dtype) * x.astype(dtype)
 
 
+def stored(x: jax.Array, dtype: Any) -> jax.Array:
+    """Returns x in a dtype; what is finite stays finite, at the largest number there.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> stored(jnp.array([2., 1e5, jnp.inf]), jnp.float16)
+      Array([2.000e+00, 6.550e+04,       inf], dtype=float16)
+    """
+    if jnp.iscomplexobj(x) or promote(x.dtype, dtype) == dtype:
+        return x.astype(dtype)
+    largest = jnp.finfo(dtype).max.astype(x.dtype)
+    held = jnp.clip(x, -largest, largest)
+    return jnp.where(jnp.isfinite(x), held, x).astype(dtype)
+
+
+def stored_like(tree: PyTree, models: PyTree) -> PyTree:
+    """Returns the leaves as `stored` in the dtypes of those of another tree.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> stored_like([jnp.array([1e5])], [jnp.ones(1, jnp.float16)])
+      [Array([65500.], dtype=float16)]
+    """
+    return jax.tree.map(lambda x, model: stored(x, model.dtype), tree, models)
+
+
 def power_of_two(x: jax.Array) -> jax.Array:
     """The power of two next to a positive scalar: in its units nothing is rounded.
 

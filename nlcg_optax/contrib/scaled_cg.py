@@ -14,7 +14,7 @@ from nlcg_optax.curvature.source import (
     curvature_along_fn,
     value_at_fn,
 )
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, stored_like, times
 from nlcg_optax.step_size.reduction_ratio import params_after, reduction_ratio
 from nlcg_optax.transformation import as_arrays
 from nlcg_optax.trees.inner_products import vdots
@@ -196,7 +196,7 @@ def scale_by_scaled_cg_step(
         step_size = diagnostics.step_size
         scaled = jax.tree.map(lambda u: times(step_size, u), updates)
         scaled = jax.tree.map(lambda x: jnp.where(step_size == 0, 0, x), scaled)
-        return optax.tree.cast_like(scaled, updates), ScaleByScaledCgStepState(
+        return stored_like(scaled, updates), ScaleByScaledCgStepState(
             count=optax.safe_increment(state.count),
             step_size=step_size,
             damping=diagnostics.damping,

@@ -36,8 +36,8 @@ def curvature_along_fn(
     """Chooses how slopes and curvatures along directions are computed.
 
     With ``hvp_fn`` in the extra arguments, they are inner products with what it
-    returns and with ``grad``; otherwise they come from `hessian_along` or
-    `gauss_newton_along`.
+    returns and with ``grad``, the gradient as ``jax.grad`` gives it; otherwise they
+    come from `hessian_along` or `gauss_newton_along`.
 
     Args:
       transformation: name of the caller, for the messages of errors.
@@ -162,8 +162,10 @@ def _along_by_products(
         validation.check_same_structure("the result of hvp_fn", product, params)
     count = len(directions)
     pairs = [(i, j) for i in range(count) for j in range(i, count)]
+    # jax.grad of a complex parameter is the conjugate of the steepest ascent.
+    ascent = jax.tree.map(jnp.conj, grad)
     dots = vdots(
-        [(grad, d) for d in directions]
+        [(ascent, d) for d in directions]
         + [(directions[i], products[j]) for i, j in pairs],
         dtype=acc,
     )

@@ -70,7 +70,7 @@ def decide(
     finite &= jnp.all(jnp.isfinite(m.noise))
     products = _rule_products(m, state)
     in_scope = jax.vmap(options.rule) if options.scope == "per_leaf" else options.rule
-    beta = in_scope(products).astype(m.g_g.dtype)
+    beta = jnp.asarray(in_scope(products)).astype(m.g_g.dtype)
 
     # If the rule has no β to give, average in zero, not beta_min. If a test restarts,
     # average in the β of the rule.

@@ -10,8 +10,10 @@ import optax
 from nlcg_optax import validation
 from nlcg_optax.direction.state import ScaleByNlcgState
 from nlcg_optax.dtypes import PyTree, times
+from nlcg_optax.wrappers.not_schedules import not_schedules
 
 
+@not_schedules("mask")
 def damp_by_beta(
     direction: optax.GradientTransformation,
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,

@@ -21,6 +21,8 @@ from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
     compute_dtype,
+    stored,
+    stored_like,
     strong_types,
     times,
 )
@@ -218,7 +220,7 @@ def advance(
 
     def keep(new: PyTree, old: PyTree) -> PyTree:
         return jax.tree.map(
-            lambda n, o: jnp.where(finite, n.astype(o.dtype), o), new, old
+            lambda n, o: jnp.where(finite, stored(n, o.dtype), o), new, old
         )
 
     if options.preconditioned and options.ensure_positive:
@@ -231,12 +233,12 @@ def advance(
     direction = next_direction(decision, z, state.direction)
     # Read off the new direction, so that it alone is computed from z and d.
     updates = jax.tree.map(
-        lambda d, g_: jnp.where(finite, -d, 0).astype(g_.dtype), direction, g
+        lambda d, g_: stored(jnp.where(finite, -d, 0), g_.dtype), direction, g
     )
     needs = options.needs
     new_state = ScaleByNlcgState(
         count=jnp.where(finite, optax.safe_increment(state.count), state.count),
-        direction=optax.tree.cast_like(direction, state.direction),
+        direction=stored_like(direction, state.direction),
         grad_prev=keep(g, state.grad_prev) if needs.grad_prev else (),
         precond_grad_prev=(
             keep(z, state.precond_grad_prev) if needs.precond_grad_prev else ()
@@ -281,7 +283,7 @@ def _diagnostics(decision: Decision, last: NlcgDiagnostics) -> NlcgDiagnostics:
     cosine = safe_divide(-jnp.sum(decision.slope), grad_norm * direction_norm)
     restarted = jnp.any(decision.restarted)
     now = NlcgDiagnostics(
-        beta=jnp.mean(decision.beta),
+        beta=jnp.sum(decision.beta) / max(decision.beta.size, 1),  # 0 of no leaf
         cosine=jnp.clip(cosine, -1, 1),
         grad_norm=grad_norm,
         direction_norm=direction_norm,

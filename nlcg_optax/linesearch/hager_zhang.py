@@ -199,6 +199,7 @@ def _update(
     validation.check_scalar_loss(NAME, value)
     validation.check_same_structure("updates", updates, state.grad)
     validation.check_same_structure("grad", grad, state.grad)
+    validation.check_same_structure("params", params, state.grad)
     objective = validation.returning_scalar(
         "value_fn", bind_extra_args(value_fn, others)
     )
@@ -332,6 +333,8 @@ def _after(
     """The state after a search."""
     accepted = end.search.stage == wolfe_search.ACCEPTED
     failed = (~accepted).astype(jnp.int32)
+    # A search that could not begin tells nothing of rounding.
+    began = jnp.isfinite(end.search.start_value) & jnp.isfinite(end.search.start_slope)
     return ScaleByHagerZhangLinesearchState(
         count=optax.safe_increment(state.count),
         previous_step=jnp.where(end.step > 0, end.step, state.previous_step),
@@ -340,7 +343,7 @@ def _after(
         ),
         value=end.value,
         grad=end.grad,
-        error=trial_step.after_search(error, accepted),
+        error=trial_step.after_search(error, accepted | ~began),
         diagnostics=HagerZhangDiagnostics(
             step_size=end.step,
             accepted=accepted,

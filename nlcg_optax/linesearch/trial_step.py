@@ -53,7 +53,8 @@ def observe(estimate: ErrorEstimate, value: jax.Array) -> ErrorEstimate:
 
     .. math:: Q \leftarrow 1 + \Delta Q, \qquad C \leftarrow C + (|f| - C) / Q,
 
-    with :math:`\Delta` = `DECAY`; [HZ06, equation (2.6)].
+    with :math:`\Delta` = `DECAY`; [HZ06, equation (2.6)]. A value that is not finite
+    tells nothing of the size of the objective, and is left out.
 
     Args:
       estimate: the estimate so far.
@@ -69,7 +70,11 @@ def observe(estimate: ErrorEstimate, value: jax.Array) -> ErrorEstimate:
     """
     weight = 1 + DECAY * estimate.weight
     average = estimate.average + (jnp.abs(value) - estimate.average) / weight
-    return estimate._replace(weight=weight, average=average)
+    usable = jnp.isfinite(value)
+    return estimate._replace(
+        weight=jnp.where(usable, weight, estimate.weight),
+        average=jnp.where(usable, average, estimate.average),
+    )
 
 
 def tolerance(estimate: ErrorEstimate, value: jax.Array) -> jax.Array:

@@ -11,8 +11,10 @@ from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, times
 from nlcg_optax.transformation import as_arrays
 from nlcg_optax.trees.inner_products import vdots
+from nlcg_optax.wrappers.not_schedules import not_schedules
 
 
+@not_schedules("mask")
 def scale_by_layerwise_ratio(
     eta: float | jax.Array = 0.001,
     *,

@@ -11,6 +11,7 @@ from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
     compute_dtype,
+    stored_like,
     times,
     zeros_like,
 )
@@ -202,7 +203,7 @@ def _update(
         )
     else:
         new_updates = jax.tree.map(lambda u: times(new_b, u), updates)
-    return optax.tree.cast_like(new_updates, updates), ScaleByLossRatioState(
+    return stored_like(new_updates, updates), ScaleByLossRatioState(
         count=jnp.where(finite, optax.safe_increment(state.count), state.count),
         step_multiplier=new_b,
         loss_average=decision.loss_average,

@@ -9,7 +9,7 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.curvature.refresh import if_due, is_due
-from nlcg_optax.dtypes import PyTree, accumulator_dtype
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, stored_like
 from nlcg_optax.preconditioners.kronecker_factors import (
     Blocks,
     averaged_factors,
@@ -305,7 +305,7 @@ def _update(
         if found is not None:
             z = products[i]
             leaves[i] = of_norm(z, leaves[i]) if options.graft else z
-    z = optax.tree.cast_like(jax.tree.unflatten(treedef, leaves), updates)
+    z = stored_like(jax.tree.unflatten(treedef, leaves), updates)
     return z, ScaleByKroneckerState(
         count=count,
         factors=_as_trees(blocks, treedef, factors),

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, difference, times
+from nlcg_optax.dtypes import (
+    PyTree,
+    accumulator_dtype,
+    difference,
+    stored_like,
+    times,
+)
 from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.trees.split import (
@@ -209,6 +215,7 @@ def _update(
         "scale_by_limited_memory", "params", params, "for the secant pairs"
     )
     validation.check_same_structure("updates", updates, state.grad_prev)
+    validation.check_same_structure("params", params, state.grad_prev)
     given, updates = updates, optax.tree.cast_like(updates, state.grad_prev)
     pair = _newest_pair(options, updates, state, params)
     # The pair goes to the spare row, zeros if it is refused. The row of the oldest
@@ -249,7 +256,7 @@ def _update(
         steps=jax.tree.leaves(steps), grad_changes=jax.tree.leaves(grad_changes)
     )
     found, slopes, inverse = _product(leaves, memory, axis_name=axis_of_parameters())
-    z = optax.tree.cast_like(jax.tree.unflatten(treedef, found), given)
+    z = stored_like(jax.tree.unflatten(treedef, found), given)
     refused = ~pair.taken & (state.count > 0)
     return z, ScaleByLimitedMemoryState(
         count=optax.safe_increment(state.count),

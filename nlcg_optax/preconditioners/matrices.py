@@ -16,7 +16,7 @@ from nlcg_optax.dtypes import (
     times,
     with_standard_promotion,
 )
-from nlcg_optax.trees.inner_products import vdots
+from nlcg_optax.trees.inner_products import max_abs, vdots
 from nlcg_optax.trees.split import parameters_split_over
 
 DimensionNumbers: TypeAlias = optax.contrib.MuonDimensionNumbers
@@ -86,28 +86,32 @@ def matrix_views(
 
     Raises:
       TypeError: if an entry is something else.
-      ValueError: if the two trees differ in their number of leaves, or axes do not
-        exist or are given twice.
+      ValueError: if the two trees differ in their structure, or axes do not exist or
+        are given twice.
     """
+    if callable(dimension_numbers):
+        dimension_numbers = dimension_numbers(tree)
+    # A tree of the whole model also serves a part of it, the rest of which is masked.
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_masked)
     if dimension_numbers is None:
-        numbers = [input_output_axes(leaf) for leaf in jax.tree.leaves(tree)]
+        numbers = [None if _is_masked(x) else input_output_axes(x) for _, x in leaves]
     else:
-        if callable(dimension_numbers):
-            dimension_numbers = dimension_numbers(tree)
-        numbers = jax.tree.leaves(
-            dimension_numbers,
-            is_leaf=lambda x: x is None or hasattr(x, "reduction_axis"),
-        )
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    if len(numbers) != len(leaves):
-        raise ValueError(
-            f"weight_dimension_numbers has {len(numbers)} entries for {len(leaves)} "
-            "leaves; each leaf needs MuonDimensionNumbers or None"
-        )
+        try:
+            numbers = treedef.flatten_up_to(dimension_numbers)
+        except ValueError as error:
+            raise ValueError(
+                "weight_dimension_numbers differs in its structure from the parameters "
+                f"({error}); each leaf needs MuonDimensionNumbers or None"
+            ) from error
     return [
         _view(jax.tree_util.keystr(path), leaf, number)
         for (path, leaf), number in zip(leaves, numbers, strict=True)
+        if not _is_masked(leaf)
     ]
+
+
+def _is_masked(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
 
 
 def _view(name: str, leaf: jax.Array, numbers: Any) -> MatrixView | None:
@@ -165,10 +169,19 @@ def widened(leaf: jax.Array) -> jax.Array:
 
 def of_norm(leaf: jax.Array, model: jax.Array) -> jax.Array:
     """The leaf at the Frobenius norm of another one; zero stays zero."""
+    leaf, _ = scaled_to_one(leaf)
+    model, largest = scaled_to_one(model)
     # The part of a matrix on a device counts as a separate matrix.
     with parameters_split_over(None):
         own, wanted = vdots([(leaf, leaf), (model, model)])
-    return times(jnp.sqrt(wanted / jnp.where(own == 0, 1, own)), leaf)
+    return times(largest * jnp.sqrt(wanted / jnp.where(own == 0, 1, own)), leaf)
+
+
+def scaled_to_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The leaf over its largest entry, so that no square over- or underflows; both."""
+    with parameters_split_over(None):
+        largest = max_abs(leaf)
+    return times(1 / jnp.where(largest == 0, 1, largest), leaf), largest
 
 
 def all_finite(tree: PyTree) -> jax.Array:

@@ -10,12 +10,13 @@ import numpy as np
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, times
+from nlcg_optax.dtypes import PyTree, stored_like
 from nlcg_optax.preconditioners.matrices import (
     DimensionNumbers,
     all_finite,
     matrix_views,
     of_norm,
+    scaled_to_one,
     second_moment,
     select,
     vector_mask,
@@ -23,8 +24,6 @@ from nlcg_optax.preconditioners.matrices import (
 )
 from nlcg_optax.preconditioners.nested import with_sign_checked
 from nlcg_optax.transformation import transformation
-from nlcg_optax.trees.inner_products import max_abs
-from nlcg_optax.trees.split import parameters_split_over
 from nlcg_optax.wrappers.not_schedules import not_schedules
 from nlcg_optax.xla.automatic_sharding import with_automatic_sharding
 from nlcg_optax.xla.control_flow import is_known
@@ -165,9 +164,10 @@ def _update(
     new, vectors_state = options.vectors.update(
         wide, state.vectors, params, **extra_args
     )
+    validation.check_same_structure("updates", updates, new)
     leaves, treedef = jax.tree.flatten(new)
     places = [i for i, view in enumerate(views) if view is not None]
-    matrices = [_scaled_to_one(leaves[i]) for i in places]
+    matrices = [scaled_to_one(leaves[i])[0] for i in places]
     numbers = tuple(DimensionNumbers(v.rows, v.columns) for v in views if v is not None)
 
     def orthogonalized(
@@ -187,7 +187,7 @@ def _update(
         factors = [of_norm(z, g) for z, g in zip(factors, grads, strict=True)]
     for place, factor in zip(places, factors, strict=True):
         leaves[place] = factor
-    z = optax.tree.cast_like(jax.tree.unflatten(treedef, leaves), updates)
+    z = stored_like(jax.tree.unflatten(treedef, leaves), updates)
     # The state of vectors has squares, which may overflow.
     finite = all_finite(jax.tree.map(lambda x: x * x, wide))
     kept = select(finite, vectors_state, state.vectors)
@@ -217,13 +217,6 @@ def _orthogonalized(
     # Without momentum the state of every step is the first one's.
     with jax.numpy_dtype_promotion("standard"):  # Optax divides by an integer power
         return muon.update(matrices, muon.init(matrices))[0]
-
-
-def _scaled_to_one(leaf: jax.Array) -> jax.Array:
-    """The leaf over its largest entry, so that no square over- or underflows."""
-    with parameters_split_over(None):
-        largest = max_abs(leaf)
-    return times(1 / jnp.where(largest == 0, 1, largest), leaf)
 
 
 def _check_coefficients(coefficients: Any, steps: int) -> None:

@@ -304,6 +304,7 @@ def _step_taken(
     one = jnp.ones([], state.diagnostics.curvature.dtype)
     if options.from_params:
         validation.require(NAME, "params", params, "learning_rate is None")
+        validation.check_same_structure("params", params, state.diagonal)
         return difference(params, state.params_prev), one
     direction = validation.require(
         NAME,

@@ -9,7 +9,7 @@ import optax
 from nlcg_optax import validation
 from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.curvature.source import CURVATURES, CurvatureKind, curvature_along_fn
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, stored_like, times
 from nlcg_optax.transformation import as_arrays
 
 MAX_RATIO = 10.0  # of a minimizer to the average, and of the step to the minimizer
@@ -99,7 +99,8 @@ def scale_by_curvature_step(
       - ``value_fn(params, ...)``, the loss of this batch;
       - ``outputs_fn(params, ...)``, the outputs of the model for this batch, and
         ``output_loss_fn(outputs, ...)``, the loss of outputs;
-      - ``hvp_fn(params, vector, ...)``, a custom curvature product, with ``grad``.
+      - ``hvp_fn(params, vector, ...)``, a custom curvature product, with ``grad``, the
+        gradient as ``jax.grad`` gives it.
 
       Keyword arguments of ``update`` are forwarded to each function with a parameter
       of that name (``x=batch["image"]``).
@@ -174,7 +175,7 @@ def scale_by_curvature_step(
             state, jnp.asarray(due), descent, curve, jnp.asarray(decay).astype(acc)
         )
         scaled = jax.tree.map(lambda u: times(new_state.step_size, u), updates)
-        return optax.tree.cast_like(scaled, updates), new_state
+        return stored_like(scaled, updates), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

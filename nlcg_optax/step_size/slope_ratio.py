@@ -10,6 +10,8 @@ from nlcg_optax import validation
 from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
+    stored,
+    stored_like,
     strong_types,
     times,
     zeros_like,
@@ -276,19 +278,25 @@ def _update(
 
     def choose(if_back: PyTree, if_forward: PyTree) -> PyTree:
         return jax.tree.map(
-            lambda b, f: jnp.where(back, b, f.astype(b.dtype)), if_back, if_forward
+            lambda b, f: jnp.where(back, b, stored(f, b.dtype)), if_back, if_forward
         )
 
+    # A direction whose numbers overflow is no step, and its memory is not kept.
+    usable = jnp.isfinite(ascent)
     undone = jax.tree.map(lambda d: times(kept - 1, d).astype(d.dtype), state.last_step)
     left = jax.tree.map(lambda d: times(kept, d).astype(d.dtype), state.last_step)
-    taken = jax.tree.map(lambda x: times(factor, x), u)
+    taken = jax.tree.map(lambda x: jnp.where(usable, times(factor, x), 0), u)
     new = ScaleBySlopeRatioState(
-        direction_state=choose(state.direction_state, direction_state),
+        direction_state=jax.tree.map(
+            lambda n, o: jnp.where(usable & ~back, n.astype(o.dtype), o),
+            direction_state,
+            state.direction_state,
+        ),
         last_step=choose(left, taken),
         control=choose(stepped_back(control, judgment), forward),
         diagnostics=_diagnostics(state, judgment, forward, ratio, inferred, ascent),
     )
-    return optax.tree.cast_like(choose(undone, taken), g), new
+    return stored_like(choose(undone, taken), g), new
 
 
 def _diagnostics(

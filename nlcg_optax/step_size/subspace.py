@@ -20,6 +20,7 @@ from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
     compute_dtype,
+    stored_like,
     times,
     zeros_like,
 )
@@ -222,7 +223,7 @@ def _update(
         trial = _tried(value_at, params, step, found, plane, moves, trial)
     taken = ~trial.rejected & ~(due & ~plane.moves)
     new_updates = jax.tree.map(lambda x: jnp.where(taken, x, 0), step)
-    new_updates = optax.tree.cast_like(new_updates, updates)
+    new_updates = stored_like(new_updates, updates)
     last = state.diagnostics
     step_size = jnp.where(moves, plane.step_size, state.step_size)
     momentum = jnp.where(moves, plane.momentum, state.momentum)

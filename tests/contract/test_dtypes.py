@@ -11,6 +11,7 @@ from nlcg_optax import (
     diagnostics,
     hessian_vector_product,
     nlcg,
+    scale_by_curvature_step,
     scale_by_kronecker,
     scale_by_nlcg,
     scale_by_orthogonalization,
@@ -239,6 +240,48 @@ def test_complex_curvature_is_that_of_the_real_twin(x64):
         lambda t: _complex_loss(_join(t)), _split(start), _split(vector)
     )
     chex.assert_trees_all_close(product, _join(twin), rtol=1e-12, atol=1e-12)
+
+
+def test_the_gradient_beside_a_product_of_ones_own_is_that_of_jax():
+    weights = jnp.array([1.0, 10.0])
+    z = jnp.array([0.3 + 1j, 2.0 - 1j])
+
+    def loss(z):
+        return jnp.sum(weights * jnp.abs(z - (1.0 + 2j)) ** 2)
+
+    grad = jax.grad(loss)(z)
+    tx = scale_by_curvature_step()
+    # Along d the parabola has the slope 2 w z* d and the curvature 2 w d* d.
+    d = jnp.conj(grad)
+    slope, curvature = jnp.sum(jnp.abs(d) ** 2), 2 * jnp.sum(weights * jnp.abs(d) ** 2)
+    _, state = tx.update(
+        d, tx.init(z), z, grad=grad, hvp_fn=lambda p, v: 2.0 * weights * v
+    )
+    found = diagnostics(state)
+    np.testing.assert_allclose(found["step_size"], slope / curvature, rtol=1e-5)
+    assert found["num_curvature_skips"] == 0
+
+
+@pytest.mark.parametrize("rule", ["fr", "pr+"])
+def test_what_float16_cannot_hold_is_cut_at_its_largest_number(rule):
+    tx = nlcg(RATE, rule, state_dtype="float16")
+    params = jnp.ones(3)
+    state = tx.init(params)
+    for size in (1e5, 1.0, 1.0):
+        updates, state = tx.update(jnp.full(3, size), state, params)
+        assert jnp.all(jnp.isfinite(updates))
+    assert jnp.max(jnp.abs(updates)) < 1
+    # Updates of float16, with a momentum above its largest number, 65,504.
+    momentum = scale_by_nlcg(0.9)
+    state, half = momentum.init(params.astype(jnp.float16)), jnp.float16
+    sizes = []
+    for size in (4e4, 4e4, 1.0, 1.0):
+        updates, state = momentum.update(jnp.full(3, size, half), state)
+        sizes.append(float(jnp.max(jnp.abs(updates))))
+    largest = float(jnp.finfo(half).max)
+    # One rounding of float16 each.
+    expected = [4e4, largest, 0.9 * largest + 1, 0.9 * (0.9 * largest + 1) + 1]
+    np.testing.assert_allclose(sizes, expected, rtol=2e-3)
 
 
 # --- state_dtype ---------------------------------------------------------------------

@@ -137,6 +137,17 @@ INJECTED = {
         n.scale_by_kronecker,
         {"weight_dimension_numbers": lambda p: jax.tree.map(lambda x: None, p)},
     ),
+    "mask": (
+        n.damp_by_beta,
+        {
+            "direction": n.scale_by_nlcg(),
+            "mask": lambda p: jax.tree.map(lambda x: x.ndim < 2, p),
+        },
+    ),
+    "mask of the paper's": (
+        paper.scale_by_layerwise_ratio,
+        {"mask": lambda p: jax.tree.map(lambda x: x.ndim < 2, p)},
+    ),
     "likelihood": (n.scale_by_gauss_newton_bartlett, {"likelihood": categorical}),
 }
 
@@ -252,6 +263,28 @@ def test_the_order_of_gradients_and_state(name):
 
 
 # --- extra arguments of update -------------------------------------------------------
+
+
+SHAPES = {
+    "secant": (n.scale_by_diagonal_secant, "params", {}),
+    "pairs": (n.scale_by_limited_memory, "params", {}),
+    "line search": (
+        n.scale_by_hager_zhang_linesearch,
+        "params",
+        {"value": 1.0, "grad": GRADS, "value_fn": loss},
+    ),
+    "vectors": (n.scale_by_orthogonalization, "updates", {}),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape_that_would_broadcast_is_named(name):
+    make, argument, more = SHAPES[name]
+    tx = make()
+    given = {"updates": GRADS, "params": PARAMS}
+    given[argument] = given[argument] | {"b": jnp.ones(1)}
+    with raises(ValueError, f"{argument}['b'] has shape (1,), but the state was "):
+        tx.update(given["updates"], tx.init(PARAMS), given["params"], **more)
 
 
 def test_a_missing_argument_and_its_misspelling_are_named():

@@ -331,3 +331,17 @@ def test_every_rule_name_runs():
     for name in RULES:
         for updates, _ in run(scale_by_nlcg(name), random_grads(2)):
             assert np.isfinite(updates).all()
+
+
+def test_a_rule_may_be_a_function_that_returns_a_python_number():
+    tx = scale_by_nlcg(lambda products: 0.5)
+    grad = jnp.ones(2)
+    _, state = tx.update(grad, tx.init(grad))
+    updates, _ = tx.update(grad, state)
+    np.testing.assert_allclose(updates, 1.5)
+
+
+def test_no_leaves_have_a_beta_of_zero():
+    tx = scale_by_nlcg(scope="per_leaf")
+    _, state = tx.update({}, tx.init({}))
+    assert state.diagnostics.beta == 0

@@ -369,3 +369,31 @@ def test_at_the_minimum_failed_searches_are_short_and_nothing_is_lost():
     assert int(counts[np.argmax(sizes <= 1e-12 * sizes[0])]) <= 80
     # The third gradient closes the bracket of each; bisected to the end they take 7.
     assert np.mean(np.diff(counts)[-100:]) <= 3.5
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_a_value_that_is_not_finite_is_one_failed_search_and_no_more(bad):
+    def fun(x):
+        terms = jnp.logspace(0, 3, 10) * (x - 1) ** 2 + (x - 1) ** 4
+        return 100.0 + jnp.sum(terms)
+
+    tx = _solver(*DIRECTIONS["hs+"][:1], max_slope_ratio=0.1)
+
+    @jax.jit
+    def step(x, state, spoil):
+        value, grad = jax.value_and_grad(fun)(x)
+        value = jnp.where(spoil, bad, value)
+        updates, state = tx.update(grad, state, x, value=value, grad=grad, value_fn=fun)
+        return optax.apply_updates(x, updates), state
+
+    x = jnp.zeros(10)
+    state = tx.init(x)
+    for t in range(60):
+        x, state = step(x, state, t == 2)
+        assert jnp.all(jnp.isfinite(jnp.stack(state[2].error)))
+    found = state[2]
+    assert found.diagnostics.num_failed_searches == 1
+    assert found.error.growth == 1
+    # The average of the values is near the last ones.
+    np.testing.assert_allclose(found.error.average, 100, rtol=1e-2)
+    assert jnp.max(jnp.abs(x - 1)) < 0.01

@@ -9,7 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import diagnostics, nlcg, scale_by_orthogonalization
+from nlcg_optax import (
+    diagnostics,
+    nlcg,
+    scale_by_kronecker,
+    scale_by_orthogonalization,
+)
 
 # Newton-Schulz with these coefficients converges, unlike with Muon's.
 CONVERGENT = {"coefficients": (15 / 8, -5 / 4, 3 / 8), "steps": 14}
@@ -201,13 +206,53 @@ def test_bad_arguments(kwargs, message):
     [
         (optax.contrib.MuonDimensionNumbers(0, 2), "names an axis that shape"),
         (optax.contrib.MuonDimensionNumbers(0, -2), "none twice"),
-        ([None, None], "has 2 entries for 1 leaves"),
+        ({"z": None}, "differs in its structure from the parameters"),
     ],
 )
 def test_bad_dimension_numbers(numbers, message):
+    numbers = numbers if isinstance(numbers, dict) else {"w": numbers}
     tx = scale_by_orthogonalization(weight_dimension_numbers=numbers)
     with pytest.raises(ValueError, match=message):
-        tx.init(jnp.ones([2, 2]))
+        tx.init({"w": jnp.ones([2, 2])})
+
+
+def test_dimension_numbers_of_a_model_serve_its_parts_and_leave_none_out():
+    by_outputs = optax.contrib.MuonDimensionNumbers(1, 0)
+    params = {"w": jnp.ones([2, 3]), "b": jnp.ones(3), "f": None, "head": jnp.ones(2)}
+
+    def numbers(tree):
+        return jax.tree.map(lambda x: by_outputs if x.ndim == 2 else None, tree)
+
+    mine = {"w": "matrix", "b": "matrix", "f": None, "head": "other"}
+    found = []
+    for given in (numbers, numbers(params)):
+        inner = scale_by_kronecker(weight_dimension_numbers=given)
+        parts = {"matrix": inner, "other": optax.identity()}
+        for tx in (inner, optax.partition(parts, mine)):
+            state = tx.init(params)
+            updates, _ = tx.update(params, state, params)
+            assert updates["f"] is None
+            found.append(updates["w"])
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e20])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: scale_by_orthogonalization(restore_norm=True),
+        lambda: scale_by_kronecker(diagonal=optax.identity()),
+    ],
+    ids=["orthogonalization", "kronecker"],
+)
+def test_a_norm_is_restored_where_its_square_over_or_underflows(make, scale):
+    grad = scale * random(3, 2).astype(np.float32)
+    z = applied(make(), jnp.asarray(grad))
+    # Two square roots of sums in float32.
+    np.testing.assert_allclose(
+        np.linalg.norm(np.float64(z)), np.linalg.norm(np.float64(grad)), rtol=1e-6
+    )
 
 
 def test_an_entry_that_is_no_dimension_numbers_is_named():

@@ -309,3 +309,23 @@ def test_products_that_overflow_are_counted_and_forgotten():
         x -= updates
     assert scalars(state)["num_not_finite"] == 1
     assert jnp.max(jnp.abs(x)) < 1e-6
+
+
+def test_a_direction_that_overflows_once_is_no_step_and_leaves_no_memory():
+    def overflowing(grad, memory, params=None):
+        memory = memory + grad
+        return jnp.where(grad > 5, jnp.inf, memory), memory
+
+    inner = optax.GradientTransformation(jnp.zeros_like, overflowing)
+    tx = scale_by_slope_ratio(inner, 20)
+    state = tx.init(jnp.ones(2))
+    for grad in (1.0, 10.0, 1.0):
+        before = state
+        updates, state = tx.update(jnp.full(2, grad), state, value=3.0)
+        if grad == 10.0:
+            np.testing.assert_array_equal(updates, 0)
+            np.testing.assert_array_equal(state.last_step, 0)
+            np.testing.assert_array_equal(state.direction_state, before.direction_state)
+    assert scalars(state)["num_not_finite"] == 1
+    np.testing.assert_array_equal(state.direction_state, 2)
+    assert jnp.all(jnp.isfinite(updates) & (updates > 0))
