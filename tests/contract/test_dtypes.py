@@ -255,7 +255,11 @@ def test_the_gradient_beside_a_product_of_ones_own_is_that_of_jax():
     d = jnp.conj(grad)
     slope, curvature = jnp.sum(jnp.abs(d) ** 2), 2 * jnp.sum(weights * jnp.abs(d) ** 2)
     _, state = tx.update(
-        d, tx.init(z), z, grad=grad, hvp_fn=lambda p, v: 2.0 * weights * v
+        d,
+        tx.init(z),
+        z,
+        grad=grad,
+        hvp_fn=lambda p, v: 2.0 * weights.astype(v.dtype) * v,
     )
     found = diagnostics(state)
     np.testing.assert_allclose(found["step_size"], slope / curvature, rtol=1e-5)
