@@ -128,15 +128,22 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def check_positive_int(name: str, value: Any, most: float = LARGEST_INT) -> None:
-    """Raises ValueError unless ``value`` is an integer from one to ``most``."""
+def check_positive_int(
+    name: str, value: Any, most: float = LARGEST_INT, remedy: str = ""
+) -> None:
+    """Raises ValueError unless ``value`` is an integer from one to ``most``.
+
+    ``remedy`` says what the argument is.
+    """
     if _is_array(value) and jnp.shape(value) == ():
         return
     is_integer = not _is_array(value) and _is_integer(value)
     if not is_integer or not 1 <= value <= most:
         is_large = is_integer and value > most
         bound = f" and at most {most}" if is_large or most < LARGEST_INT else ""
-        raise ValueError(f"{name}={value!r} must be an integer of at least 1{bound}")
+        raise ValueError(
+            f"{name}={value!r} must be an integer of at least 1{bound}{remedy}"
+        )
 
 
 def check_static(**values: Any) -> None:
@@ -312,12 +319,16 @@ def is_near_miss(given: str, name: str) -> bool:
 
 
 def is_close(given: str, name: str) -> bool:
-    """Whether two names differ in a letter or two.
+    """Whether two names differ in a letter or two, or in their order.
 
     Examples:
       >>> is_close("refesh", "refresh"), is_close("values", "value_fn")
       (True, False)
+      >>> is_close("vaule", "value")
+      True
     """
+    if sorted(given) == sorted(name):
+        return True
     return difflib.SequenceMatcher(None, given, name).ratio() > 0.85
 
 

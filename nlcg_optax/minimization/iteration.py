@@ -54,7 +54,7 @@ COUNTS = 1e-4  # of the decrease so far, that a promise may be for its step to c
 
 
 class Callback(NamedTuple):
-    """What is called on the host after each iteration.
+    """What is called on the host at the start and after each iteration.
 
     Attributes:
       call: ``call(active, progress)``, whether the run ends; on the host.

@@ -72,8 +72,8 @@ def run(
       method: direction and line search.
       limits: when to end.
       state: from `initial_state`, new or that of an earlier run.
-      callback: called on the host after each iteration; a true return value ends the
-        run.
+      callback: called on the host at the start and after each iteration; a true
+        return value ends the run.
       max_turns: of the loop, after which the state may still be running.
 
     Returns:

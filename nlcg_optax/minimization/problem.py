@@ -1,5 +1,6 @@
 """An objective that `minimize` has traced, in its coordinates, with its data."""
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ _OF_NUMPY = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
+_ASSIGNED = "setting an array element"  # a NumPy array cannot hold what is traced
 NOT_NUMBERS = ("O", "S", "U", "M", "m")  # kinds of NumPy: objects, strings, dates
 # Numbers in the largest array that a problem computes, and in the largest that it is
 # given, for which compiling is the work.
@@ -126,12 +128,14 @@ def pose(
 
     try:
         value = trace(value_and_aux, u, leaves)
-    except _OF_NUMPY as error:
-        error.add_note(
-            "minimize traces fun with JAX. Write it with jax.numpy in place of numpy "
-            "and math, with jnp.where or jax.lax.cond in place of if, and without "
-            "float() or int() of what depends on x."
-        )
+    except (*_OF_NUMPY, ValueError) as error:
+        if isinstance(error, _OF_NUMPY) or _ASSIGNED in str(error):
+            error.add_note(
+                "minimize traces fun with JAX. Write it with jax.numpy in place of "
+                "numpy and math, with jnp.where or jax.lax.cond in place of if, with "
+                "jnp.stack or x.at[i].set(y) in place of x[i] = y, and without float() "
+                "or int() of what depends on x."
+            )
         raise
     gradient = None
     if value.has_custom_rules:
@@ -237,11 +241,17 @@ def _checked(out: Any, has_aux: bool) -> tuple[jax.Array, PyTree]:
     if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"fun returns {out}; it must return a real floating-point scalar"
-            + ("" if has_aux else " (or set has_aux=True for a pair)")
+            + _remedy(shape, has_aux)
         )
     leaves, structure = jax.tree_util.tree_flatten_with_path(aux)
     arrays = [_aux_array(*pair) for pair in leaves]
     return jnp.asarray(out), jax.tree.unflatten(structure, arrays)
+
+
+def _remedy(shape: Any, has_aux: bool) -> str:
+    if shape is not None and math.prod(shape) == 1 and shape != ():
+        return "; take its only entry, as jnp.squeeze does"
+    return "" if has_aux else " (or set has_aux=True for a pair)"
 
 
 def _aux_array(path: Any, leaf: Any) -> jax.Array:

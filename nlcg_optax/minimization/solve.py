@@ -118,7 +118,7 @@ def minimize(
         ``state`` is of, as along a path of problems (continuation). The point is then
         measured anew and the counters begin at zero; kept are the secant pairs or
         the previous direction.
-      callback: called on the host after each iteration with a
+      callback: called on the host at the start and after each iteration with a
         `nlcg_optax.minimization.state.Progress`. A parameter named ``x`` or ``xk`` gets
         the point, too, and ``intermediate_result`` is a progress with the point as its
         ``x``. The run ends when it returns True or raises ``StopIteration``.

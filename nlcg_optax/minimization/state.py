@@ -61,10 +61,10 @@ def objective_of(fun: Callable[[PyTree], tuple[jax.Array, PyTree]]) -> Objective
 
 
 class Progress(NamedTuple):
-    """Argument of the callback of `minimize`, after each iteration.
+    """Argument of the callback of `minimize`, at the start and after each iteration.
 
     Attributes:
-      nit: iterations so far.
+      nit: iterations so far, zero at the start.
       fun: the objective.
       grad_max: largest absolute entry of the gradient.
       step_size: the last step taken.

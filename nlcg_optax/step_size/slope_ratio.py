@@ -29,6 +29,7 @@ from nlcg_optax.wrappers.signs import warn_of_the_sign
 from nlcg_optax.xla import scalars
 
 NAME = "scale_by_slope_ratio"
+NAME_IN_PRESETS = f"{NAME} (part of tuning_free_nlcg)"
 
 
 class SlopeRatioDiagnostics(NamedTuple):
@@ -202,7 +203,8 @@ def scale_by_slope_ratio(
     """
     validation.check_transformation("direction", direction)
     if num_steps is not None:
-        validation.check_positive_int("num_steps", num_steps)
+        remedy = "; it is the number of updates of the run, not a learning rate"
+        validation.check_positive_int("num_steps", num_steps, remedy=remedy)
     validation.check_below_one("target_ratio", target_ratio)
     validation.check_positive("adaptation_rate", adaptation_rate)
     validation.check_at_most("adaptation_rate", adaptation_rate, 1.0)
@@ -252,7 +254,11 @@ def _update(
 ) -> tuple[PyTree, ScaleBySlopeRatioState]:
     validation.check_state(NAME, state, ScaleBySlopeRatioState)
     value = validation.require(
-        NAME, "value", extra_args.get("value"), "the loss at the gradient", extra_args
+        NAME_IN_PRESETS,
+        "value",
+        extra_args.get("value"),
+        "the loss at the gradient",
+        extra_args,
     )
     validation.check_scalar_loss(NAME, value)
     validation.check_same_structure("updates", g, state.last_step)

@@ -83,9 +83,23 @@ def test_arguments_may_hold_functions_and_names():
 
 
 def test_a_function_written_for_numpy_is_told_what_to_use():
-    with pytest.raises(jax.errors.TracerArrayConversionError) as told:
-        minimize(lambda x: np.sum(np.exp(x)), jnp.zeros(2))
-    assert "jax.numpy in place of numpy" in "".join(told.value.__notes__)
+    def assigning(x):
+        residuals = np.zeros(2)
+        residuals[0] = x[0]
+        return jnp.sum(residuals)
+
+    for fun, error in (
+        (lambda x: np.sum(np.exp(x)), jax.errors.TracerArrayConversionError),
+        (assigning, ValueError),
+    ):
+        with pytest.raises(error) as told:
+            minimize(fun, jnp.zeros(2))
+        assert "jax.numpy in place of numpy" in "".join(told.value.__notes__)
+
+
+def test_an_array_of_one_number_is_told_how_to_become_a_number():
+    with pytest.raises(TypeError, match="take its only entry, as jnp.squeeze does"):
+        minimize(lambda x: x[:1] ** 2, jnp.ones(2))
 
 
 @pytest.mark.parametrize(
