@@ -264,9 +264,10 @@ def tuning_free_nlcg(
     multiplied on top, ``optax.chain(tuning_free_nlcg(),
     optax.scale_by_schedule(...))``; where the step size still adapts, which without
     ``num_steps`` is always, it makes up for much of a schedule that falls slowly.
-    Clipping belongs before it, not after: ``optax.chain(optax.clip_by_global_norm(1.),
-    tuning_free_nlcg())``, at a norm that few gradients exceed, for the slopes are those
-    of the clipped gradients.
+    Clipping belongs before it, not after, and at a norm that few gradients exceed:
+    ``optax.chain(optax.clip_by_global_norm(10.), tuning_free_nlcg())``. The slopes are
+    measured with the clipped gradients, and where many are clipped these do not match
+    the change of the loss.
 
     It stores two more copies of the parameters than Adam (four in all: direction,
     previous gradient, second moments and last step), and the Kronecker factors with
@@ -281,6 +282,8 @@ def tuning_free_nlcg(
     Args:
       num_steps: number of updates of the run, after which updates are zero, except
         that the last step may still be taken back in part; None if it is not known.
+        With `virtual_batch` one update is one virtual batch. To train on, build the
+        optimizer with a larger number and keep the state.
       preconditioner: see `large_batch_nlcg`, like all that follows.
       scope: ``"per_leaf"`` for one β per leaf.
       weight_decay: decoupled, and scaled by the step size that is found.
