@@ -80,8 +80,8 @@ def matrix_views(
 
     Args:
       tree: arrays, or anything with shapes.
-      dimension_numbers: as ``weight_dimension_numbers`` of ``optax.contrib.muon``: a
-        tree with an ``optax.contrib.MuonDimensionNumbers`` or None in the place of
+      dimension_numbers: as ``muon_weight_dimension_numbers`` of
+        ``optax.contrib.muon``: a tree with an ``optax.contrib.MuonDimensionNumbers`` or None in the place of
         each leaf, or a function from the tree to one; None for `input_output_axes`.
 
     Raises:

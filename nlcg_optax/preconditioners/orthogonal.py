@@ -81,8 +81,8 @@ def scale_by_orthogonalization(
         ``optax.scale_by_rms`` with decay 0.999. ``num_vector_ascents`` of the
         diagnostics counts updates at which it turns them uphill; outside of ``jit``
         there is a warning as well if that happens at the first.
-      weight_dimension_numbers: which axes are rows and columns, as in
-        ``optax.contrib.muon``: a tree of ``optax.contrib.MuonDimensionNumbers`` and
+      weight_dimension_numbers: which axes are rows and columns, as
+        ``muon_weight_dimension_numbers`` of ``optax.contrib.muon``: a tree of ``optax.contrib.MuonDimensionNumbers`` and
         None (a vector), or a function from the parameters to one. By default leaves of
         two or more axes are matrices, with the last axis as columns.
 
