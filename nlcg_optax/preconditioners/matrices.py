@@ -81,8 +81,9 @@ def matrix_views(
     Args:
       tree: arrays, or anything with shapes.
       dimension_numbers: as ``muon_weight_dimension_numbers`` of
-        ``optax.contrib.muon``: a tree with an ``optax.contrib.MuonDimensionNumbers`` or None in the place of
-        each leaf, or a function from the tree to one; None for `input_output_axes`.
+        ``optax.contrib.muon``: a tree with an ``optax.contrib.MuonDimensionNumbers`` or
+        None in the place of each leaf, or a function from the tree to one; None for
+        `input_output_axes`.
 
     Raises:
       TypeError: if an entry is something else.
@@ -92,6 +93,7 @@ def matrix_views(
     if callable(dimension_numbers):
         dimension_numbers = dimension_numbers(tree)
     # A tree of the whole model also serves a part of it, the rest of which is masked.
+    treedef: Any
     leaves, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_masked)
     if dimension_numbers is None:
         numbers = [None if _is_masked(x) else input_output_axes(x) for _, x in leaves]

@@ -82,9 +82,10 @@ def scale_by_orthogonalization(
         diagnostics counts updates at which it turns them uphill; outside of ``jit``
         there is a warning as well if that happens at the first.
       weight_dimension_numbers: which axes are rows and columns, as
-        ``muon_weight_dimension_numbers`` of ``optax.contrib.muon``: a tree of ``optax.contrib.MuonDimensionNumbers`` and
-        None (a vector), or a function from the parameters to one. By default leaves of
-        two or more axes are matrices, with the last axis as columns.
+        ``muon_weight_dimension_numbers`` of ``optax.contrib.muon``: a tree of
+        ``optax.contrib.MuonDimensionNumbers`` and None (a vector), or a function from
+        the parameters to one. By default leaves of two or more axes are matrices, with
+        the last axis as columns.
 
     Returns:
       A transformation that also stands alone. Matrices need no state. A gradient that

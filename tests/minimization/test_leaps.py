@@ -51,4 +51,5 @@ def test_a_leap_to_a_minimum_is_one():
     """Along a parabola the first step is exact, and the gradient there is zero."""
     result = minimize(lambda x: jnp.sum((x - 3) ** 2), jnp.ones(2))
     np.testing.assert_array_equal(result.x, 3)
-    assert result.success and result.nit == 1
+    assert result.success
+    assert result.nit == 1
