@@ -183,7 +183,8 @@ def scaled_to_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The leaf over its largest entry, so that no square over- or underflows; both."""
     with parameters_split_over(None):
         largest = max_abs(leaf)
-    return times(1 / jnp.where(largest == 0, 1, largest), leaf), largest
+    tiny = jnp.finfo(largest.dtype).tiny  # below it the inverse may be infinite
+    return times(1 / jnp.where(largest < tiny, 1, largest), leaf), largest
 
 
 def all_finite(tree: PyTree) -> jax.Array:
