@@ -11,6 +11,9 @@ place of the paper's ResNet-32; on a GPU in 32x32, after checks of the device.
 3. The best three of these at full length, on all images.
 4. What the batch costs: the best baseline at a sixteenth of the batch, searched in the
    same way, for as many epochs.
+
+With the ResNet-8 the first comes last: it is there for the other three, which take a
+day with the paper's network.
 """
 
 import dataclasses
