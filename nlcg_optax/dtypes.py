@@ -134,6 +134,8 @@ def times(scale: jax.Array, x: jax.Array) -> jax.Array:
 def stored(x: jax.Array, dtype: Any) -> jax.Array:
     """Returns x in a dtype; what is finite stays finite, at the largest number there.
 
+    Complex numbers are cast and no more.
+
     Examples:
       >>> import jax.numpy as jnp
       >>> stored(jnp.array([2., 1e5, jnp.inf]), jnp.float16)
@@ -141,6 +143,7 @@ def stored(x: jax.Array, dtype: Any) -> jax.Array:
     """
     if jnp.iscomplexobj(x) or promote(x.dtype, dtype) == dtype:
         return x.astype(dtype)
+    x = x.astype(compute_dtype(x.dtype))
     largest = jnp.finfo(dtype).max.astype(x.dtype)
     held = jnp.clip(x, -largest, largest)
     return jnp.where(jnp.isfinite(x), held, x).astype(dtype)

@@ -44,7 +44,7 @@ LEAP = 0.25  # of the new parameter, the change of it that is a leap
 # Along a parabola and along a line, the part of what the slope at its start promises by
 # which the value falls on the way to a minimum; and how far from it the part may be.
 PARTS, NEAR = (0.5, 1.0), 0.02
-STEEP = 0.01  # of the largest gradient so far, one from which no step leads to rounding
+EARLY = 5  # iterations in which that is asked for
 
 
 class _Measured(NamedTuple):
@@ -168,19 +168,18 @@ def _measure_gradient(
     # A plateau above the start, which the rounding allowed to a search may reach, is no
     # place to go on from: beyond it, as where nothing is finite. Nor is one that a leap
     # has reached.
-    known = Sizes(*state.sizes)
     on_plateau = (grad_max <= 0) & (value > search.start_value)
     vanished = grad_max <= float(jnp.finfo(value.dtype).eps) * state.current_grad_max
-    vanished &= state.current_grad_max >= STEEP * known.largest_grad_max
     on_plateau |= cond(
-        ((grad_max <= 0) | vanished) & ~is_first,
-        lambda: _leapt_to_a_plateau(state, params, value),
+        vanished & ~is_first,
+        lambda: _leapt_to_a_plateau(state, params, value, grad_max),
         lambda: jnp.zeros([], jnp.bool_),
     )
     usable &= ~on_plateau
     value = jnp.where(on_plateau, jnp.inf, value)
     # A gradient with an infinite entry must not pass for one with a good slope.
     slope = jnp.where(usable, -u_g, jnp.nan)
+    known = Sizes(*state.sizes)
     # Once more where the scale has changed: the start of the run is known by then.
     starts = is_first & jnp.isposinf(known.start_value)
     sizes = jnp.stack(
@@ -223,25 +222,31 @@ def _measure_gradient(
 
 
 def _leapt_to_a_plateau(
-    state: MinimizeState, params: PyTree, value: jax.Array
+    state: MinimizeState, params: PyTree, value: jax.Array, grad_max: jax.Array
 ) -> jax.Array:
-    """Whether a gradient vanished only because a long step left all slopes behind.
+    """Whether a gradient vanished only because a leap went past all slopes.
 
-    Of parameters that the step changes by a quarter or more of the new ones. Where
-    their products overflow, slopes underflow. Otherwise the value tells a minimum: it
-    falls by what the slope at the start promises along a straight line, to a kink, and
-    by half of that along a parabola. Where it fell by something else, shorter steps
-    find out, and lead to a minimum if it is one.
+    A leap changes a parameter by a quarter of itself or more. Where products of
+    parameters overflow, slopes underflow. Otherwise only the first searches, which know
+    no natural length, leap to a plateau. A minimum is known by its value: along a
+    straight line, to a kink, it falls by what the slope at the start promises, and
+    along a parabola by half of that. Where it fell by something else, the search goes
+    on with shorter steps; later ones may leap to a minimum of any shape.
     """
 
-    def leapt(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.where(jnp.abs(new - old) >= LEAP * jnp.abs(new), new, 0)
+    def leap(old: jax.Array, new: jax.Array) -> jax.Array:
+        change = jnp.abs(new - old)
+        largest = jnp.maximum(change, jnp.abs(new))
+        return jnp.where(change >= LEAP * jnp.abs(new), largest, 0)
 
     search = state.search
-    tree = jax.tree.map(leapt, state.current, params)
+    tree = jax.tree.map(leap, state.current, params)
     _, (largest,) = products_and_maxima([], [tree], dtype=search.step.dtype)
     fallen = search.start_value - value
     promised = -search.start_slope * search.step
     part = fallen / jnp.where(promised > 0, promised, 1)
     explained = jnp.any(jnp.abs(part - jnp.asarray(PARTS, part.dtype)) < NEAR)
-    return is_too_large(largest) | ((largest > 0) & ~explained)
+    is_early = Iterations(*state.iterations).nit < EARLY
+    return ((grad_max <= 0) & is_too_large(largest)) | (
+        is_early & (largest > 0) & ~explained
+    )

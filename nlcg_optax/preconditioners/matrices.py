@@ -171,20 +171,21 @@ def widened(leaf: jax.Array) -> jax.Array:
 
 def of_norm(leaf: jax.Array, model: jax.Array) -> jax.Array:
     """The leaf at the Frobenius norm of another one; zero stays zero."""
-    leaf, _ = scaled_to_one(leaf)
-    model, largest = scaled_to_one(model)
     # The part of a matrix on a device counts as a separate matrix.
     with parameters_split_over(None):
         own, wanted = vdots([(leaf, leaf), (model, model)])
-    return times(largest * jnp.sqrt(wanted / jnp.where(own == 0, 1, own)), leaf)
+    return times(jnp.sqrt(wanted / jnp.where(own == 0, 1, own)), leaf)
 
 
 def scaled_to_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The leaf over its largest entry, so that no square over- or underflows; both."""
+    """The leaf over its size, so that no square over- or underflows; and the size.
+
+    The size is its largest entry, or 1 where the inverse of that may be infinite.
+    """
     with parameters_split_over(None):
         largest = max_abs(leaf)
-    tiny = jnp.finfo(largest.dtype).tiny  # below it the inverse may be infinite
-    return times(1 / jnp.where(largest < tiny, 1, largest), leaf), largest
+    size = jnp.where(largest < jnp.finfo(largest.dtype).tiny, 1, largest)
+    return times(1 / size, leaf), size
 
 
 def all_finite(tree: PyTree) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, stored_like
+from nlcg_optax.dtypes import PyTree, stored_like, times
 from nlcg_optax.preconditioners.matrices import (
     DimensionNumbers,
     all_finite,
@@ -168,7 +168,8 @@ def _update(
     validation.check_same_structure("updates", updates, new)
     leaves, treedef = jax.tree.flatten(new)
     places = [i for i, view in enumerate(views) if view is not None]
-    matrices = [scaled_to_one(leaves[i])[0] for i in places]
+    scaled = [scaled_to_one(leaves[i]) for i in places]
+    matrices = [matrix for matrix, _ in scaled]
     numbers = tuple(DimensionNumbers(v.rows, v.columns) for v in views if v is not None)
 
     def orthogonalized(
@@ -184,8 +185,10 @@ def _update(
 
     factors, _ = with_automatic_sharding(orthogonalized, matrices, options.coefficients)
     if options.restore_norm:
-        grads = [leaves[i] for i in places]
-        factors = [of_norm(z, g) for z, g in zip(factors, grads, strict=True)]
+        factors = [
+            times(size, of_norm(z, matrix))
+            for z, (matrix, size) in zip(factors, scaled, strict=True)
+        ]
     for place, factor in zip(places, factors, strict=True):
         leaves[place] = factor
     z = stored_like(jax.tree.unflatten(treedef, leaves), updates)

@@ -29,7 +29,7 @@ from nlcg_optax.wrappers.signs import warn_of_the_sign
 from nlcg_optax.xla import scalars
 
 NAME = "scale_by_slope_ratio"
-NAME_IN_PRESETS = f"{NAME} (part of tuning_free_nlcg)"
+NAME_IN_PRESETS = f"{NAME} (also inside tuning_free_nlcg)"
 
 
 class SlopeRatioDiagnostics(NamedTuple):

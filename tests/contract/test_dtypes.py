@@ -275,6 +275,10 @@ def test_what_float16_cannot_hold_is_cut_at_its_largest_number(rule):
         updates, state = tx.update(jnp.full(3, size), state, params)
         assert jnp.all(jnp.isfinite(updates))
     assert jnp.max(jnp.abs(updates)) < 1
+    # 65,504 is rounded to 65,536 in bfloat16.
+    narrow = jnp.full(3, 1e5, jnp.bfloat16)
+    _, state = tx.update(narrow, tx.init(params), params)
+    assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state))
     # Updates of float16, with a momentum above its largest number, 65,504.
     momentum = scale_by_nlcg(0.9)
     state, half = momentum.init(params.astype(jnp.float16)), jnp.float16

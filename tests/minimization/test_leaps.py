@@ -30,7 +30,7 @@ def peak(p):
 
 @pytest.mark.parametrize("method", ["limited-memory", "hs+"])
 def test_a_leap_over_a_peak_is_taken_back(method):
-    starts = jnp.array([60.0, 64.0, 66.0])
+    starts = jnp.array([60.0, 64.0, 66.0, 74.0, 76.0])
     result = jax.vmap(lambda start: minimize(peak, start, method=method))(starts)
     np.testing.assert_allclose(result.x, 70, rtol=1e-6)
     assert bool(jnp.all(result.success))
@@ -45,6 +45,29 @@ def test_a_plateau_as_high_as_the_start_is_no_minimum(precision, request):
     np.testing.assert_allclose(result.x, 0, atol=1e-6)
     np.testing.assert_allclose(result.fun, 0, atol=1e-12)
     assert bool(jnp.all(result.success))
+
+
+def test_a_leap_to_zero_is_one():
+    """The first trial step moves the parameter by all of itself."""
+    starts = jnp.array([76.0, 80.0])
+    result = jax.vmap(lambda start: minimize(lambda x: well(x - 70), start))(starts)
+    np.testing.assert_allclose(result.x, 70, rtol=1e-6)
+    np.testing.assert_allclose(result.fun, 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6, 1e8])
+def test_beside_a_large_offset_a_leap_to_the_minimum_costs_little(offset):
+    """Where the value does not show its fall, shorter steps lead there."""
+    places = jnp.array([3.0, 3.0, 1e-4, 1e-4])
+    starts = jnp.array([0.0, 1.0, 0.0, 1.0])
+
+    def solve(place, start):
+        return minimize(lambda x: offset + (x - place) ** 2, start)
+
+    result = jax.vmap(solve)(places, starts)
+    np.testing.assert_allclose(result.x, places, rtol=1e-6)
+    assert bool(jnp.all(result.success))
+    assert jnp.max(result.ngev) <= 20
 
 
 def test_a_leap_to_a_minimum_is_one():
