@@ -138,8 +138,8 @@ def stored(x: jax.Array, dtype: Any) -> jax.Array:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> stored(jnp.array([2., 1e5, jnp.inf]), jnp.float16)
-      Array([2.000e+00, 6.550e+04,       inf], dtype=float16)
+      >>> stored(jnp.array([2., 1e5, jnp.inf]), jnp.float16).tolist()
+      [2.0, 65504.0, inf]
     """
     if jnp.iscomplexobj(x) or promote(x.dtype, dtype) == dtype:
         return x.astype(dtype)
@@ -154,8 +154,8 @@ def stored_like(tree: PyTree, models: PyTree) -> PyTree:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> stored_like([jnp.array([1e5])], [jnp.ones(1, jnp.float16)])
-      [Array([65500.], dtype=float16)]
+      >>> stored_like([jnp.array(1e5)], [jnp.ones(1, jnp.float16)])[0].item()
+      65504.0
     """
     return jax.tree.map(lambda x, model: stored(x, model.dtype), tree, models)
 
