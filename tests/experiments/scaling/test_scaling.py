@@ -264,7 +264,7 @@ def test_a_step_is_compiled_for_a_slice_without_having_one(tmp_path):
         *("--topologies", "v5e:2x2", "--model", "resnet50_narrow"),
         # As on a pod, activations outweigh the state: 128 images a chip.
         *("--image-size", "64", "--batch-size", "512", f"--out={out}"),
-        *("--optimizers", "heavy_ball", "adamw", "nlcg"),
+        *("--optimizers", "adamw", "nlcg"),
     ]
     done = subprocess.run(
         command,
@@ -276,15 +276,14 @@ def test_a_step_is_compiled_for_a_slice_without_having_one(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     entries = compile_command.read_entries(out)
-    assert len(entries) == 6
+    assert len(entries) == 4
     costs = {(e.case.layout, e.case.optimizer): e.cost for e in entries}
     for layout in ("data", "hybrid"):
-        momentum, adamw, nlcg = (
-            costs[layout, name] for name in ("heavy_ball", "adamw", "nlcg")
-        )
+        adamw, nlcg = (costs[layout, name] for name in ("adamw", "nlcg"))
         assert nlcg.peak_bytes <= 1.05 * adamw.peak_bytes
-        assert nlcg.collective_bytes <= 1.01 * momentum.collective_bytes
-        operations = [cost.collectives["all-reduce"][0] for cost in (nlcg, momentum)]
+        # Besides gradients, a few inner products.
+        assert nlcg.collective_bytes <= 1.01 * adamw.collective_bytes
+        operations = [cost.collectives["all-reduce"][0] for cost in (nlcg, adamw)]
         assert operations[0] - operations[1] <= 2
     assert "all-gather" not in costs["data", "nlcg"].collectives
     unknown = subprocess.run(
