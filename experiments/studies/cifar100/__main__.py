@@ -15,7 +15,7 @@
 ``--size paper`` is the paper's own size in 16x16 pixels, some three hours per run and
 core, see `experiments.studies.cifar100.paper_size`; ``--size paper_half`` is the same
 with half the filters, in a third of the time, and ``--size paper_resnet8`` with half
-the filters and a quarter of the layers, in a tenth, the tuned rows first. With
+the filters and a quarter of the layers, in a twelfth, the tuned rows first. With
 ``--workers 2`` two runs are trained side by side, and a run that was stopped resumes
 within a minute of lost work. ``--size gpu`` is the same in 32x32 pixels on a GPU, after
 checks of the device.
