@@ -38,11 +38,6 @@ LAYOUTS = {
 }
 
 
-# The polar factor of roots of a nearly singular matrix: one rounding of the parameters,
-# on one device and in float64, moves it by 1e-3 in three steps.
-ILL_POSED = "orthogonal of kronecker"
-
-
 def _mesh(shape=(4, 2)):
     return jax.make_mesh(
         shape,
@@ -53,9 +48,10 @@ def _mesh(shape=(4, 2)):
 
 
 def _params():
+    # Of squares, for matrices of full rank: polar factors of others are ill-posed.
     shapes = {"b": (8,), "k": (2, 4, 4), "w": (8, 4)}
     return {
-        name: jnp.sin(jnp.arange(float(np.prod(shape)))).reshape(shape)
+        name: jnp.sin(jnp.arange(float(np.prod(shape))) ** 2).reshape(shape)
         for name, shape in shapes.items()
     }
 
@@ -116,8 +112,6 @@ def _check(row, layout, mesh, request):
 
 def _check_run(row, params, before, after):
     assert after == before  # jax.typeof says how an array is split
-    if row.name == ILL_POSED:
-        return
     expected, _, _ = _run(row, _params())
     # Sums run in another order: roundings, carried through three steps.
     chex.assert_trees_all_close(jax.device_get(params), expected, rtol=2e-5, atol=2e-6)
