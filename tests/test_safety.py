@@ -211,12 +211,12 @@ def tiny(tx, activation, steps, seed):
 
 @functools.cache
 def tiny_program_of_sgd(activation):
-    def best(steps, seed):
+    def of_rates(steps, seed):
         rates = jnp.asarray(RATES, jnp.float32)
         last = jax.vmap(lambda r: tiny(optax.sgd(r), activation, steps, seed)[0])(rates)
-        return jnp.min(jnp.where(jnp.isfinite(last), last, jnp.inf))
+        return jnp.where(jnp.isfinite(last), last, jnp.inf)
 
-    return jax.jit(jax.vmap(best, (None, 0)))
+    return jax.jit(jax.vmap(of_rates, (None, 0)))
 
 
 @functools.cache
@@ -234,13 +234,16 @@ def tiny_program_of_preset(activation, is_planned):
 @pytest.mark.parametrize("is_planned", [True, False])
 @pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.relu], ids=["tanh", "relu"])
 def test_with_a_sixty_fourth_of_the_examples(activation, is_planned, steps):
-    """Some runs in a hundred end beyond twice, most of them after 3,000 steps.
+    """The mean ends at no more than twice that of the best rate; a draw may not.
 
-    There the best rate and most runs fit every example. Of more seeds tells
+    Some runs in a hundred end beyond twice the best rate for their draw, most of them
+    after 3,000 steps, where that and most runs fit every example. Of more seeds tells
     `experiments.studies.tiny_batches`.
     """
-    best = tiny_program_of_sgd(activation)(steps, SEEDS)
+    of_sgd = tiny_program_of_sgd(activation)(steps, SEEDS)
     last, largest = tiny_program_of_preset(activation, is_planned)(steps, SEEDS)
+    assert np.mean(last) < 2 * np.min(np.mean(of_sgd, axis=0))
+    best = np.min(of_sgd, axis=1)
     behind = np.sort(last / np.maximum(best, NOTHING_LEFT))
     assert np.median(behind) < 1.6
     assert behind[-2 if is_planned else -3] <= 2

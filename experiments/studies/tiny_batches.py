@@ -2,10 +2,11 @@
 
 Two dense networks, tanh and ReLU, with 60 to 3,000 steps. At such batches luck decides,
 so that every figure is one over many draws of the batches. A run counts by the loss of
-all examples after its last step, as a part of what plain SGD reaches on the same
-batches with the best of its rates, which is chosen afterwards for each draw. How often
-plain SGD itself, with one rate for all draws, is beyond twice that, tells how much of
-it is luck.
+all examples after its last step, and every method has the one learning rate whose mean
+over the draws is least. The means are compared with that of plain SGD, and single runs
+with what plain SGD reaches on the same batches with the best of its rates, which is
+chosen afterwards for each draw. How often plain SGD with its one rate is beyond twice
+that, tells how much of it is luck.
 """
 
 import dataclasses
@@ -74,26 +75,23 @@ class Method(NamedTuple):
     Attributes:
       name: for the table.
       build: an optimizer from the number of steps and a learning rate.
-      rates: of which the best counts.
+      rates: of which the one with the least mean over the draws counts.
       is_averaged: whether the averaged weights count.
-      one_rate: whether the rate is the one that is best for most draws, not the best
-        for each draw.
     """
 
     name: str
     build: Build
     rates: tuple[float, ...] = (1.0,)
     is_averaged: bool = False
-    one_rate: bool = False
 
 
 def _linear(steps: jax.Array, rate: jax.Array) -> optax.Schedule:
     return lambda count: rate * jnp.maximum(1 - count / steps, 0)
 
 
-SGD = Method("SGD", lambda _steps, rate: optax.sgd(rate), SGD_RATES)
+SGD = Method("SGD, best rate", lambda _steps, rate: optax.sgd(rate), SGD_RATES)
 METHODS = (
-    SGD._replace(name="SGD, one rate for all draws", one_rate=True),
+    SGD,
     Method(
         "`tuning_free_nlcg(num_steps)`",
         lambda steps, _rate: nlcg_optax.tuning_free_nlcg(steps),
@@ -186,53 +184,81 @@ def _program(method: Method, activation: str) -> Callable[..., Outcome]:
 
 def losses(
     method: Method, activation: str, steps: int, seeds: Sequence[int]
-) -> tuple[np.ndarray, float]:
-    """Of each draw the loss with the best rate, and the largest averaged loss of all.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss at the end and largest averaged loss of each draw and rate.
 
-    The latter is of the rate that is best for most draws, and so are all losses if the
-    method has one rate.
+    Both of shape ``[len(seeds), len(method.rates)]``, infinite where they are not
+    finite.
     """
     rates = jnp.asarray(method.rates, jnp.float32)
     found = _program(method, activation)(steps, jnp.asarray(seeds), rates)
     last = np.asarray(found.averaged if method.is_averaged else found.last)
-    last = np.where(np.isfinite(last), last, np.inf)
-    usual = np.bincount(last.argmin(axis=1)).argmax()
-    reached = last[:, usual] if method.one_rate else last.min(axis=1)
-    return reached, float(np.max(found.largest[:, usual]))
+    both = last, np.asarray(found.largest)
+    last, largest = (np.where(np.isfinite(each), each, np.inf) for each in both)
+    return last, largest
+
+
+class Standing(NamedTuple):
+    """How a method stands beside plain SGD after a number of steps.
+
+    Attributes:
+      mean: its mean loss over the draws as a part of SGD's, of the network where that
+        is greater.
+      ratios: of all runs of both networks, over the best rate of SGD for that draw.
+      largest: the largest averaged loss, as a part of the first loss.
+    """
+
+    mean: float
+    ratios: np.ndarray
+    largest: float
+
+    @property
+    def num_beyond(self) -> int:
+        """How many runs end beyond twice the loss of SGD."""
+        return int(np.sum(self.ratios > 2))
+
+
+def standing(method: Method, steps: int, seeds: Sequence[int]) -> Standing:
+    """Compares a method, with one rate for all draws, with plain SGD."""
+    means, ratios, peaks = [], [], []
+    for name in ACTIVATIONS:
+        of_sgd, _ = losses(SGD, name, steps, seeds)
+        last, largest = losses(method, name, steps, seeds)
+        best = last.mean(axis=0).argmin()
+        means.append(last[:, best].mean() / of_sgd.mean(axis=0).min())
+        least = np.maximum(of_sgd.min(axis=1), LEAST)
+        ratios.append(np.maximum(last[:, best], LEAST) / least)
+        peaks.append(largest[:, best].max())
+    return Standing(float(max(means)), np.concatenate(ratios), float(max(peaks)))
 
 
 def table(given: TinyBatchesArguments) -> Table:
     """A row per method.
 
-    For each number of steps the median over the runs and how many of them end beyond
-    twice the loss of SGD; for all together the greatest, and the largest averaged loss.
+    For each number of steps the mean beside SGD's and how many runs end beyond twice
+    the loss of SGD; for all together the greatest of these, and the largest averaged
+    loss.
     """
     seeds = range(given.first_seed, given.first_seed + given.seeds)
-    medians, beyond = [], []
-    greatest, peaks = [0.0] * len(METHODS), [0.0] * len(METHODS)
-    for steps in given.lengths:
-        best = {name: losses(SGD, name, steps, seeds)[0] for name in ACTIVATIONS}
-        of_methods = []
-        for number, method in enumerate(METHODS):
-            ratios = []
-            for name in ACTIVATIONS:
-                last, peak = losses(method, name, steps, seeds)
-                ratios.append(np.maximum(last, LEAST) / np.maximum(best[name], LEAST))
-                peaks[number] = max(peaks[number], peak)
-            of_methods.append(np.concatenate(ratios))
-            greatest[number] = max(greatest[number], float(np.max(of_methods[-1])))
-        fields = [f"{np.median(of_method):.2f}" for of_method in of_methods]
-        medians.append(_column(f"{steps:,} steps", fields))
-        fields = [f"{np.sum(of_method > 2)}" for of_method in of_methods]
-        beyond.append(_column(f"beyond twice, {steps:,}", fields))
+    found = [[standing(m, steps, seeds) for steps in given.lengths] for m in METHODS]
+    names = [f"{steps:,}" for steps in given.lengths]
+    means = [[f"{one.mean:.2f}" for one in of_method] for of_method in found]
+    beyond = [[f"{one.num_beyond}" for one in of_method] for of_method in found]
+    greatest = [max(one.ratios.max() for one in of_method) for of_method in found]
+    peaks = [max(one.largest for one in of_method) for of_method in found]
     columns = [
         _column("method", [method.name for method in METHODS]),
-        *medians,
-        *beyond,
+        *_columns([f"mean, {name} steps" for name in names], means),
+        *_columns([f"beyond twice, {name}" for name in names], beyond),
         _column("greatest", [f"{ratio:.3g}" for ratio in greatest]),
         _column("largest averaged loss", [f"{peak:.1f}" for peak in peaks]),
     ]
     return Table(columns, "")
+
+
+def _columns(headings: list[str], rows: list[list[str]]) -> list[Column]:
+    fields = zip(*rows, strict=True)
+    return [_column(*each) for each in zip(headings, map(list, fields), strict=True)]
 
 
 def _column(heading: str, fields: list[str]) -> Column:
@@ -249,9 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise ValueError(f"{name}={count!r} must be at least 1")
         runs = given.seeds * len(ACTIVATIONS)
         console.print(
-            "Loss of all examples after the last step, over that of the best rate of "
-            f"plain SGD: medians of {runs} runs, how many are beyond twice it, and "
-            "the greatest.\n"
+            "Loss of all examples after the last step: means over the draws, beside "
+            f"plain SGD with its best rate; how many of {runs} runs are beyond twice "
+            "the best rate of SGD for the same draw, and the greatest of these.\n"
         )
         console.print(table(given).markdown(), highlight=False, soft_wrap=True)
 
