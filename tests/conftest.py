@@ -119,10 +119,7 @@ def pytest_collection_modifyitems(config, items):
 def pytest_runtest_protocol(item):
     """Forbids implicit promotion of ranks and dtypes in the tests of the package.
 
-    Not in those of the experiments, where models and Optax's optimizers promote. Leak
-    checks are on in the tests named ``test_nothing_leaks_from_a_trace``, which trace
-    every transformation; in the whole suite they would cost ten times its time, since
-    under them JAX traces each operation anew.
+    Not in those of the experiments, where models and Optax's optimizers promote.
     """
     if EXPERIMENTS in item.path.parents:
         return (yield)
@@ -144,6 +141,21 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture
+def leak_checks():
+    """Looks for tracers that outlive their trace.
+
+    JAX then traces each operation anew, and after each asks the garbage collector for
+    every object that it knows: the tests with this fixture trace every transformation,
+    and those of earlier tests are hidden.
+    """
+    gc.collect()
+    gc.freeze()
+    with jax.checking_leaks():
+        yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_the_checks_of_jax_pass_while_it_traces(row):
     chex.assert_trees_all_equal_shapes_and_dtypes(out[0], params)
 
 
-@each_row(without=OF_SCALARS)
+@each_row(names=WIDE)
 def test_without_jit_the_numbers_are_the_same(row, request):
     """Loops and conditionals are those of Python then; traced without compilation."""
     if amplifies(row):

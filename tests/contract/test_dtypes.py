@@ -20,6 +20,7 @@ from tests.contract.running import (
     OF_SCALARS,
     OPTAX_SEARCHES,
     each_row,
+    each_row_with_one,
     extra_args,
     make_step,
     small_loss,
@@ -71,20 +72,17 @@ def test_float16_is_kept(row):
 
 
 # float32 parameters in a float64 world too: nothing of theirs may widen.
-@each_row(without=OF_SCALARS)
-@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+@each_row_with_one("dtype", ["float32", "float64", "complex128"], without=OF_SCALARS)
 def test_dtypes_are_kept_under_x64(row, dtype, x64):
     _check_types(row, dtype)
 
 
-@each_row(without=OF_SCALARS | OPTAX_SEARCHES)
-@pytest.mark.parametrize(
-    ("dtype", "other"), [("float32", "float64"), ("float64", "float32")]
-)
+@each_row_with_one("dtype", ["float32", "float64"], without=OF_SCALARS | OPTAX_SEARCHES)
 def test_a_gradient_of_another_width_leaves_the_state_its_dtypes(
-    row, dtype, other, x64, standard_promotion
+    row, dtype, x64, standard_promotion
 ):
     tx, params = row.make(), small_params(dtype)
+    other = {"float32": "float64", "float64": "float32"}[dtype]
     state = tx.init(params)
 
     def update(params, state):

@@ -14,6 +14,7 @@ from flax.training import train_state
 from tests.contract.running import (
     FAST,
     OF_SCALARS,
+    WIDE,
     ModelLoss,
     amplifies,
     compiled_step,
@@ -127,7 +128,7 @@ def _output_loss(outputs):
 
 # What `nnx.Optimizer` changes is how a state is stored and rebuilt around an update,
 # which is the same with and without jit.
-@each_row(without=OF_SCALARS)
+@each_row(names=WIDE)
 def test_nnx_takes_the_steps_of_optax(row, request):
     if amplifies(row):
         request.getfixturevalue("x64")

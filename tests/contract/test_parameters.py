@@ -12,6 +12,7 @@ import optax
 from tests.contract.running import (
     OF_SCALARS,
     OPTAX_SEARCHES,
+    WIDE,
     ModelLoss,
     each_row,
     make_step,
@@ -103,7 +104,7 @@ def _plain_outputs(params):
     return jnp.tanh(b[:, None] + v @ f[:, :2] + g * f[:, 1:])
 
 
-@each_row(without=OF_SCALARS)
+@each_row(names=WIDE)
 def test_odd_leaves_and_names_change_no_number(row):
     odd, _ = _run(row, ODD, _odd_outputs)
     plain, _ = _run(row, PLAIN, _plain_outputs)

@@ -62,7 +62,7 @@ def test_donation(row):
 
 
 @each_row(without=OF_SCALARS)
-def test_nothing_leaks_from_a_trace(row):
+def test_nothing_leaks_from_a_trace(row, leak_checks):
     tx, params = row.make(), small_params()
     step = make_step(row, tx, small_loss)
 
@@ -70,8 +70,7 @@ def test_nothing_leaks_from_a_trace(row):
         carry = (params, tx.init(params))
         return jax.lax.scan(lambda c, _: (step(*c), None), carry, length=2)[0][0]
 
-    with jax.checking_leaks():
-        out = jax.eval_shape(run, params)
+    out = jax.eval_shape(run, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(out, params)
 
 
