@@ -224,29 +224,34 @@ def _measure_gradient(
 def _leapt_to_a_plateau(
     state: MinimizeState, params: PyTree, value: jax.Array, grad_max: jax.Array
 ) -> jax.Array:
-    """Whether a gradient vanished only because a leap went past all slopes.
+    """Whether a gradient vanished only because a step went past all slopes.
 
-    A leap changes a parameter by a quarter of itself or more. Where products of
-    parameters overflow, slopes underflow. Otherwise only the first searches, which know
-    no natural length, leap to a plateau. A minimum is known by its value: along a
-    straight line, to a kink, it falls by what the slope at the start promises, and
-    along a parabola by half of that. Where it fell by something else, the search goes
-    on with shorter steps; later ones may leap to a minimum of any shape.
+    A minimum is known by its value: along a straight line, to a kink, it falls by what
+    the slope at the start promises, and along a parabola by half of that. Where it fell
+    by something else, the search goes on with shorter steps. That is asked of leaps of
+    the first searches, which know no natural length and may change a parameter by a
+    quarter of itself or more; later ones may leap to a minimum of any shape. Where
+    products of parameters overflow, and slopes underflow, it must be a parabola, and
+    no leap.
     """
+
+    def moved(old: jax.Array, new: jax.Array) -> jax.Array:
+        change = jnp.abs(new - old)
+        return jnp.where(change > 0, jnp.maximum(change, jnp.abs(new)), 0)
 
     def leap(old: jax.Array, new: jax.Array) -> jax.Array:
         change = jnp.abs(new - old)
-        largest = jnp.maximum(change, jnp.abs(new))
-        return jnp.where(change >= LEAP * jnp.abs(new), largest, 0)
+        return jnp.where(change >= LEAP * jnp.abs(new), change, 0)
 
     search = state.search
-    tree = jax.tree.map(leap, state.current, params)
-    _, (largest,) = products_and_maxima([], [tree], dtype=search.step.dtype)
+    trees = [jax.tree.map(of, state.current, params) for of in (moved, leap)]
+    _, (largest, leapt) = products_and_maxima([], trees, dtype=search.step.dtype)
     fallen = search.start_value - value
     promised = -search.start_slope * search.step
     part = fallen / jnp.where(promised > 0, promised, 1)
-    explained = jnp.any(jnp.abs(part - jnp.asarray(PARTS, part.dtype)) < NEAR)
+    explained = jnp.abs(part - jnp.asarray(PARTS, part.dtype)) < NEAR
     is_early = Iterations(*state.iterations).nit < EARLY
-    return ((grad_max <= 0) & is_too_large(largest)) | (
-        is_early & (largest > 0) & ~explained
-    )
+    is_parabola, _ = explained
+    moved_max = jnp.where(is_parabola, leapt, largest)
+    is_beyond = (grad_max <= 0) & is_too_large(moved_max)
+    return is_beyond | (is_early & (leapt > 0) & ~jnp.any(explained))
