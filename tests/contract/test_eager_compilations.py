@@ -6,6 +6,7 @@ That jitted ones compile one program is asserted by `test_common`.
 from tests.contract.running import (
     OF_SCALARS,
     OPTAX_SEARCHES,
+    WIDE,
     count_compilations,
     each_row,
     make_step,
@@ -26,7 +27,7 @@ def _compilations(row, calls):
     return compiled
 
 
-@each_row(fast=None, without=OF_SCALARS | OPTAX_SEARCHES)
+@each_row(fast=WIDE, without=OF_SCALARS | OPTAX_SEARCHES)
 def test_eager_calls_compile_nothing_after_the_second(row):
     # JAX compiles an operation the first time that it meets it, so a first run compiles
     # those of each branch (a refresh, a secant pair that is taken).
