@@ -6,6 +6,7 @@ next search. So there is one loop with one gradient in it, and ``vmap`` over
 problems keeps every problem busy at its own pace.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -235,16 +236,15 @@ def _leapt_to_a_plateau(
     no leap.
     """
 
-    def moved(old: jax.Array, new: jax.Array) -> jax.Array:
-        change = jnp.abs(new - old)
-        return jnp.where(change > 0, jnp.maximum(change, jnp.abs(new)), 0)
+    def moved(part: float) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        def largest(old: jax.Array, new: jax.Array) -> jax.Array:
+            change, size = jnp.abs(new - old), jnp.abs(new)
+            return jnp.where(change > part * size, jnp.maximum(change, size), 0)
 
-    def leap(old: jax.Array, new: jax.Array) -> jax.Array:
-        change = jnp.abs(new - old)
-        return jnp.where(change >= LEAP * jnp.abs(new), change, 0)
+        return largest
 
     search = state.search
-    trees = [jax.tree.map(of, state.current, params) for of in (moved, leap)]
+    trees = [jax.tree.map(moved(part), state.current, params) for part in (0, LEAP)]
     _, (largest, leapt) = products_and_maxima([], trees, dtype=search.step.dtype)
     fallen = search.start_value - value
     promised = -search.start_slope * search.step
