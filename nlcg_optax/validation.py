@@ -18,7 +18,7 @@ import optax
 
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.trees.inner_products import SCOPES
-from nlcg_optax.xla.control_flow import is_known
+from nlcg_optax.xla.known import is_known
 
 LARGEST_INT = 2**31 - 1  # of the int32 counts that a period divides
 

@@ -13,6 +13,12 @@ SAMPLE_RATE = 16_000
 WORDS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes")
 SILENCE, UNKNOWN = "_silence_", "_unknown_"
 LABELS = (*WORDS, SILENCE, UNKNOWN)
+# Splits by data set: all of TensorFlow Datasets' speech_commands, or its test split,
+# which is an archive of its own.
+SPEECH_SETS = {
+    "speech_commands": ("train", "validation", "test"),
+    "speech_commands_test": ("test",),
+}
 
 # Such as stop/0ab12cd3_nohash_0.wav, and _unknown_/marvin_0ab12cd3_nohash_0.wav.wav.
 _FILE_NAME = re.compile(

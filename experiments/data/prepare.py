@@ -21,11 +21,11 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.data import DATA_DIR, arrays_file
+from experiments.data.clips import SPEECH_SETS
 from experiments.data.files_at_hand import read_files
 from experiments.data.image_sets import IMAGE_SETS, ImageSet, LabeledImages
 from experiments.data.imagenet import NAME as IMAGENET
 from experiments.data.prepared import read_prepared, read_tfds
-from experiments.data.speech import SPEECH_SETS
 from experiments.errors import ending_with_a_message
 from experiments.registry import look_up
 

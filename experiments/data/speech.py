@@ -3,16 +3,9 @@
 import importlib
 from pathlib import Path
 
-from experiments.data.clips import AudioError, Clips, stack
+from experiments.data.clips import SPEECH_SETS, AudioError, Clips, stack
 from experiments.data.prepared import not_prepared
 from experiments.registry import look_up
-
-# Splits by data set: all of TensorFlow Datasets' speech_commands, or its test split,
-# which is an archive of its own.
-SPEECH_SETS = {
-    "speech_commands": ("train", "validation", "test"),
-    "speech_commands_test": ("test",),
-}
 
 
 def load_clips(name: str, data_dir: Path, length: int) -> Clips:

@@ -14,10 +14,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from experiments.data.clip_parts import PARTS, read_parts
-from experiments.data.clips import LABELS, AudioError, Clip, ClipStream
+from experiments.data.clips import LABELS, SPEECH_SETS, AudioError, Clip, ClipStream
 from experiments.data.downloads import download, prepare_anew
 from experiments.data.shards import Shard, shards
-from experiments.data.speech import SPEECH_SETS
 from experiments.data.speech_archives import ALL_CLIPS, TEST_CLIPS, URL, read_archives
 
 Example = dict[str, Any]

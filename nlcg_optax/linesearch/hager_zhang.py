@@ -22,7 +22,8 @@ from nlcg_optax.linesearch.wolfe_search import SearchState, WolfeRules
 from nlcg_optax.transformation import as_arrays, transformation
 from nlcg_optax.trees.inner_products import products_and_maxima, vdots
 from nlcg_optax.wrappers.extra_args import bind_extra_args
-from nlcg_optax.xla.control_flow import cond, is_known, while_loop
+from nlcg_optax.xla.control_flow import cond, while_loop
+from nlcg_optax.xla.known import is_known
 
 NAME = "scale_by_hager_zhang_linesearch"
 

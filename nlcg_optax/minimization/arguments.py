@@ -13,7 +13,7 @@ import numpy as np
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, strong_types
 from nlcg_optax.minimization.convergence import DEFAULT_TOL, TolKind
-from nlcg_optax.xla.control_flow import is_known
+from nlcg_optax.xla.known import is_known
 
 TOLERANCES = get_args(TolKind)
 _TRANSFORM = (

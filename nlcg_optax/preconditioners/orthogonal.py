@@ -26,7 +26,7 @@ from nlcg_optax.preconditioners.nested import with_sign_checked
 from nlcg_optax.transformation import transformation
 from nlcg_optax.wrappers.not_schedules import not_schedules
 from nlcg_optax.xla.automatic_sharding import with_automatic_sharding
-from nlcg_optax.xla.control_flow import is_known
+from nlcg_optax.xla.known import is_known
 
 NORMALIZATIONS = ("frobenius", "spectral", "aol", "schatten")
 

@@ -4,7 +4,7 @@ import warnings
 
 import jax
 
-from nlcg_optax.xla.control_flow import is_known
+from nlcg_optax.xla.known import is_known
 
 
 def warn_of_the_sign(

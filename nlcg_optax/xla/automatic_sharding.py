@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from nlcg_optax.dtypes import PyTree
-from nlcg_optax.xla.control_flow import is_known
+from nlcg_optax.xla.known import is_known
 
 
 def with_automatic_sharding(

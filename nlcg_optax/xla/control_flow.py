@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.xla import switch, varying
+from nlcg_optax.xla.known import is_known
 
 
 def cond(
@@ -100,17 +101,6 @@ def apply_if(
         return jnp.zeros([], jnp.bool_), fn(*carry)
 
     return varying.while_loop(lambda carry: carry[0], body, (condition, state))[1]
-
-
-def is_known(value: bool | jax.Array) -> bool:
-    """Whether a value can be read now, that is, outside of ``jit``, ``vmap`` and so on.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> is_known(jnp.float32(1.))
-      True
-    """
-    return not isinstance(value, jax.core.Tracer)
 
 
 def _is_left_to_lax(predicate: bool | jax.Array) -> bool:

@@ -18,9 +18,9 @@ from tensorflow_datasets.datasets.speech_commands import (
 )
 
 from experiments.data import prepare, speech_store
-from experiments.data.clips import LABELS, AudioError, Clip
+from experiments.data.clips import LABELS, SPEECH_SETS, AudioError, Clip
 from experiments.data.prepared import NotPreparedError
-from experiments.data.speech import SPEECH_SETS, load_clips
+from experiments.data.speech import load_clips
 from experiments.data.speech_archives import ALL_CLIPS, TEST_CLIPS, URL, read_archives
 from tests.experiments.speech_files import RATE, arrays, wav, write_archive
 
