@@ -74,16 +74,30 @@ def accumulator_dtype(tree: PyTree) -> jnp.dtype:
       dtype('float32')
     """
     dtype = jnp.dtype(jnp.float32)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        leaf_dtype = jnp.asarray(leaf).dtype if jnp.isscalar(leaf) else leaf.dtype
-        if not jnp.issubdtype(leaf_dtype, jnp.inexact):
-            name = jax.tree_util.keystr(path) or "the array itself"
-            raise TypeError(
-                f"leaf {name} has dtype {leaf_dtype}; allowed are real and complex "
-                "floating-point dtypes. Keep other leaves out with optax.masked."
-            )
+    for leaf_dtype in checked_dtypes(tree):
         dtype = promote(dtype, jnp.finfo(leaf_dtype).dtype)
     return dtype
+
+
+def checked_dtypes(tree: PyTree) -> list[jnp.dtype]:
+    """The dtypes of a tree's leaves, or TypeError if one is not floating-point.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> checked_dtypes({"w": jnp.zeros(3, jnp.bfloat16)})
+      [dtype(bfloat16)]
+    """
+    dtypes = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = jnp.asarray(leaf).dtype if jnp.isscalar(leaf) else leaf.dtype
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            name = jax.tree_util.keystr(path) or "the array itself"
+            raise TypeError(
+                f"leaf {name} has dtype {dtype}; allowed are real and complex "
+                "floating-point dtypes. Keep other leaves out with optax.masked."
+            )
+        dtypes.append(dtype)
+    return dtypes
 
 
 def compute_dtype(*dtypes: Any) -> jnp.dtype:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, stored_like, times
+from nlcg_optax.dtypes import PyTree, checked_dtypes, stored_like, times
 from nlcg_optax.preconditioners.matrices import (
     DimensionNumbers,
     all_finite,
@@ -145,6 +145,7 @@ class _Options(NamedTuple):
 
 
 def _init(options: _Options, params: PyTree) -> ScaleByOrthogonalizationState:
+    checked_dtypes(params)
     return ScaleByOrthogonalizationState(
         options.vectors.init(jax.tree.map(widened, params))
     )

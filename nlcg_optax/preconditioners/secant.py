@@ -210,6 +210,7 @@ def build(options: Options) -> SelfGuardedTransformation:
 
 
 def _init(options: Options, params: PyTree) -> ScaleByDiagonalSecantState:
+    dtype = accumulator_dtype(params)
     return ScaleByDiagonalSecantState(
         count=jnp.zeros([], jnp.int32),
         grad_prev=zeros_like(params) if options.from_grads else (),
@@ -218,7 +219,7 @@ def _init(options: Options, params: PyTree) -> ScaleByDiagonalSecantState:
             lambda p: jnp.ones_like(p, dtype=jnp.finfo(p.dtype).dtype), params
         ),
         diagnostics=DiagonalSecantDiagnostics(
-            curvature=jnp.zeros([], accumulator_dtype(params)),
+            curvature=jnp.zeros([], dtype),
             num_secants=jnp.zeros([], jnp.int32),
             num_secant_skips=jnp.zeros([], jnp.int32),
         ),

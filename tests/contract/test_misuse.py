@@ -262,6 +262,16 @@ def test_the_order_of_gradients_and_state(name):
         tx.update(GRADS, PARAMS, state, **EXTRAS)
 
 
+# --- parameters ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_integers_among_the_parameters(name):
+    tx = TRANSFORMATIONS[name]()
+    with raises(TypeError, "leaf ['w'] has dtype int32; allowed are real and complex"):
+        tx.init({**PARAMS, "w": jnp.ones([3, 2], jnp.int32)})
+
+
 # --- extra arguments of update -------------------------------------------------------
 
 
