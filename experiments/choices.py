@@ -9,7 +9,7 @@ from experiments.optimizers.registration import OPTIMIZERS
 
 
 def one_of(names: Iterable[str]) -> Any:
-    """An annotation of a field, with which ``--help`` lists the names it allows.
+    """A field annotation that makes ``--help`` list the allowed names.
 
     The value is checked where it is used, so that an error names the argument.
     """
@@ -20,7 +20,7 @@ def one_of(names: Iterable[str]) -> Any:
 
 
 def with_note(note: Callable[[], str]) -> Any:
-    """An annotation of a field, with which ``--help`` ends in a note."""
+    """A field annotation that adds a note to the field's ``--help``."""
     return tyro.conf.arg(help_behavior_hint=lambda _: f"({note()})")
 
 

@@ -67,27 +67,27 @@ class RunConfig:
       optimizer_options: options of the optimizer by name, such as ``momentum 0.9``; for
         ``nlcg`` those of its rule, preconditioner and step as well.
       schedule: name of the learning-rate schedule.
-      warmup_epochs: epochs in which the learning rate rises to its peak; None for
-        the schedule's own warm-up, which only the paper's has.
+      warmup_epochs: epochs in which the learning rate rises to its peak; None for the
+        schedule's own warm-up, which only the paper's schedule has.
       batch_size: examples per step; None for the whole training set.
       micro_batches: parts of a batch that are computed one after the other; a step
         takes the mean of their losses and gradients.
       micro_batch_loop: where the loop over micro-batches runs. ``host``: small programs
         that serve any number of micro-batches. ``compiled``: one program, which also
         serves optimizers that evaluate functions of the whole batch. ``auto``: on the
-        host where there is one CPU device and the optimizer allows it.
+        host if there is one CPU device and the optimizer allows it.
       ghost_batch_size: examples that batch normalization sees together, a divisor of a
-        micro-batch; None for a micro-batch.
+        micro-batch; None for a whole micro-batch.
       epochs: passes over the training set. Up to a report a run takes as many steps as
-        whole batches fit into ``epochs_per_report`` passes, at least one, so it takes
-        ``epochs / epochs_per_report`` times that; what is left over is lost.
+        whole batches fit into ``epochs_per_report`` passes, at least one; the rest is
+        lost. In total it takes ``epochs / epochs_per_report`` times as many.
       epochs_per_report: epochs between two evaluations; divides ``epochs``.
-      steps_per_call: steps per compiled call, None for all up to a report; 1 for
-        convolutions on a CPU, where XLA is slow at them in loops.
+      steps_per_call: steps per compiled call, None for all up to a report; use 1 for
+        convolutions on a CPU, which XLA runs slowly in loops.
       l2: factor of the penalty, ``l2 / 2`` times the sum of squared weights.
       label_smoothing: share of the training target that is spread over all classes.
       ema_decay: decay of an exponential average of the weights, which evaluation then
-        takes: ``min(ema_decay, (1 + t) / (10 + t))`` at step t; zero to evaluate the
+        uses: ``min(ema_decay, (1 + t) / (10 + t))`` at step t; zero to evaluate the
         weights themselves.
       augmentation: name of the augmentation of training images.
       standardization: name of the standardization of raw pixels.
@@ -105,10 +105,10 @@ class RunConfig:
       gradient_dtype: dtype in which devices exchange gradients under ``shard_map``;
         under ``jit`` the compiler chooses, and may exchange gradients of a bfloat16
         computation in bfloat16.
-      train_examples: number of training images, None for all that are left.
-      classes: labels below this number are used, None for all. Like ``halved_images``
-        for small image sets alone: a setting that a data set does not use must be the
-        default.
+      train_examples: number of training images, None for all that remain.
+      classes: only labels below this number are used, None for all. This and
+        ``halved_images`` are for small image sets only: a setting that a data set does
+        not use must be the default.
       halved_images: whether images have half their height and width.
       validation_examples: training images that are held out; digits and text have a
         fixed validation split.

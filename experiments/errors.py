@@ -1,4 +1,4 @@
-"""How commands end: on bad input with its error, on Ctrl-C with the line to resume.
+"""How commands end: on bad input with its error, on Ctrl-C with the command to resume.
 
 Every command runs its work within `ending_with_a_message`.
 """
@@ -28,14 +28,14 @@ def ending_with_a_message(
     """Ends the program with one line instead of a trace.
 
     Args:
-      module: of the command, such as ``"experiments.run"``.
-      arguments: of the command; those of the process by default.
+      module: module of the command, such as ``"experiments.run"``.
+      arguments: arguments of the command; those of the process by default.
       again: text before the command in the line that Ctrl-C leaves: ``"resume with"``
         where the command continues what it left, or ``"start again with"``.
 
     Raises:
       SystemExit: with ``error: ...`` for a `UserError`, a ValueError or an OSError
-        (wrong input, a full disk, a path that cannot be); with status 130 for Ctrl-C.
+        (wrong input, a full disk, an impossible path); with status 130 for Ctrl-C.
     """
     try:
         yield

@@ -60,12 +60,12 @@ class RunArguments:
         from checkpoints.
       data_dir: folder of all prepared data sets.
       checkpoint_dir: folder, or address in a bucket, of the checkpoints of this run.
-      checkpoint_every: reports from one checkpoint to the next.
+      checkpoint_every: number of reports per checkpoint.
       checkpoint_seconds: time after which a checkpoint is saved within a report, if the
         run has one process.
-      keep: number of checkpoints to keep, the newest.
+      keep: number of newest checkpoints to keep.
       tensorboard_dir: folder of the metrics of this run for TensorBoard.
-      processes: settings of a run of several processes.
+      processes: settings of a run with several processes.
     """
 
     config: RunConfig = dataclasses.field(default_factory=RunConfig)

@@ -87,9 +87,9 @@ def build(
     Args:
       name: a name in `SCHEDULES`.
       peak: greatest learning rate.
-      steps: of the whole run.
+      steps: number of steps of the whole run.
       warmup: fraction of the run in which the rate rises to its peak; None for the
-        schedule's own, which only the paper's has.
+        schedule's own, which only the paper's schedule has.
 
     Raises:
       ValueError: if the name is unknown, or the warm-up leaves no step after it or

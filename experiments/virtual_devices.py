@@ -1,4 +1,4 @@
-"""Several devices on a machine that has but a CPU."""
+"""Several devices on a machine that has only a CPU."""
 
 import os
 
@@ -6,10 +6,10 @@ FLAG = "--xla_force_host_platform_device_count"
 
 
 def ask_for_virtual_devices(count: int) -> None:
-    """Makes JAX split the CPU in ``count`` devices; to be called before it starts one.
+    """Makes JAX split the CPU into ``count`` devices; call it before JAX starts one.
 
-    What the environment says of the number of devices, of the platform or of the
-    number of threads stays.
+    Environment settings of the number of devices, of the platform or of the number of
+    threads are kept.
     """
     if count == 1 or FLAG in os.environ.get("XLA_FLAGS", ""):
         return

@@ -10,7 +10,7 @@ PyTree = Any
 def decay_mask(params: PyTree) -> PyTree:
     """A tree of booleans, true where weights decay.
 
-    A normalization is known by its name: ``BatchNorm_0``, ``projection_norm``.
+    A normalization is recognized by its name: ``BatchNorm_0``, ``projection_norm``.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "norm" not in jax.tree_util.keystr(path).lower(), params

@@ -2,14 +2,14 @@
 
 Three ideas hold the package together. A conjugacy rule is a pure function of a few
 scalar inner products. A preconditioner is any Optax transformation, nested in the
-direction. The step size is whatever follows in the chain or, where it reads slopes,
-wraps the direction. The package leaves ``jit``, the loss and the loop to the caller.
+direction. The step size follows in the chain, or wraps the direction if it reads
+slopes. The package leaves ``jit``, the loss and the loop to the caller.
 
 Optimizers:
   `nlcg`, `large_batch_nlcg`, `tuning_free_nlcg`, `paper_nlcg` and its learning rate
   `paper_schedule`.
 Direction:
-  `scale_by_nlcg`; `damp_by_beta`; `InnerProducts`, what a custom conjugacy rule reads.
+  `scale_by_nlcg`; `damp_by_beta`; `InnerProducts`, the input of a custom rule.
 Preconditioners:
   `scale_by_kronecker`, `scale_by_orthogonalization`, `scale_by_hutchinson`,
   `scale_by_equilibration`, `scale_by_gauss_newton_bartlett`,
@@ -34,7 +34,7 @@ States, their diagnostics and further parts are in the submodules: ``direction``
 ``wrappers``, ``paper`` and ``contrib``.
 """
 
-from nlcg_optax import contrib as contrib  # reachable, but not of the surface
+from nlcg_optax import contrib as contrib  # importable, but not in __all__
 from nlcg_optax.curvature import (
     gauss_newton_along,
     gauss_newton_vector_product,

@@ -1,4 +1,4 @@
-"""In which dtypes things are computed and kept.
+"""The dtypes in which values are computed and stored.
 
 Inner products accumulate in float32 or wider, elementwise work is done in float32 or
 wider, and states hold neither weak types (a second compilation) nor implicit
@@ -32,8 +32,8 @@ def with_standard_promotion(
 ) -> optax.GradientTransformationExtraArgs:
     """Returns ``tx`` with JAX's standard promotion of dtypes, in the strict mode too.
 
-    For those of Optax's transformations that mix dtypes inside, such as the bias
-    correction of ``optax.scale_by_adam``.
+    Use it for Optax transformations that mix dtypes internally, as the bias correction
+    of ``optax.scale_by_adam`` does.
 
     Examples:
       >>> tx = with_standard_promotion(optax.scale_by_adam())
@@ -115,8 +115,8 @@ def difference(x: PyTree, y: PyTree) -> PyTree:
     """Computes ``x - y`` leaf by leaf in at least float32, for use in `vdots`.
 
     Subtracting before the sum keeps the digits that the difference of two nearly
-    equal sums would lose, but the sum takes longer on CPU. Under ``jit`` it fuses into
-    the reduction: no tree is made.
+    equal sums would lose, but the sum takes longer on CPU. Under ``jit`` the
+    subtraction fuses into the reduction: no tree is made.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -146,9 +146,9 @@ def times(scale: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def stored(x: jax.Array, dtype: Any) -> jax.Array:
-    """Returns x in a dtype; what is finite stays finite, at the largest number there.
+    """Casts x to a dtype; finite numbers are clipped to its range and stay finite.
 
-    Complex numbers are cast and no more.
+    Complex numbers are cast without clipping.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -164,7 +164,7 @@ def stored(x: jax.Array, dtype: Any) -> jax.Array:
 
 
 def stored_like(tree: PyTree, models: PyTree) -> PyTree:
-    """Returns the leaves as `stored` in the dtypes of those of another tree.
+    """Applies `stored` leaf by leaf, with the dtypes of another tree.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -175,7 +175,7 @@ def stored_like(tree: PyTree, models: PyTree) -> PyTree:
 
 
 def power_of_two(x: jax.Array) -> jax.Array:
-    """The power of two next to a positive scalar: in its units nothing is rounded.
+    """The power of two nearest to a positive scalar; scaling by it rounds nothing.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -187,9 +187,9 @@ def power_of_two(x: jax.Array) -> jax.Array:
 
 
 def kept_dtypes(new: PyTree, old: PyTree) -> PyTree:
-    """Returns the new state in the dtypes of the old one, random keys as they are.
+    """Casts the new state to the dtypes of the old one; random keys stay unmodified.
 
-    ``optax.tree.cast_like`` fails on keys, and on numbers of Python.
+    ``optax.tree.cast_like`` fails on keys and on Python numbers.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -10,7 +10,7 @@ def diagnostics(opt_state: PyTree) -> dict[str, jax.Array]:
     """Collects the diagnostics of every transformation of this package in a state.
 
     The state may be nested in any way: ``optax.chain``, ``masked``, ``partition``,
-    ``MultiSteps``, ``inject_hyperparams``. It works inside ``jit`` too.
+    ``MultiSteps``, ``inject_hyperparams``. This works inside ``jit`` too.
 
     Args:
       opt_state: an Optax state.

@@ -22,12 +22,12 @@ from nlcg_optax.trees.inner_products import Scope
 from nlcg_optax.wrappers.extra_args import checked_chain, for_linesearch
 from nlcg_optax.wrappers.not_schedules import not_schedules
 
-# For noisy gradients: the decay of the average of beta, and the cap of beta. How they
-# were chosen is in the section on few steps of experiments/README.md.
+# For noisy gradients: decay of the average of beta, and upper bound of beta. For their
+# choice see the section on few steps of experiments/README.md.
 BETA_SMOOTHING = 0.9
 BETA_MAX = 0.95
-RAMP = 0.95  # the decay where the average of beta is meant to rise slowly from zero
-# Of the line search, as conjugate gradients need: Nocedal and Wright, "Numerical
+RAMP = 0.95  # the decay for an average of beta that should rise slowly from zero
+# For the line search, as conjugate gradients require: Nocedal and Wright, "Numerical
 # Optimization", 2006, section 3.1.
 MAX_SLOPE_RATIO = 0.1
 
@@ -56,12 +56,12 @@ def nlcg(
     :math:`\lambda`, then the step size :math:`\alpha_t`, which is
 
     - ``learning_rate``, a number or a schedule, for stochastic gradients; or
-    - ``linesearch``, for deterministic ones; with ``learning_rate=None`` and no line
-      search given it is `scale_by_hager_zhang_linesearch` with
-      :math:`\sigma = 0.1`, as conjugate gradients need. ``update`` then takes
-      ``value``, ``grad`` and ``value_fn`` as with ``optax.lbfgs``. Neither the
-      objective nor a factor common to all parameters needs rescaling. Parameters of
-      very different sizes need it, or a preconditioner.
+    - ``linesearch``, for deterministic ones; if neither is given, the default is
+      `scale_by_hager_zhang_linesearch` with :math:`\sigma = 0.1`, as conjugate
+      gradients need. ``update`` then takes ``value``, ``grad`` and ``value_fn`` as
+      with ``optax.lbfgs``. Neither the objective nor a factor common to all
+      parameters needs rescaling. Parameters of very different sizes need rescaling
+      or a preconditioner.
 
     For restarts, other bounds or one β per leaf, chain `scale_by_nlcg` yourself.
 
@@ -76,13 +76,13 @@ def nlcg(
         β of one mini-batch is noisy; see the section on few steps of
         ``experiments/README.md``. ``beta_smoothing=0., beta_max=1.`` is the paper's
         clipping. A β without bounds should not be averaged.
-      weight_decay: the factor :math:`\lambda`, or None for none; not together with a
-        line search, whose ``value_fn`` should include the penalty instead.
+      weight_decay: the factor :math:`\lambda`, or None for none. With a line search
+        it is not allowed: include the penalty in ``value_fn`` instead.
       weight_decay_mask: tree of booleans, or a function of the parameters, that says
         which leaves decay.
       step_control: a transformation such as `scale_by_curvature_step`.
       linesearch: a line search such as ``optax.scale_by_backtracking_linesearch``;
-        it sees ``value``, ``grad`` and ``value_fn`` only, see `for_linesearch`.
+        it receives ``value``, ``grad`` and ``value_fn`` only, see `for_linesearch`.
       state_dtype: dtype of the state, such as ``jnp.bfloat16``.
 
     Returns:
@@ -91,8 +91,8 @@ def nlcg(
     Raises:
       ValueError: if an argument is out of its range, or a learning rate or weight
         decay is combined with a line search.
-      TypeError: if an argument is of a wrong kind or, in ``update``, the state is none
-        of this optimizer.
+      TypeError: if an argument has the wrong type or, in ``update``, the state is not
+        this optimizer's.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -190,11 +190,11 @@ def large_batch_nlcg(
     (`scale_by_kronecker`) come first, the memory of PR+ is next, and the polar factor
     (`scale_by_orthogonalization`) is last. β is averaged over steps (decay 0.95) and
     capped at 0.95. The average starts at zero and is not corrected for that: β ramps up
-    over some forty steps, and no momentum is left to tune.
+    over about forty steps, and no momentum is left to tune.
 
     Args:
-      learning_rate: number or schedule, of the size of Muon's without its scaling by
-        shapes; it should fall to zero over the run.
+      learning_rate: number or schedule, of the size of Muon's without Muon's scaling
+        by shape; it should fall to zero over the run.
       preconditioner: replaces `scale_by_kronecker`.
       scope: ``"per_leaf"`` for one β per leaf, see `scale_by_nlcg`.
       weight_decay: see `nlcg`.
@@ -208,7 +208,7 @@ def large_batch_nlcg(
 
     Raises:
       ValueError: if an argument is out of its range.
-      TypeError: if an argument is of a wrong kind.
+      TypeError: if an argument has the wrong type.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -253,38 +253,39 @@ def tuning_free_nlcg(
 ) -> optax.GradientTransformationExtraArgs:
     """NLCG without a learning rate and without a momentum: the one to run first.
 
-    The direction of `large_batch_nlcg` with the step size of `scale_by_slope_ratio`,
-    which reads the loss that the training loop has anyway: no second evaluation, no
-    function of the network.
+    It combines the direction of `large_batch_nlcg` with the step size of
+    `scale_by_slope_ratio`, which reads the loss that the training loop computes anyway.
+    It needs no second evaluation and no function of the network.
 
     With ``num_steps``, the length of the run, it finds its step size, holds it and lets
-    it fall to zero. Without, the run has no fixed end, and as nothing is annealed one
-    of known length ends at a higher loss. In noise, evaluate an average of the
-    parameters then, such as ``optax.incremental_update`` gives. A schedule may be
-    multiplied on top, ``optax.chain(tuning_free_nlcg(),
-    optax.scale_by_schedule(...))``; where the step size still adapts, which without
-    ``num_steps`` is always, it makes up for much of a schedule that falls slowly.
-    Clipping belongs before it, not after, and at a norm that few gradients exceed:
+    it fall to zero. Without ``num_steps``, the run has no fixed end. Nothing is
+    annealed, so a run of known length ends at a higher loss; in noise, evaluate an
+    average of the parameters, such as that of ``optax.incremental_update``.
+
+    A schedule may be multiplied on top, ``optax.chain(tuning_free_nlcg(),
+    optax.scale_by_schedule(...))``. While the step size adapts, which without
+    ``num_steps`` is always, it offsets much of a schedule that falls slowly. Clip the
+    gradients before this optimizer, at a norm that few of them exceed:
     ``optax.chain(optax.clip_by_global_norm(10.), tuning_free_nlcg())``. The slopes are
-    measured with the clipped gradients, and where many are clipped these do not match
+    measured with the clipped gradients; if many are clipped, the slopes do not match
     the change of the loss.
 
     It stores two more copies of the parameters than Adam (four in all: direction,
     previous gradient, second moments and last step), and the Kronecker factors with
-    their roots. A step adds what `large_batch_nlcg` does to the matrices, and two inner
+    their roots. A step adds the matrix work of `large_batch_nlcg` and two inner
     products.
 
-    Where one more derivative of the outputs per step is affordable, the step may start
-    from the minimizer of the Gauss-Newton model, which knows the curvature of this very
+    If one more derivative of the outputs per step is affordable, the step may start
+    from the minimizer of the Gauss-Newton model, which has the curvature of this very
     batch: nest ``optax.chain(direction, scale_by_curvature_step("gauss_newton"))`` in
     `scale_by_slope_ratio` with ``initial_step_size=1.``.
 
     Args:
-      num_steps: number of updates of the run, after which updates are zero, except
-        that the last step may still be taken back in part; None if it is not known.
-        With `virtual_batch` one update is one virtual batch. To train on, build the
+      num_steps: number of updates of the run; None if it is not known. Later updates
+        are zero, except that the last step may still be taken back in part. With
+        `virtual_batch` one update is one virtual batch. To train longer, build the
         optimizer with a larger number and keep the state.
-      preconditioner: see `large_batch_nlcg`, like all that follows.
+      preconditioner: see `large_batch_nlcg`, as for all arguments below.
       scope: ``"per_leaf"`` for one β per leaf.
       weight_decay: decoupled, and scaled by the step size that is found.
       weight_decay_mask: which leaves decay.
@@ -296,7 +297,7 @@ def tuning_free_nlcg(
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, missing.
-      TypeError: if an argument is of a wrong kind.
+      TypeError: if an argument has the wrong type.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -334,7 +335,7 @@ def _large_batch_direction(
     weight_dimension_numbers: PyTree | Callable[[PyTree], PyTree] | None,
     state_dtype: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Kronecker factors, then the memory, then the polar factor; then the decay."""
+    """Kronecker factors, the memory of PR+, the polar factor, then weight decay."""
     if preconditioner is None:
         preconditioner = scale_by_kronecker(
             weight_dimension_numbers=weight_dimension_numbers

@@ -1,4 +1,4 @@
-"""The pair of functions that Optax calls, made of functions of options."""
+"""Optax's ``init`` and ``update``, made from functions that take options first."""
 
 import numbers
 from collections.abc import Callable
@@ -22,21 +22,21 @@ def transformation(
         optax.GradientTransformationExtraArgs
     ),
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns a transformation whose trees are arrays, whatever the caller passes.
+    """Returns a transformation that converts its arguments to JAX arrays.
 
-    Leaves of the parameters and updates may be Python or NumPy numbers and NumPy
-    arrays, and those of ``init`` ``jax.ShapeDtypeStruct``, as Optax's own allow.
+    Leaves of the parameters and updates may be Python or NumPy numbers or NumPy arrays.
+    ``init`` also takes ``jax.ShapeDtypeStruct``, as Optax's own transformations do.
 
     Args:
       options: the first argument of both functions.
-      init: from the options and the parameters to the first state.
-      update: from the options, the updates, the state, the parameters and a dictionary
+      init: maps the options and the parameters to the first state.
+      update: maps the options, the updates, the state, the parameters and a dictionary
         of the extra arguments to the new updates and state.
       kind: the class of the result.
 
     Returns:
-      The transformation. Its ``init`` raises TypeError for a leaf that is no array and
-      no number, such as a function; the message names the leaf.
+      The transformation. Its ``init`` raises TypeError for a leaf that is neither an
+      array nor a number, such as a function; the message names the leaf.
 
     Examples:
       >>> tx = transformation(

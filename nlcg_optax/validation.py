@@ -20,7 +20,7 @@ from nlcg_optax.dtypes import PyTree
 from nlcg_optax.trees.inner_products import SCOPES
 from nlcg_optax.xla.known import is_known
 
-LARGEST_INT = 2**31 - 1  # of the int32 counts that a period divides
+LARGEST_INT = 2**31 - 1  # largest int32 count, which a period divides
 
 
 def _is_array(value: Any) -> bool:
@@ -122,7 +122,7 @@ def check_non_negative(name: str, value: Any) -> None:
 
 
 def _is_integer(value: Any) -> bool:
-    """Whether it is an integer of Python or NumPy, or an array of one."""
+    """Whether ``value`` is a Python or NumPy integer, or a NumPy array of one."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
@@ -172,8 +172,7 @@ def check_seed(name: str, value: Any) -> None:
 def check_rate(name: str, value: Any, remedy: str = "") -> None:
     """Raises TypeError unless ``value`` is a number or a schedule.
 
-    ``remedy`` says what was probably meant. A number that is not finite is a
-    ValueError.
+    ``remedy`` says what was probably meant. A non-finite number raises ValueError.
     """
     is_scalar = hasattr(value, "dtype") and np.ndim(value) == 0
     if not (is_scalar or isinstance(value, numbers.Real) or callable(value)):
@@ -220,7 +219,7 @@ def check_callable(name: str, value: Any) -> None:
 
 
 def check_scalar_output(name: str, output: Any) -> None:
-    """Raises TypeError unless what the function ``name`` returned is a real scalar."""
+    """Raises TypeError unless the output of function ``name`` is a real scalar."""
     is_array = hasattr(output, "dtype") and hasattr(output, "shape")
     if not is_array or output.shape or not jnp.issubdtype(output.dtype, jnp.floating):
         given = f"shape {output.shape} and dtype {output.dtype}" if is_array else output
@@ -237,7 +236,7 @@ def check_scalar_output(name: str, output: Any) -> None:
 
 
 def returning_scalar(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The function ``fn``; it raises TypeError unless it returns a real scalar."""
+    """Wraps ``fn`` to raise TypeError unless it returns a real scalar."""
 
     @functools.wraps(fn)
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -286,7 +285,7 @@ def require(
 ) -> Any:
     """Returns an argument of ``update``, or raises ValueError if it was not passed.
 
-    ``given`` are the names of the extra arguments that were passed.
+    ``given`` holds the names of the extra arguments that were passed.
     """
     if value is None:
         call = "" if name == "params" else f", {name}=..."
@@ -319,7 +318,7 @@ def is_near_miss(given: str, name: str) -> bool:
 
 
 def is_close(given: str, name: str) -> bool:
-    """Whether two names differ in a letter or two, or in their order.
+    """Whether two names differ in one or two letters, or only in letter order.
 
     Examples:
       >>> is_close("refesh", "refresh"), is_close("values", "value_fn")

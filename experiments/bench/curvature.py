@@ -1,8 +1,8 @@
 """``python -m experiments.bench.curvature``: what curvature costs, in gradients.
 
 The peers take turns in one process, on a small residual network and one batch of random
-images; every time is divided by that of the gradient in the same turn. The ratios mean
-something on a busy machine, the milliseconds only on a quiet one.
+images; every time is divided by that of the gradient in the same turn. The ratios are
+meaningful on a busy machine, the milliseconds only on a quiet one.
 """
 
 import dataclasses
@@ -46,9 +46,9 @@ class BenchCurvatureArguments:
       rounds: turns that each peer takes.
       model: name of a model of `experiments.models`.
       batch_size: images in the batch.
-      image_size: of their sides.
-      peers: beside the gradient, those whose names hold one of these texts, such as
-        "step of"; all by default.
+      image_size: height and width of the images, in pixels.
+      peers: what to time besides the gradient: all peers whose names contain one of
+        these texts, such as "step of"; all by default.
       json: file for the figures.
     """
 
@@ -71,9 +71,9 @@ class Measurement:
 
     Attributes:
       peer: its name.
-      ms: median of its time, for an optimizer of a step's.
-      least_ms: the least of them.
-      ratio: median over turns of its time over the gradient's in the same turn.
+      ms: median of its time; for an optimizer, of a step.
+      least_ms: its least time.
+      ratio: median over turns of its time divided by the gradient's in the same turn.
       target: what the ratio should not exceed, if there is such a number.
     """
 
@@ -94,9 +94,9 @@ def measure(
 
     Args:
       problem: the network on its batch.
-      rounds: turns that each peer takes; one more goes before and is not counted.
+      rounds: turns that each peer takes, after one that is not counted.
       on_turn: called with the name of the peer whose turn begins.
-      peers: parts of their names; all where it is empty.
+      peers: parts of the names of the peers; all if empty.
 
     Raises:
       ValueError: if one of ``peers`` is in no name.
@@ -131,7 +131,7 @@ def measure(
 
 
 def chosen_names(problem: Problem, peers: Sequence[str]) -> list[str]:
-    """The gradient and all whose names hold one of ``peers``; all if that is empty.
+    """The gradient and all peers whose names contain one of ``peers``; all if empty.
 
     Raises:
       ValueError: if one of ``peers`` is in no name.
@@ -170,7 +170,7 @@ def _steps(
             carry = others(*carry)
         return carry
 
-    # Every turn begins anew: what a long training does to the numbers is no matter.
+    # Every turn begins anew: the effect of long training on the numbers is irrelevant.
     return lambda: timed(run, start)[0] / PERIOD
 
 

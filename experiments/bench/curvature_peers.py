@@ -15,7 +15,7 @@ from experiments.optimizers.baselines import matrix_axes_of
 RATE = 1e-3
 CLASSES = 100
 GRADIENT = "gradient"
-PERIOD = 10  # of refreshes; a turn of an optimizer is as many steps
+PERIOD = 10  # steps between refreshes, and steps in a turn of an optimizer
 
 EVERY_STEP = (
     "step of NLCG, Gauss-Newton step size, period 1",
@@ -26,7 +26,7 @@ PyTree = Any
 
 
 class Inputs(NamedTuple):
-    """What compiled programs are called with; nothing of it is a constant of theirs.
+    """Arguments of the compiled programs, so that none of them is a constant.
 
     Attributes:
       params: the parameters.
@@ -143,7 +143,7 @@ def functions(problem: Problem) -> dict[str, tuple[Callable[..., Any], float | N
 
 
 def optimizers() -> dict[str, tuple[optax.GradientTransformation, float | None]]:
-    """Whose steps are timed, gradient included, with their targets."""
+    """The optimizers whose steps are timed, gradient included, with their targets."""
     one = optax.scale_by_learning_rate(1.0)
 
     def with_preconditioner(

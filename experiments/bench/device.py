@@ -1,4 +1,4 @@
-"""Checks of a device before long runs: does it compute what the CPU does, how fast?"""
+"""Checks of a device before long runs: does it match the CPU, and how fast is it?"""
 
 import dataclasses
 import functools
@@ -21,9 +21,9 @@ class Parity(NamedTuple):
     """How far a loss and its gradient are from those of the CPU in float32.
 
     Attributes:
-      platform: of the device.
-      compute_dtype: of the model on the device.
-      loss_difference: relative to the CPU's loss.
+      platform: platform of the device.
+      compute_dtype: dtype of the model on the device.
+      loss_difference: difference relative to the CPU's loss.
       gradient_difference: norm of the difference, relative to the CPU's gradient.
     """
 
@@ -76,7 +76,7 @@ def _loss_and_gradient(
     split: Split,
     device: jax.Device,
 ) -> tuple[jax.Array, jax.Array]:
-    """On the host, computed on ``device`` without the shortcuts of its float32."""
+    """Returned on the host, computed on ``device`` without its float32 shortcuts."""
     model = models.build(config.model, dataset.num_classes, compute_dtype)
 
     def loss_fn(params: jax.Array, rest: dict[str, jax.Array]) -> jax.Array:

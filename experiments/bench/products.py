@@ -2,11 +2,10 @@
 
 Counts the multiplications and additions of all matrix products in one update, at the
 shapes of ResNet-50, from the traced program: no time is measured, nothing is compiled.
-Of `large_batch_nlcg` there are two rows, of an update between two refreshes of the
-Kronecker roots and of one with a refresh, of which the eigendecompositions are not
-counted. A second table splits this into parts, eigendecompositions included, beside the
-fewest operations that are known for each; the last line is for loss and gradient of one
-image, which all of it comes on top of.
+`large_batch_nlcg` has two rows: an update between two refreshes of the Kronecker roots,
+and one with a refresh, whose eigendecompositions are not counted. A second table splits
+this into parts, eigendecompositions included, next to the fewest operations known for
+each. The last line is for loss and gradient of one image, to which all this adds.
 """
 
 import dataclasses
@@ -35,8 +34,8 @@ MODULE = "experiments.bench.products"
 RATE = 1e-2
 REFERENCE = "Muon"
 REFRESH_PERIOD = 10  # of the Kronecker roots
-# Of an eigendecomposition with vectors, over the cube of the size: Golub and Van Loan,
-# "Matrix Computations", fourth edition, section 8.3.
+# Operations of an eigendecomposition with vectors over the cube of the size: Golub and
+# Van Loan, "Matrix Computations", fourth edition, section 8.3.
 DECOMPOSITION = 9
 
 
@@ -92,10 +91,10 @@ class Part(NamedTuple):
     """A part of the direction of the presets.
 
     Attributes:
-      name: of the part.
-      operations: multiplications and additions in one update, a tenth of those of a
-        refresh.
-      fewest: as few as are known to be enough, see `parts_of`.
+      name: name of the part.
+      operations: multiplications and additions in one update; those of a refresh count
+        a tenth.
+      fewest: the fewest that are known to suffice, see `parts_of`.
     """
 
     name: str
@@ -110,7 +109,7 @@ def parts_of(shapes: Sequence[Shape]) -> list[Part]:
     - Five Newton-Schulz steps of an m x n matrix, m <= n, are one polynomial of its
       Gram matrix A: its half, 17 symmetric products of m x m (five A^2, four products
       of the polynomials so far, and A for the next step by two more, four times) and
-      one product with the matrix. It squares the condition, which float32 cannot
+      one product with the matrix. It squares the condition number, which float32 cannot
       afford.
     - Second moments could be taken at refreshes alone.
     - The products with the roots are needed in every step.
@@ -141,7 +140,7 @@ def parts_of(shapes: Sequence[Shape]) -> list[Part]:
 
 
 def operations_per_image() -> float:
-    """Of loss and gradient of ResNet-50 on one image of 224 pixels, as XLA counts."""
+    """Those of loss and gradient of ResNet-50 on a 224-pixel image, as XLA counts."""
     model = models.build("resnet50", 1000)
     image = jnp.zeros([1, 224, 224, 3])
     variables = jax.eval_shape(
@@ -162,7 +161,8 @@ def operations_per_image() -> float:
 def operations(program: Any) -> int:
     """Multiplications and additions in the matrix products of a jaxpr.
 
-    The body of a scan counts once per turn, of a conditional the most expensive branch.
+    The body of a scan counts once per turn; of a conditional, the most expensive branch
+    counts.
 
     Raises:
       ValueError: if a loop with products has no known number of turns.
@@ -204,7 +204,7 @@ class ProductsArguments:
     """Counts the matrix products of updates at the shapes of ResNet-50.
 
     Attributes:
-      small: take the last 3 leaves only, and no image, as a test of the command.
+      small: use only the last 3 leaves and no image, to test the command.
     """
 
     small: bool = False

@@ -9,7 +9,7 @@ import jax
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    """Returns the seconds that a call takes until its arrays are ready, and these."""
+    """Returns the seconds until the arrays of a call are ready, and the arrays."""
     start = time.perf_counter()
     result = jax.block_until_ready(function(*arguments))
     return time.perf_counter() - start, result

@@ -1,8 +1,8 @@
 """``python -m experiments.bench.training``: images per second of whole training steps.
 
-A step of many micro-batches against nothing but loss and gradient of one, in turns in
-one process. The step also chooses and augments its images, carries the statistics of
-batch normalization, adds gradients and updates.
+Compares a step of many micro-batches with the bare loss and gradient of one; they take
+turns in one process. The step also chooses and augments its images, carries the
+statistics of batch normalization, adds gradients and updates.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class TrainingArguments:
 
     Attributes:
       model: name of the model.
-      side: of the square images, in pixels.
+      side: height and width of the images, in pixels.
       micro_batch_size: images that are computed at a time.
       micro_batches: number of micro-batches in a step.
       optimizer: name of the optimizer.
@@ -62,10 +62,10 @@ class Throughput(NamedTuple):
     """Images per second, medians over turns.
 
     Attributes:
-      step: of whole training steps.
-      gradient: of loss and gradient alone.
+      step: throughput of whole training steps.
+      gradient: throughput of loss and gradient alone.
       ratio: median over turns of the first over the second.
-      compile_seconds: of the step.
+      compile_seconds: time of compiling the step.
     """
 
     step: float

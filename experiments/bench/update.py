@@ -33,7 +33,7 @@ from experiments.errors import ending_with_a_message
 # faults of allocating them again take longer than the update. A threshold for mmap is
 # not enough: glibc refuses one above 32 MiB, and threads have arenas of 64 MiB. Huge
 # pages, where Linux allows them, make the time of a peer independent of its place in
-# memory, and so of the peers before it.
+# memory, and therefore of the peers before it.
 MALLOC_ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_ARENA_MAX": "1",
@@ -58,7 +58,7 @@ class BenchArguments:
     Attributes:
       rounds: turns that each peer takes.
       matrices: time Muon and `large_batch_nlcg` instead, whose updates take seconds.
-      small: take the last 3 leaves only, as a test of the command.
+      small: use only the last 3 leaves, to test the command.
       json: file for the figures.
     """
 
@@ -79,13 +79,13 @@ class Measurement:
     Attributes:
       peer: name of the peer.
       update_ms: median of ``tx.update`` alone, with the state donated.
-      update_ratio: median over turns of its time over Adam's in the same turn.
+      update_ratio: median over turns of its time divided by Adam's in the same turn.
       step_ms: median of ``tx.update`` and ``optax.apply_updates`` in one compiled
         step, with parameters and state donated.
       step_ratio: like ``update_ratio``.
       state_per_params: bytes of the state over bytes of the parameters.
-      compile_seconds: of the compiled step, tracing included.
-      gigabytes: read and written by ``tx.update``, as XLA counts.
+      compile_seconds: time of compiling the step, tracing included.
+      gigabytes: gigabytes read and written by ``tx.update``, as XLA counts.
     """
 
     peer: str
@@ -109,7 +109,7 @@ class EagerMeasurement:
 
     Attributes:
       update_ms: median time of an update of ``EAGER_PEERS[0]``.
-      reference_ms: likewise of Adam.
+      reference_ms: the same for Adam.
       ratio: median over turns of the first over the second in the same turn.
     """
 
@@ -140,10 +140,10 @@ def measure(
     """Measures the peers.
 
     Args:
-      shapes: of the leaves of the parameters.
-      rounds: turns that each peer takes; one more goes before and is not counted.
+      shapes: shapes of the leaves of the parameters.
+      rounds: turns that each peer takes, after one that is not counted.
       on_turn: called with the name of the peer whose turn begins.
-      peers: with `REFERENCE` among them.
+      peers: the optimizers, including `REFERENCE`.
     """
     params = _random_tree(shapes, seed=0)
     gradients = [_random_tree(shapes, seed=seed) for seed in (1, 2)]
@@ -184,7 +184,7 @@ def measure_eager(shapes: Sequence[Shape], rounds: int) -> EagerMeasurement:
     """Times ``tx.update`` without ``jit``, in turns.
 
     Args:
-      shapes: of the leaves of the parameters.
+      shapes: shapes of the leaves of the parameters.
       rounds: turns that each peer takes, after a few that are not counted.
     """
     params = _random_tree(shapes, seed=0)

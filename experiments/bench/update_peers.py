@@ -11,7 +11,7 @@ from nlcg_optax import large_batch_nlcg, nlcg, scale_by_diagonal_secant
 
 RATE = 1e-4
 REFERENCE = "adam"
-STREAM = "sgd"  # reads gradients and writes updates: as fast as memory can be
+STREAM = "sgd"  # reads gradients and writes updates: as fast as memory allows
 
 PyTree = Any
 
@@ -65,7 +65,7 @@ PEERS: Peers = {
     "nlcg PR+, secant": lambda: _nlcg_with_secant("pr+"),
     "nlcg FR, hvp secant": lambda: _nlcg_between_refreshes("fr"),
 }
-# Seconds an update, all of them products and decompositions of matrices.
+# An update takes seconds, spent on products and decompositions of matrices.
 MATRIX_PEERS: Peers = {
     REFERENCE: PEERS[REFERENCE],
     "muon": lambda: optax.contrib.muon(

@@ -1,7 +1,7 @@
 """``python -m experiments.classical``: deterministic solvers on classical problems.
 
-Every solver and problem leaves one line in a file of records. What is recorded is not
-run again; the table and the picture are made from the records.
+Every pair of solver and problem appends one line to a file of records. Recorded pairs
+are not run again; the table and the picture are made from the records.
 """
 
 from __future__ import annotations
@@ -90,16 +90,16 @@ class Config:
 
     Attributes:
         problems: the set of problems.
-        precision: of the objective and of the solvers; in float32 ours have their
-            defaults, the peers run as long as they get lower, and the same problem in
-            float64 tells whether the lowest point is a solution.
-        solvers: names of the solvers, as in the table; all of the precision by default.
+        precision: dtype of the objective and the solvers; in float32 our methods use
+            their defaults, the peers run as long as they find lower points, and the
+            same problem in float64 decides whether the lowest point is a solution.
+        solvers: names of solvers, as in the table; by default all with this precision.
         records: file of records, one JSON line each; it is appended to. By default
             runs/classical.jsonl or, in float32, runs/classical_float32.jsonl.
-        output: folder of the table and the picture, which have the name of the records.
+        output: folder of the table and the picture, which are named after the records.
         max_work: budget per problem in gradient-equivalents.
-        max_seconds: limit of processor time per problem.
-        report_only: make the table and the picture, run nothing.
+        max_seconds: limit on processor time per problem.
+        report_only: make the table and the picture without running anything.
     """
 
     problems: Literal["all", "mgh", "development", "small"] = "all"
@@ -174,7 +174,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """Reads records; without a file there are none.
 
     Raises:
-        ValueError: if a line is no record; the message names file and line.
+        ValueError: if a line is not a record; the message names file and line.
     """
     records = []
     for number, line in enumerate(complete_lines(path), start=1):
@@ -190,7 +190,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that take part."""
+    """Versions of Python and of the packages involved."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -216,7 +216,7 @@ def run(config: Config, console: Console) -> None:
             "max_work": config.max_work,
             "max_seconds": config.max_seconds,
         }
-        # Problem by problem: what checks a point is compiled once.
+        # Problem by problem, so that the check of a point is compiled once.
         for name in names
         for solver in config.solvers
         if (solver, name) not in done
@@ -241,7 +241,7 @@ def report(config: Config, console: Console) -> None:
     """Writes the table and the picture of the chosen solvers.
 
     Raises:
-        ValueError: if there is no record of any.
+        ValueError: if none of them has a record.
     """
     assert config.records is not None
     records: profiles.Records = {solver: {} for solver in config.solvers}

@@ -1,4 +1,4 @@
-"""One counter for all solvers, which counts every evaluation, also in compiled code."""
+"""One counter for all solvers, which counts every evaluation, even in compiled code."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Counter:
     Attributes:
         objective: x -> f(x), a JAX function.
         max_work: budget in gradients.
-        max_seconds: budget of processor time, which other programs do not shorten, from
-            the first evaluation on, so that compiling a solver is not charged.
-        dtype: of the points, values and gradients.
-        patience: gradients without a lower value after which it ends, so that a solver
-            that does not stop by itself does not use up its budget.
+        max_seconds: budget of processor time, which other programs do not reduce. It
+            starts at the first evaluation, so that compiling a solver is not charged.
+        dtype: dtype of the points, values and gradients.
+        patience: gradients without a lower value after which the run ends, so that a
+            solver that does not stop by itself does not use up its budget.
         keeps_path: whether to keep every point lower than all before, in `path`.
         values: values alone so far.
         gradients: gradients, with or without the value, so far.
         path: the work at each lower point, and the point.
-        says_success: whether the solver says that it has converged; None if it was told
-            to go on as long as it can.
+        says_success: whether the solver reports convergence; None if it was set to run
+            as long as it can.
     """
 
     objective: Callable[[jax.Array], jax.Array]

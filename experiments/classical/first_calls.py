@@ -128,7 +128,7 @@ def measure(solver: str) -> dict[str, Any]:
         "SciPy": "scipy.optimize",
     }
     __import__(modules.get(solver.split()[0], solver.split()[0]))
-    # A backend that runs, as after any other computation.
+    # Starts the backend, as any other computation would.
     jax.block_until_ready(jnp.sum(_start() + 1.0))
     solve, seconds = SOLVERS[solver], []
     for seed in range(CALLS + 1):
@@ -170,7 +170,7 @@ def table(processes: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    # Compiling is measured: by itself nothing may come from a cache on disk.
+    # Compiling is measured: without a folder nothing may come from a cache on disk.
     caches = len(sys.argv) > 2
     jax.config.update("jax_enable_compilation_cache", caches)
     if caches:

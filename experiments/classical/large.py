@@ -3,7 +3,7 @@
 Time and memory per iteration of `minimize` and of `optax.lbfgs` in float32, on one
 device and split over several virtual ones of the CPU. Every solver is one compiled
 program with a fixed number of iterations; times are medians over turns in one process,
-and bytes are those that XLA's buffers need at the same time. The last columns tell
+and bytes are those that XLA's buffers need at the same time. The last columns show
 whether splitting changes the result, and the largest array that devices gather.
 """
 
@@ -56,8 +56,8 @@ class Config:
 
     Attributes:
         parameters: numbers of parameters, even.
-        devices: numbers of devices, virtual ones of the CPU.
-        iterations: of each run.
+        devices: numbers of virtual CPU devices.
+        iterations: iterations of each run.
         repeats: timed runs, after one that is discarded.
         output: Markdown file of the table.
     """
@@ -121,7 +121,7 @@ def solvers() -> dict[str, Run]:
 def largest_gathered(text: str) -> int:
     """Numbers in the largest array that a compiled program moves between devices.
 
-    Sums over devices are none of these.
+    Sums over devices do not count.
 
     Examples:
       >>> largest_gathered("%x = f32[8,100]{1,0} all-gather(%y), dimensions={1}")

@@ -1,12 +1,12 @@
 """``python -m experiments.classical.many``: many small fits at once, under ``vmap``.
 
-B fits of sums of exponentials in float32, each with data of its own, are solved by one
+B fits of sums of exponentials in float32, each with its own data, are solved by one
 compiled program. Every solver runs until the stopping rule of its defaults holds for
 each fit, at most `MOST_STEPS` iterations; a fit counts as solved if its sum of squares
 is within `SLACK` of the least that any solver found. Times are medians of `--repeats`
-runs, taken in turns in one process; a run of over a minute is made once. Bytes are
-those of XLA's temporary buffers. Each number of fits leaves its lines in a file of
-records, and is not run again.
+runs, taken in turns in one process; a run of over a minute is not repeated. Bytes are
+those of XLA's temporary buffers. Each number of fits appends its lines to a file of
+records and is not run again.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Config:
     """Compares solvers on many small fits.
 
     Attributes:
-        parameters: numbers per fit.
-        fits: how many at once.
+        parameters: numbers of parameters per fit.
+        fits: numbers of fits at once.
         solvers: names of the solvers; all by default.
         repeats: timed runs, after one that is discarded.
         records: file of records, one JSON line each; it is appended to. Delete it after
@@ -215,13 +215,13 @@ def compare(parameters: int, fits: int, config: Config) -> list[Row]:
 
 
 def recorded(config: Config) -> list[Row]:
-    """The rows of the file of records, after what it lacks has been run.
+    """The rows of the file of records, after the missing ones have been run.
 
-    The solvers of a number of fits are timed in turns, so all of them are run again
-    where one is missing.
+    The solvers of a number of fits are timed in turns, so all of them run again if one
+    is missing.
 
     Raises:
-        ValueError: if a line is no record; the message names file and line.
+        ValueError: if a line is not a record; the message names file and line.
     """
     make_ready(config.records)
     known: dict[tuple[int, int], dict[str, Row]] = {}

@@ -24,7 +24,7 @@ import nlcg_optax
 from experiments.classical import counting
 from experiments.classical.counting import Counter
 
-TOL = 1e-6  # in float64; in float32 every peer runs as long as it gets lower
+TOL = 1e-6  # in float64; in float32 every peer runs as long as it finds lower points
 MAX_ITERATIONS = 100_000
 
 Solver = Callable[[Counter, np.ndarray], np.ndarray]
@@ -210,7 +210,7 @@ def solvers(tol: float = TOL) -> dict[str, Solver]:
     """All solvers by name.
 
     Args:
-        tol: where they stop; with 0 ours at their defaults, the others never.
+        tol: tolerance; with 0 our methods stop by their defaults, the others never.
     """
     bind = functools.partial
     return {

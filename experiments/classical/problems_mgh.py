@@ -385,7 +385,7 @@ def _grid(n: int) -> np.ndarray:
 def _standard() -> list[Problem]:
     """The 35 problems at their published standard starts.
 
-    One list in the order of the paper, and so longer than functions are here.
+    One list in the order of the paper, and therefore longer than other functions here.
     """
 
     def start(*values: float, repeat: int = 1) -> np.ndarray:

@@ -61,7 +61,7 @@ def performance_profile(records: Records, ratios: np.ndarray) -> dict[str, np.nd
     Math. Program. 91, 2002.
 
     Args:
-        records: of all solvers on the same problems.
+        records: records of all solvers on the same problems.
         ratios: multiples tau >= 1.
 
     Returns:
@@ -87,7 +87,7 @@ def data_profile(records: Records, budgets: np.ndarray) -> dict[str, np.ndarray]
     Optim. 20, 2009; their unit is kept, although work counts gradients here.
 
     Args:
-        records: of all solvers.
+        records: records of all solvers.
         budgets: multiples of n + 1.
 
     Returns:
@@ -123,7 +123,7 @@ def table(records: Records, reference: str) -> str:
     """The results as a Markdown table, most solved first.
 
     Args:
-        records: of all solvers.
+        records: records of all solvers.
         reference: the solver that work is compared with.
     """
     best, areas = best_values(records), area(records)
@@ -158,7 +158,7 @@ def table(records: Records, reference: str) -> str:
 
 
 def _own_verdicts(records: Records, order: list[str]) -> dict[str, list[str]]:
-    """What solvers say of their end, and what it costs to find it, in float32."""
+    """Whether solvers report convergence in float32, and the cost of finding it."""
     says, wrong, extra = [], [], []
     for solver in order:
         rows = [r for r in records[solver].values() if r.get("says_success")]
@@ -177,7 +177,7 @@ def _own_verdicts(records: Records, order: list[str]) -> dict[str, list[str]]:
 
 
 def looks(solvers: Iterable[str]) -> dict[str, style.Look]:
-    """How each solver is drawn: the color of its package, dashes of its own."""
+    """How each solver is drawn: in the color of its package, with its own dashes."""
     return style.looks_of(
         {solver: COLORS.get(solver.split()[0], OTHER_COLOR) for solver in solvers}
     )

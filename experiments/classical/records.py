@@ -8,12 +8,12 @@ from experiments.records.files import record_lines
 
 
 def complete_lines(path: Path) -> list[str]:
-    """The lines of a file, if there is one, without the half line of a killed run."""
+    """The lines of a file, if any, without the incomplete last line of a killed run."""
     return record_lines(path, interrupted=True) if path.exists() else []
 
 
 def make_ready(path: Path) -> None:
-    """Makes the folder of a file that is appended to, and removes its half line."""
+    """Makes the folder of a file to append to, and removes an incomplete last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         path.write_text("".join(complete_lines(path)), encoding="utf-8")

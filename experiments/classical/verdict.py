@@ -1,4 +1,4 @@
-"""Whether a point found in float32 is a solution, as the float64 problem tells.
+"""Whether a point found in float32 is a solution, as judged by the float64 problem.
 
 No tolerance on the gradient fits every problem in float32: some gradients cannot get
 below 1e-6 (1 + |f|), others fall below it far from a minimum. So a point is a solution
@@ -21,16 +21,16 @@ import scipy.optimize
 EPS = float(np.finfo(np.float32).eps)
 ROUNDINGS = 100.0  # of f in float32, by which float64 may descend from a solution
 NEIGHBORS = 8  # points at which the rounding of f is measured
-LARGEST_HESSIAN = 64  # numbers up to which the Hessian is formed
+LARGEST_HESSIAN = 64  # parameters up to which the Hessian is formed
 MOST_STEPS = 500  # of the descent in float64
-IDLE_STEPS = 25  # without a lower value, at which it ends
+IDLE_STEPS = 25  # steps without a lower value after which it ends
 RADIUS = 1e-3  # first trust radius, relative to 1 + |x|: to the nearest basin
 
 Objective = Callable[[Any], Any]
 
 
 class Verdict(NamedTuple):
-    """What the float64 problem tells of a float32 run.
+    """What the float64 problem says about a float32 run.
 
     Attributes:
       value: the float64 objective at the point.
@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
       rounding: the rounding of the float32 objective.
       work: gradient-equivalents at the first point within `ROUNDINGS` of the
         stationary value, if there is one, else those of the last point.
-      solved: whether the point is.
+      solved: whether the point is a solution.
     """
 
     value: float
@@ -160,13 +160,13 @@ def judge(
     work, x = path[-1]
     value, grad = problem.value_and_grad(x)
     least = problem.descend(x)
-    # The last part is the square of the rounding of terms whose squares f is the sum
-    # of: where these vanish nothing else is left of the scale of f.
+    # The last part is the squared rounding of the terms whose squares add up to f:
+    # where they vanish, nothing else shows the scale of f.
     rounding = max(problem.rounding(x), EPS * EPS * (start_value - least))
     ceiling = least + ROUNDINGS * rounding
     solved = math.isfinite(least) and value <= min(ceiling, start_value + rounding)
     if solved:
-        low, high = 0, len(path) - 1  # float64 values fall, but for rounding
+        low, high = 0, len(path) - 1  # float64 values fall, except for rounding
         while low < high:
             middle = (low + high) // 2
             if problem.value(path[middle][1]) <= ceiling:

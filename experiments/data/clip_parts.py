@@ -3,7 +3,7 @@
 A part holds ``labels`` (indices into ``classes``), ``speakers`` (empty for noise, and
 for noise only), ``sample_rate``, and either ``samples``, ``[clips, samples]`` as int16,
 or ``flac``, concatenated FLAC files, with ``offsets``, where each file begins and ends.
-It may hold ``filenames``. Of files that are named ``*partIofN.npz`` all N must exist.
+It may hold ``filenames``. If files are named ``*partIofN.npz``, all N must exist.
 """
 
 import contextlib

@@ -14,7 +14,7 @@ WORDS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes")
 SILENCE, UNKNOWN = "_silence_", "_unknown_"
 LABELS = (*WORDS, SILENCE, UNKNOWN)
 # Splits by data set: all of TensorFlow Datasets' speech_commands, or its test split,
-# which is an archive of its own.
+# which is a separate archive.
 SPEECH_SETS = {
     "speech_commands": ("train", "validation", "test"),
     "speech_commands_test": ("test",),
@@ -35,8 +35,8 @@ class Clip(NamedTuple):
 
     Attributes:
       samples: ``[samples]``, int16, at `SAMPLE_RATE`.
-      label: the word; `SILENCE` for background noise and `UNKNOWN` for words without a
-        label of their own.
+      label: the word; `SILENCE` for background noise and `UNKNOWN` for words without
+        their own label.
       speaker: identifier of the speaker, empty for noise.
       file_name: path in the archive.
     """
@@ -134,16 +134,16 @@ def speaker_of(file_name: str, place: str) -> str:
 
 
 def checked(samples: np.ndarray, rate: int, place: str) -> np.ndarray:
-    """The samples.
+    """Returns the samples if they can be used.
 
     Args:
-      samples: of a clip.
-      rate: in samples per second.
+      samples: samples of a clip.
+      rate: samples per second.
       place: how to name the clip in a message.
 
     Raises:
-      AudioError: if there are none, or they are not int16, of several channels or of
-        another rate than `SAMPLE_RATE`.
+      AudioError: if there are none, they are not int16 or have several channels, or the
+        rate is not `SAMPLE_RATE`.
     """
     if rate != SAMPLE_RATE:
         raise AudioError(f"{place} has sample_rate={rate!r}; allowed is {SAMPLE_RATE}")

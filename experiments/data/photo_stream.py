@@ -70,7 +70,7 @@ class PhotoStream:
         if self.workers:
             if not flags.FLAGS.is_parsed():  # Grain reads flags of a command line
                 flags.FLAGS.mark_as_parsed()
-            # Each worker makes whole batches, so that they hold the same as without.
+            # Workers make whole batches, so that these are the same as without them.
             batches = mine.batch(size, drop_remainder=True).to_iter_dataset(
                 grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
             )

@@ -27,10 +27,10 @@ def not_prepared(
     """The error for a data set that cannot be read, with the command to run.
 
     Args:
-      name: of the data set.
+      name: name of the data set.
       data_dir: folder of all prepared data sets.
       error: what its storage raised.
-      options: of the command, after the folder.
+      options: options of the command, after the folder.
       advice: text after the command.
     """
     module = "experiments.data.prepare"

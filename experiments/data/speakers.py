@@ -14,8 +14,8 @@ def split_by_speaker(
 
     Args:
       clips: all clips.
-      fractions: of the speakers, by part; they sum to one.
-      seed: of the random order.
+      fractions: fractions of the speakers, by part; they sum to one.
+      seed: seed of the random order.
     """
     rng = np.random.default_rng(seed)
     noise = clips.speakers == ""

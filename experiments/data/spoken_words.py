@@ -33,10 +33,10 @@ def load_spoken_words(options: DataOptions) -> Dataset:
     standardized by its mean and deviation on the training clips.
 
     No speaker is in two splits. The test speakers, a fifth of all, are always the same.
-    The others are permuted by ``options.split_seed``, and the first ones are held out,
-    as many as it takes for ``options.validation_examples`` clips; what the last of
-    them said beyond that is not used. ``options.train_examples`` clips of the remaining
-    speakers, chosen at random, are used for training.
+    The others are permuted by ``options.split_seed``, and as many of the first ones are
+    held out as ``options.validation_examples`` clips need; excess clips of the last one
+    are not used. ``options.train_examples`` clips of the remaining speakers, chosen at
+    random, are used for training.
 
     Raises:
       AudioError: if a clip is longer than a second.

@@ -26,7 +26,7 @@ class Stream(Protocol):
 
         A row of a batch depends only on ``seed``, the number of the batch and the
         number of the row. So a run resumes by starting at that batch, and any number of
-        processes, each with rows of its own, read the same batches.
+        processes, each with its own rows, read the same batches.
 
         Args:
           seed: seed of the order and the augmentation.

@@ -13,7 +13,7 @@ def read_members(path: Path) -> Iterator[tuple[str, bytes]]:
     """Name and content of each file, in their order.
 
     Raises:
-      ValueError: if the archive is missing or corrupt, if need be after the last file.
+      ValueError: if the archive is missing or corrupt, possibly after the last file.
     """
     try:
         with (

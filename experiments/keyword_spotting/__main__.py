@@ -43,7 +43,7 @@ class KeywordArguments:
         read in place of a prepared data set.
       out: folder of the records, the tables and the picture.
       small: a few methods for a few steps and one ablation, to see that it runs.
-      report_only: run nothing.
+      report_only: write the report without running anything.
     """
 
     config: KeywordConfig = dataclasses.field(default_factory=KeywordConfig)

@@ -40,25 +40,24 @@ LEXICON: dict[str, str] = {
     "zero": "Z IH R OW",
 }
 STATES_PER_PHONEME = 3
-# Between the frames of context that the network sees: neighbors overlap by more than
-# half and say much the same.
+# Distance of the frames of context that the network sees: neighbors overlap by more
+# than half and are much alike.
 STRIDE = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class KeywordConfig:
-    """Everything that determines the study, but for the optimizers and their budgets.
+    """Everything that determines the study, except the optimizers and their budgets.
 
     Attributes:
-      dataset: the prepared data set whose clips are used, those of all its splits
-        together.
+      dataset: the prepared data set; the clips of all its splits are used together.
       keyword: the word to spot, a word of `LEXICON`.
       fractions: shares of the speakers for training, validation and test.
       split_seed: seed of the choice of speakers.
       least_snr: least ratio of speech to noise, in dB.
-      greatest_snr: greatest.
-      variants: mixtures with different noise of each training clip.
-      keyword_variants: likewise of each training clip with the keyword.
+      greatest_snr: greatest ratio of speech to noise, in dB.
+      variants: mixtures of each training clip with different noise.
+      keyword_variants: the same for each training clip with the keyword.
       validation_passes: times that the validation stream uses each of its clips.
       test_passes: times that the test stream uses each of its clips.
       context: frames before and after each frame that the network sees, a multiple of
@@ -68,18 +67,18 @@ class KeywordConfig:
       window_frames: longest window for training by the end metric.
       least_iou: least overlap of a positive window with the keyword.
       greatest_iou: greatest overlap of a negative window with the keyword.
-      positives: windows with the keyword.
-      windows: windows of each kind without it, see `windows.sample_windows`; at most
-        as many as there are ``positives``.
-      mined: windows without the keyword that are taken because the detector scores them
-        highest.
+      positives: number of windows with the keyword.
+      windows: number of windows of each kind without it, see `windows.sample_windows`;
+        at most as many as there are ``positives``.
+      mined: number of windows without the keyword that are taken because the detector
+        scores them highest.
       l2: factor of the penalty on squared weights in training by the end metric.
       batch_size: examples per step of training by cross-entropy.
       epochs: passes of each round of alignment; the last training has three times as
         many.
       rounds: most rounds of alignment.
       moved: share of frames that may still change their state when alignment ends.
-      refractory: frames from a detection to the next.
+      refractory: least number of frames from a detection to the next.
       tolerance: frames by which a detection may lie outside of the keyword.
     """
 

@@ -8,7 +8,7 @@ in the last. With emissions ``l_i(t)``, see `emissions`, and transition probabil
 
 and the score of a window of T frames is ``v_C(T) / T``. The paper prints products of
 probabilities, whose values cannot reach the margin of its loss; logarithms are this
-project's reading.
+project's interpretation.
 """
 
 from typing import NamedTuple
@@ -65,13 +65,13 @@ def window_scores(
 
     Args:
       emitted: `emissions`, ``[windows, frames, states]``.
-      transitions: of the states.
+      transitions: transitions of the states.
       lengths: T of each window, ``[windows]``; later frames are ignored.
       temperature: τ of the soft maximum ``τ log(exp(a/τ) + exp(b/τ))``; zero for the
         maximum.
 
     Returns:
-      ``[windows]``; about `IMPOSSIBLE` over T where T is less than the states.
+      ``[windows]``; about `IMPOSSIBLE` over T where T is below the number of states.
     """
 
     def step(before: jax.Array, emitted: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -99,11 +99,11 @@ def online_scores(emitted: jax.Array, transitions: Transitions) -> OnlineScores:
 
     ``v_1(t) = max(v_1(t-1) + log b_11, 0) + l_1(t)``, the other states as in
     `window_scores`; the start of the path is carried along. ``v_C(t)`` is therefore the
-    greatest that a window that ends at t has, over all its starts.
+    greatest over all windows that end at t.
 
     Args:
       emitted: `emissions`, ``[..., frames, states]``.
-      transitions: of the states.
+      transitions: transitions of the states.
     """
 
     def step(
@@ -132,7 +132,7 @@ def best_paths(emitted: jax.Array, transitions: Transitions) -> jax.Array:
 
     Args:
       emitted: scores of the states of the chain, ``[windows, frames, states]``.
-      transitions: of the chain.
+      transitions: transitions of the chain.
 
     Returns:
       The state at each frame, ``[windows, frames]``, int32.

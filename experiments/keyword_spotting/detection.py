@@ -10,7 +10,7 @@ class Event(NamedTuple):
     """A keyword in a recording.
 
     Attributes:
-      recording: its number.
+      recording: number of the recording.
       start: first frame.
       end: frame after the last.
       speaker: identifier of its speaker.
@@ -35,8 +35,8 @@ class Falls(NamedTuple):
 
     Attributes:
       recordings: number of the recording, ``[falls]``.
-      frames: in it.
-      scores: there.
+      frames: frame of each fall in its recording.
+      scores: scores at these frames.
       starts: first frames of the paths that end there.
     """
 
@@ -90,13 +90,13 @@ def falls_of(scores: np.ndarray, starts: np.ndarray) -> Falls:
 
 
 def fire(falls: Falls, threshold: float, refractory: int) -> list[Detection]:
-    """The detections in recordings: at a score of at least the threshold.
+    """The detections in recordings, at scores of at least the threshold.
 
     The detector waits while the score rises, fires where it falls, and then rests for
     ``refractory`` frames.
 
     Args:
-      falls: of the scores.
+      falls: falls of the scores.
       threshold: least score.
       refractory: frames from a detection to the next.
     """
@@ -125,7 +125,7 @@ def operate(
     """Matches the detections at a threshold with the keywords.
 
     A detection matches the keyword in whose span it fires, extended by ``tolerance``
-    frames at both ends. Further ones in the same span are no false alarms.
+    frames at both ends. Further ones in the same span are not false alarms.
     """
     by_recording: dict[int, list[int]] = {}
     for number, event in enumerate(events):

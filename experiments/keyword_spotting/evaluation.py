@@ -35,8 +35,8 @@ class Detector:
     """The online detector of a network architecture, compiled once.
 
     Args:
-      network: of a frame.
-      config: of the study.
+      network: network of a frame.
+      config: settings of the study.
       with_priors: whether posteriors are divided by the priors.
     """
 

@@ -23,7 +23,7 @@ class Recordings(NamedTuple):
     Attributes:
       features: ``[recordings, frames, coefficients]``.
       events: the keywords.
-      hours: length of all.
+      hours: length of all recordings, in hours.
     """
 
     features: np.ndarray
@@ -36,9 +36,9 @@ class Examples(NamedTuple):
 
     Attributes:
       features: ``[examples, frames, coefficients]``.
-      spans: first frame and frame after the last of the speech, ``[examples, 2]``; of
-        no length for noise.
-      words: word of each.
+      spans: first frame and frame after the last of the speech, ``[examples, 2]``;
+        empty for noise.
+      words: word of each example.
     """
 
     features: np.ndarray

@@ -35,7 +35,7 @@ class FrameNetwork(nn.Module):
 
         Args:
           features: ``[..., frames + 2 context, coefficients]``.
-          train: makes no difference.
+          train: ignored.
 
         Returns:
           ``[..., frames, classes]``.
@@ -55,7 +55,7 @@ class FrameNetwork(nn.Module):
 
 
 class KeywordScorer(nn.Module):
-    """The score of a window, as two logits whose difference it is.
+    """The score of a window, as two logits with this difference.
 
     With these, the hinge of two classes is ``max(0, 1 - d)`` for a keyword and
     ``max(0, 1 + d)`` otherwise. Priors and transitions are in the collection
@@ -63,7 +63,7 @@ class KeywordScorer(nn.Module):
 
     Attributes:
       network: the network of a frame.
-      temperature: of the soft maximum, zero for the maximum.
+      temperature: temperature of the soft maximum, zero for the maximum.
       with_priors: whether posteriors are divided by the priors.
     """
 
@@ -93,6 +93,6 @@ class KeywordScorer(nn.Module):
         score = window_scores(
             emitted, Transitions(stay, move), lengths, self.temperature
         )
-        # Windows that are shorter than the keyword has states are no keywords.
+        # Windows with fewer frames than the keyword has states are not keywords.
         score = jnp.maximum(score, -100.0)
         return jnp.stack([-score / 2, score / 2], axis=-1)

@@ -48,7 +48,7 @@ class Variant:
       hard_negatives: whether windows with swapped halves are negatives.
       iou_sampling: whether windows with the keyword vary.
       mined: whether the windows that the detector scores highest are negatives.
-      temperature: of the decoder's soft maximum in training; zero for the maximum.
+      temperature: that of the decoder's soft maximum in training; zero for the maximum.
       with_priors: whether posteriors are divided by priors.
       from_random: whether training starts from random weights.
     """
@@ -62,12 +62,12 @@ class Variant:
 
 
 class Aligned(NamedTuple):
-    """What training with cross-entropy leaves.
+    """The result of training with cross-entropy.
 
     Attributes:
       params: weights of the network.
       labels: states of the training frames.
-      statistics: of the labels.
+      statistics: statistics of the labels.
       moved: share of the keywords' frames that each round of alignment changed.
     """
 
@@ -81,7 +81,7 @@ class Phases:
     """All that is trained and evaluated in a study; compiled programs are shared.
 
     Args:
-      config: of the study.
+      config: settings of the study.
       path: the file of the prepared data.
     """
 
@@ -179,11 +179,11 @@ class Phases:
         track: bool,
         test: bool,
     ) -> Line:
-        """Trains by the end metric with an optimizer; the figures of the record.
+        """Trains by the end metric with an optimizer; returns the record's figures.
 
         Args:
           aligned: where training starts, with the states of the frames.
-          variant: of the loss.
+          variant: variant of the loss.
           run: settings of the run.
           track: whether every report evaluates the validation speakers.
           test: whether the test speakers are evaluated at the end.
@@ -307,7 +307,7 @@ class Phases:
         return self._windows_trainer(variant.temperature, variant.with_priors)
 
     def save(self, path: Path, aligned: Aligned) -> None:
-        """Writes what cross-entropy left."""
+        """Writes the result of cross-entropy."""
         leaves = jax.tree.leaves(aligned.params)
         write_arrays(
             path,
@@ -343,5 +343,5 @@ class Phases:
 
 
 def mean_rejects(line: Line) -> float:
-    """By which rates are chosen: the mean of the rejects on validation speakers."""
+    """The mean of the rejects on validation speakers, by which rates are chosen."""
     return sum(line["validation"]["rejects"]) / len(ALARMS_PER_HOUR)

@@ -32,7 +32,7 @@ NLCG: dict[str, float | None] = {
     "tuning_free_nlcg": None,
 }
 MINIMIZE = "minimize"
-# Fields of a run's configuration that hold here.
+# Fields of a run's configuration that are used here.
 SETTINGS = (
     "optimizer",
     "optimizer_options",
@@ -58,7 +58,7 @@ class Plan:
     """How much is run.
 
     Attributes:
-      config: of the data, the network and the windows.
+      config: settings of the data, the network and the windows.
       out: folder of the records.
       methods: optimizers with the middle of their learning rates.
       variants: ablations by name.
@@ -66,7 +66,7 @@ class Plan:
       budget: gradient-equivalents of each run, of gradients on all windows.
       reports: evaluations of each run on validation speakers.
       factor: ratio of neighboring learning rates; three are tried.
-      seeds: of all that is reported; the first is also that of the search.
+      seeds: seeds of all that is reported; the first is also that of the search.
     """
 
     config: KeywordConfig
@@ -297,12 +297,12 @@ class _Work:
 
 
 def _settings(run: RunConfig) -> Line:
-    """What a run has of its configuration; data and network are the study's."""
+    """The settings of a run; data and network are those of the study."""
     return {name: getattr(run, name) for name in SETTINGS}
 
 
 def check_settings(plan: Plan) -> None:
-    """Refuses a folder of another study; one that holds nothing gets the settings.
+    """Rejects a folder of another study; one without settings gets these.
 
     Raises:
       ValueError: with the settings that differ.

@@ -35,12 +35,12 @@ def read_clips(config: KeywordConfig, data_dir: Path, source: Path | None) -> Cl
     """The clips of the study, checked for the keyword.
 
     Args:
-      config: of the study.
+      config: settings of the study.
       data_dir: folder of all prepared data sets.
       source: folder of npz parts to read in place of ``config.dataset``.
 
     Raises:
-      AudioError: if a clip cannot be used, or none is of the keyword.
+      AudioError: if a clip cannot be used, or none contains the keyword.
       NotPreparedError: if the data set must be prepared first; the message says how.
     """
     if source is None:

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.data.speech_features import FeatureShape
 from experiments.keyword_spotting.decoder import Transitions, best_paths
 
-QUIET = 0.3  # of the range of a clip's energies in dB, below which it is no speech
+QUIET = 0.3  # part of the range of a clip's energies in dB below which is no speech
 LONGEST_PAUSE = 12  # frames inside a word, such as the closure before a stop
 
 
@@ -17,8 +17,8 @@ class Statistics(NamedTuple):
     """What the decoder needs besides the network.
 
     Attributes:
-      transitions: of the keyword's states.
-      log_priors: of all classes, ``[classes]``.
+      transitions: transitions of the keyword's states.
+      log_priors: logarithms of the priors of all classes, ``[classes]``.
     """
 
     transitions: Transitions
@@ -28,8 +28,8 @@ class Statistics(NamedTuple):
 def speech_span(samples: np.ndarray, shape: FeatureShape) -> tuple[int, int]:
     """First frame and frame after the last of the speech in a clip, by its energy.
 
-    The frames within the upper 70 % of the clip's range of energies in dB, and shorter
-    pauses between them; of several such spans the one with the most energy.
+    The span of the frames within the upper 70 % of the clip's range of energies in dB,
+    including short pauses; of several such spans the one with the most energy.
     """
     count = shape.frames(len(samples))
     rows = np.arange(count)[:, None] * shape.hop + np.arange(shape.window)
@@ -48,10 +48,10 @@ def uniform_states(
     """Labels before any alignment: the states divide the keyword's span equally.
 
     Args:
-      spans: of the speech, ``[examples, 2]``.
+      spans: spans of the speech, ``[examples, 2]``.
       is_keyword: ``[examples]``.
-      frames: per example.
-      states: of the keyword.
+      frames: frames per example.
+      states: number of states of the keyword.
 
     Returns:
       ``[examples, frames]``, int32: a state, ``states`` for silence, or ``states + 1``
@@ -74,7 +74,7 @@ def aligned_states(
       log_posteriors: ``[clips, frames, classes]``.
       statistics: transitions and priors; silence stays with the mean probability of
         the states.
-      states: of the keyword.
+      states: number of states of the keyword.
     """
     scaled = log_posteriors - statistics.log_priors
     silence = scaled[..., states : states + 1]

@@ -49,11 +49,11 @@ def sample_windows(
       keyword_spans: spans of the keyword in the examples that hold it, in their order.
       mined: windows without the keyword that a detector scores highest, as rows of
         example, first frame and frame after the last, ``[windows, 3]``.
-      config: of the study.
-      seed: of the draw.
-      hard_negatives: whether to draw swapped halves; other words in their place.
+      config: settings of the study.
+      seed: seed of the draw.
+      hard_negatives: whether to draw swapped halves, or else other words.
       iou_sampling: whether windows with the keyword vary; otherwise its span is the
-        positive window, and other words take the place of little overlap.
+        positive window, and other words replace windows of little overlap.
     """
     rng = np.random.default_rng(seed)
     is_keyword = examples.words == config.keyword

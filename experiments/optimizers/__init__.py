@@ -1,7 +1,7 @@
 """Optimizers by name and options.
 
-Each is one `register` call, which gives how it is built, its label and color, the
-extra arguments and the price of its ``update``, and the space in which it is tuned.
+Each is one `register` call, which states how it is built, its label and color, the
+extra arguments and the cost of its ``update``, and the space in which it is tuned.
 """
 
 from experiments.optimizers import ablations as ablations

@@ -76,13 +76,13 @@ def _ordered_nlcg(
     scope: str = "global",
     restart: str | None = None,
 ) -> optax.GradientTransformation:
-    """The direction of `large_batch_nlcg` with the order and the memory by options.
+    """The direction of `large_batch_nlcg` with order and memory set by options.
 
     Args:
       learning_rate: number or schedule.
       order: a name in `ORDER_LABELS`.
       rule: a name in `RULE_LABELS`.
-      beta: the number of ``"constant"``, which rises to it as the average of β does.
+      beta: the β of ``"constant"``, to which the memory rises as the average of β does.
       betas: the numbers of ``"replay"``, one per step.
       ramp: decay of the average of β; zero for no average.
       scope: ``"global"`` or ``"per_leaf"``.
@@ -134,7 +134,7 @@ def _slope_ratio(
     window_decay: float = 0.6,
     hold_after: float = 0.4,
 ) -> optax.GradientTransformation:
-    """`nlcg_optax.scale_by_slope_ratio`, with the learning rate as a factor on top.
+    """`nlcg_optax.scale_by_slope_ratio`, with the learning rate as an extra factor.
 
     Without ``num_steps`` the slope is inferred; the schedule then anneals the steps.
     """

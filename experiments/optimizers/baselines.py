@@ -83,7 +83,7 @@ def _with_decay(
     weight_decay: float,
     ramp: float | None = None,
 ) -> optax.GradientTransformation:
-    """One of the relatives of Adam in Optax, its weight decay under `decay_mask`."""
+    """One of Adam's relatives in Optax, with weight decay masked by `decay_mask`."""
     return with_ramp(
         lambda momentum: build(
             learning_rate,
@@ -174,8 +174,7 @@ def _shampoo(
     weight_decay: float = 0.0,
     ramp: float | None = None,
 ) -> optax.GradientTransformation:
-    # With this package's factors, so that it differs from NLCG on them in momentum
-    # only.
+    # With this package's factors, so that only the momentum differs from NLCG on them.
     return optax.chain(
         nlcg_optax.scale_by_kronecker(decay=decay, refresh_period=refresh_period),
         with_ramp(lambda momentum: optax.trace(momentum), momentum, ramp),

@@ -23,9 +23,9 @@ def with_options(
     """A label followed by the options that were set.
 
     Args:
-      label: of the optimizer.
-      options: that were set, by name; a list is left out.
-      told: names of the options that the label already tells.
+      label: label of the optimizer.
+      options: options that were set, by name; lists are left out.
+      told: names of the options that the label already contains.
 
     Examples:
       >>> with_options("Muon", {"momentum": 0.8, "weight_decay": 0.01})

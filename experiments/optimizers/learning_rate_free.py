@@ -1,7 +1,7 @@
 """Published methods without a learning rate to choose, all from ``optax.contrib``.
 
-The learning rate of the registry is a factor of the one that they find: 1, with the
-schedule that is recommended for them, is what their papers use.
+The learning rate of the registry multiplies the one that they find. Their papers use 1,
+with the schedule recommended for each.
 """
 
 import optax

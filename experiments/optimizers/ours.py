@@ -70,7 +70,7 @@ def _nlcg(
       step: ``"none"``; ``"curvature"`` for the minimizer along the direction, measured
         every ``curvature_period`` steps; or ``"subspace"`` for the best step in the
         plane of the direction and the last step.
-      weight_decay: decoupled.
+      weight_decay: decoupled weight decay.
       beta: the coefficient of ``"constant"``.
       betas: the coefficients of ``"replay"``.
       beta_max: upper bound of β; None for the package's default.
@@ -82,7 +82,7 @@ def _nlcg(
     nested_built = PRECONDITIONERS[preconditioner].build(**nested)
     control = _step_control(step, curvature_period)
     if rule == "daniel" or across_halves:
-        # What was tried and did not help is a direction by itself.
+        # What was tried and did not help is a separate direction.
         settings: dict[str, Any] = {
             "preconditioner": nested_built,
             "beta_min": 0.0,
@@ -190,7 +190,7 @@ def _nlcg_label(given: Options) -> str:
 def _nlcg_space(options: Options) -> SearchSpace:
     nested = _preconditioner(options)
     memory = {"constant": "beta", "replay": None}.get(options["rule"], "beta_max")
-    # The step control finds the size of the step; a factor of one is its own.
+    # The step control finds the step size; a factor of one leaves it unmodified.
     rate = nested.learning_rate if options["step"] == "none" else 1.0
     return space_around(rate, memory, DECOUPLED if nested.decoupled else L2)
 
@@ -324,8 +324,8 @@ def _paper_label(given: Options) -> str:
 
 
 def _paper_space(options: Options) -> SearchSpace:
-    # The paper's β has no bound but one; in its place the number that sets how soon
-    # the loss shortens the step is searched.
+    # The paper's β has no bound other than 1. Instead of a bound, the threshold at
+    # which the loss shortens the step is searched.
     controlled = options["step_control"] != "none"
     return space_around(0.2, Dimension("threshold", 0.3, 3.0) if controlled else None)
 

@@ -1,4 +1,4 @@
-"""The preconditioners of NLCG by name, each with its needs and its price."""
+"""The preconditioners of NLCG by name, each with its needs and its cost."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +11,7 @@ HVP_COST = 2.0  # gradient-equivalents of a Hessian-vector product
 
 
 class Preconditioner(NamedTuple):
-    """A preconditioner with its needs and its price.
+    """A preconditioner with its needs and its cost.
 
     Attributes:
       build: from options to the transformation; None for P = I.

@@ -1,4 +1,4 @@
-"""The registry of optimizers: one registration tells all that experiments need."""
+"""The registry of optimizers: one registration holds all that experiments need."""
 
 import dataclasses
 import importlib
@@ -25,12 +25,12 @@ Options = Mapping[str, Any]
 
 
 class Optimizer(NamedTuple):
-    """An optimizer with its needs and its price.
+    """An optimizer with its needs and its cost.
 
     Attributes:
       transformation: the Optax transformation.
-      extras: the extra arguments that its ``update`` takes, out of `EXTRAS`.
-      gradient_equivalents: mean cost of a step in gradients, with the gradient
+      extras: the extra arguments that its ``update`` takes, from `EXTRAS`.
+      gradient_equivalents: mean cost of a step in gradients, including the gradient
         itself, which also yields the loss; a Hessian-vector product counts two.
     """
 
@@ -41,7 +41,7 @@ class Optimizer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Registration:
-    """What `register` was given, see there."""
+    """The arguments of `register`; see there."""
 
     build: Callable[..., optax.GradientTransformation]
     label: str | Callable[[Options], str]
@@ -71,21 +71,21 @@ def register(
     """Adds an optimizer to `OPTIMIZERS`.
 
     Args:
-      name: by which configurations and commands call it.
+      name: name that configurations and commands use.
       build: from the learning rate (a number or a schedule) and the options, as
         keywords, to the Optax transformation. Floats may be traced.
       label: text for tables and legends, which is followed by the options that were
         set; or a function from these options to the whole text.
-      color: of its curves, any color of Matplotlib.
-      space: in which it is tuned, see `space_around`; or a function from all options.
-      extras: extra arguments that its ``update`` takes, out of `EXTRAS`; or a function
+      color: color of its curves, any Matplotlib color.
+      space: space for tuning, see `space_around`; or a function from all options.
+      extras: extra arguments that its ``update`` takes, from `EXTRAS`; or a function
         from all options.
       gradient_equivalents: mean cost of a step in gradients, see `Optimizer`; or a
         function from all options.
-      options: from the options that were set to all options that are allowed beside
-        them, with their defaults; None for the keywords of ``build``.
+      options: from the options that were set to all options that are allowed with them,
+        with their defaults; None for the keywords of ``build``.
       finds_learning_rate: whether there is no learning rate to choose; that of the
-        configuration is a factor of the one that it finds.
+        configuration multiplies the one that it finds.
 
     Raises:
       ValueError: if the name is taken or has a colon or a comma, or an extra is

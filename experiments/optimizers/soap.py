@@ -64,8 +64,8 @@ def scale_by_soap(
     :math:`G G^\top` and :math:`G^\top G` with :math:`\beta_2`, are updated, and every
     ``refresh_period`` steps one step of orthogonal iteration (a product and a QR
     decomposition) moves the eigenvectors. As in the authors' code the first gradient
-    only starts L, R and their eigenvectors: its update is zero. Vectors take Adam; a
-    kernel of a convolution is a matrix with as many columns as outputs.
+    only initializes L, R and their eigenvectors: its update is zero. Vectors use Adam;
+    a convolution kernel is a matrix with as many columns as outputs.
 
     Args:
       b1: decay of the average of gradients.
@@ -146,7 +146,7 @@ def _back(basis: Basis | None, leaf: jax.Array) -> jax.Array:
 
 
 def _eigenvectors_of(factor: jax.Array) -> jax.Array:
-    """In the order of falling eigenvalues, as orthogonal iteration leaves them."""
+    """Eigenvectors by decreasing eigenvalue, as orthogonal iteration orders them."""
     return jnp.linalg.eigh(factor)[1][:, ::-1]
 
 

@@ -1,8 +1,8 @@
 """Search spaces: the ranges in which the hyperparameters of an optimizer are tuned.
 
 A space has one dimension per role: the learning rate, the memory (a momentum, or the
-upper bound of β), the weight decay and the warm-up. All learning rates span the same
-factor, so that equal budgets are equally dense; they are peaks of a cosine schedule.
+upper bound of β), the weight decay and the warm-up. All learning rates are peaks of a
+cosine schedule and span the same factor, so that equal budgets are equally dense.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ class Dimension:
       name: ``learning_rate``, ``l2``, ``warmup_fraction`` or an option of an optimizer.
       low: least value.
       high: greatest value.
-      scale: on which values are uniform: ``log``, ``linear``, or ``one_minus`` for the
-        logarithm of the distance to one, as for a momentum.
+      scale: scale on which values are uniform: ``log``, ``linear``, or ``one_minus``
+        for the logarithm of the distance to one, as for a momentum.
     """
 
     name: str
@@ -49,7 +49,7 @@ class SearchSpace:
     """A search space.
 
     Attributes:
-      dimensions: by role, in the order of `ROLES`.
+      dimensions: the dimensions by role, in the order of `ROLES`.
       options: options of the optimizer that the search sets but does not vary.
     """
 

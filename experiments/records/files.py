@@ -73,15 +73,15 @@ class RecordWriter:
     """Writes a record; a context manager.
 
     Args:
-      path: of the file; its folder is made.
-      config: of the run, for the header.
+      path: path of the file; its folder is created.
+      config: configuration of the run, for the header.
       overwrite: whether an existing record is replaced.
       resume: whether an existing record is continued.
-      begins_at: the first step that is written: of a record that is continued, or one
-        whose earlier steps were lost.
+      begins_at: the first step that is written, if a record is continued or its earlier
+        steps were lost.
 
     Raises:
-      FileExistsError: if the record exists and neither is true.
+      FileExistsError: if the record exists and is neither replaced nor continued.
       OSError: if the file cannot be written.
     """
 
@@ -172,7 +172,7 @@ def header(config: RunConfig) -> Line:
 
 
 def _origin() -> Line:
-    """What a run is made with."""
+    """Versions, device and commit of a run."""
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
@@ -190,13 +190,13 @@ def read_record(path: Path, *, interrupted: bool = False) -> RunRecord:
     """Reads a record.
 
     Args:
-      path: of the file.
+      path: path of the file.
       interrupted: whether an incomplete last line, which a killed run or a full disk
         leaves, is ignored.
 
     Raises:
-      ValueError: if the file is no record, or one of a version with other settings; the
-        message names the file, and the line or the settings.
+      ValueError: if the file is not a record, or one of a version with other settings;
+        the message names the file, and the line or the settings.
     """
     lines: dict[str, list[Line]] = {kind: [] for kind in KINDS}
     for number, text in enumerate(record_lines(path, interrupted), start=1):
@@ -246,12 +246,12 @@ def read_records(folder: Path, *, interrupted: bool = False) -> list[RunRecord]:
     """Reads all records of a folder, by name.
 
     Args:
-      folder: of the records.
+      folder: folder of the records.
       interrupted: see `read_record`.
 
     Raises:
       FileNotFoundError: if there is none.
-      ValueError: if a file is no record; the message names file and line.
+      ValueError: if a file is not a record; the message names file and line.
     """
     paths = record_paths(folder)
     if not paths:
@@ -262,7 +262,7 @@ def read_records(folder: Path, *, interrupted: bool = False) -> list[RunRecord]:
 def mean_over_steps(records: Sequence[RunRecord], name: str) -> float:
     """The mean of a metric over the steps of all records in which it is finite.
 
-    NaN where no record has the metric.
+    NaN if no record has the metric.
     """
     values = [
         value

@@ -1,4 +1,4 @@
-"""Taking a record back to the step of a checkpoint, so that a run may go on with it."""
+"""Taking a record back to the step of a checkpoint, so that a run can continue it."""
 
 import json
 import os
@@ -13,7 +13,7 @@ def interrupted_record(path: Path, config: RunConfig) -> RunRecord | None:
     """What an earlier call of the same run has left, or None.
 
     Raises:
-      ValueError: if there is a file that is no record, or one of another run.
+      ValueError: if the file is not a record, or one of another run.
     """
     if not path.exists():
         return None
@@ -34,9 +34,9 @@ class Kept(NamedTuple):
     """What a record that was taken back says about the report to resume.
 
     Attributes:
-      evaluation: the last one, with nothing but the step at which the record begins if
-        there is none.
-      steps: those after it; none if the record lacks the first ones.
+      evaluation: the last evaluation; if there is none, only the step at which the
+        record begins.
+      steps: the steps after it; none if the record lacks the first ones.
     """
 
     evaluation: Line
@@ -44,16 +44,16 @@ class Kept(NamedTuple):
 
 
 def take_back(path: Path, step: int) -> Kept | None:
-    """Drops what came after a step, and half a line at the end.
+    """Drops all lines after a step, and an incomplete last line.
 
     Args:
-      path: of the record.
-      step: of the checkpoint; later steps and evaluations go, places where the run was
-        resumed from there on, and the reason why it was stopped.
+      path: path of the record.
+      step: step of the checkpoint; later steps and evaluations are dropped, as are
+        resumptions from there on and the reason why the run was stopped.
 
     Returns:
-      The last evaluation until that step and the steps since; None, and the file as it
-      was, if there is no record or one that begins later.
+      The last evaluation until that step and the steps since; None, with the file
+      unchanged, if there is no record or it begins later.
 
     Raises:
       ValueError: if steps are missing in between; the record stays as it is.

@@ -40,11 +40,11 @@ OnReport = Callable[[Report, Line], None]
 
 
 def check_record(path: Path, config: RunConfig, *, resume: bool) -> None:
-    """Refuses a record that a run could not write, before any work.
+    """Rejects a record that a run could not write, before any work.
 
     Raises:
       FileExistsError: if the record exists and the run is not resumed.
-      ValueError: if the run is resumed, and the record is of another configuration.
+      ValueError: if the run is resumed and the record belongs to another configuration.
     """
     if resume:
         interrupted_record(path, config)
@@ -65,36 +65,36 @@ def record_run(
 ) -> Line:
     """Trains, evaluates and writes the record.
 
-    Of several processes the first one writes the record.
+    If there are several processes, the first one writes the record.
 
-    With checkpoints an interrupted run resumes from the newest one, to the same numbers
-    as without the interruption, the seconds aside; the record then says where it was
-    resumed, and with which commit. A run that has
-    ended is not repeated. If the record was lost, a warning says so and a new one
-    begins at the step of the checkpoint. If the checkpoints were lost, the record is
-    not replaced unless ``overwrite`` is true.
+    With checkpoints an interrupted run resumes from the newest one and reaches the same
+    numbers as without the interruption, except for the seconds. The record then says
+    where it was resumed and with which commit. A run that has ended is not repeated. If
+    the record was lost, a warning says so and a new one begins at the step of the
+    checkpoint. If the checkpoints were lost, the record is not replaced unless
+    ``overwrite`` is true.
 
     Args:
-      path: of the record.
+      path: path of the record.
       compiled: the compiled program of ``config``.
       config: settings of the run.
       dataset: what to train and evaluate on.
-      trials: of the search that chose the learning rate, to be kept in the record.
+      trials: trials of the search for the learning rate, to be kept in the record.
       on_report: called after each report, with it and its evaluation.
       overwrite: whether an existing record is replaced.
-      checkpoints: where the state is saved and restored from, of the same ``config``.
+      checkpoints: checkpoints of the same ``config``, to save and restore the state.
 
     Returns:
-      The summary; nothing, in other processes, of a run that had ended before.
+      The summary; empty in other processes if the run had ended before.
 
     Raises:
-      CheckpointError: if a checkpoint cannot be written, or none be read.
+      CheckpointError: if a checkpoint cannot be written, or none can be read.
       DivergedError: if a loss or a weight is not finite; the record then says so, and
-        checkpoints are from before.
+        the checkpoints are older.
       FileExistsError: if the record exists, is not resumed, and ``overwrite`` is False.
-      ValueError: if the record or the checkpoints are of another configuration, the
-        record of a run was lost that has no step left to record, or there is no
-        checkpoint of a run whose record shows that one was due.
+      ValueError: if the record or the checkpoints belong to another configuration, the
+        record was lost and no step is left to record, or there is no checkpoint
+        although the record shows that one was due.
     """
     program = compiled.program
     state = program.init(config.seed, config.learning_rate, hyperparameters_of(config))
@@ -149,7 +149,7 @@ def _train(
     on_report: OnReport | None,
     checkpoints: Checkpoints | None,
 ) -> tuple[TrainState, Line]:
-    """Trains to the end and records each report; the last state and evaluation."""
+    """Trains and records each report; returns the last state and evaluation."""
     program = compiled.program
     state, seconds, (evaluation, steps), _ = start
     begun, begun_seconds = _columns(steps), 0.0
@@ -205,8 +205,8 @@ class _Start(NamedTuple):
     """Where a run starts or resumes.
 
     Attributes:
-      state: at that step.
-      seconds: of training so far.
+      state: state at that step.
+      seconds: seconds of training so far.
       kept: the last evaluation, empty at the start, and the steps since.
       resume: whether an existing record is continued.
     """
@@ -221,7 +221,7 @@ def _columns(steps: Sequence[Line]) -> dict[str, np.ndarray]:
     """The numbers of recorded steps, by name."""
     if not steps:
         return {}
-    # Versions of the code before and after an earlier resume may record others.
+    # Versions of the code before and after an earlier resume may record other metrics.
     names = set.intersection(*(set(step) for step in steps))
     return {name: _column([step[name] for step in steps]) for name in names}
 
@@ -247,7 +247,7 @@ def _has_ended(earlier: RunRecord | None) -> bool:
 
 
 def _pause_seconds(checkpoints: Checkpoints) -> float | None:
-    """Time to a checkpoint within a report; the clocks of several processes differ."""
+    """Time to a checkpoint in a report; None for several processes."""
     return checkpoints.seconds if jax.process_count() == 1 else None
 
 
@@ -297,7 +297,7 @@ def _resumed(path: Path, restored: Restored, last: int) -> _Start:
 
 
 def named(split: str, evaluation: Any) -> Line:
-    """Loss and accuracy with the name of the split before theirs."""
+    """Loss and accuracy, with the name of the split as a prefix."""
     return {f"{split}_{name}": float(v) for name, v in evaluation._asdict().items()}
 
 

@@ -14,7 +14,7 @@ class TensorBoard:
     """Writes what each report holds; a context manager.
 
     Args:
-      folder: of this run; TensorBoard shows all folders below one that it is given.
+      folder: folder of this run; TensorBoard shows all folders below a given one.
     """
 
     def __init__(self, folder: Path):
@@ -34,7 +34,7 @@ class TensorBoard:
             self._writer.close()
 
     def write(self, report: Report, evaluation: Line) -> None:
-        """Adds the metrics of the steps of a report, and the evaluation behind them.
+        """Adds the metrics of the steps of a report, and the evaluation after them.
 
         What an interrupted run wrote for later steps is hidden.
         """

@@ -24,7 +24,7 @@ class Cell:
 
     Attributes:
       records: one per seed, each complete or stopped.
-      apart: settings that keep it apart from other cells with the same optimizer.
+      apart: settings that distinguish it from other cells with the same optimizer.
     """
 
     records: tuple[RunRecord, ...]
@@ -58,7 +58,7 @@ class Cell:
         return sum(_has_failed(record) for record in self.records)
 
     def has(self, name: str) -> bool:
-        """Whether any run has a figure of its summary."""
+        """Whether the summary of any run has a figure."""
         return any(math.isfinite(value) for value in self.values(name))
 
     def values(self, name: str) -> list[float]:
@@ -89,7 +89,7 @@ def median_by_step(cell: Cell, name: str) -> np.ndarray:
     """The median over seeds of a metric of the steps.
 
     A value that is not finite counts as infinite, as does a step after the end of a
-    run. It is NaN at steps that no record holds: a record may begin late.
+    run. The median is NaN at steps that no record holds: a record may begin late.
     """
     values = np.stack([_by_step(record, name, cell.steps) for record in cell.records])
     held = ~np.isnan(values).all(axis=0)
@@ -130,10 +130,10 @@ def key_of(config: RunConfig) -> str:
 
 
 def _apart(cell: Cell, cells: Sequence[Cell]) -> str:
-    """The settings that keep a cell apart from others with its label.
+    """The settings that distinguish a cell from others with its label.
 
     Data set and model are compared with all of these, other settings with those of the
-    same batch size; the learning rate has a column of its own.
+    same batch size; the learning rate has its own column.
     """
     own = cell.config
     twins = [other.config for other in cells if other.label == cell.label]

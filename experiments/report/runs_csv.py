@@ -20,7 +20,7 @@ FIGURES = (
     "gradient_equivalents",
     "seconds",
 )
-# Columns of today, which files of earlier reports lack.
+# Current columns that files of earlier reports lack.
 ADDED = ("dataset", "model", "schedule", "epochs", "settings")
 COLUMNS = (
     "optimizer",
@@ -48,12 +48,12 @@ def write_runs(cells: Sequence[Cell], path: Path) -> None:
 def read_runs(path: Path) -> list[RunRecord]:
     """Reads such a file as records without steps.
 
-    Files of earlier reports hold neither data set nor model, nor other settings than
-    those of the optimizer; those of the configurations then mean nothing.
+    Files of earlier reports hold no data set, no model, and no settings but those of
+    the optimizer; the other settings of the configurations then mean nothing.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if a column is missing or a field is none; the message names file,
+      ValueError: if a column is missing or a field is invalid; the message names file,
         line and field.
     """
     with path.open(encoding="utf-8", newline="") as file:

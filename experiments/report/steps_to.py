@@ -1,7 +1,7 @@
 """How many steps a method needs to the end of the best baseline, as a table.
 
-What is compared is the objective: the loss of the (augmented) batches with its L2 term,
-which is what an optimizer minimizes. The training loss of the tables is without both.
+The comparison is by the objective: the loss of the (augmented) batches with its L2
+term, which is what an optimizer minimizes. The training loss of the tables has neither.
 """
 
 import math
@@ -75,7 +75,7 @@ def steps_table(
 def best_baseline(cells: Sequence[Cell], baselines: Collection[str]) -> Cell | None:
     """The baseline whose objective is least at the end, None if there is none.
 
-    Of equals it is the one that is there first.
+    Among equals it is the first one.
     """
     ends = [
         (smoothed_losses(cell)[-1], cell)

@@ -62,10 +62,10 @@ class Look(NamedTuple):
 
     Attributes:
       color: a hexadecimal color.
-      dashes: of its line, as Matplotlib takes a line style.
-      marker: of its dots.
-      width: of its line; lines that are drawn later are thinner, so that a line shows
-        under one that covers it.
+      dashes: dashes of its line, as a Matplotlib line style.
+      marker: marker of its dots.
+      width: width of its line; lines that are drawn later are thinner, so that a line
+        shows under one that covers it.
     """
 
     color: str
@@ -144,7 +144,7 @@ class Panels(NamedTuple):
     """A figure with its panels.
 
     Attributes:
-      figure: of Matplotlib.
+      figure: the Matplotlib figure.
       rows: the axes of each row.
     """
 
@@ -156,9 +156,9 @@ def new_panels(rows: int, columns: int, height: float = 2.7, **settings: Any) ->
     """An empty figure as wide as a page.
 
     Args:
-      rows: of panels.
-      columns: of panels.
-      height: of a row, in inches.
+      rows: number of rows of panels.
+      columns: number of columns of panels.
+      height: height of a row, in inches.
       **settings: for ``matplotlib.pyplot.subplots``.
     """
     figure, axes = plt.subplots(
@@ -200,7 +200,7 @@ def add_remark(figure: Figure, text: str) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure and forgets it."""
+    """Writes a figure and closes it."""
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
 
@@ -211,7 +211,7 @@ def log_ticks(low: float, high: float, fewest: int = 3) -> list[float]:
     Args:
       low: lower limit of the axis.
       high: upper limit.
-      fewest: ticks; with less the next of the three is taken.
+      fewest: least number of ticks; with fewer, the next of the three is used.
 
     Examples:
       >>> log_ticks(1e-3, 2.0)
@@ -242,7 +242,7 @@ def set_log_scale(axes: Axes, which: str, ticks: Sequence[float] | None = None) 
     Call it when all has been drawn and the limits are set: the ticks stay.
 
     Args:
-      axes: of the panel.
+      axes: axes of the panel.
       which: ``"x"`` or ``"y"``.
       ticks: where they are; chosen by `log_ticks` by default.
     """

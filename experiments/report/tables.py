@@ -23,7 +23,7 @@ class Column(NamedTuple):
     """One column of a table.
 
     Attributes:
-      heading: in Markdown.
+      heading: heading in Markdown.
       short: heading in the terminal.
       fields: one per row.
     """
@@ -150,8 +150,8 @@ def batch_size_table(cells: Sequence[Cell], name: str = "test_accuracy") -> Tabl
     The best median of a row is bold.
 
     Args:
-      cells: of all batch sizes.
-      name: of the accuracy in the summaries.
+      cells: cells of all batch sizes.
+      name: name of the accuracy in the summaries.
     """
     methods = by_method(cells)
     sizes = sorted({c.config.batch_size for c in cells}, key=lambda s: s or math.inf)
@@ -190,7 +190,7 @@ def column_fields(
 
     Args:
       cells: one per row.
-      name: of the figure; accuracies are given in percent with one decimal.
+      name: name of the figure; accuracies are given in percent with one decimal.
       digits: significant digits of the least median.
       with_range: whether the range over seeds follows the median in brackets.
     """
@@ -211,7 +211,7 @@ def column_fields(
 
 
 def decimals_for(values: Sequence[float], digits: int) -> int:
-    """Decimals that give the least of some numbers so many significant digits.
+    """Decimals that give the least of some numbers this many significant digits.
 
     Examples:
       >>> decimals_for([0.0312, 1.5], 2), decimals_for([80.0, 112.0], 1)
@@ -224,7 +224,7 @@ def decimals_for(values: Sequence[float], digits: int) -> int:
 
 
 def number(value: float, decimals: int) -> str:
-    """A number with so many decimals; large and tiny ones by their power of ten.
+    """A number with this many decimals; large and tiny ones in scientific notation.
 
     Examples:
       >>> number(0.80312, 3), number(14275249700864.0, 3), number(float("inf"), 3)

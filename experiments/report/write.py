@@ -30,10 +30,10 @@ def write_report(
     """Prints the tables and writes ``report.md``, its pictures and ``runs.csv``.
 
     Args:
-      records: of runs that are complete or were stopped; without steps, as
-        `experiments.report.runs_csv.read_runs` makes them, there are no curves.
-      out: folder, which is made.
-      console: for the tables.
+      records: records of runs that are complete or were stopped. Those without steps,
+        from `experiments.report.runs_csv.read_runs`, give no curves.
+      out: folder, which is created.
+      console: console for the tables.
     """
     cells = group(records)
     out.mkdir(parents=True, exist_ok=True)
@@ -61,8 +61,8 @@ def read_input(path: Path) -> list[RunRecord]:
 
     Raises:
       FileNotFoundError: if there is no record.
-      ValueError: if a file is no record, or the record of a run that is not complete,
-        or repeats another with the same settings and seed.
+      ValueError: if a file is not a record, or the record of a run that is not
+        complete, or repeats another with the same settings and seed.
     """
     if path.suffix == ".csv":
         records = read_runs(path)

@@ -1,1 +1,1 @@
-"""What a step asks of many chips: communication, memory and time, without the chips."""
+"""What a step needs on many chips: communication, memory, time; without the chips."""

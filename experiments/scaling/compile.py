@@ -5,7 +5,7 @@ layout and optimizer it reports what a chip needs: memory, operations, communica
 With ``JAX_OPTIMIZATION_LEVEL=O0`` in the environment, the default here, each takes
 about a minute; figures that exist are not computed again. Each step is compiled in a
 separate process with a time limit, because the compiler may search very long for a
-schedule of a program that does not fit.
+schedule if a program does not fit.
 """
 
 import dataclasses

@@ -48,7 +48,7 @@ class StepCost:
 
     Attributes:
       argument_bytes: bytes of state and batch.
-      temporary_bytes: bytes of activations, gradients and the like.
+      temporary_bytes: bytes of activations, gradients and other temporary arrays.
       peak_bytes: peak memory in bytes, arguments included.
       flops: operations as counted by the compiler, with one iteration per loop.
       bytes_accessed: bytes read and written, counted likewise.

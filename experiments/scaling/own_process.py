@@ -15,12 +15,12 @@ def call_in_process(function: Callable[..., Any], *args: Any, seconds: float) ->
 
     Args:
       function: a module-level function, so that the process can import it.
-      *args: its arguments, which can be pickled, as the result must be.
+      *args: its arguments; they and the result must be picklable.
       seconds: time after which the process is killed.
 
     Raises:
       Exception: whatever the function raises.
-      StoppedError: if the time is over, or the process dies, for example because the
+      StoppedError: if the time is up, or the process dies, for example because the
         machine is out of memory.
     """
     context = multiprocessing.get_context("spawn")

@@ -2,8 +2,8 @@
 
 Nesterov, Adam and Muon get the same trials of learning rate, momentum and its ramp,
 drawn together; `large_batch_nlcg` gets fewer, of its learning rate; in
-`tuning_free_nlcg` nothing is tuned. The trial of least training loss runs again on
-fresh seeds. Rerunning the command resumes where it stopped; ``--out`` names another
+`tuning_free_nlcg` nothing is tuned. The trial with the least training loss runs again
+on fresh seeds. Rerunning the command resumes where it stopped; ``--out`` names another
 folder.
 """
 

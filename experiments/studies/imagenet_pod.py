@@ -15,7 +15,7 @@ the checkpoint, unless the file is copied there.
 Batch. 65,536 images are two micro-batches of 32,768, each of 128 images on each of 256
 chips; their gradients and losses are averaged before the step. A host reads and decodes
 its own 1,024 images of a step. Batch normalization uses 128 images at a time, with any
-number of chips. With fewer chips take more micro-batches: ``--config.micro-batches 4``
+number of chips. With fewer chips use more micro-batches: ``--config.micro-batches 4``
 on 128 chips, 64 on eight.
 
 Schedule. 90 epochs of 19.5 steps: 1,755 steps. In the paper's recipe the learning rate

@@ -1,12 +1,12 @@
 """``python -m experiments.studies.tiny_batches``: batches of 4 of 256 examples.
 
-Two dense networks, tanh and ReLU, with 60 to 3,000 steps. At such batches luck decides,
-so that every figure is one over many draws of the batches. A run counts by the loss of
-all examples after its last step, and every method has the one learning rate whose mean
-over the draws is least. The means are compared with that of plain SGD, and single runs
-with what plain SGD reaches on the same batches with the best of its rates, which is
-chosen afterwards for each draw. How often plain SGD with its one rate is beyond twice
-that, tells how much of it is luck.
+Two dense networks, tanh and ReLU, with 60 to 3,000 steps. With such small batches luck
+decides, so every figure is over many draws of the batches. A run is judged by the loss
+of all examples after its last step, and every method has the one learning rate whose
+mean over the draws is least. The means are compared with that of plain SGD. Single runs
+are compared with plain SGD on the same batches at its best rate, chosen afterwards for
+each draw. How often plain SGD at its one rate exceeds twice that loss shows how much is
+luck.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ SGD_RATES = tuple(float(rate) for rate in 10.0 ** np.arange(-3.0, 1.1, 0.5))
 PRESET_RATES = tuple(float(rate) for rate in 10.0 ** np.arange(-2.5, 0.1, 0.5))
 ACTIVATIONS = {"tanh": jnp.tanh, "ReLU": jax.nn.relu}
 AVERAGED = 6  # the average of the weights spans a sixth of the steps
-# Of the first loss; below it float32 rounds, and nothing is compared.
+# Part of the first loss below which float32 rounds and nothing is compared.
 LEAST = 1e-6
 
 Build = Callable[[jax.Array, jax.Array], optax.GradientTransformation]
@@ -56,12 +56,12 @@ class TinyBatchesArguments:
 
 
 class Outcome(NamedTuple):
-    """Of a run, each as a part of the first loss.
+    """Losses of a run, each as a part of the first loss.
 
     Attributes:
       last: the loss of all examples.
-      averaged: that at the averaged weights.
-      largest: the largest of the averages of the losses of batches, with decay 0.8.
+      averaged: the same at the averaged weights.
+      largest: the largest running average of batch losses, with decay 0.8.
     """
 
     last: jax.Array
@@ -73,9 +73,9 @@ class Method(NamedTuple):
     """A row of the table.
 
     Attributes:
-      name: for the table.
+      name: name in the table.
       build: an optimizer from the number of steps and a learning rate.
-      rates: of which the one with the least mean over the draws counts.
+      rates: learning rates; the one with the least mean over the draws counts.
       is_averaged: whether the averaged weights count.
     """
 
@@ -143,7 +143,7 @@ def run(
     seed: jax.Array,
     rate: jax.Array,
 ) -> Outcome:
-    """One run; the number of steps may be traced, so that a program serves all."""
+    """One run; the number of steps may be traced, so that one program serves all."""
     inputs, classes, start = _problem()
     tx = optax.with_extra_args_support(method.build(steps, rate))
 
@@ -199,12 +199,12 @@ def losses(
 
 
 class Standing(NamedTuple):
-    """How a method stands beside plain SGD after a number of steps.
+    """How a method compares with plain SGD after a number of steps.
 
     Attributes:
-      mean: its mean loss over the draws as a part of SGD's, of the network where that
+      mean: its mean loss over the draws as a part of SGD's, for the network where that
         is greater.
-      ratios: of all runs of both networks, over the best rate of SGD for that draw.
+      ratios: losses of all runs of both networks, over SGD's at its best rate per draw.
       largest: the largest averaged loss, as a part of the first loss.
     """
 
@@ -235,9 +235,9 @@ def standing(method: Method, steps: int, seeds: Sequence[int]) -> Standing:
 def table(given: TinyBatchesArguments) -> Table:
     """A row per method.
 
-    For each number of steps the mean beside SGD's and how many runs end beyond twice
-    the loss of SGD; for all together the greatest of these, and the largest averaged
-    loss.
+    For each number of steps, the mean relative to SGD's and how many runs end beyond
+    twice the loss of SGD; for all together the greatest of these, and the largest
+    averaged loss.
     """
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     found = [[standing(m, steps, seeds) for steps in given.lengths] for m in METHODS]

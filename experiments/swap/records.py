@@ -59,10 +59,10 @@ def record_swap(path: Path, config: SwapConfig, dataset: Dataset) -> Line:
 
 
 def swap_table(paths: Sequence[Path]) -> str:
-    """A Markdown table of test accuracies and costs, a line per first phase.
+    """A Markdown table of test accuracies and costs, one line per first phase.
 
-    Each field is the median over seeds with their range, without runs that diverged,
-    of which the first field tells the number.
+    Each field is the median over seeds with their range, without runs that diverged;
+    the first field gives the number of those.
     """
     groups: dict[str, list[Line]] = {}
     for path in paths:

@@ -31,7 +31,7 @@ PyTree = Any
 
 STATE, RUN = "state", "run"  # the two parts of a checkpoint
 MESSAGE_LENGTH = 300
-SECONDS = 45.0  # of work that a killed run loses, and the time of a call
+SECONDS = 45.0  # of work that a killed run may lose, plus the time of one call
 
 
 class CheckpointError(UserError):
@@ -68,7 +68,7 @@ class Checkpoints:
       seconds: as given.
 
     Raises:
-      CheckpointError: if the folder cannot be made or written.
+      CheckpointError: if the folder cannot be created or written.
       ValueError: if ``every`` or ``keep`` is below 1, or ``seconds`` not positive.
     """
 

@@ -27,8 +27,8 @@ class Report(NamedTuple):
       state: the state so far; the next call donates its memory.
       metrics: metrics of each step since the last report, as NumPy vectors.
       seconds: time that these steps took, without compilation.
-      complete: whether these steps end ``config.epochs_per_report`` epochs; False for a
-        pause before.
+      complete: whether these steps end ``config.epochs_per_report`` epochs; False for
+        an earlier pause.
     """
 
     number: int

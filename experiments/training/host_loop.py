@@ -2,7 +2,7 @@
 
 Three small programs, the same for any number of micro-batches: one chooses the
 examples of a step, one adds the gradient of a micro-batch, one updates. A compiled loop
-is either rolled, in which XLA on a CPU is slow at convolutions, or unrolled, a program
+is either rolled, where XLA on a CPU is slow at convolutions, or unrolled into a program
 that grows with the number of micro-batches.
 """
 
@@ -23,8 +23,8 @@ from experiments.training.step import Metrics
 
 PyTree = Any
 
-# What the host has of a batch when it updates. Everything else is a function of the
-# whole batch, evaluated within the update.
+# Quantities of a batch that the host has when it updates. Everything else is a function
+# of the whole batch, evaluated within the update.
 AVAILABLE = frozenset({"value", "grad"})
 
 
@@ -32,7 +32,7 @@ def takes_host_loop(program: Program) -> bool:
     """Whether a run loops over micro-batches on the host, as its configuration says.
 
     With ``micro_batch_loop="auto"`` it does on a single CPU device, if there are
-    several micro-batches and nothing stands against it.
+    several micro-batches and nothing prevents it.
 
     Raises:
       ValueError: if the configuration asks for a loop on the host that its optimizer,
@@ -88,7 +88,7 @@ class HostLoop:
     def __call__(self, state: TrainState, split: Split) -> tuple[TrainState, Metrics]:
         """The state after ``steps_per_call`` steps, and the metrics of each, stacked.
 
-        The arguments are those of `Program.train`; takes over the state's memory.
+        The arguments are those of `Program.train`; the state's memory is donated.
         """
         metrics = []
         for at in range(self.program.steps_per_call):

@@ -36,8 +36,8 @@ PyTree = Any
 
 _log = logging.getLogger(__name__)
 
-MOST_LOST = 0.05  # of the passes over the training set, without a warning
-MOST_IMAGES = 50_000  # of a stream, for the statistics of an average of weights
+MOST_LOST = 0.05  # share of the passes that may be lost without a warning
+MOST_IMAGES = 50_000  # images of a stream, for the statistics of averaged weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ class Program:
 
         Those of the last weights have been measured in training. An average of weights
         is another network: its statistics are the means over batches of training
-        images, without augmentation, of a stream over whole batches of its first
+        images, without augmentation; of a stream, over whole batches of its first
         50,000.
         """
         params = self.step.evaluated_params(state)
@@ -132,7 +132,7 @@ class Program:
         size = min(EVALUATION_BATCH_SIZE, _count(train))
         most = None
         if not isinstance(train, Split):
-            # Whole batches, equal on all devices: what pads others must not count.
+            # Whole batches, equal on all devices: padding must not count.
             devices = self.step.mesh.size
             size = max(size // devices, 1) * devices
             most = min(_count(train), MOST_IMAGES) // size
@@ -151,12 +151,12 @@ class Program:
         """Loss and accuracy on a split, batch by batch.
 
         Args:
-          state: of the run.
+          state: state of the run.
           split: what to evaluate on.
-          batch_stats: what `statistics` gives; of the last weights by default.
+          batch_stats: from `statistics`; by default those of the last weights.
 
         Raises:
-          ValueError: if there are statistics, and not given for an average of weights.
+          ValueError: if statistics exist but are not given for averaged weights.
         """
         params = self.step.evaluated_params(state)
         if batch_stats is None:

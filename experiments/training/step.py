@@ -37,7 +37,7 @@ class TrainStep:
       augment: function from a key and images to augmented images.
       standardize: function from raw images to the input of the model.
       build_optimizer: function from a name, a schedule and options to an optimizer.
-      optimizer: optimizer built from plain numbers, which are thereby checked.
+      optimizer: optimizer built from plain numbers, to check them.
       on_batches: functions that compute quantities of a batch.
       losses: function from logits, labels and the label smoothing to the loss of each
         label.
@@ -155,8 +155,8 @@ class TrainStep:
         """Loss, accuracy and gradient of one micro-batch, and the statistics after it.
 
         Args:
-          state: before the step.
-          batch_stats: after the micro-batch before this one.
+          state: state before the step.
+          batch_stats: batch statistics after the previous micro-batch.
           batch: the micro-batch.
           index: its number within the step.
         """
@@ -176,12 +176,12 @@ class TrainStep:
         """The next state and the metrics, from the means over the micro-batches.
 
         Args:
-          state: before the step.
+          state: state before the step.
           outcome: the means.
-          batch_stats: after the last micro-batch.
-          extras: what the optimizer takes beside the loss and its gradient.
+          batch_stats: batch statistics after the last micro-batch.
+          extras: what the optimizer takes besides the loss and its gradient.
         """
-        # Sums over devices then end where the state lives.
+        # Sums over devices then have the sharding of the state.
         grads = meshes.constrain(
             outcome.grads, meshes.shardings_of(self.mesh, outcome.grads)
         )
@@ -238,7 +238,7 @@ class TrainStep:
         """
         l2_factor = state.hyperparameters["l2"]
         # The L2 term of the loss depends on the weights, which are therefore a second
-        # output. To sample labels the logits alone are needed.
+        # output. Sampling labels needs only the logits.
         with_weights = "output_loss_fn" in self.optimizer.extras
 
         def outputs(params: PyTree) -> PyTree:
@@ -311,7 +311,7 @@ class TrainStep:
 
     def _initial_opt_state(self, params: PyTree) -> PyTree:
         # Some states hold the parameters, or one array twice, and a buffer can be
-        # donated once only.
+        # donated only once.
         return jax.tree.map(jnp.copy, self.optimizer.transformation.init(params))
 
     def _initial_average(self, params: PyTree) -> PyTree:

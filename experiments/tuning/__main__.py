@@ -1,7 +1,7 @@
 """``python -m experiments.tuning``: tuned optimizers, the same budget for each.
 
 Every optimizer gets the same number of quasi-random trials in its search space, at the
-same places of the unit cube; `experiments.tuning.sweep` says how it continues. Every
+same places of the unit cube; `experiments.tuning.sweep` describes what follows. Every
 run leaves a record in the folder ``trials`` or ``finals``, and rerunning the command
 resumes the sweep. Options of an optimizer follow its name, and are then not searched.
 For example::
@@ -60,7 +60,7 @@ class SweepArguments:
 
     Attributes:
       config: settings of all runs; the optimizer, its options and what is searched are
-        set by the sweep, the seed is that of the trials.
+        set by the sweep; the seed is that of the trials.
       optimizers: optimizers that are compared, each as ``name`` or
         ``name,option=value,option=value``.
       dimensions: roles of the hyperparameters that are searched; an optimizer without

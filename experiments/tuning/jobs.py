@@ -165,7 +165,7 @@ def _set_up(free: Any, data_dir: Path, checkpoints: bool) -> None:
 
 
 def _end_with_parent() -> None:
-    """Otherwise a process whose parent was killed would first complete its run."""
+    """Ends a process whose parent was killed; it would otherwise complete its run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])

@@ -27,7 +27,7 @@ from experiments.tuning.vmapped_runs import (
     record_runs_together,
 )
 
-MAX_PROGRAMS = 32  # that are kept at a time, of each kind
+MAX_PROGRAMS = 32  # kept at a time, of each kind
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -51,7 +51,7 @@ def finished(planned: PlannedRun) -> RunRecord | None:
     """The record of a run that was completed or diverged, else None.
 
     Raises:
-      ValueError: if the record is of another configuration.
+      ValueError: if the record belongs to another configuration.
     """
     record = None
     with contextlib.suppress(FileNotFoundError, ValueError):
@@ -186,7 +186,7 @@ class Runner:
 
 
 def _kept(cache: dict[K, V], key: K, make: Callable[[], V]) -> V:
-    """The value at a key, made once; of too many the oldest is dropped."""
+    """The value at a key, made once; if there are too many, the oldest is dropped."""
     if key not in cache:
         if len(cache) == MAX_PROGRAMS:
             del cache[next(iter(cache))]

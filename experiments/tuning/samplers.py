@@ -2,8 +2,8 @@
 
 A sampler returns *searches*. A search is a sequence of points, which map names of
 hyperparameters to values; its trials are compared with each other and it is extended
-separately, along the learning rate. A quasi-random sample is one search, a grid one
-search for each variant (for each momentum, for instance).
+separately, along the learning rate. A quasi-random sample is one search; a grid is one
+search per variant (for instance, per momentum).
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def log_grid(center: float, points: int, factor: float) -> list[float]:
 def grid(
     center: float, points: int, factor: float, variants: Sequence[Point] = ({},)
 ) -> tuple[Search, ...]:
-    """The same learning rates for each variant, a search for each of them.
+    """The same learning rates for each variant, with one search per variant.
 
     Args:
       center: geometric mean of the learning rates.

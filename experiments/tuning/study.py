@@ -28,7 +28,7 @@ class Stage(NamedTuple):
 
     Attributes:
       most_jobs: an upper bound of the number of jobs.
-      rounds: the jobs, called after the stages before have been completed.
+      rounds: the jobs; called after the earlier stages have been completed.
     """
 
     most_jobs: int
@@ -63,8 +63,8 @@ def run_study(
       console: to print on.
       together: number of runs of one program that may share a compiled call.
       workers: number of processes that train side by side, with a CPU core each.
-      seconds: a time limit: no job is started that would, by the longest one so far,
-        end later.
+      seconds: a time limit: no job is started that would end later, judged by the
+        longest one so far.
       show_each: whether to print a line per job, not only the progress.
 
     Returns:
@@ -131,9 +131,9 @@ def _share(first: Job, second: Job) -> bool:
 
 
 class _Progress:
-    """Jobs done of all jobs, and the time to go; a context manager.
+    """Shows finished jobs and the remaining time; a context manager.
 
-    The time to go is the mean time of the jobs of this call times those that are left.
+    The remaining time is the mean time of a job in this call times the jobs left.
 
     Attributes:
       jobs: number of finished jobs, including those of earlier calls.
@@ -193,7 +193,7 @@ class _Progress:
             )
 
     def stop_before(self, job: Job) -> None:
-        """Prints that the time is over."""
+        """Prints that the time is up."""
         self._print(
             f"stopped before {_name(job)}, {self.jobs} of {self._total} done; run the "
             "same command again to resume"

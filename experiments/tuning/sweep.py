@@ -3,8 +3,9 @@
 1. Every tuned method runs its first trials, which a sampler has chosen.
 2. If the best learning rate of any method is at the edge of those it has tried, every
    method gets further trials, the same number for each of its searches: beyond the edge
-   there, beside the best one elsewhere. This is repeated a limited number of times.
-3. Where a sweep refines, every method gets one more round: its best trial at nearby
+   if the best rate is there, else next to the best rate. This is repeated a limited
+   number of times.
+3. If a sweep refines, every method gets one more round: its best trial at nearby
    learning rates, the same factors for all.
 4. The best trial of each method runs again with fresh seeds, and so does every method
    that is not tuned.
@@ -111,7 +112,7 @@ class Sweep:
       factor: ratio of neighboring learning rates beyond an edge.
       refined_by: factors of the best learning rate that are tried last; none by
         default.
-      trial_seeds: a trial is judged by its means over them.
+      trial_seeds: seeds over which the criterion of a trial is averaged.
       final_seeds: seeds of the runs that are reported.
       criterion: metric by which the best trial is chosen.
     """
@@ -178,7 +179,7 @@ def rounds(sweep: Sweep, folder: Path) -> Iterator[Round]:
     records.
 
     Args:
-      sweep: to be planned.
+      sweep: the sweep to plan.
       folder: place of the records.
     """
     tunings = [_Tuning(sweep, method, folder) for method in sweep.methods]
@@ -259,7 +260,7 @@ class _Tuning:
         return is_on_edge(self._trials(best), criterion)
 
     def extend(self) -> list[PlannedRun]:
-        """Adds points to every search; their runs."""
+        """Adds points to every search; returns their runs."""
         first = len(self._points)
         for numbers in self._searches:
             rates = extension(
@@ -270,7 +271,7 @@ class _Tuning:
         return self.trial_runs(first)
 
     def refine(self) -> list[PlannedRun]:
-        """Adds the best trial of all at nearby learning rates; the runs."""
+        """Adds the best trial at nearby learning rates; returns the runs."""
         if not self._searches:
             return []
         first = len(self._points)

@@ -2,7 +2,7 @@
 
 Trials are compared by one metric, the criterion. If the best learning rate is at the
 edge of those tried, the search must be extended beyond the edge; a search that is
-extended only because another method's is gets points beside its best one instead.
+extended only along with another method's gets points next to its best one instead.
 """
 
 import math
@@ -19,9 +19,9 @@ class Trial(NamedTuple):
 
     Attributes:
       learning_rate: peak of the schedule.
-      train_loss: on the whole training set.
-      validation_loss: on the validation set.
-      validation_accuracy: on the validation set.
+      train_loss: loss on the whole training set.
+      validation_loss: loss on the validation set.
+      validation_accuracy: accuracy on the validation set.
     """
 
     learning_rate: float
@@ -49,7 +49,7 @@ def best_trial(
 def best_number(
     trials: Sequence[Trial], criterion: Criterion = "validation_loss"
 ) -> int:
-    """The place of the best trial among all."""
+    """The index of the best trial."""
     return trials.index(best_trial(trials, criterion))
 
 

@@ -31,7 +31,7 @@ class VmappedProgram(NamedTuple):
     Attributes:
       program: the functions of one run.
       train: as ``program.train``, with states and metrics stacked along a first axis.
-      compile_seconds: per run, including tracing.
+      compile_seconds: time of compiling per run, including tracing.
     """
 
     program: Program

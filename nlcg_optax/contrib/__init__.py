@@ -1,4 +1,4 @@
-"""What was tried and did not help, each with the numbers that say so."""
+"""Methods that did not help, with the numbers that show it."""
 
 from nlcg_optax.contrib.across_halves import scale_by_nlcg_across_halves
 from nlcg_optax.contrib.daniel import scale_by_daniel

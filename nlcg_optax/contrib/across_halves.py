@@ -38,20 +38,20 @@ def scale_by_nlcg_across_halves(
     .. math:: g^\top z \approx \max\left(0,
         \tfrac12 \left(g_a^\top P g_b + g_b^\top P g_a\right)\right),
 
-    and the same difference is subtracted from :math:`y^\top z` and added to the stored
-    slope. The guards and the direction itself use the gradient of the whole batch. It
-    costs two more applications of P.
+    and the excess of the whole batch's :math:`g^\top z` over this is subtracted from
+    :math:`y^\top z` and added to the stored slope. The guards and the direction itself
+    use the gradient of the whole batch. This costs two more applications of P.
 
-    P is applied to each half as to the gradient of the step, from the same state. So
-    the formula holds for a P that does not depend on the gradient, such as
-    `scale_by_hutchinson`. One that takes in the gradient before it is applied, such as
-    ``optax.scale_by_rms``, a limited memory or a polar factor, is another one for each
-    half, and may bring back the very noise that the halves leave out.
+    P is applied to each half from the same state as to the gradient of the step. So the
+    formula holds for a P that does not depend on the gradient, such as
+    `scale_by_hutchinson`. A P that takes in the gradient before it is applied, such as
+    ``optax.scale_by_rms``, a limited memory or a polar factor, differs between the
+    halves, and may bring back the noise that they leave out.
 
-    It did not help, with the polar factor for P: 0.844, 1.167 and 1.622 of training
-    loss after 60 few-step CIFAR steps at the full batch, batch 320 and 80, against
-    0.790, 1.178 and 1.606 for PR+ smoothed alike, and 0.752, 1.167 and 1.580 for the
-    default of `nlcg` (``experiments/README.md``).
+    It did not help, with the polar factor for P: after 60 few-step CIFAR steps at the
+    full batch, batch 320 and 80, the training loss is 0.844, 1.167 and 1.622, against
+    0.790, 1.178 and 1.606 for PR+ with equal smoothing, and 0.752, 1.167 and 1.580 for
+    the default of `nlcg` (``experiments/README.md``).
 
     Args:
       rule: see `scale_by_nlcg`; it may not read ``yᵀP y`` or ``dᵀP⁻¹d``.

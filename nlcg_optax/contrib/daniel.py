@@ -1,4 +1,4 @@
-"""Daniel's direction: conjugate in the Hessian of the present mini-batch."""
+"""Daniel's direction: conjugate in the Hessian of the current mini-batch."""
 
 from typing import Any
 
@@ -34,16 +34,16 @@ def scale_by_daniel(
 
     .. math:: \beta = \frac{z^\top H d}{d^\top H d},
 
-    the conjugacy of the new direction by definition; zero unless :math:`d^\top H d` is
-    positive. The Hessian is that of the mini-batch of g, so that nothing is compared
-    between batches. A product costs about two gradients per step. Source: Daniel, "The
-    conjugate gradient method for linear and nonlinear operator equations", SIAM J.
-    Numer. Anal. 4, 1967.
+    which makes the new direction conjugate by definition; β is zero unless
+    :math:`d^\top H d` is positive. The Hessian is that of the mini-batch of g, so that
+    nothing is compared between batches. A product costs about two gradients per step.
+    Source: Daniel, "The conjugate gradient method for linear and nonlinear operator
+    equations", SIAM J. Numer. Anal. 4, 1967.
 
-    It did not help: 0.804, 1.206 and 1.608 of training loss after 60 few-step CIFAR
-    steps at the full batch, batch 320 and 80, for three gradients a step, against
-    0.790, 1.178 and 1.606 for PR+ smoothed alike, and 0.752, 1.167 and 1.580 for the
-    default of `nlcg` (``experiments/README.md``).
+    It did not help: after 60 few-step CIFAR steps at the full batch, batch 320 and 80,
+    the training loss is 0.804, 1.206 and 1.608, for three gradients per step, against
+    0.790, 1.178 and 1.606 for PR+ with equal smoothing, and 0.752, 1.167 and 1.580 for
+    the default of `nlcg` (``experiments/README.md``).
 
     Args:
       preconditioner: see `scale_by_nlcg`, as for all others.

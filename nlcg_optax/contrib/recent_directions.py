@@ -19,7 +19,7 @@ class RecentDirections(NamedTuple):
     follow from :math:`e_t = -g_t + \beta_t e_{t-1}`, without an inverse.
 
     Attributes:
-      newest: slot of the newest one in the circular memory.
+      newest: slot of the newest direction in the circular memory.
       duals: the e_i, stacked along a leading axis of length m, zero in empty slots.
       gram: ``e_iᵀP e_j``, shape ``(m, m)``; zero in the rows of empty slots.
     """
@@ -35,7 +35,7 @@ def none_yet(like: PyTree, memory: int, dtype: jnp.dtype) -> RecentDirections:
     Args:
       like: a tree of arrays in the dtype in which directions are stored.
       memory: m.
-      dtype: of the inner products.
+      dtype: dtype of the inner products.
 
     Returns:
       An empty memory.
@@ -76,7 +76,7 @@ def share_within(
         b_i = d_i^\top g, \quad W_{ij} = d_i^\top P^{-1} d_j,
 
     the square of the cosine between z and its projection onto the span in the norm of
-    P⁻¹. While directions are conjugate and steps are exact it is zero. One means that
+    P⁻¹. It is zero while directions are conjugate and steps are exact. One means that
     steepest descent would search the same subspace again. Hager and Zhang, "The limited
     memory conjugate gradient method", SIAM J. Optim. 23, 2013, measure the distance to
     the subspace in the Euclidean norm.
@@ -133,8 +133,8 @@ def is_stalled(
 ) -> jax.Array:
     """Whether the gradient lies, to within 1 %, in the span of the last directions.
 
-    Never if there are no more parameters than directions in memory: there the span is
-    soon the whole space.
+    Always False if there are no more parameters than directions in memory: their span
+    is soon the whole space.
 
     Args:
       recent: the last directions.
@@ -161,10 +161,10 @@ def remember(
 ) -> RecentDirections:
     """Stores the direction ``d = -z + beta d_prev`` in place of the oldest.
 
-    A restart empties the memory first: the span since the restart is tested.
+    A restart empties the memory first: only the span since the restart is tested.
 
     Args:
-      recent: the directions before it.
+      recent: the memory before this direction.
       g: the gradient.
       beta: the coefficient, a scalar.
       products: from `products_with`.

@@ -42,8 +42,8 @@ def scale_by_nlcg_with_restart_memory(
 
     It restarts where the preconditioned gradient lies, to within 1 %, in the span of
     the last ``memory`` directions since the last restart, in the norm of P⁻¹. The test
-    is not made if there are no more parameters than that. Source: Hager and Zhang, "The
-    limited memory conjugate gradient method", SIAM J. Optim. 23, 2013.
+    is made only if there are more than ``memory`` parameters. Source: Hager and Zhang,
+    "The limited memory conjugate gradient method", SIAM J. Optim. 23, 2013.
 
     It did not help: ``minimize`` with ``hs+`` solves 169 of 184 classical problems at a
     work of 1.407 with it, 171 at 1.420 without (``experiments/classical/README.md``).

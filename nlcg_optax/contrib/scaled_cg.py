@@ -22,7 +22,7 @@ from nlcg_optax.xla.control_flow import while_loop
 
 GOOD_RATIO, BAD_RATIO = 0.75, 0.25
 SHRINK = 0.25
-# Below this the comparison is not believed: δ grows twelvefold at most in one trial.
+# Lower bound of Δ: δ grows at most twelvefold in one trial.
 WORST_RATIO = -10.0
 
 
@@ -33,9 +33,9 @@ class ScaledCgStepDiagnostics(NamedTuple):
       step_size: the α that multiplied the last update; zero if no step was good.
       damping: λ for the next step.
       reduction_ratio: Møller's Δ of the last trial; one at first.
-      num_trials: values of the loss that were computed so far, beyond the first ones.
-      num_curvature_skips: measurements so far with a curvature along d that was not
-        positive, whose sign was flipped, or with something that was not finite.
+      num_trials: evaluations of the loss so far, except those at the start of a step.
+      num_curvature_skips: measurements so far whose curvature along d was not positive,
+        so that its sign was flipped, or that were not finite.
       num_zero_directions: measurements so far along a zero direction.
       num_rejected: steps so far that were not taken, because none of their trials
         lowered the loss.
@@ -98,15 +98,14 @@ def scale_by_scaled_cg_step(
     :math:`\delta (1 - \Delta) / d^\top d`. A step with :math:`\Delta < 0` is tried
     again with the larger λ, at the cost of one value of the loss per trial, up to
     ``max_trials`` times; if none is good the update is zero. Source: Møller (1993), "A
-    scaled conjugate gradient algorithm for fast supervised learning", with the exact
-    curvature in place of his difference of gradients, Δ kept above -10, and a reduction
-    below the rounding of the loss taken for a good one.
+    scaled conjugate gradient algorithm for fast supervised learning". Here the exact
+    curvature replaces his difference of gradients, Δ is kept above -10, and a reduction
+    below the rounding of the loss counts as good.
 
-    It follows ``scale_by_nlcg("pr+")`` (Møller's rule, in the form
-    :math:`\beta = (g^\top g - g^\top g_{prev}) / \mu_{prev}`, is "ls") with a
-    ``restart_period`` of the number of dimensions, and is followed by
-    ``optax.scale_by_learning_rate(1.)``. It is meant for full or large batches, as
-    decisions are made on differences of the loss.
+    Place it after ``scale_by_nlcg("pr+")`` with a ``restart_period`` of the number of
+    dimensions, and before ``optax.scale_by_learning_rate(1.)``. Møller's rule, in the
+    form :math:`\beta = (g^\top g - g^\top g_{prev}) / \mu_{prev}`, is "ls". Use full or
+    large batches, because decisions are made on differences of the loss.
 
     Args:
       curvature: ``"hessian"``, for which ``update`` needs ``value_fn`` (or ``hvp_fn``,
@@ -114,7 +113,7 @@ def scale_by_scaled_cg_step(
         needs ``outputs_fn`` and ``output_loss_fn``, see `scale_by_curvature_step`.
       initial_damping: λ at first, in units of the curvature.
       max_trials: largest number of trials per step.
-      refresh_period: measure and try every so many steps; in between the last step
+      refresh_period: steps between measurements and trials; in between the last step
         size is used unmodified, at no cost.
 
     Returns:

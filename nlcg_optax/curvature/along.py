@@ -44,14 +44,14 @@ def hessian_along(
 
     for all pairs of directions, by forward differentiation alone
     (``jax.jvp`` of ``jax.jvp``): no activations are stored. Under ``jit`` the pairs
-    share what they have in common.
+    share common work.
 
     Args:
-      value_fn: a real scalar function of ``params``; it may hold no function with a
-        ``jax.custom_vjp``, which has no forward derivative.
+      value_fn: a real scalar function of ``params``; it must not contain a function
+        with a ``jax.custom_vjp``, which has no forward derivative.
       params: a tree of arrays; leaves that are not floating point take no part.
-      directions: trees like ``params``, cast to its dtypes; one or two of them as a
-        rule, for the cost grows with the number of pairs.
+      directions: trees like ``params``, cast to its dtypes; usually one or two, because
+        the cost grows with the number of pairs.
       has_aux: whether ``value_fn`` returns a pair of the value and auxiliary data; the
         latter are discarded.
 
@@ -95,8 +95,8 @@ def gauss_newton_along(
     the outputs, where it costs next to nothing.
 
     Args:
-      outputs_fn: the model, from ``params`` to its outputs, an array or a tree; it
-        may hold no function with a ``jax.custom_vjp``.
+      outputs_fn: the model, from ``params`` to its outputs, an array or a tree; it must
+        not contain a function with a ``jax.custom_vjp``.
       output_loss_fn: from the outputs to a real scalar.
       params: a tree of arrays; leaves that are not floating point take no part.
       directions: trees like ``params``, cast to its dtypes.

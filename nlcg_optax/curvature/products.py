@@ -26,10 +26,10 @@ def hessian_vector_product(
         \right|_{t=0}
 
     as ``jax.jvp(jax.grad(value_fn), (params,), (vector,))``, at about the cost of two
-    gradients and in memory independent of the number of parameters squared
-    (Pearlmutter, 1994). Complex parameters count as their real and imaginary parts,
-    and the gradient is the direction of steepest ascent, that is, the conjugate of
-    what ``jax.grad`` returns.
+    gradients and in memory that does not grow with the square of the number of
+    parameters (Pearlmutter, 1994). Complex parameters count as their real and imaginary
+    parts, and the gradient is the direction of steepest ascent, that is, the conjugate
+    of what ``jax.grad`` returns.
 
     Args:
       value_fn: a real scalar function of ``params``.
@@ -81,8 +81,8 @@ def value_grad_and_hessian_vector_product(
 ) -> ValueGradProduct:
     r"""Computes a loss, its gradient and a Hessian-vector product in one pass.
 
-    ``jax.jvp(jax.value_and_grad(value_fn), (params,), (vector,))``: the product comes
-    at the price of one gradient more than the gradient itself, not of two.
+    ``jax.jvp(jax.value_and_grad(value_fn), (params,), (vector,))``: the product costs
+    one gradient more than the gradient itself, not two.
 
     Args:
       value_fn: a real scalar function of ``params``.
@@ -175,7 +175,7 @@ def gauss_newton_vector_product(
 def scalar_fn(
     value_fn: Callable[[PyTree], Any], *, has_aux: bool = False
 ) -> Callable[[PyTree], Any]:
-    """A value function without auxiliary data that raises unless it gives a scalar.
+    """A value function without auxiliary data that raises unless it returns a scalar.
 
     Args:
       value_fn: the function.
@@ -210,7 +210,7 @@ def outputs_alone_fn(
 def output_scalar_fn(
     output_loss_fn: Callable[[PyTree], Any],
 ) -> Callable[[PyTree], Any]:
-    """The loss of outputs; it raises TypeError unless it gives a real scalar.
+    """The loss of outputs; it raises TypeError unless it returns a real scalar.
 
     If it raises for a pair of outputs, the error says what the pair may be.
     """
@@ -232,7 +232,7 @@ def output_scalar_fn(
 
 
 def tangents_of(params: PyTree, vector: PyTree, name: str) -> PyTree:
-    """Returns ``vector`` as tangents of ``params``, as ``jax.jvp`` wants them.
+    """Returns ``vector`` as tangents of ``params``, as ``jax.jvp`` expects them.
 
     Args:
       params: a tree of arrays.
@@ -240,8 +240,8 @@ def tangents_of(params: PyTree, vector: PyTree, name: str) -> PyTree:
       name: name of the vector, for the message of an error.
 
     Returns:
-      The vector in the dtypes of ``params``; zeros without bits for leaves that are
-      not floating point.
+      The vector in the dtypes of ``params``; ``float0`` zeros for leaves that are not
+      floating point.
 
     Raises:
       ValueError: if the vector does not match ``params``.

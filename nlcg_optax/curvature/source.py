@@ -52,7 +52,7 @@ def curvature_along_fn(
 
     Raises:
       ValueError: if something that is needed was not passed.
-      TypeError: if what should be called cannot be.
+      TypeError: if a function cannot be called.
     """
     require, function = _readers(transformation, curvature, extra_args)
     require("params", params, "the curvature is taken there")
@@ -77,9 +77,9 @@ def value_at_fn(
 ) -> Callable[[PyTree], jax.Array]:
     """Returns the loss that belongs to a curvature, as a function of parameters.
 
-    ``value_fn``, or for ``"gauss_newton"`` without it the composition of
+    It is ``value_fn`` or, for ``"gauss_newton"`` without one, the composition of
     ``outputs_fn`` and ``output_loss_fn``. Arguments and errors are those of
-    `curvature_along_fn`; with ``hvp_fn``, ``value`` has to be given too.
+    `curvature_along_fn`; with ``hvp_fn``, ``value`` must be given, too.
     """
     require, function = _readers(transformation, curvature, extra_args)
     if extra_args.get("hvp_fn") is not None:

@@ -15,7 +15,7 @@ POWELL_ORTHOGONALITY = 0.2  # Powell, 1977: restart if |g_prevᵀP g| >= .2 gᵀ
 
 
 class Decision(NamedTuple):
-    """What to do in a step; vectors with one entry per leaf in the scope "per_leaf".
+    """What to do in a step; in the scope "per_leaf" fields have one entry per leaf.
 
     Attributes:
       finite: whether the step is taken; a scalar in every scope.
@@ -53,9 +53,9 @@ def decide(
     """Decides on β from the products of a step.
 
     Args:
-      options: of the direction.
+      options: options of the direction.
       measured: the products of this step.
-      state: of the direction, before the step; only its scalars are read.
+      state: state of the direction before the step; only its scalars are read.
       must_restart: another reason to restart.
 
     Returns:
@@ -72,7 +72,7 @@ def decide(
     in_scope = jax.vmap(options.rule) if options.scope == "per_leaf" else options.rule
     beta = jnp.asarray(in_scope(products)).astype(m.g_g.dtype)
 
-    # If the rule has no β to give, average in zero, not beta_min. If a test restarts,
+    # If the rule gives no valid β, average in zero, not beta_min. If a test restarts,
     # average in the β of the rule.
     restarted = (state.count == 0) | ascends | ~jnp.isfinite(beta)
     smoothing = jnp.asarray(options.beta_smoothing).astype(beta.dtype)
@@ -80,7 +80,7 @@ def decide(
     beta_average = smoothing * state.beta_average + (1 - smoothing) * beta
     restarted |= _restart_tests(options, products, state.count) | must_restart
 
-    # Guards, at the direction as it would be.
+    # Guards, evaluated at the tentative direction.
     slope, d_d = _slope_and_norm(beta_average, m, state)
     restarted |= ~jnp.isfinite(d_d)
     if options.restart is not None:
@@ -121,7 +121,7 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 def _clipped(
     beta: jax.Array, low: float | jax.Array, high: float | jax.Array
 ) -> jax.Array:
-    """β within its bounds; no array is made of a bound that is known to be none."""
+    """β clipped to its bounds; a bound known to be infinite makes no array."""
     if isinstance(low, jax.Array) or low != -math.inf:
         beta = jnp.maximum(beta, jnp.asarray(low).astype(beta.dtype))
     if isinstance(high, jax.Array) or high != math.inf:
@@ -132,7 +132,7 @@ def _clipped(
 def _without_bad_preconditioner(
     options: Options, m: Measured
 ) -> tuple[jax.Array, Measured]:
-    """Whether ``gᵀP g <= 0``, and the products with ``P = I`` where that is so."""
+    """Whether ``gᵀP g <= 0``, and the products, with ``P = I`` in that case."""
     if not (options.preconditioned and options.ensure_positive):
         return jnp.zeros_like(m.g_z, dtype=bool), m
     ascends = ~(m.g_z > 0)

@@ -21,29 +21,29 @@ def damp_by_beta(
     r"""Multiplies conjugate directions by :math:`1 - \beta`.
 
     :math:`d_t = -z_t + \beta d_{t-1}` sums up to :math:`-z / (1 - \beta)` where z and β
-    hardly change. What leaves here,
+    hardly change. The damped direction,
 
     .. math:: (1 - \bar\beta_t)\, d_t,
 
-    has the length of z at every β, as the exponential average of a gradient has, so
-    that a learning rate need not follow β. Here :math:`\bar\beta_t` is the average of
-    β that `scale_by_nlcg` keeps with ``beta_smoothing``; at a restart it is not reset.
+    has the length of z at every β, like the exponential average of a gradient, so the
+    learning rate need not follow β. Here :math:`\bar\beta_t` is the average of β that
+    `scale_by_nlcg` keeps with ``beta_smoothing``; at a restart it is not reset.
 
-    A direction that is orthogonalized next has no length to damp: then ``mask`` leaves
-    its matrices out.
+    If the direction is orthogonalized next, its length does not matter: leave its
+    matrices out with ``mask``.
 
     Args:
       direction: a `scale_by_nlcg`, with β below one (``beta_max``).
-      mask: tree of booleans like the parameters, or a function from the parameters to
-        one: which leaves are damped. None for all.
+      mask: which leaves to damp, as a tree of booleans like the parameters or a
+        function from the parameters to one. None for all.
 
     Returns:
       The transformation, with the state of ``direction`` itself.
 
     Raises:
       ValueError: (in ``update``) if ``mask`` does not fit the updates.
-      TypeError: if ``direction`` is no transformation, or (in ``init``) its state is
-        not that of `scale_by_nlcg`.
+      TypeError: if ``direction`` is not a transformation, or (in ``init``) its state
+        is not that of `scale_by_nlcg`.
 
     Examples:
       >>> import jax.numpy as jnp

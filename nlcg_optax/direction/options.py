@@ -1,4 +1,4 @@
-"""The arguments of a direction, checked, and what follows from them."""
+"""The checked arguments of a direction, and the options derived from them."""
 
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ class Options(NamedTuple):
       beta_smoothing: decay of the average of β.
       restart: ``"ascent"``, ``"powell"`` or None.
       restart_period: steps between restarts, or None.
-      scope: of the inner products.
+      scope: scope of the inner products.
       state_dtype: dtype in which trees are stored, or None.
       ensure_positive: whether to replace a preconditioner by the identity where
         ``gᵀP g <= 0``.
@@ -74,7 +74,7 @@ def checked_options(
       beta_smoothing: decay of the average of β.
       restart: a test for restarts.
       restart_period: steps between restarts.
-      scope: of the inner products.
+      scope: scope of the inner products.
       state_dtype: dtype in which trees are stored.
       ensure_positive: see `Options`.
 

@@ -1,4 +1,4 @@
-"""What a direction measures: inner products, in its only reduction over parameters."""
+"""The inner products of a direction, in its only reduction over parameters."""
 
 from typing import NamedTuple
 
@@ -28,8 +28,8 @@ class Measured(NamedTuple):
     """Inner products of one step; those that are not needed are zero.
 
     Notation as in `InnerProducts`: the gradient g, ``z = P g``, the previous direction
-    d and ``y = g - g_prev``. Vectors with one entry per leaf in the scope
-    ``"per_leaf"``, otherwise scalars.
+    d and ``y = g - g_prev``. In the scope ``"per_leaf"`` the products are vectors with
+    one entry per leaf, otherwise scalars.
 
     Attributes:
       g_g: ``gᵀg``.
@@ -94,11 +94,11 @@ def measure(
     """Takes the inner products of a step.
 
     Args:
-      needs: which.
+      needs: which products to take.
       g: the gradient.
       z: the preconditioned gradient.
-      state: of the direction, before the step.
-      scope: of the products.
+      state: state of the direction before the step.
+      scope: scope of the products.
 
     Returns:
       The products.

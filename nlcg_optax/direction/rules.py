@@ -4,8 +4,8 @@ With ``g`` the gradient, ``z = P g``, ``d`` the previous direction and
 ``y = g - g_prev``, a rule gives the β of the next direction ``-z + β d``. A rule reads
 an `InnerProducts` and returns a scalar. It never sees a parameter, so it works for any
 sharding, dtype and scope (global or per leaf). A quotient whose denominator is exactly
-zero is taken to be zero. No absolute floor is put under it, because that would turn the
-method into steepest descent near the optimum.
+zero is taken to be zero. The denominator has no absolute floor, because that would turn
+the method into steepest descent near the optimum.
 """
 
 import math
@@ -35,9 +35,9 @@ class InnerProducts(NamedTuple):
       g_z_prev: ``gᵀz_prev`` with the *stored* ``z_prev``.
       y_p_y: ``yᵀP y``, as ``yᵀ(z - z_prev)``; never negative.
       d_pinv_d: ``dᵀP⁻¹d`` (``dᵀd`` without a preconditioner), from the recurrence
-        ``dᵀP⁻¹d <- gᵀz - 2βdᵀg + β²dᵀP⁻¹d``, which needs no solve with P. Both are
-        exact where P stays the same from step to step; where it changes they are as
-        far off as P has changed.
+        ``dᵀP⁻¹d <- gᵀz - 2βdᵀg + β²dᵀP⁻¹d``, which needs no solve with P. It
+        and ``y_p_y`` are exact if P stays the same from step to step; otherwise they
+        are off by as much as P has changed.
     """
 
     g_z: jax.Array
@@ -247,10 +247,10 @@ CLIPPED_RULES = {"fr": (0.0, 1.0), "pr+": (0.0, 1.0)}
 
 
 def bounds_of(rule: Any) -> tuple[float, float]:
-    """Returns the bounds of β that a rule asks for.
+    """Returns the default bounds of β for a rule.
 
     Args:
-      rule: what `scale_by_nlcg` takes.
+      rule: see `scale_by_nlcg`.
 
     Returns:
       The lower and the upper bound: 0 and 1 for ``"fr"`` and ``"pr+"``, as in
@@ -265,7 +265,7 @@ def bounds_of(rule: Any) -> tuple[float, float]:
 
 
 def get_rule(rule: str | float | jax.Array | ConjugacyRule) -> ConjugacyRule:
-    """Returns the conjugacy rule of a name, of a constant, or the callable itself.
+    """Returns the conjugacy rule for a name or a constant, or the callable itself.
 
     Args:
       rule: a name in ``RULES``, a real number for `constant`, or a callable from

@@ -24,8 +24,8 @@ class NlcgDiagnostics(NamedTuple):
       num_skips: skipped steps so far.
       num_preconditioner_skips: steps so far at which ``gᵀP g`` was not positive (in
         any leaf) although the gradient was not zero, so that ``P = I`` replaced the
-        preconditioner. At every step it means a sign-flipped preconditioner, such as
-        ``optax.adam(1e-2)`` in place of ``optax.scale_by_adam()``.
+        preconditioner. If it counts every step, the preconditioner is sign-flipped,
+        such as ``optax.adam(1e-2)`` in place of ``optax.scale_by_adam()``.
     """
 
     beta: jax.Array

@@ -70,7 +70,7 @@ def scale_by_nlcg(
     ``restart_period`` asks for it, and where β is not finite. Where
     :math:`g^\top P g` is not positive, the step falls back to P = I, and
     ``num_preconditioner_skips`` of the diagnostics counts it; outside of ``jit`` there
-    is a warning as well if it happens at the first update. A step with a non-finite
+    is also a warning if it happens at the first update. A step with a non-finite
     gradient or preconditioned gradient (or one whose squared norm overflows the
     accumulator, which in float32 means a norm above 1.8e19) leaves the state unchanged
     and gives a zero update.
@@ -78,7 +78,7 @@ def scale_by_nlcg(
     Args:
       rule: name of a conjugacy rule (see `nlcg_optax.direction.rules`), a number for a
         constant β, or a callable from `InnerProducts` to a scalar (under
-        ``optax.inject_hyperparams``, which takes callables for schedules, with
+        ``optax.inject_hyperparams``, which treats callables as schedules, with
         ``static_args=("rule",)``).
       preconditioner: an Optax transformation :math:`g \mapsto P g`, without a learning
         rate and its sign: ``optax.scale_by_adam()``, not ``optax.adam``. It gets the
@@ -93,16 +93,16 @@ def scale_by_nlcg(
       restart: ``"ascent"`` restarts where :math:`d_t` would not be a descent direction
         beyond rounding; ``"powell"`` restarts there and where
         :math:`|g_{t-1}^\top P g_t| \ge .2\, g_t^\top P g_t` (Powell, 1977). None makes
-        no test: what is uphill on a small batch may be downhill on the others, and
-        where an orthogonalization follows, as in `large_batch_nlcg`, restarts bring the
-        noise back that the memory averages out.
-      restart_period: restart every so many steps; None for never.
+        no test: a direction uphill on a small batch may be downhill on the others, and
+        if an orthogonalization follows, as in `large_batch_nlcg`, restarts bring back
+        the noise that the memory averages out.
+      restart_period: steps between restarts; None for never.
       scope: ``"global"`` takes inner products over all parameters together, as
         arXiv 1812.02886 does; ``"per_leaf"`` gives each leaf its own β.
       state_dtype: dtype in which directions and gradients are stored, such as
-        ``"bfloat16"`` (a name, not ``jnp.bfloat16``, under
-        ``optax.inject_hyperparams``, which takes callables for schedules); by default
-        that of the parameters. Complex parameters keep theirs.
+        ``"bfloat16"``; by default that of the parameters. Complex parameters keep
+        theirs. Under ``optax.inject_hyperparams``, which treats callables as schedules,
+        give a name, not ``jnp.bfloat16``.
 
     Returns:
       A transformation with state `ScaleByNlcgState`. The memory is one copy of the
@@ -114,7 +114,7 @@ def scale_by_nlcg(
         updates does not match the state.
       TypeError: if the rule or the preconditioner has a wrong type, or (in ``init``
         and ``update``) a leaf is not floating point, or (in ``update``) the state is
-        none of this transformation.
+        not this transformation's.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -231,7 +231,7 @@ def advance(
             g,
         )
     direction = next_direction(decision, z, state.direction)
-    # Read off the new direction, so that it alone is computed from z and d.
+    # Read off the new direction, so that only the direction is computed from z and d.
     updates = jax.tree.map(
         lambda d, g_: stored(jnp.where(finite, -d, 0), g_.dtype), direction, g
     )
@@ -283,7 +283,7 @@ def _diagnostics(decision: Decision, last: NlcgDiagnostics) -> NlcgDiagnostics:
     cosine = safe_divide(-jnp.sum(decision.slope), grad_norm * direction_norm)
     restarted = jnp.any(decision.restarted)
     now = NlcgDiagnostics(
-        beta=jnp.sum(decision.beta) / max(decision.beta.size, 1),  # 0 of no leaf
+        beta=jnp.sum(decision.beta) / max(decision.beta.size, 1),  # 0 without leaves
         cosine=jnp.clip(cosine, -1, 1),
         grad_norm=grad_norm,
         direction_norm=direction_norm,
@@ -303,7 +303,7 @@ def _diagnostics(decision: Decision, last: NlcgDiagnostics) -> NlcgDiagnostics:
 
 
 def _stored_zeros(options: Options, tree: PyTree) -> PyTree:
-    """Zeros in which a tree like the parameters can be stored."""
+    """Zeros like the parameters, in the dtypes in which the state stores them."""
 
     def leaf_zeros(x: jax.Array) -> jax.Array:
         own = options.state_dtype is None or jnp.iscomplexobj(x)

@@ -1,4 +1,4 @@
-"""The Hager-Zhang line search, and the machine of scalars that it runs."""
+"""The Hager-Zhang line search, and the scalar state machine that it runs."""
 
 from nlcg_optax.linesearch.hager_zhang import scale_by_hager_zhang_linesearch
 from nlcg_optax.linesearch.state import (

@@ -1,4 +1,4 @@
-"""Where a line search ends early: its bracket holds nothing but rounding, or noise."""
+"""When a line search ends early: its bracket holds nothing but rounding, or noise."""
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,14 @@ from nlcg_optax.linesearch.wolfe_search import (
     is_running,
 )
 
-MEASURED = 3  # points, the probe among them, before a search may be called idle
+MEASURED = 3  # points, including the probe, before a search may be called idle
 
 
 def failed_if_narrow(state: SearchState, resolution: jax.Array) -> SearchState:
-    """Fails where the bracket is no wider than ``resolution`` while it runs.
+    """Fails a running search whose bracket is no wider than ``resolution``.
 
-    With the step that moves no parameter by more than a unit of rounding, a search at
-    the minimum ends instead of bisecting the rounding of the slope.
+    If that is the step that moves no parameter by more than a unit of rounding, a
+    search at the minimum ends instead of bisecting the rounding of the slope.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -35,18 +35,18 @@ def failed_if_narrow(state: SearchState, resolution: jax.Array) -> SearchState:
 
 
 def failed_if_idle(state: SearchState, failed_before: jax.Array) -> SearchState:
-    """Fails where the bracket holds nothing but rounding, as that of the search before.
+    """Fails a search whose bracket, like the one before, holds nothing but rounding.
 
-    A convex φ falls by no more than the slope at the lower end times the width. Where
-    that is within `ROUNDING` units of rounding of φ, and the search before has failed,
-    this one would fail, too, after as many points. `MEASURED` points are waited for.
+    A convex φ falls by no more than the slope at the lower end times the width. If that
+    is within `ROUNDING` units of rounding of φ, and the search before has failed, this
+    one would fail, too, after as many points. It measures at least `MEASURED` points.
 
     Args:
       state: a search.
       failed_before: whether the search before it failed.
 
     Returns:
-      The search; it has failed where it runs idle.
+      The search, failed if it is idle.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -67,16 +67,17 @@ def failed_if_idle(state: SearchState, failed_before: jax.Array) -> SearchState:
 
 
 def is_noise(state: SearchState) -> jax.Array:
-    r"""Whether the values at the ends of the bracket say nothing about what it holds.
+    r"""Whether the values at the ends of the bracket say nothing about its inside.
 
     A convex φ differs between the ends a < b by at most the steeper slope times the
-    width, and falls from a by at most the slope there times the width. It is noise if
+    width, and falls from a by at most the slope there times the width. Values are noise
+    if
 
     .. math:: |\varphi(b) - \varphi(a)| - \max\{|\varphi'(a)|, |\varphi'(b)|\} (b - a)
         \ge |\varphi'(a)| (b - a)
 
-    and the left side is positive: values contradict the slopes by more than what is
-    left to gain.
+    and the left side is positive: the values contradict the slopes by more than is left
+    to gain.
 
     Args:
       state: a search.

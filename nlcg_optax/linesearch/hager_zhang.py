@@ -38,8 +38,8 @@ def scale_by_hager_zhang_linesearch(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales a descent direction by the Hager-Zhang line search.
 
-    Along :math:`\varphi(t) = f(x + t d)` it finds a step with either the Wolfe or the
-    approximate Wolfe conditions,
+    Along :math:`\varphi(t) = f(x + t d)` it finds a step that satisfies either the
+    Wolfe or the approximate Wolfe conditions,
 
     .. math::
         \varphi(t) \le \varphi(0) + \delta t \varphi'(0), \quad
@@ -47,15 +47,15 @@ def scale_by_hager_zhang_linesearch(
         (2\delta - 1) \varphi'(0) \ge \varphi'(t) \ge \sigma \varphi'(0), \quad
         \varphi(t) \le \varphi(0) + \epsilon_k.
 
-    The second form is equivalent to the first on a parabola, and can be decided where
-    differences of φ are round-off, of which :math:`\epsilon_k` is an estimate
+    The second form is equivalent to the first on a parabola, and can be tested even
+    where differences of φ are round-off, which :math:`\epsilon_k` estimates
     (`nlcg_optax.linesearch.trial_step.tolerance`). A bracket is found by extrapolation,
     then reduced by secant² (whose first step here is the minimizer of a cubic) and by
-    bisection where that is slow. The search starts at the minimizer of the parabola
+    bisection where secant² is slow. The search starts at the minimizer of the parabola
     through φ(0), φ'(0) and the value at a trial step, the quadratic step. The first
     trial step follows from the sizes of parameters, direction, value and slope
-    (`trial_step.first_step`), so that neither a common unit of all parameters nor
-    that of the objective matters. Sources: Hager and Zhang, SIAM J. Optim. 16, 2005,
+    (`trial_step.first_step`), so that neither a common unit of all parameters nor the
+    unit of the objective matters. Sources: Hager and Zhang, SIAM J. Optim. 16, 2005,
     section 4; ACM Trans. Math. Softw. 32, 2006, sections 2 and 3.
 
     It follows any descent direction::
@@ -65,20 +65,20 @@ def scale_by_hager_zhang_linesearch(
 
     Value and gradient are measured together, at one place in the program; the trial of
     the quadratic step is a value alone. Values that are not finite shrink the bracket.
-    After a search that failed, one whose bracket holds nothing but rounding ends after
-    three points, or when it is closed.
+    After a failed search, one whose bracket holds nothing but rounding ends once the
+    bracket is closed, but not before three points.
 
     Nothing raises inside ``jit``: if the direction does not descend or no lower point
     is found the update is zero and ``accepted`` is False. Updates along which the
-    objective rises, as without the ``optax.scale(-1.)``, are counted as
+    objective rises, for example without ``optax.scale(-1.)``, are counted as
     ``num_ascent_directions``; outside of ``jit`` there is a warning, too.
 
     Args:
       sufficient_decrease: δ in (0, 1/2).
       max_slope_ratio: σ in [δ, 1), the largest part of the downward slope that may
-        remain. An upward slope at the end is bounded by :math:`1 - 2\delta` of the
-        first with the second form, and by the value alone with the first. Nonlinear
-        conjugate gradients gain from small values such as 0.1,
+        remain. With the second form an upward slope at the end is at most
+        :math:`1 - 2\delta` times the initial slope; with the first form only the value
+        bounds it. Nonlinear conjugate gradients gain from small values such as 0.1;
         quasi-Newton directions do not.
       initial_step: the trial step: ``"previous"``, the step taken before, for
         directions without a natural length; ``"one"`` for those of (quasi-)Newton
@@ -249,7 +249,7 @@ def _start(
     start_value: jax.Array,
     error: ErrorEstimate,
 ) -> tuple[SearchState, jax.Array]:
-    """A search, which has failed where the updates do not descend; its resolution."""
+    """A search, failed if the updates do not descend, and its resolution."""
     (slope,), (params_max, updates_max, fineness) = products_and_maxima(
         [(updates, _ascent(grad))],
         [_real_parts(params), _real_parts(updates), _fineness(params, updates)],
@@ -265,7 +265,7 @@ def _start(
         trial_step.tolerance(error, start_value),
         probe=~state.unit_step_fits if probe == "adaptive" else bool(probe),
     )
-    # Not (slope < 0) is true for a slope that is not a number, too.
+    # ~(slope < 0) is also true if the slope is NaN.
     hopeless = ~(slope < 0) | ~jnp.isfinite(start_value) | ~jnp.isfinite(slope)
     stage = jnp.where(hopeless, wolfe_search.FAILED, search.stage)
     return search._replace(stage=stage), 1 / fineness
@@ -334,7 +334,7 @@ def _after(
     """The state after a search."""
     accepted = end.search.stage == wolfe_search.ACCEPTED
     failed = (~accepted).astype(jnp.int32)
-    # A search that could not begin tells nothing of rounding.
+    # A search that could not begin says nothing about rounding.
     began = jnp.isfinite(end.search.start_value) & jnp.isfinite(end.search.start_slope)
     return ScaleByHagerZhangLinesearchState(
         count=optax.safe_increment(state.count),

@@ -69,7 +69,7 @@ def _check_conditions(sufficient_decrease: Any, max_slope_ratio: Any) -> None:
 
 
 def _check_quadratic_step(quadratic_step: Any, initial_step: str) -> None:
-    """Raises ValueError unless it is a boolean, or adaptive from the step one."""
+    """Raises ValueError unless it is a boolean, or adaptive from the unit step."""
     if quadratic_step != "adaptive" and not isinstance(quadratic_step, bool):
         raise ValueError(
             f"quadratic_step={quadratic_step!r} must be True, False or 'adaptive'"

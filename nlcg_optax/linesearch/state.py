@@ -35,7 +35,7 @@ class ScaleByHagerZhangLinesearchState(NamedTuple):
     Attributes:
       count: number of updates.
       previous_step: the last step that was taken, zero before the first.
-      unit_step_fits: whether the minimizer of the last search was near the step one.
+      unit_step_fits: whether the minimizer of the last search was near the unit step.
       value: the objective at the new parameters, for `optax.value_and_grad_from_state`.
       grad: its gradient there.
       error: running estimate of the error of the objective.

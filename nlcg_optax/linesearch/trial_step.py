@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 DECAY = 0.7  # Δ of [HZ06, equation (2.6)]
 RELATIVE_ERROR = 1e-6  # ε of [HZ06, section 3]: ε_k is this times an average of |f|
-# Of ε_k, relative to the present |f|. [HZ06] has no such cap: where |f| has fallen far
-# below its average, ε_k would exceed all that is left to gain.
+# Cap of ε_k, relative to the present |f|. [HZ06] has none: if |f| has fallen far below
+# its average, ε_k would exceed all that is left to gain.
 MAX_RELATIVE_ERROR = 1e-5
 MAX_GROWTH = 1e4  # of ε_k after failed searches
 # ψ0 of [HZ06, step I0], which has 0.01. A longer first trial costs nothing: the
@@ -26,7 +26,7 @@ class ErrorEstimate(NamedTuple):
 
     Attributes:
       weight: Q_k.
-      average: C_k, an average of the |f| of the past.
+      average: C_k, an average of past |f|.
       growth: factor of ε_k, above one after failed searches.
     """
 
@@ -54,7 +54,7 @@ def observe(estimate: ErrorEstimate, value: jax.Array) -> ErrorEstimate:
     .. math:: Q \leftarrow 1 + \Delta Q, \qquad C \leftarrow C + (|f| - C) / Q,
 
     with :math:`\Delta` = `DECAY`; [HZ06, equation (2.6)]. A value that is not finite
-    tells nothing of the size of the objective, and is left out.
+    says nothing about the size of the objective, and is left out.
 
     Args:
       estimate: the estimate so far.
@@ -83,8 +83,8 @@ def tolerance(estimate: ErrorEstimate, value: jax.Array) -> jax.Array:
     .. math:: \epsilon_k = g \min(\epsilon\, C_k,\; \epsilon_{max} |f_k|)
 
     with ε = `RELATIVE_ERROR`, ε_max = `MAX_RELATIVE_ERROR`, each at least ten units of
-    rounding of the dtype, and the bounded growth g after failed searches. Unbounded,
-    it would let the search accept steps uphill and walk away from the minimum.
+    rounding of the dtype, and the bounded growth g after failed searches. Without the
+    bound the search would accept steps uphill and walk away from the minimum.
 
     Args:
       estimate: from `observe`.
@@ -171,14 +171,14 @@ def first_step(
 def unit_step_fits(
     step: jax.Array, start_slope: jax.Array, end_slope: jax.Array
 ) -> jax.Array:
-    r"""Whether the search that just ended had its minimizer near the step one.
+    r"""Whether the search that just ended had its minimizer near the unit step.
 
-    Near is a minimizer by the secant within a factor of three, `FITTING`, of one:
+    The minimizer by the secant is near if it is within a factor of three, `FITTING`:
 
     .. math:: \frac13 \le \frac{t\, \varphi'(0)}{\varphi'(0) - \varphi'(t)} \le 3.
 
-    A direction of Newton's kind that fitted will most likely fit again: then the value
-    at the unit step, for the minimizer of the parabola, is not worth its cost.
+    A Newton-type direction that fitted will most likely fit again; the value at the
+    unit step, for the minimizer of the parabola, is then not worth its cost.
 
     Args:
       step: t, the step that was taken.

@@ -1,10 +1,10 @@
 """The Hager-Zhang line search as a state machine on scalars.
 
 `advance` (or, where the stage is known, `advance_probe` and `advance_point`) takes the
-state and what was measured at `state.step`, and gives the state that names the next
-step to measure. It neither evaluates the objective nor loops, so that a transformation
-may loop it around ``value_fn`` and `minimize` may merge it with its outer iteration in
-one loop with one evaluation.
+state and what was measured at `state.step`, and returns the state with the next step to
+measure. It neither evaluates the objective nor loops, so that a transformation may loop
+it around ``value_fn`` and `minimize` may merge it with its outer iteration in one loop
+with one evaluation.
 
 Sources: [HZ05] W. W. Hager, H. Zhang, "A new conjugate gradient method with guaranteed
 descent and an efficient line search", SIAM J. Optim. 16, 2005; [HZ06] the same,
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# What `SearchState.step` is to be measured for.
+# Stages: the purpose of measuring `SearchState.step`.
 PROBE = 0  # a value alone, for the parabola of the quadratic step
 EXPAND = 1  # there is no upper end yet [HZ05, bracket]
 CONTRACT = 2  # the upper end lies too high although it descends [HZ05, step U3]
@@ -27,7 +27,7 @@ MIDPOINT = 5  # secant² shrank the bracket too little
 ACCEPTED = 6  # the last step that was measured satisfies the conditions
 FAILED = 7  # it does not, and there is no room or no budget left
 
-ROUNDING = 10.0  # units of rounding of φ; a bend or a gain within them tells nothing
+ROUNDING = 10.0  # units of rounding of φ; a bend or a gain within them means nothing
 
 
 class WolfeRules(NamedTuple):
@@ -36,17 +36,17 @@ class WolfeRules(NamedTuple):
     Attributes:
       sufficient_decrease: δ of both Wolfe conditions, in (0, 1/2).
       max_slope_ratio: σ of both Wolfe conditions, in [δ, 1).
-      shrinkage: γ; secant² must shrink the bracket by it or the midpoint is taken.
+      shrinkage: γ; if secant² does not shrink the bracket by it, the midpoint is taken.
       expansion: ρ; factor of the step while there is no upper end and the secant
         points nowhere.
-      max_extrapolation: a step by secant from one side is at most so many times
+      max_extrapolation: a step by secant from one side is at most this many times
         longer than the last.
-      max_quadratic_step: the minimizer of the probe's parabola is taken up to so many
+      max_quadratic_step: the minimizer of the probe's parabola is taken up to this many
         times the probe.
       contraction: θ; where in the bracket to go when its upper end lies too high.
       non_finite_contraction: the same when its upper end is not finite and its lower
-        end still is the start.
-      max_evaluations: values and gradients a search may measure at most.
+        end is still the start.
+      max_evaluations: limit on the values and gradients of a search.
     """
 
     sufficient_decrease: Any = 0.1
@@ -199,8 +199,8 @@ def accepts(
       slope: φ'(state.step), likewise.
 
     Returns:
-      A boolean scalar, which says whether `advance_point` will end in ACCEPTED, by
-      fewer operations than the new state takes.
+      A boolean scalar: whether `advance_point` will end in ACCEPTED, computed with
+      fewer operations than the new state.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -269,9 +269,9 @@ def advance_point(
 def _within_limits(
     rules: WolfeRules, state: SearchState, new: SearchState
 ) -> SearchState:
-    """Fails where no measurement is left, or the next one would tell nothing."""
+    """Fails if no measurement is left, or the next one would add nothing."""
     count = state.num_evaluations + 1
-    # The step may not be told from the lower end.
+    # The step may be rounded to the lower end.
     running = (count < rules.max_evaluations) & (new.step > new.bracket[0, 0])
     failed = (new.stage < ACCEPTED) & ~(running & jnp.isfinite(new.step))
     return new._replace(
@@ -286,7 +286,7 @@ def _after_probe(
 ) -> SearchState:
     """Goes to the minimizer of the parabola through φ(0), φ'(0) and φ(probe).
 
-    Where the parabola bends by no more than rounding, its minimizer is noise, and the
+    If the parabola bends by no more than rounding, its minimizer is noise, and the
     probe itself is next.
     """
     probe = state.step
@@ -335,8 +335,8 @@ def _after_point(rules: WolfeRules, state: SearchState, point: Point) -> SearchS
     beyond = jnp.where(again > point.step, again, rules.expansion * point.step)
     beyond = jnp.clip(beyond, 1.1 * point.step, rules.max_extrapolation * point.step)
 
-    # Towards the lower end when the upper one lies too high or is not finite, which a
-    # first step may be by orders of magnitude, a later one not.
+    # Toward the lower end if the upper one lies too high or is not finite. A first step
+    # may be too long by orders of magnitude, a later one not.
     astray = ~jnp.isfinite(high.value) & (low.step == 0)
     contraction = jnp.where(astray, rules.non_finite_contraction, rules.contraction)
     nearer = low.step + contraction * width
@@ -362,7 +362,7 @@ def _secant(a: Point, b: Point) -> jax.Array:
 
 
 def _cubic_or_secant(low: Point, high: Point) -> jax.Array:
-    """The minimizer of the cubic through both ends, the secant where it has none.
+    """The minimizer of the cubic through both ends, or the secant if it has none.
 
     J. Nocedal, S. J. Wright, "Numerical Optimization", 2006, equation (3.59), with
     all slopes multiplied by the width.

@@ -21,7 +21,7 @@ _TRANSFORM = (
     "one or low + (high - low) * jax.nn.sigmoid(u) for one in an interval"
 )
 _DERIVATIVES = "derivatives are taken by JAX; leave it out"
-# What SciPy, jaxopt and others call it, or have besides, and what there is here.
+# Arguments of SciPy, jaxopt and others, and what to use here instead.
 OTHER_NAMES = {
     "maxiter": "use max_iterations",
     "max_steps": "use max_iterations",
@@ -66,10 +66,9 @@ def check_unknown(unknown: dict[str, Any]) -> None:
 def check_limits(
     tol: Any, tol_kind: Any, max_iterations: Any, max_evaluations: Any, patience: Any
 ) -> dict[str, Any]:
-    """Returns the limits by name, the default of ``tol`` filled in.
+    """Returns the limits by name, with the default of ``tol`` filled in.
 
-    Numbers of NumPy and JAX become Python's, with which a program has been compiled
-    already.
+    NumPy and JAX numbers become Python numbers, so that the compiled program is reused.
 
     Raises:
       ValueError: if one of them is out of its range.
@@ -112,9 +111,9 @@ def as_args(args: Any) -> tuple[Any, ...]:
 def as_start(x0: Any) -> PyTree:
     """Returns the start as a tree of floating-point arrays.
 
-    A list or tuple of numbers is an array, as in SciPy, and some of them may be scalars
-    of JAX; integers become floats, but for JAX's within a tree, which may be counters
-    or keys.
+    As in SciPy, a list or tuple of numbers is an array; some of them may be JAX
+    scalars. Integers become floats, except JAX integers within a tree, which may be
+    counters or keys.
 
     Args:
       x0: the start as given.
@@ -124,8 +123,8 @@ def as_start(x0: Any) -> PyTree:
 
     Raises:
       ValueError: if there is no leaf, or rows of numbers have different lengths.
-      TypeError: if a leaf is no real or complex floating-point array; the message names
-        the leaf.
+      TypeError: if a leaf is not a real or complex floating-point array; the message
+        names the leaf.
 
     Examples:
       >>> as_start([1, 2.5])
@@ -151,8 +150,8 @@ def as_start(x0: Any) -> PyTree:
     arrays = []
     for path, leaf in leaves:  # no comprehension: the warning counts frames
         arrays.append(_as_array(path, leaf))
-    # Without weak types, with which the loop would be compiled for its first turns
-    # and again for the others.
+    # No weak types: with them the loop would be compiled twice, for its first turns and
+    # for the others.
     return strong_types(jax.tree.unflatten(structure, arrays))
 
 
@@ -166,7 +165,7 @@ def _holds_numbers(x0: Any) -> bool:
 
 
 def _mixes_scalars(x0: Any) -> bool:
-    """Whether there are numbers and scalars of JAX; the latter alone are a tree."""
+    """Whether there are both numbers and JAX scalars; JAX scalars alone are a tree."""
     numbers = [_is_number(part) for part in x0]
     scalars = [
         isinstance(part, jax.Array) and part.ndim == 0 and part.dtype != bool
@@ -212,7 +211,7 @@ def wants_point(callback: Callable[..., Any] | None) -> bool:
     """Whether a callback has a parameter that asks for the point.
 
     Raises:
-      TypeError: if it cannot be called as `host_callback` does.
+      TypeError: if it cannot be called as `host_callback` calls it.
 
     Examples:
       >>> wants_point(lambda progress: None), wants_point(lambda xk: None)
@@ -235,7 +234,7 @@ def wants_point(callback: Callable[..., Any] | None) -> bool:
 
 
 def _call_of(names: set[str], progress: Any, point: Any) -> tuple[Any, Any]:
-    """The arguments, by position and by name, of a callback with such parameters."""
+    """The arguments, by position and by name, for a callback with these parameters."""
     if names == {"intermediate_result"}:  # keyword-only in SciPy's documentation
         return (), {"intermediate_result": progress}
     named = dict.fromkeys(sorted(names & {"x", "xk"}), point)
@@ -243,7 +242,7 @@ def _call_of(names: set[str], progress: Any, point: Any) -> tuple[Any, Any]:
 
 
 def _parameters(callback: Callable[..., Any]) -> set[str]:
-    """The names of its parameters that need a value or ask for the point."""
+    """The names of the parameters that need a value or ask for the point."""
     signature = _signature(callback)
     if signature is None:
         return set()

@@ -1,6 +1,6 @@
 """When `minimize` may end: the tolerance, and what rounding leaves to be gained.
 
-All of it is scalars. With the default ``tol_kind="decrease"`` the measure is the
+All quantities are scalars. With the default ``tol_kind="decrease"`` the measure is the
 decrease that the next step promises, half of its slope times its length. Its ratio to
 the decrease so far stays the same when f or x is scaled or shifted.
 """
@@ -13,45 +13,45 @@ import jax.numpy as jnp
 TolKind: TypeAlias = Literal["decrease", "value", "absolute", "relative"]
 
 DEFAULT_TOL = 1e-6
-FALLEN = 0.1  # of the largest gradient, if the value counts in the tolerance
-# Steps in a row that must promise next to nothing: where the gradient, too, is small
-# against the largest one, and else. Of a direction not yet explored it says little.
+FALLEN = 0.1  # a gradient below this part of the largest one has fallen
+# Steps in a row that must promise next to nothing: if the gradient is small relative to
+# the largest one, and if not. A promise says little about unexplored directions.
 SMALL_STEPS, SMALL_STEPS_OF_LARGE = 3, 8
-# Units of rounding of f below which no decrease is asked for. Slopes still measure such
-# decreases, and along a narrow valley hundreds of steps may gain as much each.
+# Units of rounding of f below which no decrease is asked for. Slopes still measure
+# decreases this small, and hundreds of steps in a narrow valley may gain one each.
 ROUNDINGS = 0.01
 # Iterations without progress after which rounding is considered: with the default kind,
-# and with those that ask for a size of the gradient, which may rest for dozens of
-# iterations before it falls again. With 10 in place of 40, one of 183 development
-# problems in float64 ends too early (VESUVIOULS).
+# and with those that limit the gradient, which may stagnate for dozens of iterations
+# before it falls again. With 10 in place of 40, one of 183 development problems in
+# float64 ends too early (VESUVIOULS).
 STALLED, STALLED_GRADIENT = 10, 40
-# And at least an eighth of all iterations: a long run gains little in each of them, and
-# may gain as much again in as many.
+# And at least an eighth of all iterations: a long run gains little per iteration, and
+# may gain as much again in as many iterations.
 STALLED_PART = 8
-SEARCHES = 2  # failed searches in a row, likewise
-# Units of rounding of f, and of its terms (whose squares f may be the sum of), that a
-# promised decrease may be above and still be rounding.
+SEARCHES = 2  # failed searches in a row after which rounding is considered, too
+# A promised decrease is rounding up to this many units of rounding of f, or of its
+# terms (f may be the sum of their squares).
 NOISE = 30.0
 NOISE_OF_TERMS = 300.0
 # Units of the decrease asked for, and of the rounding of f, that may be left at the
-# end, as far as a first-order bound can tell; above them there is a second look. Along
-# a plateau f may change by far less than the bound takes for granted.
+# end, by a first-order bound; above them there is a second look. Along a plateau f may
+# change by far less than the bound assumes.
 LEFT, LEFT_OF_ROUNDING = 100.0, 0.1
-NEARLY_ZERO = 100.0  # times the decrease asked for that f may be, to be called zero
+NEARLY_ZERO = 100.0  # f counts as zero up to this many times the decrease asked for
 FASTER = 1.2  # the least power of the gradient with which f must vanish
-NOISE_OF_PARAMS = 4.0  # units of rounding of x that a step may be long and still be it
-LARGEST_BITS = 4  # that a parameter must stay below numbers whose squares overflow
+NOISE_OF_PARAMS = 4.0  # a step is rounding up to this many units of rounding of x
+LARGEST_BITS = 4  # bits that a parameter must stay below one whose square overflows
 
 
 class Limits(NamedTuple):
-    """When to end; scalars, but for a name.
+    """When to end: scalars, and a name.
 
     Attributes:
       tol_kind: what the tolerance is relative to.
       tol: the tolerance.
-      max_iterations: of iterations.
-      max_evaluations: of gradients plus a third of the values.
-      patience: of iterations without a smaller objective or gradient.
+      max_iterations: limit on iterations.
+      max_evaluations: limit on gradients plus a third of the values.
+      patience: limit on iterations without a smaller objective or gradient.
     """
 
     tol_kind: TolKind
@@ -73,8 +73,8 @@ class Sizes(NamedTuple):
       promise: the decrease last promised by a step of known length, at first infinity.
       relative_step: the largest change that this step makes to a parameter, relative
         to the parameter.
-      relative_max: the same for the step one along the direction.
-      scale: the factor that the objective and its gradient have, here and elsewhere.
+      relative_max: the same for the unit step along the direction.
+      scale: factor of the objective and its gradient, here and elsewhere.
     """
 
     start_value: jax.Array
@@ -132,8 +132,8 @@ def has_small_gradient(
       grad_max: largest absolute entry of the gradient there.
 
     Returns:
-      A boolean scalar; with the kind ``"decrease"``, which asks for no size of the
-      gradient, whether it is zero.
+      A boolean scalar. The kind ``"decrease"`` does not limit the gradient; the result
+      then says whether the gradient is zero.
     """
     known = Sizes(*sizes)
     if limits.tol_kind == "decrease":
@@ -146,8 +146,8 @@ def has_small_gradient(
     def is_small(size: jax.Array) -> jax.Array:
         return grad_max <= limits.tol * (known.scale + size)
 
-    # On the way to minus infinity any gradient gets small against the value. Below
-    # -|f(x0)| it must have fallen, too; and so it must before f(x0) itself counts.
+    # On the way to minus infinity any gradient gets small relative to the value. It
+    # must have fallen, too, while f is below -|f(x0)| and before f(x0) itself counts.
     size = jnp.abs(value)
     has_fallen = grad_max <= FALLEN * known.largest_grad_max
     is_start = value >= known.start_value
@@ -160,11 +160,11 @@ def promises_little(limits: Limits, sizes: jax.Array, value: jax.Array) -> jax.A
 
     .. math:: \tfrac12 t |\varphi'(0)| \le \mathrm{tol}^2 \min(|f|, f_0 - f)
 
-    with a hundredth of a unit of rounding in place of :math:`\mathrm{tol}^2` where that
-    is less. Where f comes down to zero, as a sum of squares may, that would ask for its
-    last digit: for a step that changes no parameter by more than ``tol`` of itself
-    :math:`\mathrm{tol}^3 (f_0 - f)` is enough, or the rounding of the terms of f, if f
-    itself is not much larger than that.
+    with a hundredth of a unit of rounding in place of :math:`\mathrm{tol}^2` if the
+    latter is less. If f falls to zero, as a sum of squares may, this would ask for its
+    last digit. For a step that changes no parameter by more than ``tol`` of itself, a
+    promise below :math:`\mathrm{tol}^3 (f_0 - f)`, or below the rounding of the terms
+    of f, is enough if f itself is not much larger.
 
     Args:
       limits: the tolerance.
@@ -205,15 +205,15 @@ def may_hide_descent(
     .. math:: \tfrac12 \sum_i (x_i g_i)^2 > \max(\epsilon / 10, 100\, \mathrm{tol}^2)\,
         |f| \min(|f|, f_0 - f)
 
-    In units of the parameters themselves the left side over a curvature is the most
-    that a step can gain, and few objectives are so flat that the change of a parameter
-    by all of itself changes them by less than f or what they fell by so far. Along the
-    steep walls of a valley the rounding of x alone can make the gradient as large.
+    In units of the parameters, the left side divided by a curvature is the most that a
+    step can gain. Few objectives are so flat that changing a parameter by its own size
+    changes them by less than f, or by less than they fell so far. On the steep walls of
+    a valley the rounding of x alone can make the gradient as large.
 
     Args:
       limits: the tolerance.
       sizes: `Sizes` as a vector.
-      value: f, not nearly zero; else the answer is no.
+      value: f; if it is nearly zero the answer is no.
       square: the sum on the left.
 
     Returns:
@@ -231,7 +231,7 @@ def may_hide_descent(
 
 
 def is_too_large(params_max: jax.Array) -> jax.Array:
-    """Whether products of such parameters, or of steps to them, over- or underflow.
+    """Whether products of parameters this large, or of their steps, over- or underflow.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -245,7 +245,7 @@ def is_too_large(params_max: jax.Array) -> jax.Array:
 def is_small_fraction(
     limits: Limits, sizes: jax.Array, grad_max: jax.Array
 ) -> jax.Array:
-    """Whether a gradient is as small against the largest one as the tolerance."""
+    """Whether a gradient, relative to the largest one, is within the tolerance."""
     eps = float(jnp.finfo(grad_max.dtype).eps)
     tol = jnp.maximum(
         jnp.asarray(limits.tol, grad_max.dtype), 2 * NOISE_OF_PARAMS * eps
@@ -274,10 +274,10 @@ def has_vanished(
 ) -> tuple[jax.Array, jax.Array]:
     r"""Whether a minimum of zero is reached, to the tolerance and to rounding.
 
-    With the kind ``"decrease"`` the gradient is below :math:`\mathrm{tol}^3` of the
-    largest one, to rounding below :math:`10 \epsilon^2` of it, and f has fallen by more
-    than it, as at the bottom of a parabola and not on the way down a steep wall. Where
-    x, too, goes to zero both could halve until they underflow.
+    With the kind ``"decrease"`` the gradient is below :math:`\mathrm{tol}^3` times the
+    largest one, to rounding below :math:`10 \epsilon^2` times it, and f has fallen by a
+    larger factor, as at the bottom of a parabola but not on the way down a steep wall.
+    If x goes to zero, too, both could halve until they underflow.
 
     Args:
       limits: the tolerance.
@@ -301,10 +301,10 @@ def has_vanished(
 def is_rounding(sizes: jax.Array, value: jax.Array, grad_max: jax.Array) -> jax.Array:
     r"""Whether what the last step promised is below rounding.
 
-    A promise is rounding if it is below some units of that of f; or of that of its
-    terms, :math:`\epsilon^2 (f_0 - f)`, where f is a sum of squares; or if its step
-    does not reach the next numbers to x. The gradient must have fallen, too, unless
-    the start was nearly as good: a kink, too, leaves steps without length.
+    A promise is rounding if it is below some units of the rounding of f; or of that of
+    its terms, :math:`\epsilon^2 (f_0 - f)`, if f is a sum of squares; or if its step
+    does not reach the numbers next to x. The gradient must also have fallen, unless the
+    start was nearly as good: a kink, too, leaves steps without length.
 
     Args:
       sizes: `Sizes` as a vector.

@@ -1,8 +1,8 @@
 """The real coordinates that `minimize` works in, and the tree that they stand for.
 
-A complex array is a pair of real ones, so that all the algebra is real. A small tree
-is one vector: its time goes into launching operations, and into compiling them, which
-otherwise are needed for every array.
+A complex array is a pair of real ones, so that all the algebra is real. A small tree is
+one vector: its cost would otherwise be dominated by launching and compiling one
+operation per array.
 """
 
 import itertools
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree
 
-LONGEST_VECTOR = 8192  # numbers in all, up to which a tree is made one vector
-# Of several arrays one vector is made whose length is a multiple of this: a processor's
-# vectors then leave no rest, for which code would have to be compiled.
+LONGEST_VECTOR = 8192  # a tree of at most this many numbers becomes one vector
+# Several arrays become one vector whose length is a multiple of this. It fills whole
+# SIMD registers, so that no code has to be compiled for a remainder.
 MULTIPLE = 32
 
 
@@ -24,8 +24,8 @@ class Coordinates(NamedTuple):
 
     Attributes:
       like: shapes and dtypes of the tree.
-      is_vector: whether its coordinates are one vector; of several arrays with zeros
-        after them.
+      is_vector: whether its coordinates are one vector, which ends in zeros if it is
+        made of several arrays.
     """
 
     like: PyTree
@@ -75,9 +75,8 @@ def coordinates_of(x: PyTree, *, may_be_vector: bool) -> Coordinates:
 
     Args:
       x: a tree of real or complex floating-point arrays.
-      may_be_vector: whether the arrays need not be kept apart. They become one vector
-        if they are of one dtype, have `LONGEST_VECTOR` numbers at most and no explicit
-        sharding.
+      may_be_vector: whether the arrays may be merged. They become one vector if they
+        have one dtype, at most `LONGEST_VECTOR` numbers and no explicit sharding.
 
     Returns:
       The coordinates.

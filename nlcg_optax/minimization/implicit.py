@@ -13,8 +13,8 @@ from nlcg_optax.minimization.result import MinimizeResult
 from nlcg_optax.trees.inner_products import max_abs, vdots
 from nlcg_optax.xla.varying import while_loop
 
-# Of the conjugate gradients that solve with the Hessian: the residual relative to the
-# right side, and the iterations per number.
+# Limits of the conjugate gradients that solve with the Hessian: the residual relative
+# to the right side, and the iterations per number.
 TOLERANCE = 1e-10
 ITERATIONS = 10
 
@@ -37,7 +37,7 @@ def solve_implicitly(
       settings: whatever else ``run`` needs; without derivatives.
 
     Returns:
-      The result. Its ``x``, ``fun`` and ``aux`` have derivatives, those of all other
+      The result. Its ``x``, ``fun`` and ``aux`` have derivatives; those of all other
       parts are zero.
 
     Examples:
@@ -61,7 +61,7 @@ def _solve_implicitly_jvp(
 ) -> tuple[MinimizeResult, MinimizeResult]:
     (u0, inputs, settings), (u0_dot, inputs_dot, _) = primals, primals_dot
     end = solve_implicitly(run, tangents, u0, inputs, settings)
-    # None of what is constant: not every function has derivatives with respect to it.
+    # No tangents of constants: not every function is differentiable in them.
     inputs_dot = jax.tree.map(_known_tangent, inputs_dot, is_leaf=_is_zero)
     x_dot, fun_dot, aux_dot = tangents(end.x, inputs, inputs_dot, end.success)
     # A minimizer does not depend on where the run began; any other point does.
@@ -94,19 +94,19 @@ def _is_zero(leaf: Any) -> bool:
 def _known_tangent(leaf: Any) -> Any:
     if _is_zero(leaf) or getattr(leaf, "dtype", None) == jax.dtypes.float0:
         return None
-    return jnp.asarray(leaf)  # a number of Python, too
+    return jnp.asarray(leaf)  # also for a Python number
 
 
 def tangents_of(
     problem: Problem, x: PyTree, inputs: Any, inputs_dot: Any, success: jax.Array
 ) -> tuple[PyTree, jax.Array, PyTree]:
-    r"""Derivatives of a minimizer, of the objective there, and of what comes with it.
+    r"""Derivatives of a minimizer, and of the objective and auxiliary output there.
 
     .. math:: \nabla^2_{xx} f\; \dot x = -\nabla^2_{xa} f\; \dot a, \qquad
         \dot f = \partial_a f\, \dot a, \qquad
         \dot h = \partial_x h\, \dot x + \partial_a h\, \dot a.
 
-    The first by the implicit function theorem, the second by the envelope theorem.
+    The first is the implicit function theorem, the second the envelope theorem.
 
     Args:
       problem: the problem, with the functions of the caller.
@@ -129,7 +129,7 @@ def tangents_of(
             return gradient(w, inputs)
 
         if problem.value.has_custom_rules:
-            # It is symmetric, and such a function may have no forward derivative.
+            # The Hessian is symmetric, and custom rules may have no forward derivative.
             return jax.vjp(at, u)[1](v)[0]
         return jax.jvp(at, (u,), (v,))[1]
 
@@ -140,11 +140,11 @@ def tangents_of(
     def valid(tangent: Any) -> Any:
         if tangent.dtype == jax.dtypes.float0:
             return tangent
-        # A product, and so linear: reverse mode would lose the nan of a selection.
+        # A product is linear: reverse mode would lose the NaN of a selection.
         return tangent * jnp.where(success, 1, jnp.nan).astype(tangent.dtype)
 
-    # On both sides of the solution: the solver makes zero of what is not a number, and
-    # reverse mode begins on the other side.
+    # Before and after the solver, which turns NaN into zero: reverse mode begins at the
+    # other end.
     minus = jax.tree.map(lambda x: valid(-x), right)
     u_dot = jax.lax.custom_linear_solve(
         hessian, minus, _conjugate_gradients, symmetric=True
@@ -163,7 +163,7 @@ def tangents_of(
 def _split(
     inputs: Any, inputs_dot: Any
 ) -> tuple[list[Any], list[Any], Callable[[list[Any]], Any]]:
-    """Those inputs that have tangents, these, and all inputs of new such ones."""
+    """The inputs with tangents, their tangents, and a function that replaces them."""
     leaves, structure = jax.tree.flatten(inputs)
     dots = jax.tree.leaves(inputs_dot, is_leaf=lambda leaf: leaf is None)
     where = [number for number, dot in enumerate(dots) if dot is not None]
@@ -179,11 +179,11 @@ def _split(
 
 
 def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
-    """Solves ``matvec(x) = b``, with inner products that any sharding allows.
+    """Solves ``matvec(x) = b``, with inner products that work with any sharding.
 
-    Those of `jax.scipy.sparse.linalg.cg` refuse arrays on an explicit mesh. In units of
-    ``b`` and of the first product, whose squares might over- or underflow: powers of
-    two, so that nothing is rounded.
+    Those of `jax.scipy.sparse.linalg.cg` refuse arrays on an explicit mesh. ``b`` and
+    the first product are scaled, because their squares might over- or underflow; the
+    factors are powers of two, so that nothing is rounded.
     """
 
     def norm(x: PyTree) -> jax.Array:

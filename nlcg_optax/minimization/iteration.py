@@ -45,12 +45,12 @@ from nlcg_optax.minimization.step_taken import Taken, take_step
 from nlcg_optax.trees.inner_products import products_and_maxima
 from nlcg_optax.xla.control_flow import apply_if, cond
 
-# Times the size of the objective at the start, if that is above 1; and a part of the
-# largest number, beyond which one more step may overflow.
+# f counts as unbounded if it is less than minus this many times its size at the start
+# (at least 1), or minus this part of the largest number, where a step may overflow.
 UNBOUNDED, NEARLY_INFINITE = 1e30, 1 / 64
 MAX_FAILED_SEARCHES = 4  # in a row
-STALLED_MEMORY = 8  # iterations without progress, doubled, at which memory is given up
-COUNTS = 1e-4  # of the decrease so far, that a promise may be for its step to count
+STALLED_MEMORY = 8  # stalled iterations that reset the memory; doubled, again
+COUNTS = 1e-4  # a promise counts up to this part of the decrease so far
 
 
 class Callback(NamedTuple):
@@ -59,8 +59,8 @@ class Callback(NamedTuple):
     Attributes:
       call: ``call(active, progress)``, whether the run ends; on the host.
       reach: `jax.experimental.io_callback` or, inside of other programs, a
-        `jax.pure_callback`: ``vmap`` knows no other in a loop.
-      point: the ``x`` of the progress for the coordinates of a point.
+        `jax.pure_callback`: ``vmap`` supports no other in a loop.
+      point: from the coordinates of a point to the ``x`` of the progress.
     """
 
     call: Callable[[Any, Progress], Any]
@@ -155,8 +155,8 @@ def iterate(
 def _scale_for(scale: jax.Array, taken: Taken) -> jax.Array:
     """The scale with which products of gradients neither overflow nor underflow.
 
-    It changes only where the gradient has left a wide range: one more measurement is
-    made then.
+    It changes only if the gradient has left a wide range; one more measurement is then
+    made.
     """
     info = jnp.finfo(scale.dtype)
     largest, value = taken.evaluated.grad_max, jnp.abs(taken.evaluated.value)
@@ -164,7 +164,7 @@ def _scale_for(scale: jax.Array, taken: Taken) -> jax.Array:
     most = jnp.exp2(info.maxexp * exponent)
     outside = (largest > most) | (largest * most < 1)
     outside &= (largest > 0) & jnp.isfinite(largest) & jnp.isfinite(value)
-    # The next power of two to the gradient; the value must not overflow.
+    # The power of two next to the gradient; the value must not overflow.
     size = jnp.maximum(largest, value * jnp.exp2(jnp.asarray(-0.7 * info.maxexp)))
     furthest = 2.0 ** (info.maxexp - 8)
     new = jnp.clip(scale / power_of_two(size), 1 / furthest, furthest)
@@ -180,8 +180,8 @@ def _promise(
 ) -> Sizes:
     """The sizes with what the next step promises, if its length is known.
 
-    After a search that failed although slopes enclose a minimizer that is known, too:
-    what the secant promises from the same point.
+    The length is also known after a failed search whose slopes enclose a minimizer: the
+    promise is then that of the secant from the same point.
     """
     known, ended = taken.sizes, state.search
     high_step, _, high_slope = ended.bracket[1]
@@ -196,8 +196,8 @@ def _promise(
         lambda: _maxima(direction.updates, taken.params),
         lambda: (jnp.full_like(secant, jnp.inf), jnp.zeros_like(secant)),
     )
-    # Products of steps of such a parameter overflow, so that the direction has learned
-    # nothing, and what it promises is nothing to go by.
+    # Products of steps of a parameter this large overflow, so that the direction has
+    # learned nothing and its promise is meaningless.
     too_large = is_too_large(moved_max)
     step, promise, relative = (
         jnp.where(is_natural, new, old)
@@ -262,7 +262,7 @@ def _status(
     in_noise: jax.Array,
     status: jax.Array,
 ) -> jax.Array:
-    """The status after an iteration; the last of these that holds."""
+    """The status after an iteration: that of the last condition that holds."""
     evaluated, known = taken.evaluated, Sizes(*sizes)
     is_finite = jnp.isfinite(evaluated.value) & jnp.isfinite(evaluated.grad_max)
     converged = has_small_gradient(limits, sizes, evaluated.value, evaluated.grad_max)
@@ -280,7 +280,7 @@ def _status(
     vanished = has_vanished(limits, sizes, evaluated.value, evaluated.grad_max)
     converged |= vanished[0] & ~vanished[1]
     at_rest |= vanished[1]
-    # The objective is scaled so that one is near the size of its gradient.
+    # The objective is scaled so that the size of its gradient is near 1.
     start_size = jnp.maximum(1, jnp.abs(known.start_value))
     most = float(jnp.finfo(start_size.dtype).max) * NEARLY_INFINITE
     least_value = -jnp.minimum(UNBOUNDED * start_size, most)
@@ -307,7 +307,7 @@ def _call_back(
     iterations: Iterations,
     status: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Calls the callback; the status after it, and whether it ends the run."""
+    """Calls the callback; returns the status after it, and whether it ends the run."""
     evaluated, scale = taken.evaluated, state.scale
     progress = Progress(
         iterations.nit,

@@ -1,9 +1,9 @@
 """The loop of `minimize`: outer iteration and line search as one state machine.
 
-Each turn of the loop measures one point and hands it to the line search; where the
-search ends the same turn takes the step, asks for the next direction and starts the
-next search. So there is one loop with one gradient in it, and ``vmap`` over
-problems keeps every problem busy at its own pace.
+Each turn of the loop measures one point and hands it to the line search. If the search
+ends, the same turn takes the step, computes the next direction and starts the next
+search. So there is one loop with one gradient in it, and under ``vmap`` every problem
+advances at its own pace.
 """
 
 from collections.abc import Callable
@@ -38,18 +38,18 @@ from nlcg_optax.minimization.step_taken import point_at
 from nlcg_optax.trees.inner_products import products_and_maxima
 from nlcg_optax.xla.control_flow import apply_if, cond, while_loop
 
-# Points at most of a search that is unlikely to gain much: where all that it can gain
-# is rounding; where it is noise, and before the end.
+# Limits on the points of a search that is unlikely to gain much: if it can gain only
+# rounding; and if its values are noise, or in a second look before the end.
 SHORT_SEARCH, LONG_SEARCH = 8, 16
-LEAP = 0.25  # of the new parameter, the change of it that is a leap
-# Along a parabola and along a line, the part of what the slope at its start promises by
-# which the value falls on the way to a minimum; and how far from it the part may be.
+LEAP = 0.25  # a leap changes a parameter by more than this part of its new value
+# How far the value falls on the way to a minimum, as a part of what the slope at the
+# start promises: along a parabola and along a line; and the tolerance of that part.
 PARTS, NEAR = (0.5, 1.0), 0.02
-EARLY = 5  # iterations in which that is asked for
+EARLY = 5  # first iterations, in which these parts are checked
 
 
 class _Measured(NamedTuple):
-    """The fields of `MinimizeState` that a measurement changes, but for counters."""
+    """The fields of `MinimizeState` that a measurement changes, except counters."""
 
     search: SearchState
     candidate: Evaluated
@@ -66,16 +66,16 @@ def run(
     callback: Callback | None = None,
     max_turns: jax.Array | None = None,
 ) -> MinimizeState:
-    """Measures and steps until something in ``limits`` or the status ends it.
+    """Measures and steps until a limit or the status ends the run.
 
     Args:
       objective: the function to minimize.
       method: direction and line search.
       limits: when to end.
-      state: from `initial_state`, new or that of an earlier run.
+      state: a new one from `initial_state`, or that of an earlier run.
       callback: called on the host at the start and after each iteration; a true
         return value ends the run.
-      max_turns: of the loop, after which the state may still be running.
+      max_turns: limit on turns of the loop; the state may then still be running.
 
     Returns:
       The last state; its ``status`` says why it is the last.
@@ -101,12 +101,12 @@ def run(
             runs &= turns < max_turns
         return runs, turns, state
 
-    # A boolean decides: a compiler may look for the number of turns in an integer.
+    # The condition is a boolean: from an integer a compiler may infer a trip count.
     turns = None if max_turns is None else jnp.zeros_like(max_turns)
     start = continues(state), turns, state
     end = while_loop(lambda carry: carry[0], body, start)[2]
     spent = (end.status == Status.RUNNING) & (end.work >= limits.max_evaluations)
-    # A second look that is cut short has found nothing against the end it put off.
+    # A second look that is cut short ends with the status that it has put off.
     counts = Iterations(*end.iterations)
     limited = jnp.where(counts.look > 0, counts.put_off, Status.MAX_EVALUATIONS)
     return end._replace(status=jnp.where(spent, limited, end.status).astype(jnp.int32))
@@ -130,7 +130,7 @@ def _measure(
             *(getattr(state, field) for field in _Measured._fields[1:]),
         )
 
-    # Advanced inside the branches, for the parameters read what they return only once.
+    # Advanced inside the branches, so that no loop over parameters computes it again.
     measured = cond(needs_gradient, with_gradient, value_alone)
     return state._replace(
         **measured._asdict(),
@@ -166,9 +166,8 @@ def _measure_gradient(
         [(state.updates, grad)], [grad], dtype=value.dtype
     )
     usable = jnp.isfinite(value) & jnp.isfinite(grad_max)
-    # A plateau above the start, which the rounding allowed to a search may reach, is no
-    # place to go on from: beyond it, as where nothing is finite. Nor is one that a leap
-    # has reached.
+    # A plateau above the start, which the tolerance of a search may admit, counts as
+    # not finite: no search can continue from it. So does one that a leap has reached.
     on_plateau = (grad_max <= 0) & (value > search.start_value)
     vanished = grad_max <= float(jnp.finfo(value.dtype).eps) * state.current_grad_max
     on_plateau |= cond(
@@ -181,7 +180,7 @@ def _measure_gradient(
     # A gradient with an infinite entry must not pass for one with a good slope.
     slope = jnp.where(usable, -u_g, jnp.nan)
     known = Sizes(*state.sizes)
-    # Once more where the scale has changed: the start of the run is known by then.
+    # If the scale has changed, this repeats the first measurement: the start is known.
     starts = is_first & jnp.isposinf(known.start_value)
     sizes = jnp.stack(
         known._replace(
@@ -227,13 +226,13 @@ def _leapt_to_a_plateau(
 ) -> jax.Array:
     """Whether a gradient vanished only because a step went past all slopes.
 
-    A minimum is known by its value: along a straight line, to a kink, it falls by what
-    the slope at the start promises, and along a parabola by half of that. Where it fell
-    by something else, the search goes on with shorter steps. That is asked of leaps of
-    the first searches, which know no natural length and may change a parameter by a
-    quarter of itself or more; later ones may leap to a minimum of any shape. Where
-    products of parameters overflow, and slopes underflow, it must be a parabola, and
-    no leap.
+    A minimum is recognized by its value: along a straight line, to a kink, it falls by
+    what the slope at the start promises, and along a parabola by half of that. If it
+    fell by any other amount, the search continues with shorter steps. The test applies
+    to leaps of the first searches, which have no natural length and may change a
+    parameter by a quarter of itself or more; later searches may leap to a minimum of
+    any shape. Where products of parameters overflow and slopes underflow, the fall must
+    be that of a parabola, without a leap.
     """
 
     def moved(part: float) -> Callable[[jax.Array, jax.Array], jax.Array]:

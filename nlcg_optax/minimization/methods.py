@@ -18,10 +18,10 @@ from nlcg_optax.preconditioners.limited_memory import (
 )
 
 LIMITED_MEMORY = "limited-memory"
-# What SciPy has, by what is nearest to it here.
+# SciPy's methods, with the nearest one here.
 SCIPY_METHODS = {"BFGS": LIMITED_MEMORY, "L-BFGS-B": LIMITED_MEMORY, "CG": "pr+"}
-# For directions of Newton's kind: Nocedal and Wright, "Numerical Optimization", 2006,
-# section 3.1. They take the step one wherever it is of any use.
+# For Newton-type directions: Nocedal and Wright, "Numerical Optimization", 2006,
+# section 3.1. These rules accept the unit step wherever it is of any use.
 NEWTON_RULES = WolfeRules(sufficient_decrease=1e-4, max_slope_ratio=0.9)
 # Arguments of `scale_by_nlcg` by which a direction may depend on the arrays.
 PER_ARRAY = {"scope", "preconditioner"}
@@ -34,10 +34,10 @@ class Method(NamedTuple):
       direction: a transformation whose updates are -d, such as `scale_by_nlcg`.
       rules: parameters of the line search.
       initial_step: ``"one"`` if the directions have a natural length, ``"previous"``
-        to start from the step before, scaled by the ratio of the slopes. With
-        ``"one"`` the quadratic step is left out where the step one fitted last time.
+        to start from the step before, scaled by the ratio of the slopes. With ``"one"``
+        the quadratic step is omitted if the unit step fitted last time.
       may_be_vector: whether the direction does not depend on how the parameters are
-        divided into arrays, so that `minimize` may make one vector of small ones.
+        divided into arrays, so that `minimize` may merge small arrays into one vector.
       forget: resets a state of ``direction`` to one that starts anew, changing few of
         its arrays; None for a new state from ``init``.
     """
@@ -118,7 +118,7 @@ def limited_memory_method(
 
 @functools.cache
 def _by_name(name: str) -> Method:
-    # Cached: `minimize` compiles once for every method object.
+    # Cached: `minimize` compiles once per method object.
     return limited_memory_method() if name == LIMITED_MEMORY else nlcg_method(name)
 
 
@@ -138,11 +138,10 @@ def _numbers(rules: WolfeRules) -> WolfeRules:
 
 
 def get_method(method: str | Method | optax.GradientTransformation) -> Method:
-    """Returns the method of a name, of a direction, or the method itself.
+    """Returns the method for a name or a direction, or a given method itself.
 
     Args:
-      method: a name out of `names`, a `Method`, or a transformation whose updates
-        are -d.
+      method: a name from `names`, a `Method`, or a transformation whose updates are -d.
 
     Returns:
       The method.
@@ -166,7 +165,7 @@ def get_method(method: str | Method | optax.GradientTransformation) -> Method:
             f"method={method!r} is a {type(method).__name__}; allowed are the names "
             f"{list(names())}, a Method and an optax.GradientTransformation"
         )
-    if method.upper() in SCIPY_METHODS:  # whose names may be in any case
+    if method.upper() in SCIPY_METHODS:  # SciPy ignores case
         ours = SCIPY_METHODS[method.upper()]
         raise ValueError(f"method={method!r} is unknown; use {ours!r}")
     validation.check_choice("method", method, names())

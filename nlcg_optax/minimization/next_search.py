@@ -75,7 +75,7 @@ def next_search(
     restart: jax.Array,
     num_failed: jax.Array,
 ) -> tuple[SearchState, jax.Array, jax.Array]:
-    """The next search, the step just taken, and whether the next has a known length."""
+    """The next search, the step just taken, and whether the next length is known."""
     acc, value = state.previous_step.dtype, taken.evaluated.value
     moved = taken.moved & ~taken.is_first
     step = jnp.where(moved, state.candidate_step, state.previous_step)
@@ -95,7 +95,7 @@ def next_search(
         later = step * jnp.minimum(ratio, MAX_STEP_GROWTH)
     later = jnp.where((later > 0) & jnp.isfinite(later), later, fresh)
     is_fresh = (step == 0) | restart
-    # Counted from the best point, so that no number of steps leads uphill by more.
+    # Measured from the best point, so that no number of steps leads further above it.
     best = taken.best.value
     room = best + trial_step.tolerance(error, best) - value
     search = wolfe_search.start(

@@ -20,16 +20,16 @@ from nlcg_optax.minimization.tracing import (
 )
 from nlcg_optax.xla.varying import axes_of_type, varying_over, varying_with
 
-# Errors of tracing that a function written for NumPy gives.
+# Tracing errors that a function written for NumPy raises.
 _OF_NUMPY = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
-_ASSIGNED = "setting an array element"  # a NumPy array cannot hold what is traced
+_ASSIGNED = "setting an array element"  # a NumPy array cannot hold traced values
 NOT_NUMBERS = ("O", "S", "U", "M", "m")  # kinds of NumPy: objects, strings, dates
-# Numbers in the largest array that a problem computes, and in the largest that it is
-# given, for which compiling is the work.
+# Sizes of the largest array that a problem computes, and of the largest that it is
+# given, up to which compiling takes most of the time.
 SMALL, SMALL_INPUT = 512, 2**16
 
 
@@ -40,10 +40,10 @@ class Problem(NamedTuple):
       coordinates: how the parameters are written.
       aux: shapes and dtypes of the auxiliary tree.
       value: the traced value and auxiliary leaves, of coordinates and arguments.
-      gradient: the same with the gradient; None where that follows from ``value``.
+      gradient: the same with the gradient; None if that follows from ``value``.
       args: leaves of the arguments.
-      plain: programs of the value and of the gradient without custom derivatives, of
-        what they close over and their arguments, in place of those of the caller.
+      plain: programs of the value and of the gradient without custom derivatives, in
+        place of the caller's. They take closed-over values, then the arguments.
     """
 
     coordinates: Coordinates
@@ -105,9 +105,9 @@ def pose(
 
     Args:
       fun: ``fun(x, *args)``, a real scalar, or a pair of it and an auxiliary tree.
-      args: further arguments of ``fun``; what is no array in them, such as a number of
-        Python or a function, is closed over.
-      has_aux: whether it returns a pair.
+      args: further arguments of ``fun``; leaves that are not arrays, such as Python
+        numbers or functions, are closed over.
+      has_aux: whether ``fun`` returns a pair.
       coordinates: how the parameters are written.
       u: coordinates of parameters, for their shapes.
 
@@ -208,9 +208,9 @@ def _plain(traced: Traced) -> ClosedJaxpr:
 
 
 def _like(aval: Any) -> Any:
-    """What stands for an argument in a trace."""
+    """The placeholder of an argument in a trace."""
     axes = axes_of_type(aval)
-    if axes:  # of `shard_map`, which no `jax.ShapeDtypeStruct` can tell
+    if axes:  # of `shard_map`, which a `jax.ShapeDtypeStruct` cannot express
         return varying_over(jnp.zeros(aval.shape, aval.dtype), [axes])
     is_split = jax.sharding.AxisType.Explicit in aval.sharding.mesh.axis_types
     sharding = aval.sharding if is_split else None

@@ -1,4 +1,4 @@
-"""Compiled programs of `minimize`, found again by what they compute."""
+"""Compiled programs of `minimize`, cached by what they compute."""
 
 import collections
 import functools
@@ -30,12 +30,12 @@ from nlcg_optax.xla.shared_constants import share_constants
 
 _programs: collections.OrderedDict[Hashable, "Program"] = collections.OrderedDict()
 _programs_lock = threading.Lock()
-_tickets = itertools.count()  # of runs with a callback
+_tickets = itertools.count()  # one per run with a callback
 
-MOST_PROGRAMS = 256  # kept; the longest unused goes first
-FIRST_TURNS = 16  # of the loop of a small problem until Python is in control again
-MOST_SECONDS = 0.2  # between two such looks
-MOST_GROWTH = 8  # of the number of turns from one look to the next
+MOST_PROGRAMS = 256  # programs kept; the least recently used is dropped first
+FIRST_TURNS = 16  # turns of a small problem's loop before it returns to Python
+MOST_SECONDS = 0.2  # between two returns to Python
+MOST_GROWTH = 8  # of the number of turns from one return to the next
 
 
 class Setup(NamedTuple):
@@ -45,7 +45,7 @@ class Setup(NamedTuple):
       method: direction and line search.
       tol_kind: what the tolerance is relative to.
       begins: ``"new"``, ``"resumed"`` or ``"onto a new objective"``.
-      wants_point: whether it asks for the point.
+      wants_point: whether the callback asks for the point.
     """
 
     method: Method
@@ -70,7 +70,7 @@ class Program:
         self._problem = problem
         self._setup = setup
         self._layout = states.Layout(text)
-        # Who is called back, by the ticket of the run: no program depends on it.
+        # The callback of each run, by its ticket: no program depends on it.
         self._callbacks: dict[int, Callable[[Any, Any], Any]] = {}
         is_large = not problem.coordinates.is_vector
         options = compiler_options(is_small=problem.is_small)
@@ -105,7 +105,7 @@ class Program:
     ) -> MinimizeResult:
         """Runs outside of other programs, in pieces, so that Ctrl-C ends it."""
         errors: list[BaseException] = []
-        # The open end of a bracket is infinite, which is no fault of the caller's.
+        # The open end of a bracket is infinite, which is not the caller's error.
         with jax.debug_infs(False):
             if callback is None:
                 return self._solve(u, inputs, limits, state, errors, None)
@@ -244,7 +244,7 @@ class Program:
 
 
 def program_for(problem: Problem, setup: Setup, text: str) -> Program:
-    """The program of a problem, a new one if no problem before was like it.
+    """The program of a problem, a new one unless an earlier problem was like it.
 
     Args:
       problem: the problem.
@@ -252,8 +252,8 @@ def program_for(problem: Problem, setup: Setup, text: str) -> Program:
       text: the tree of parameters, by its shapes.
 
     Returns:
-      The program; it holds no data of the problem, but for what functions with
-      derivatives of their own close over within loops.
+      The program. It holds no data of the problem, except for what functions with
+      custom derivatives close over within loops.
     """
     key = problem.key, setup
     with _programs_lock:

@@ -64,13 +64,13 @@ MESSAGES: dict[Status, str] = {
 }
 
 
-# Of `Status.CONVERGED` without an iteration, with a gradient of zero.
+# Message of `Status.CONVERGED` without an iteration, at a gradient of zero.
 ZERO_AT_START = (
     "converged: the gradient is zero at the start, which is stationary (or fun "
     "underflows there, or does not depend on x)"
 )
 
-# What SciPy's results have besides.
+# Fields that only SciPy's results have.
 ABSENT = {
     "hess_inv": (
         "no inverse Hessian is kept; where it is needed invert "
@@ -138,7 +138,7 @@ class MinimizeResult(NamedTuple):
         return messages if status.ndim else messages[0]
 
     def _gradients(self, count: int) -> list[np.ndarray]:
-        """The leaves of the gradients, a row for each problem of a batch."""
+        """The leaves of the gradients, with one row per problem of a batch."""
         return [np.asarray(g).reshape(count, -1) for g in jax.tree.leaves(self.grad)]
 
     def keys(self) -> tuple[str, ...]:
@@ -164,7 +164,7 @@ class MinimizeResult(NamedTuple):
         return getattr(self, key)
 
     def __getattr__(self, name: str) -> Any:
-        # Only for what there is not.
+        # Called only for names that do not exist.
         if name in ABSENT:
             raise AttributeError(f"result.{name}: {ABSENT[name]}")
         raise AttributeError(

@@ -1,15 +1,15 @@
 """A second look before `minimize` ends: searches in units of the parameters.
 
-Where parameters are of very different sizes the steepest descent, and what has been
-learned from it, moves the smallest of them and nothing else. In a low precision the
-rounding of that one then keeps the gradient large, while the others would have to move
-together with it along a valley. A direction that moves every parameter in proportion
-to itself leads along the valley if there is one.
+If parameters have very different sizes, the steepest descent, and all that is learned
+from it, moves only the smallest of them. In low precision its rounding then keeps the
+gradient large, while the others would have to move with it along a valley. A direction
+that moves every parameter in proportion to itself leads along the valley if there is
+one.
 
-Where it does not, the gradient points at a wall: the rounding of x alone makes it as
-large, and hides the part of it along the valley. What a step of a few roundings of x
-changes in the gradient is the normal of the wall; without its part along the normal
-the gradient leads along the valley, in any units.
+If it does not, the gradient points at a wall: the rounding of x alone makes it this
+large and hides its component along the valley. The change of the gradient over a step
+of a few roundings of x is the normal of the wall. Without its component along the
+normal, the gradient leads along the valley, in any units.
 """
 
 import jax
@@ -56,8 +56,8 @@ def second_look(limits: Limits, state: MinimizeState, look: jax.Array) -> Minimi
       look: the number of the search, 1 to `LOOKS`.
 
     Returns:
-      The state of that search, with the status that it would end with put off; the
-      state as it was where the gradient is too small to hide a descent.
+      The state of that search, in which the final status is put off; the unchanged
+      state if the gradient is too small to hide a descent.
     """
     scale, is_first = state.scale, look == 1
 
@@ -81,7 +81,7 @@ def second_look(limits: Limits, state: MinimizeState, look: jax.Array) -> Minimi
     looks &= jnp.isfinite(square) & (square > 0) & jnp.isfinite(part)
     looks &= (look != LOOKS) | projects
     slope = -jnp.where(looks, square, 1)
-    # The first trial changes the parameter that moves most by all of itself.
+    # The first trial changes the parameter that moves most by its own size.
     value = point.value
     step = trial_step.first_step(value, slope, jnp.ones_like(value), largest)
     few_roundings = NOISE_OF_PARAMS * float(jnp.finfo(value.dtype).eps)

@@ -45,9 +45,9 @@ def minimize(
 ) -> MinimizeResult:
     r"""Minimizes a smooth function of a pytree of arrays.
 
-    A descent direction from ``method`` and the Hager-Zhang line search
-    (`scale_by_hager_zhang_linesearch`) along it are one compiled loop with one gradient
-    in it. By default it has converged when the next steps promise next to nothing,
+    It compiles one loop, with one gradient in it: a descent direction from ``method``,
+    followed by the Hager-Zhang line search (`scale_by_hager_zhang_linesearch`). By
+    default it has converged when the next steps promise next to nothing,
 
     .. math:: \tfrac12 t |\varphi'(0)| \le \max(\mathrm{tol}^2, \epsilon/100)\,
         \min(|f|,\; f(x_0) - f),
@@ -63,66 +63,67 @@ def minimize(
         \{1 + |f|, \; 1, \; \max_i |g_i(x_0)|\}
 
     for ``"value"``, ``"absolute"`` and ``"relative"``; for ``"value"`` the size of f
-    counts only after a decrease. With every kind it also ends with success
-    once neither the objective nor its gradient has become smaller for 10 iterations (40
-    with the other kinds) and for an eighth of all iterations, or two searches in a row
-    have failed, and what is left to gain is below the rounding of the precision:
+    counts only after a decrease. With every kind it also ends with success if what is
+    left to gain is below the rounding of the precision, once neither the objective nor
+    its gradient has become smaller for 10 iterations (40 with the other kinds) and for
+    an eighth of all iterations, or once two searches in a row have failed.
     ``result.message`` then says "converged to rounding".
 
     ``fun`` is traced at every call, so that whatever it reads is read anew. The arrays
     and numbers it closes over become arguments of the compiled program: the same
-    function of other data, or a new closure, compiles nothing. Python numbers inside of
-    ``scan``, ``while_loop``, ``cond``, ``checkpoint`` or a function with derivatives of
-    its own are part of the program: to change them without compiling, make them arrays.
+    function with other data, or a new closure, compiles nothing. Python numbers inside
+    ``scan``, ``while_loop``, ``cond``, ``checkpoint`` or a function with custom
+    derivatives are part of the program: to change them without compiling, make them
+    arrays.
 
     It works under ``jit`` and ``vmap``. The results ``x``, ``fun`` and ``aux`` have
     derivatives with respect to everything that ``fun`` depends on, ``args`` and
     closed-over arrays: by the implicit function theorem,
     :math:`\nabla^2 f\, dx = -d\nabla f`, solved by conjugate gradients on
-    Hessian-vector products, and :math:`df = \partial_a f\, da`. They are those of an
-    exact stationary point with a positive definite Hessian, and not a number if the run
-    had no success. The other results carry none.
+    Hessian-vector products, and :math:`df = \partial_a f\, da`. The derivatives are
+    those of an exact stationary point with a positive definite Hessian, and NaN if the
+    run had no success. The other results have none.
 
-    Inside, the arrays are real, and those of a small tree are one vector (at most 8192
-    numbers of one dtype, with a method that `Method.may_be_vector`, as by name): that
-    compiles and runs faster. Outside of ``jit`` the run returns to Python several times
-    a second, so that Ctrl-C ends it.
+    Internally the arrays are real, and those of a small tree are one vector, which
+    compiles and runs faster (at most 8192 numbers of one dtype, with a method for which
+    `Method.may_be_vector` is true, as for every name). Outside of ``jit`` the run
+    returns to Python several times a second, so that Ctrl-C ends it.
 
     Args:
       fun: ``fun(x, *args)``, a real scalar, or a pair of it and an auxiliary tree. Any
         callable: a closure, a bound method, a module with arrays.
       x0: where to begin: a tree of real or complex floating-point arrays; a number, or
         a list or tuple of numbers, is cast to an array.
-      args: further arguments of ``fun``; what is no tuple is the only one. They may
-        hold functions and strings, too, and Python numbers, which count as closed over:
-        ``range(n)`` and ``if`` work with them.
+      args: further arguments of ``fun``; anything but a tuple is a single argument.
+        They may also hold functions, strings and Python numbers, which count as closed
+        over: ``range(n)`` and ``if`` work with them.
       has_aux: whether ``fun`` returns that pair.
-      method: a name out of `nlcg_optax.minimization.methods.names`, that is
+      method: a name from `nlcg_optax.minimization.methods.names`, that is
         ``"limited-memory"`` (31 secant pairs, fewer for up to three parameters: an
         L-BFGS direction, which is NLCG in their metric with β = 0) or a conjugacy rule
         such as ``"hs+"`` or ``"hz"`` for two-term NLCG; a `Method`; or a transformation
         whose updates are -d.
       tol: tolerance, positive; None for 1e-6. With the default kind it is about the
-        accuracy of x relative to the way from x0, and as much as the precision allows
-        in float32.
+        accuracy of x relative to its distance from x0, and in float32 as much as the
+        precision allows.
       tol_kind: what the tolerance is relative to.
       max_iterations: limit on iterations.
       max_evaluations: limit on the work: a value with its gradient counts one, a
         value alone a third.
-      patience: iterations without a smaller objective or a halved gradient after
-        which it gives up.
+      patience: iterations without a smaller objective or a halved gradient after which
+        the run ends.
       state: ``result.state`` of an earlier call with the same ``method`` and shapes, to
-        resume where that ended, under new limits; the counters continue. ``x0`` then
-        only gives the shapes.
-      new_objective: whether ``fun`` or ``args`` are others than in the call that
-        ``state`` is of, as along a path of problems (continuation). The point is then
-        measured anew and the counters begin at zero; kept are the secant pairs or
-        the previous direction.
+        resume where that call ended, under new limits; the counters continue. ``x0``
+        then only gives the shapes.
+      new_objective: whether ``fun`` or ``args`` differ from those of the call that
+        returned ``state``, as along a path of problems (continuation). The point is
+        then measured anew and the counters begin at zero; the secant pairs or the
+        previous direction are kept.
       callback: called on the host at the start and after each iteration with a
         `nlcg_optax.minimization.state.Progress`. A parameter named ``x`` or ``xk`` gets
         the point, too, and ``intermediate_result`` is a progress with the point as its
         ``x``. The run ends when it returns True or raises ``StopIteration``.
-      **unknown: an error that names the argument to use.
+      **unknown: raise an error that names the argument to use.
 
     Returns:
       A `MinimizeResult`. The best point is kept: ``fun`` is never above f(x0).
@@ -131,7 +132,7 @@ def minimize(
       TypeError: if ``fun`` does not return a real floating-point scalar, ``x0`` has
         a leaf that is not floating point, or an argument is unknown.
       ValueError: if an argument is out of its range, ``state`` does not fit, or
-        ``new_objective`` comes without a ``state``.
+        ``new_objective`` is given without a ``state``.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -184,13 +185,13 @@ def _solve(
     state: MinimizeState | None,
     callback: Callable[..., Any] | None,
 ) -> MinimizeResult:
-    """Solves it on its own or, if something is traced, as part of another program."""
+    """Solves it as a separate program or, if something is traced, within another."""
     # JAX keeps `tangents` for longer than the trace that the inputs may belong to.
     lean = problem.without_inputs()
 
     def run(u: PyTree, inputs: Any, settings: Any) -> MinimizeResult:
         if _is_traced((u, inputs, settings)):
-            # Callbacks may have no hash, or be equal to another.
+            # Callbacks may be unhashable, or equal to one another.
             called = None if callback is None else Same(callback)
             return program.whole(called, u, inputs, *settings)
         given, earlier = settings
@@ -232,7 +233,7 @@ def _check_state(
     u0: PyTree,
     text: str,
 ) -> None:
-    """Raises ValueError if a state is of another tree, method or objective."""
+    """Raises ValueError if a state belongs to another tree, method or objective."""
     if state.layout.text != text:
         raise ValueError(
             f"state= is of parameters with the shapes {state.layout.text}, but x0 has "

@@ -119,8 +119,8 @@ class Iterations(NamedTuple):
       num_failed: failed searches in a row.
       num_small: promises in a row as small as the tolerance asks.
       put_off: the status that a second look has put off.
-      look: the number of its search, zero outside of it; that of `NEIGHBOR` only
-        measures a point next to the best one.
+      look: the number of the search in a second look, zero outside of one; the search
+        `NEIGHBOR` only measures a point next to the best one.
     """
 
     nit: jax.Array
@@ -135,8 +135,8 @@ class MinimizeState(NamedTuple):
     """State of `minimize` between two measurements.
 
     Points, gradients and directions are in the coordinates that `minimize` works in
-    (`coordinates`). Scalars of one dtype that change together are one
-    vector: every array that the loop carries may cost a copy.
+    (`coordinates`). Scalars of one dtype that change together form one vector: every
+    array that the loop carries may cost a copy.
 
     Attributes:
       current: the start of the line search.
@@ -153,7 +153,7 @@ class MinimizeState(NamedTuple):
       previous_step: the last step taken.
       sizes: `Sizes` as a vector.
       scale: factor of the objective and its gradient, a power of two, so that products
-        of gradients neither overflow nor underflow; all values in the state have it.
+        of gradients neither overflow nor underflow; it multiplies all values.
       iterations: `Iterations` as a vector.
       evaluations: number of values without a gradient and with one.
       status: a `Status`.
@@ -240,13 +240,13 @@ def resume(limits: Limits, state: MinimizeState) -> MinimizeState:
 
     Returns:
       The state. It runs again if a limit or the callback had ended it and the new
-      limits leave room, or if it had converged to a looser tolerance. It has converged
-      if it had ended for any reason but the new tolerance is met.
+      limits leave room, or if it had converged to a looser tolerance. If the new
+      tolerance is met, it has converged, for whatever reason it had ended.
     """
     nit, num_stalled, *_ = Iterations(*state.iterations)
     best, status = state.best, state.status
     is_met = has_small_gradient(limits, state.sizes, best.value, best.grad_max)
-    # A single promise says little, unless the run had ended by several of them.
+    # A single promise says little, unless several of them had ended the run.
     trusted = is_small_fraction(limits, state.sizes, best.grad_max)
     trusted |= status == Status.CONVERGED
     is_met |= trusted & promises_little(limits, state.sizes, state.candidate.value)
@@ -279,12 +279,11 @@ def onto_new_objective(
       state: the state of the earlier run.
 
     Returns:
-      A state whose first turn measures the point that the earlier run had come to.
-      It keeps what the direction remembers and the scale, nothing else but whether
-      there was a step.
+      A state whose first turn measures the point that the earlier run had reached. It
+      keeps only the memory of the direction, the scale, and whether there was a step.
     """
     fresh = initial_state(objective, method, state.current, state.layout)
-    # What the direction remembers has the scale of the earlier objective.
+    # The memory of the direction has the scale of the earlier objective.
     sizes = Sizes(*fresh.sizes)._replace(scale=state.scale)
     return fresh._replace(
         direction_state=state.direction_state,

@@ -27,12 +27,12 @@ class Taken(NamedTuple):
     Attributes:
       evaluated: what is known at the new point.
       params: the new point.
-      is_first: whether it is where the run begins.
-      accepted: whether the search ended with its conditions.
-      moved: whether the point is another than before.
+      is_first: whether the point is where the run begins.
+      accepted: whether the search ended with its conditions satisfied.
+      moved: whether the point differs from the one before.
       best: the best point so far.
       best_params: where it lies.
-      sizes: the `Sizes`, brought up to date but for the promise of the next step.
+      sizes: the `Sizes`, brought up to date except for the promise of the next step.
       num_stalled: iterations without progress.
     """
 
@@ -59,7 +59,7 @@ def take_step(limits: Limits, state: MinimizeState) -> Taken:
     acc = state.previous_step.dtype
     is_first = is_first_measurement(state)
     accepted = state.search.stage == wolfe_search.ACCEPTED
-    # Where nothing was taken the candidate still is the start.
+    # If no point was taken, the candidate is still the start.
     evaluated = state.candidate
     params = point_at(state.current, state.updates, state.candidate_step)
     known = Sizes(*state.sizes)

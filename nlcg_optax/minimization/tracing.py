@@ -2,7 +2,7 @@
 
 A function is traced at every call, so that what it reads is read at every call. The
 arrays and floating-point numbers that it closes over become arguments of the traced
-program; what is left is hashed, and decides whether a compiled program fits.
+program; the rest is hashed and decides whether a compiled program can be reused.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from nlcg_optax.dtypes import PyTree
 
-# Primitives with a derivative of their own, which the jaxpr does not show.
+# Primitives with custom derivatives, which the jaxpr does not show.
 CUSTOM_RULES = ("custom_jvp_call", "custom_vjp_call")
 
 
@@ -30,7 +30,7 @@ class Traced(NamedTuple):
       key: hashable; equal for programs that compute the same from equal ``values``.
       shape: shapes and dtypes of what it returns.
       has_custom_rules: whether it calls functions with custom derivatives, which the
-        key does not tell apart.
+        key does not distinguish.
     """
 
     jaxpr: Any
@@ -182,7 +182,7 @@ class _Walk:
         return (*heads, tuple(eqns), outputs)
 
     def _define(self, variables: Sequence[Any]) -> tuple[Hashable, ...]:
-        # JAX may give two calls of a function the same variables: each call counts.
+        # Two calls of a function may have the same variables: each is numbered anew.
         for variable in variables:
             self._names[variable] = next(self._numbers)
         return tuple((self._names[v], v.aval) for v in variables)
@@ -212,7 +212,7 @@ class _Walk:
         )
 
     def _constant(self, value: Any) -> Hashable:
-        """Something hashable that is equal only for what computes the same."""
+        """Something hashable that is equal only for values that compute the same."""
         if isinstance(value, ClosedJaxpr):
             consts = tuple(self._constant(const) for const in value.consts)
             return consts, self._inner(value.jaxpr)
@@ -225,7 +225,7 @@ class _Walk:
         if isinstance(value, (np.ndarray, np.generic)):
             return value.shape, value.dtype, value.tobytes()
         if isinstance(value, float):
-            return "float", value.hex()  # tells -0. from 0.
+            return "float", value.hex()  # distinguishes -0. from 0.
         try:
             hash(value)
         except TypeError:
@@ -233,7 +233,7 @@ class _Walk:
         return type(value), value
 
     def _inner(self, jaxpr: Jaxpr) -> Hashable:
-        """The key of a program within an operation, whose numbers stay in it."""
+        """The key of a program within an operation; it includes its numbers."""
         heads = (self._define(jaxpr.constvars), self._define(jaxpr.invars))
         eqns = tuple(
             (
@@ -248,7 +248,7 @@ class _Walk:
 
 
 class Same:
-    """Equal only to the same object, which it keeps alive."""
+    """A wrapper that is equal only for the same object, which it keeps alive."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -261,12 +261,12 @@ class Same:
 
 
 def _is_number(atom: Any) -> bool:
-    """Whether it is data and no part of the program: a floating-point number."""
+    """Whether it is data, not part of the program: a floating-point number."""
     return bool(jnp.issubdtype(atom.aval.dtype, jnp.inexact))
 
 
 def _inlined(eqn: JaxprEqn) -> ClosedJaxpr | None:
-    """The program of a nested `jax.jit` without settings of its own."""
+    """The program of a nested `jax.jit` without explicit shardings."""
     if eqn.primitive.name != "jit":
         return None
     settings = (*eqn.params["in_shardings"], *eqn.params["out_shardings"])

@@ -36,10 +36,10 @@ def scale_by_layerwise_ratio(
 
     Args:
       eta: trust coefficient, positive; the paper suggests 0.001.
-      decay_coefficient: weight of the last term; the paper has 0.1.
+      decay_coefficient: weight of the last term; the paper uses 0.1.
       eps: added to the norm of the gradient.
       mask: a tree of booleans like the parameters, or a function from the parameters
-        to one; leaves at False pass unchanged.
+        to one; leaves marked False pass unmodified.
 
     Returns:
       A stateless transformation that needs ``params``.

@@ -45,7 +45,7 @@ class LossRatioDiagnostics(NamedTuple):
       step_multiplier: the multiplier b after the step.
       loss_ratio: the last ratio that was measured, one at first.
       undone: the fraction of the previous step that was taken back.
-      num_value_skips: calls whose ``value`` was not finite so far.
+      num_value_skips: calls so far whose ``value`` was not finite.
     """
 
     step_multiplier: jax.Array
@@ -62,7 +62,7 @@ class ScaleByLossRatioState(NamedTuple):
       step_multiplier: the multiplier b.
       loss_average: the exponential average L.
       loss_reference: L at the last action of the mode ``"step"``.
-      previous_updates: the updates that came in last, or the empty tuple.
+      previous_updates: the last incoming updates, or the empty tuple.
       diagnostics: what the last update did.
     """
 
@@ -110,8 +110,8 @@ def scale_by_loss_ratio(
 
     Returns:
       A transformation whose ``update`` needs the extra argument ``value``, the loss of
-      the batch (averaged over devices and micro-batches). A value that is not finite
-      leaves the state unchanged, and the present multiplier applies.
+      the batch (averaged over devices and micro-batches). A non-finite value leaves
+      the state unchanged, and the current multiplier applies.
 
     Raises:
       ValueError: if an argument is out of its range, or ``value`` is missing or not a
@@ -147,7 +147,7 @@ class _Options(NamedTuple):
 
 
 class _Decision(NamedTuple):
-    """What the losses ask for: the new multiplier, and what it was derived from."""
+    """The new multiplier, and the quantities from which it was derived."""
 
     step_multiplier: jax.Array
     undone: jax.Array
@@ -294,7 +294,7 @@ def feed_step_multiplier(
       A transformation with the state of the chain.
 
     Raises:
-      TypeError: if an argument is no transformation.
+      TypeError: if an argument is not a transformation.
 
     Examples:
       >>> import jax.numpy as jnp, optax

@@ -33,11 +33,11 @@ def paper_nlcg(
     reset_period: int | None = None,
     spectral_scaling: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The stochastic preconditioned NLCG of arXiv 1812.02886, to the equation.
+    r"""The stochastic preconditioned NLCG of arXiv 1812.02886, equation by equation.
 
     Layer-wise scaling (optional), diagonal BFGS from gradient differences, FR or PR
-    with β clipped to [0, 1], the controller of the step on the loss with its partial
-    undo, then :math:`\theta \leftarrow \theta + \eta_t b\, d_t`. The defaults are those
+    with β clipped to [0, 1], the loss-based step controller with its partial undo,
+    then :math:`\theta \leftarrow \theta + \eta_t b\, d_t`. The defaults are those
     of the paper's program. Unlike `nlcg` it does not restart at directions that do not
     descend, because the program does not.
 
@@ -50,22 +50,22 @@ def paper_nlcg(
       threshold: factor of the controller's margins.
       layerwise_eta: trust coefficient of the layer-wise scaling, 0.001 in the paper;
         None switches it off.
-      restart_period: restart every so many steps; None for never.
-      reset_period: set the estimate of diagonal BFGS to one every so many steps; the
-        paper's program has 100, switched off. None for never.
+      restart_period: steps between restarts; None for never.
+      reset_period: steps between resets of the diagonal BFGS estimate to one; None for
+        never. The paper's program has 100, but switched off.
       spectral_scaling: whether the last term of that estimate is
         :math:`(y^2 + \epsilon) / (y^\top y + \epsilon)` instead, which the paper's
-        program has, switched off; see `scale_by_diagonal_secant`.
+        program has, but switched off; see `scale_by_diagonal_secant`.
 
     Returns:
       The optimizer. ``update`` takes the extra argument ``value``, the mini-batch
       loss, unless ``step_control`` is None.
 
     Raises:
-      ValueError: if an argument is out of its range, or sets diagonal BFGS while that
-        is off.
+      ValueError: if an argument is out of its range, or is an option of diagonal BFGS
+        while that is off.
       TypeError: if ``learning_rate`` is neither a number nor a schedule or, in
-        ``update``, the state is none of this optimizer.
+        ``update``, the state is not this optimizer's.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -177,7 +177,7 @@ def paper_schedule(
         )
     warmup_steps = warmup_epochs * steps_per_epoch
     decay_steps = [round(epoch * steps_per_epoch) for epoch in decay_epochs]
-    # Two of them may be the same step.
+    # Two epochs may round to the same step.
     factors = {step: decay_factor ** decay_steps.count(step) for step in decay_steps}
     decay = optax.piecewise_constant_schedule(1.0, factors)
 

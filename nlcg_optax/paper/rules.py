@@ -23,7 +23,7 @@ def polak_ribiere(p: InnerProducts) -> jax.Array:
     """PR with the stored residual: ``β = (gᵀz - gᵀz_prev) / (g_prevᵀz_prev + 1e-8)``.
 
     Here ``z_prev`` is the preconditioned gradient as it was stored at the previous
-    step. But for the 1e-8, that is PR for a constant symmetric P.
+    step. Except for the 1e-8, this is PR if P is constant and symmetric.
 
     Examples:
       >>> import jax.numpy as jnp

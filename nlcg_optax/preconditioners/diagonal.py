@@ -59,17 +59,17 @@ def scale_by_hutchinson(
       decay: decay of the average, in [0, 1).
       refresh_period: steps between samples. A sample costs about two gradients. The
         extra argument ``refresh=True`` or ``False`` (a Python boolean) of ``update``
-        replaces the period, for loops that compile both kinds of step: on CPUs,
+        replaces the period in training loops that compile both kinds of step: on CPUs,
         convolutions are slow inside the conditional that a period needs.
       relative_damping: the :math:`\epsilon` above, a multiple of the mean of D.
       power: power of the denominator; 0.5 dampens the noise of the estimate.
       seed: seed of the probes. The same seed and calls give the same numbers.
 
     Returns:
-      A transformation; nest it as ``preconditioner`` of `scale_by_nlcg`. A sample that
-      is not finite is refused and counted; P is the identity until there is one, and
-      wherever the denominator is zero. Complex parameters have one real curvature,
-      the mean of those of their two parts.
+      A transformation; nest it as ``preconditioner`` of `scale_by_nlcg`. A non-finite
+      sample is refused and counted; P is the identity until a sample is taken, and
+      wherever the denominator is zero. Complex parameters have one real curvature, the
+      mean of those of their two parts.
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, missing.
@@ -129,7 +129,7 @@ def scale_by_equilibration(
         D = \sqrt{\mathrm{EMA}((B v)^2)}, \qquad
         P g = \frac{g}{(D + \epsilon\, \mathrm{mean} D)^{\mathrm{power}}}
 
-    equilibrates the rows of :math:`P B`. It is positive whatever the signs of the
+    equilibrates the rows of :math:`P B`. P is positive whatever the signs of the
     curvature (Dauphin, de Vries and Bengio, 2015).
 
     Args:
@@ -141,7 +141,7 @@ def scale_by_equilibration(
       seed: seed of the probes.
 
     Returns:
-      A transformation, as that of `scale_by_hutchinson`.
+      A transformation like that of `scale_by_hutchinson`.
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, missing.
@@ -198,7 +198,7 @@ def scale_by_gauss_newton_bartlett(
         G = J^\top \nabla^2 \ell(z)\, J,
 
     so that one backward pass gives an unbiased sample that is never negative (Sophia-G
-    of Liu et al., 2023). D is the average of the samples, and P as in
+    of Liu et al., 2023). D is the average of the samples, and P is as in
     `scale_by_hutchinson`.
 
     Args:
@@ -214,9 +214,9 @@ def scale_by_gauss_newton_bartlett(
       seed: seed of the labels.
 
     Returns:
-      A transformation, as that of `scale_by_hutchinson`. Its ``update`` needs
+      A transformation like that of `scale_by_hutchinson`. Its ``update`` needs
       ``params`` and ``outputs_fn(params, ...)``. In a ``shard_map`` over the batch the
-      devices would draw equal labels: pass a function there.
+      devices would draw equal labels: pass a function as ``likelihood``.
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, missing.
@@ -288,7 +288,7 @@ def _real_product(v: jax.Array, x: jax.Array) -> jax.Array:
 def _sampled_cotangents(
     likelihood: Likelihood, key: jax.Array, outputs: PyTree
 ) -> PyTree:
-    """Draws c with ``E[c cᵀ]`` the Hessian of the loss of the outputs."""
+    """Draws c such that ``E[c cᵀ]`` is the Hessian of the loss of the outputs."""
     if callable(likelihood):
         cotangents = likelihood(key, outputs)
         validation.check_same_structure("the result of likelihood", cotangents, outputs)

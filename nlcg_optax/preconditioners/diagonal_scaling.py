@@ -16,15 +16,15 @@ def divide_by_diagonal(
 ) -> PyTree:
     r"""Computes :math:`g / (h + \mathrm{offset})^{\mathrm{power}}`, elementwise.
 
-    As a product with the reciprocal, in float32 or wider, and cast to the dtypes of
-    ``grad`` at the end.
+    It multiplies by the reciprocal in float32 or wider, then casts to the dtypes of
+    ``grad``.
 
     Args:
       grad: a tree g.
       diagonal: a tree h of real numbers that are not negative.
       offset: added to h.
-      active: whether to divide at all, one scalar or a tree of one scalar per leaf;
-        otherwise g itself is returned.
+      active: whether to divide, as one scalar or a tree of one scalar per leaf; where
+        it is False, g itself is returned.
       power: power of the sum.
 
     Returns:
@@ -46,7 +46,7 @@ def divide_by_diagonal(
             scale = scale ** jnp.asarray(power).astype(scale.dtype)
         usable = active & (scale > 0)
         scale = jnp.where(usable, scale, 1).astype(jnp.finfo(wide.dtype).dtype)
-        # A reciprocal, not a quotient: of g and h only h is read for it.
+        # A reciprocal, not a quotient, so that only h is read for it.
         reciprocal = 1 / scale
         reciprocal = jnp.where(jnp.isfinite(reciprocal), reciprocal, 1)
         quotient = wide * reciprocal.astype(wide.dtype)

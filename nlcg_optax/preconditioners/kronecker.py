@@ -37,8 +37,8 @@ class KroneckerDiagnostics(NamedTuple):
 
     Attributes:
       num_refreshes: refreshes of the inverse roots so far.
-      num_root_failures: roots that came out not finite and were refused so far, one
-        for each factor of each matrix.
+      num_root_failures: non-finite roots refused so far, counted per factor of a
+        matrix.
     """
 
     num_refreshes: jax.Array
@@ -46,15 +46,15 @@ class KroneckerDiagnostics(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """Something for the rows and the columns of each matrix.
+    """Factors or roots for the rows and the columns of each matrix.
 
-    Both are trees like the parameters. In the place of a matrix is an array ``[matrix
-    in the leaf, row block, column block, size, size]``; in that of a vector, and where
-    the side has no factor, an ``optax.MaskedNode``.
+    Both are trees like the parameters. A matrix becomes an array ``[matrix in the leaf,
+    row block, column block, size, size]``. A vector, or a side without a factor,
+    becomes an ``optax.MaskedNode``.
 
     Attributes:
-      rows: of the rows.
-      columns: of the columns.
+      rows: tree for the rows.
+      columns: tree for the columns.
     """
 
     rows: PyTree
@@ -101,18 +101,18 @@ def scale_by_kronecker(
             \left(R + \epsilon \lambda_{max}(R) I\right)^{-1/4}.
 
     Source: Shampoo (Gupta, Koren and Singer, 2018), with the exponential average and
-    the grafting of Anil et al. (2020). There is no momentum, which is left to β: nest
-    it as ``preconditioner`` of `scale_by_nlcg`.
+    the grafting of Anil et al. (2020). Momentum is left to β: nest this transformation
+    as ``preconditioner`` of `scale_by_nlcg`.
 
     - The inverse roots come from eigendecompositions every ``refresh_period`` steps,
       the first step included.
     - A side of more than ``block_size`` is cut into equal blocks (the last one padded
       with zeros), each with its own factors.
-    - Where one side is more than ``one_sided_ratio`` times the other, only the shorter
+    - If one side is more than ``one_sided_ratio`` times the other, only the shorter
       one has a factor, with the power :math:`-1/2`.
     - Leaves that are not matrices go through ``diagonal``. With ``graft=True`` matrices
-      do so too, and each keeps the norm that comes out: the direction is that of the
-      factors, the length that of the diagonal method.
+      do so too, and each takes the norm of that result: the direction comes from the
+      factors, the length from the diagonal method.
 
     Factors and roots are kept in float32 or wider.
 
@@ -132,21 +132,21 @@ def scale_by_kronecker(
         and its sign; by default the root mean square of Adam, ``optax.scale_by_rms``
         with decay 0.999. ``num_vector_ascents`` of the diagnostics counts updates at
         which it turns the leaves that are not matrices uphill; outside of ``jit``
-        there is a warning as well if that happens at the first.
+        there is also a warning if that happens at the first.
       weight_dimension_numbers: see `scale_by_orthogonalization`.
 
     Returns:
-      A transformation that also stands alone. A gradient that is not finite leaves the
-      state unchanged; roots that are not finite are refused and counted.
+      A transformation that also works alone. A non-finite gradient leaves the state
+      unchanged; non-finite roots are refused and counted.
 
     Under ``jit`` with shardings, a side without a factor is only summed over. A side
-    with a factor that is split over devices must be multiplied by the whole factor,
-    so that the matrix is gathered, unless blocks and shards coincide.
+    with a factor must be multiplied by the whole factor; if that side is split over
+    devices, the matrix is gathered, unless blocks and shards coincide.
 
     Raises:
       ValueError: if an argument is out of its range, or (in ``update``) the tree of
         updates does not match the state.
-      TypeError: if ``diagonal`` is no transformation.
+      TypeError: if ``diagonal`` is not a transformation.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -215,7 +215,7 @@ def _init(options: _Options, params: PyTree) -> ScaleByKroneckerState:
     ) -> list[jax.Array]:
         if blocks is None:
             return []
-        # On no mesh, where one with explicit axes would refuse the reshape.
+        # Without a mesh: one with explicit axes would refuse the reshape.
         unplaced = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         shape = jax.eval_shape(blocks.split, unplaced).shape
         sizes = [getattr(blocks, side) for side in blocks.sides]
@@ -254,7 +254,7 @@ def _update(
     grads, treedef = jax.tree.flatten(wide)
     blocks = _blocks_of(options, wide)
     old_factors, old_roots = _per_leaf(blocks, wide, state)
-    # The parameters, of which the state is made, may be of another width.
+    # The state is made from the parameters, whose dtypes may have another width.
     grads = [
         grad.astype(factors[0].dtype) if factors else grad
         for grad, factors in zip(grads, old_factors, strict=True)
@@ -343,7 +343,7 @@ class _Numbers(NamedTuple):
 def _as_trees(
     blocks: list[Blocks | None], treedef: Any, of_leaves: list[list[jax.Array]]
 ) -> Sides:
-    """One tree per side, from a list per leaf of what its sides have."""
+    """One tree per side, from one list per leaf of the arrays of its sides."""
     by_name = [
         dict(zip(found.sides, of_leaf, strict=True)) if found is not None else {}
         for found, of_leaf in zip(blocks, of_leaves, strict=True)
@@ -359,7 +359,7 @@ def _as_trees(
 def _per_leaf(
     blocks: list[Blocks | None], tree: PyTree, state: ScaleByKroneckerState
 ) -> tuple[list[list[jax.Array]], list[list[jax.Array]]]:
-    """The factors and the roots of every leaf; raises if the tree is another one."""
+    """Factors and roots of every leaf; raises if the tree does not match the state."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     treedef: Any = jax.tree.structure(tree)
     try:
@@ -387,7 +387,7 @@ def _per_leaf(
 
 
 def _present(of_leaves: list[tuple[Any, ...]]) -> list[list[jax.Array]]:
-    """What is there for each leaf, without the masked nodes."""
+    """The arrays of each leaf, without the masked nodes."""
     return [
         [x for x in pair if not isinstance(x, optax.MaskedNode)] for pair in of_leaves
     ]

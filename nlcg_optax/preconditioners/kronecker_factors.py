@@ -15,9 +15,9 @@ class Blocks(NamedTuple):
 
     Attributes:
       view: the leaf as a stack of matrices.
-      rows: size of a block's rows; of all of them if the rows have no factor.
+      rows: number of rows of a block; of the whole matrix if the rows have no factor.
       columns: likewise.
-      sides: out of ``"rows"`` and ``"columns"``.
+      sides: those of ``"rows"`` and ``"columns"`` that have a factor.
     """
 
     view: MatrixView
@@ -64,7 +64,7 @@ def blocks_for(
 
 
 def _block(size: int, limit: int) -> int:
-    """The size of as few equal blocks as possible; an empty side counts as one."""
+    """The size of the fewest equal blocks; an empty side counts as one."""
     return -(-max(size, 1) // -(-max(size, 1) // limit))
 
 
@@ -100,7 +100,7 @@ def averaged_factors(
     decay: float | jax.Array,
     finite: jax.Array,
 ) -> list[list[jax.Array]]:
-    """The averages with the factors of this gradient, per leaf and per side."""
+    """The averages including the factors of this gradient, per leaf and per side."""
     return [
         [
             _averaged(old, gram(cut, side), decay, finite)
@@ -122,7 +122,7 @@ def refreshed_roots(
 ) -> tuple[list[list[jax.Array]], jax.Array]:
     """The inverse roots of all factors, and how many of them were refused.
 
-    Where the gradient was not finite there is nothing new: the old roots stay.
+    If the gradient was not finite, the old roots stay.
     """
     failures = jnp.zeros([], jnp.int32)
     roots: list[list[jax.Array]] = []
@@ -145,8 +145,8 @@ def inverse_root(
 ) -> jax.Array:
     r"""Computes :math:`(A + \epsilon \lambda_{max} I)^{-1/p}` of a Hermitian matrix.
 
-    Eigenvalues below the rounding of the decomposition, a unit roundoff times the
-    size times :math:`\lambda_{max}`, count as that much. A matrix of zeros gives the
+    Eigenvalues are raised to at least the rounding of the decomposition, a unit
+    roundoff times the size times :math:`\lambda_{max}`. A matrix of zeros gives the
     identity.
 
     Args:

@@ -26,9 +26,9 @@ from nlcg_optax.trees.stacked_products import combination, stacked_vdots
 from nlcg_optax.wrappers.not_schedules import not_schedules
 from nlcg_optax.xla import varying
 
-# n pairs are enough for a quadratic function of n parameters; for others older ones
-# help a little. Thousands of small fits at once pay for the (m + 1)² numbers of R⁻¹
-# each, so rows are limited to the next power of two above this many per parameter.
+# n pairs are enough for a quadratic function of n parameters; for others, older pairs
+# help a little. In thousands of small fits the (m + 1)² numbers of each T⁻¹ are costly,
+# so rows are limited to the next power of two above this many per parameter.
 PAIRS_PER_PARAMETER = 4
 
 
@@ -56,8 +56,8 @@ class ScaleByLimitedMemoryState(NamedTuple):
       grad_changes: the y_i, stacked likewise.
       curvatures: ``s_iᵀy_i`` by rows.
       slopes: ``s_iᵀg`` by rows, with the gradient of the last update.
-      inverse: R⁻¹ by rows, shape ``(m + 1, m + 1)``; zeros where there is no pair,
-        except for what `forget_pairs` leaves, which does not count without pairs.
+      inverse: T⁻¹ by rows, shape ``(m + 1, m + 1)``; zeros where there is no pair,
+        except for old values that `forget_pairs` leaves and that are not used.
       params_prev: previous parameters.
       grad_prev: previous gradient.
       diagnostics: what the last update did.
@@ -108,7 +108,7 @@ def scale_by_limited_memory(
     Args:
       memory: k, the number of pairs kept. 31 pairs plus one spare row fill whole SIMD
         registers, which compiles to less code. With one parameter at most 7 are kept,
-        with two or three 15, with four to seven 31, and so on; older ones add next to
+        with two or three 15, with four to seven 31, and so on; older pairs add almost
         nothing.
       min_cosine: the ε above, in [0, 1); with 0 any positive curvature is enough.
 
@@ -160,7 +160,7 @@ class _Pair(NamedTuple):
 
 
 class _Memory(NamedTuple):
-    """The pairs with the newest one, and R⁻¹ and Sᵀg of the update before."""
+    """The pairs including the newest, and T⁻¹ and Sᵀg of the previous update."""
 
     steps: PyTree
     grad_changes: PyTree
@@ -181,7 +181,7 @@ def _init(options: _Options, params: PyTree) -> ScaleByLimitedMemoryState:
     rows = min(options.memory + 1, 1 << (PAIRS_PER_PARAMETER * size).bit_length())
 
     def stack(x: jax.Array) -> jax.Array:
-        # Made of x, so that every row is sharded like it.
+        # Computed from x, so that every row is sharded like it.
         return jnp.broadcast_to(jnp.zeros_like(x), (rows, *jnp.shape(x)))
 
     return ScaleByLimitedMemoryState(
@@ -218,7 +218,7 @@ def _update(
     validation.check_same_structure("params", params, state.grad_prev)
     given, updates = updates, optax.tree.cast_like(updates, state.grad_prev)
     pair = _newest_pair(options, updates, state, params)
-    # The pair goes to the spare row, zeros if it is refused. The row of the oldest
+    # The spare row gets the pair, or zeros if it is refused. The row of the oldest
     # pair is the next spare one.
     slot, most = state.spare, state.curvatures.size - 1
     spare = jnp.where(pair.taken, jnp.where(slot < most, slot + 1, 0), slot)
@@ -249,8 +249,8 @@ def _update(
         num_new,
         pair.inverse_curvature,
     )
-    # Lists: JAX takes trees of two dataclasses with equal fields for the same (jax
-    # 0.10.2), and `_product` would return the tree of the one it was traced with.
+    # Lists: JAX treats two dataclasses with equal fields as the same tree (jax 0.10.2),
+    # and `_product` would return the one that it was traced with.
     leaves, treedef = jax.tree.flatten(updates)
     memory = memory._replace(
         steps=jax.tree.leaves(steps), grad_changes=jax.tree.leaves(grad_changes)
@@ -307,8 +307,8 @@ def _write(stack: PyTree, tree: PyTree, slot: jax.Array, taken: jax.Array) -> Py
 def forget_pairs(state: ScaleByLimitedMemoryState) -> ScaleByLimitedMemoryState:
     """Returns the state without its pairs: the next update is like the first, P = I.
 
-    The arrays stay: without pairs they do not count, and are overwritten in their turn.
-    So nothing is copied.
+    The arrays stay, so nothing is copied: without pairs they are not used, and later
+    they are overwritten.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -322,16 +322,16 @@ def forget_pairs(state: ScaleByLimitedMemoryState) -> ScaleByLimitedMemoryState:
     return state._replace(count=jnp.zeros_like(state.count))
 
 
-# One program, so that nothing is left to compile at the first pair outside of jit.
+# One program, so that outside of jit the first pair compiles nothing new.
 @functools.partial(jax.jit, static_argnames="axis_name", inline=True)
 def _product(
     updates: list[jax.Array], memory: _Memory, *, axis_name: AxisName | None
 ) -> tuple[list[jax.Array], jax.Array, jax.Array]:
-    """P g, the slopes and R⁻¹; without a pair the gradient itself."""
+    """P g (g itself without a pair), the slopes and T⁻¹."""
 
     def multiply() -> tuple[list[jax.Array], jax.Array, jax.Array]:
         steps, grad_changes, curvatures, scaling, *_ = memory
-        # No pair is kept where none was known or there is room for one alone.
+        # No old pair is kept if none was known or there is room for only one.
         rows = jnp.arange(memory.slopes.size, dtype=jnp.int32)
         holds_pair = (rows != memory.spare) & (memory.num_pairs > memory.num_new)
         kept = jnp.where(holds_pair[None] & holds_pair[:, None], memory.inverse, 0)
@@ -342,7 +342,7 @@ def _product(
         z = _multiply(updates, a, steps, grad_changes, inverse, curvatures, scaling)
         return z, slopes, inverse
 
-    # A conditional for the memory's sake, too: `varying.cond` says why.
+    # The conditional also avoids copies of the memory, see `varying.cond`.
     with parameters_split_over(axis_name):
         return varying.cond(
             memory.num_pairs > 0,
@@ -358,10 +358,10 @@ def _solve(
     slot: jax.Array,
     inverse_curvature: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """R⁻¹ with the column of the new pair, zeros if there is none, and R⁻¹ Sᵀg.
+    """T⁻¹ with the column of the new pair, zeros if there is none, and T⁻¹ Sᵀg.
 
-    Given are R⁻¹ without it, Sᵀg and Sᵀg_prev (whose difference is Sᵀy, the column of
-    R except for its own row), its row, and 1/sᵀy or zero.
+    The arguments are T⁻¹ without the new pair, Sᵀg and Sᵀg_prev (whose difference is
+    Sᵀy, the column of T except for its own row), the new pair's row, and 1/sᵀy or zero.
     """
     column = _matmul(inverse, slopes - slopes_prev)
     is_new = jnp.arange(slopes.size, dtype=jnp.int32) == slot
@@ -381,7 +381,7 @@ def _multiply(
     curvatures: jax.Array,
     scaling: jax.Array,
 ) -> PyTree:
-    """Computes P g from the stacked pairs and a = R⁻¹ Sᵀg."""
+    """Computes P g from the stacked pairs and a = T⁻¹ Sᵀg."""
 
     def initial(g_: jax.Array, y_a: jax.Array) -> jax.Array:
         return times(scaling, g_.astype(y_a.dtype) - y_a)

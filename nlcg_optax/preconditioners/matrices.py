@@ -61,7 +61,7 @@ def input_output_axes(leaf: jax.Array) -> DimensionNumbers | None:
     """Inputs by outputs: all axes but the last are rows; None below two axes.
 
     The kernel of a convolution in Flax's layout, height by width by inputs by outputs,
-    is one matrix with a row per place and input channel.
+    is one matrix with a row per position and input channel.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -82,7 +82,7 @@ def matrix_views(
       tree: arrays, or anything with shapes.
       dimension_numbers: as ``muon_weight_dimension_numbers`` of
         ``optax.contrib.muon``: a tree with an ``optax.contrib.MuonDimensionNumbers`` or
-        None in the place of each leaf, or a function from the tree to one; None for
+        None in place of each leaf, or a function from the tree to one; None for
         `input_output_axes`.
 
     Raises:
@@ -92,7 +92,7 @@ def matrix_views(
     """
     if callable(dimension_numbers):
         dimension_numbers = dimension_numbers(tree)
-    # A tree of the whole model also serves a part of it, the rest of which is masked.
+    # A tree for the whole model also works for a part of it, with the rest masked.
     treedef: Any
     leaves, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_masked)
     if dimension_numbers is None:
@@ -170,7 +170,7 @@ def widened(leaf: jax.Array) -> jax.Array:
 
 
 def of_norm(leaf: jax.Array, model: jax.Array) -> jax.Array:
-    """The leaf at the Frobenius norm of another one; zero stays zero."""
+    """The leaf scaled to the Frobenius norm of another one; zero stays zero."""
     # The part of a matrix on a device counts as a separate matrix.
     with parameters_split_over(None):
         own, wanted = vdots([(leaf, leaf), (model, model)])
@@ -178,9 +178,9 @@ def of_norm(leaf: jax.Array, model: jax.Array) -> jax.Array:
 
 
 def scaled_to_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The leaf over its size, so that no square over- or underflows; and the size.
+    """The leaf over its size (so that no square over- or underflows), and the size.
 
-    The size is its largest entry, or 1 where the inverse of that may be infinite.
+    The size is the largest absolute entry, or 1 if the inverse of that may be infinite.
     """
     with parameters_split_over(None):
         largest = max_abs(leaf)

@@ -18,11 +18,11 @@ IDENTITY = optax.identity()  # whose sign needs no check
 
 
 class NestedDiagnostics(NamedTuple):
-    """What was seen of a nested transformation.
+    """Counts the ascents of a nested transformation.
 
     Attributes:
       num_vector_ascents: updates so far at which ``gᵀP g`` of the vectors was negative.
-        At every update it means a sign-flipped transformation, such as
+        If it counts every update, the transformation is sign-flipped, such as
         ``optax.adam(1e-2)`` in place of ``optax.scale_by_adam()``.
     """
 
@@ -35,7 +35,7 @@ class NestedState(NamedTuple):
     Attributes:
       count: number of updates.
       inner_state: state of the transformation.
-      diagnostics: what was seen.
+      diagnostics: the count of ascents.
     """
 
     count: jax.Array  # type: ignore[assignment]
@@ -56,10 +56,10 @@ def with_sign_checked(
     tx: optax.GradientTransformation,
     mask: Callable[[PyTree], PyTree] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Counts the updates at which ``tx`` ascends; what it returns is unmodified.
+    """Counts the updates at which ``tx`` ascends; its output is unmodified.
 
-    Outside of ``jit`` there is a warning as well if that happens at the first update.
-    One inner product, of vectors only.
+    Outside of ``jit`` there is also a warning if that happens at the first update.
+    The check costs one inner product, of vectors only.
 
     Args:
       name: name of the argument that takes ``tx``.

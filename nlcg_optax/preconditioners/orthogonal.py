@@ -60,15 +60,15 @@ def scale_by_orthogonalization(
 
     by the quintic Newton-Schulz iteration :math:`X \leftarrow a X + (b A + c A^2) X`,
     :math:`A = X X^\top`, of Muon (Jordan, 2024; ``optax.contrib.muon``), whose default
-    coefficients bring all but tiny singular values between 0.68 and 1.21 in five.
-    It is Muon's step without its momentum, which is left to β: nest it as
-    ``preconditioner`` of `scale_by_nlcg`. The work is done in float32 or wider and
-    does not depend on the scale of the gradient.
+    coefficients bring all but tiny singular values between 0.68 and 1.21 in five
+    steps. Muon's momentum is left to β: nest this transformation as ``preconditioner``
+    of `scale_by_nlcg`. The iteration runs in float32 or wider and does not depend on
+    the scale of the gradient.
 
     Since :math:`\langle G, U V^\top\rangle` is the sum of the singular values,
-    :math:`g^\top z` is of the first degree in the gradient. ``restore_norm=True``
-    gives each matrix the Frobenius norm of its gradient back, and :math:`g^\top z` is
-    of the second degree, like every inner product that the rules were made for.
+    :math:`g^\top z` is of the first degree in the gradient. With ``restore_norm=True``
+    each matrix keeps the Frobenius norm of its gradient, and :math:`g^\top z` is of the
+    second degree, as the conjugacy rules assume.
 
     Args:
       steps: steps of the iteration.
@@ -80,7 +80,7 @@ def scale_by_orthogonalization(
         without a learning rate and its sign; by default the root mean square of Adam,
         ``optax.scale_by_rms`` with decay 0.999. ``num_vector_ascents`` of the
         diagnostics counts updates at which it turns them uphill; outside of ``jit``
-        there is a warning as well if that happens at the first.
+        there is also a warning if that happens at the first.
       weight_dimension_numbers: which axes are rows and columns, as
         ``muon_weight_dimension_numbers`` of ``optax.contrib.muon``: a tree of
         ``optax.contrib.MuonDimensionNumbers`` and None (a vector), or a function from
@@ -88,16 +88,16 @@ def scale_by_orthogonalization(
         the last axis as columns.
 
     Returns:
-      A transformation that also stands alone. Matrices need no state. A gradient that
-      is not finite leaves the state of the vectors unchanged.
+      A transformation that also works alone. Matrices need no state. A non-finite
+      gradient leaves the state of the vectors unchanged.
 
-    Under ``jit`` a matrix that is split along its longer side costs an all-reduce of
-    the small Gram matrix per step; one that is split along its shorter side, and the
-    kernel of a convolution split along its inputs, are gathered.
+    Under ``jit`` a matrix split along its longer side costs an all-reduce of the small
+    Gram matrix per step. A matrix split along its shorter side, or a convolution kernel
+    split along its inputs, is gathered.
 
     Raises:
       ValueError: if an argument is out of its range.
-      TypeError: if ``vectors`` is no transformation.
+      TypeError: if ``vectors`` is not a transformation.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -134,7 +134,7 @@ def scale_by_orthogonalization(
 
 
 class _Options(NamedTuple):
-    """The arguments of `scale_by_orthogonalization`, ``vectors`` masked to vectors."""
+    """Arguments of `scale_by_orthogonalization`, with ``vectors`` masked to vectors."""
 
     steps: int
     coefficients: Any
@@ -199,7 +199,7 @@ def _update(
     return z, ScaleByOrthogonalizationState(kept)
 
 
-# Compiled once, as the loops in it would otherwise be at every update outside of jit.
+# Compiled once: outside of jit its loops would otherwise compile at every update.
 @functools.partial(
     jax.jit, static_argnames=("numbers", "steps", "normalization"), inline=True
 )
@@ -219,7 +219,7 @@ def _orthogonalized(
         preconditioning=normalization,
         weight_dimension_numbers=list(numbers),
     )
-    # Without momentum the state of every step is the first one's.
+    # Without momentum every step starts from the initial state.
     with jax.numpy_dtype_promotion("standard"):  # Optax divides by an integer power
         return muon.update(matrices, muon.init(matrices))[0]
 
@@ -227,7 +227,7 @@ def _orthogonalized(
 def _check_coefficients(coefficients: Any, steps: int) -> None:
     try:
         given = jnp.asarray(coefficients)
-    except (TypeError, ValueError):  # a name, or rows of several lengths
+    except (TypeError, ValueError):  # a name, or rows of different lengths
         given = jnp.zeros([])
     fits = given.shape in ((3,), (steps, 3))
     fits &= not jnp.issubdtype(given.dtype, jnp.complexfloating)

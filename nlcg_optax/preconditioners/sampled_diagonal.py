@@ -28,7 +28,7 @@ class SampledDiagonalDiagnostics(NamedTuple):
     Attributes:
       diagonal_mean: mean over all parameters of the curvature estimate D in use.
       num_samples: samples taken into the average so far.
-      num_sample_skips: samples refused so far because they were not finite.
+      num_sample_skips: non-finite samples refused so far.
     """
 
     diagonal_mean: jax.Array
@@ -62,7 +62,7 @@ class SampledDiagonalOptions(NamedTuple):
 
     Attributes:
       sampler: source of the samples.
-      curvature_of: from the average of samples to the curvature D, elementwise.
+      curvature_of: maps the average of samples to the curvature D, elementwise.
       decay: see `scale_by_hutchinson`, as for all others.
       refresh_period: steps between samples.
       relative_damping: multiple of the mean of D that is added to D.
@@ -94,7 +94,7 @@ def scale_by_sampled_diagonal(
     """Divides gradients by a curvature that is averaged over random samples.
 
     Args:
-      options: what to sample, and the numbers.
+      options: the sampler and the hyperparameters.
 
     Returns:
       The transformation.
@@ -217,7 +217,7 @@ def _curvature(
 def random_signs(key: jax.Array, params: PyTree) -> PyTree:
     """Draws a Rademacher probe: independent signs, in the dtypes of ``params``.
 
-    Elements of complex leaves have independent signs in both parts and size one.
+    Elements of complex leaves have independent signs in both parts and modulus one.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -229,7 +229,7 @@ def random_signs(key: jax.Array, params: PyTree) -> PyTree:
     keys = jax.random.split(key, max(len(leaves), 1))
 
     def signs(key: jax.Array, ones: jax.Array) -> jax.Array:
-        # Times the ones of a parameter, so as to be sharded like it.
+        # Multiplied by ones of a parameter, to be sharded like it.
         heads = jax.random.bernoulli(key, shape=ones.shape).astype(ones.dtype)
         return ones * (2 * heads - 1)
 

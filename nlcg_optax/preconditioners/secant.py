@@ -60,7 +60,7 @@ class Options(NamedTuple):
     """Arguments of `scale_by_diagonal_secant`, and two options of the paper's program.
 
     Attributes:
-      learning_rate: that of the step, or None.
+      learning_rate: learning rate of the step, or None.
       secant: the source of y.
       refresh_period: steps between secant pairs.
       eps: the ε of the formula.
@@ -115,8 +115,8 @@ def scale_by_diagonal_secant(
       :math:`p^\top h p < \epsilon`. With ``learning_rate=None``, p is the difference
       of the parameters, which is right for any step size and costs a copy of them.
     - ``secant="hvp"``: :math:`p = d_{t-1}` and :math:`y = H p` by a Hessian-vector
-      product on the *same* batch, with :math:`\epsilon = 0`. It does not depend on
-      the length of p. The pair is refused unless
+      product on the *same* batch, with :math:`\epsilon = 0`. The result does not depend
+      on the length of p. The pair is refused unless
       :math:`d^\top H d > 10^{-6} \|d\| \|H d\|`.
 
     Args:
@@ -259,11 +259,11 @@ def _update(
         spectral_scaling=options.spectral_scaling,
     )
     if options.from_grads:
-        # -y, an expression of its own, so that no y is kept from the products to here.
+        # -y, as a separate expression, so that no y is kept from the products to here.
         y = difference(state.grad_prev, g)
     h = refreshed(pair, h, p, y)
 
-    # One state after the other: h, then g in place of g_prev, then z.
+    # In this order: h, then g in place of g_prev, then z.
     def stored(new: PyTree, old: PyTree) -> PyTree:
         flags = flag_per_leaf(pair.finite, after=h)
         return jax.tree.map(
@@ -287,7 +287,7 @@ def _update(
 def _reset(
     options: Options, state: ScaleByDiagonalSecantState, due: jax.Array
 ) -> tuple[PyTree, jax.Array]:
-    """The estimate h and whether a pair is due, after a reset if it is time for one."""
+    """The estimate h and whether a pair is due, after a reset if one is due."""
     if options.reset_period is None:
         return state.diagonal, due
     reset = (state.count > 0) & (state.count % options.reset_period == 0)

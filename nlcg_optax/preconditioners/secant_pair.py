@@ -18,7 +18,7 @@ class SecantPair(NamedTuple):
 
     Attributes:
       finite: whether the squared norm of the gradient is finite.
-      due: whether the pair is to be taken.
+      due: whether a pair is due.
       good: whether it is taken.
       y_p: ``yᵀp``.
       square: ``length²``.
@@ -57,7 +57,7 @@ def judge(
       y: the change of the gradient along ``length`` times p, or along p itself if
         ``eps`` is None.
       length: a scalar in the dtype of the products.
-      due: whether a pair is to be taken.
+      due: whether a pair is due.
       eps: the ε of `scale_by_diagonal_secant`; None for a y that is a product with the
         Hessian.
       spectral_scaling: whether yᵀy replaces yᵀp in the last term of the formula.

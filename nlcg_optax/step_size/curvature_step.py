@@ -12,7 +12,7 @@ from nlcg_optax.curvature.source import CURVATURES, CurvatureKind, curvature_alo
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, stored_like, times
 from nlcg_optax.transformation import as_arrays
 
-MAX_RATIO = 10.0  # of a minimizer to the average, and of the step to the minimizer
+MAX_RATIO = 10.0  # caps minimizer over average, and step over minimizer
 
 
 class CurvatureStepDiagnostics(NamedTuple):
@@ -23,8 +23,8 @@ class CurvatureStepDiagnostics(NamedTuple):
       minimizer: the last exact minimizer along d that was measured.
       num_curvature_skips: measurements so far that were refused: a curvature that is
         not positive, no descent, or something not finite.
-      num_zero_directions: measurements so far along a direction without slope and
-        without curvature, as the zero direction is; they are refused as well.
+      num_zero_directions: measurements so far along a direction without slope or
+        curvature, such as the zero direction; they are refused as well.
     """
 
     step_size: jax.Array
@@ -61,28 +61,28 @@ def scale_by_curvature_step(
 
     Along a direction d the quadratic model of the loss is least at
     :math:`-g^\top d / d^\top B d`, with B the Hessian or the Gauss-Newton matrix on
-    this very batch. The update -d that comes in leaves as
+    this very batch. The incoming update -d is replaced by
 
     .. math:: -\alpha_t d_t, \qquad
         \alpha_t = \mathrm{EMA}\left(\frac{-g^\top d}{d^\top B d}\right),
 
-    with the exponential average corrected for its start at zero, so that the learning
-    rate that follows in the chain has no dimension: 1 is the (averaged) exact
-    minimizer along d, from 2 on the model no longer descends.
+    with the exponential average corrected for its start at zero. The learning rate that
+    follows in the chain is therefore dimensionless: 1 is the (averaged) exact minimizer
+    along d; from 2 on, the model no longer descends.
 
     Slope and curvature come from one forward derivative (`hessian_along`,
-    `gauss_newton_along`) of the loss that is passed, so that they agree with each
-    other even if the gradient was clipped or decayed on its way.
+    `gauss_newton_along`) of the loss that is passed, so they agree with each other even
+    if the gradient was clipped or decayed before.
 
-    Two caps keep one odd measurement from doing harm: a minimizer of more than ten
-    times the average enters the average as ten times the average, and the step after
-    a measurement is at most ten times the minimizer just measured.
+    Two caps limit the harm of one odd measurement: a minimizer enters the average as at
+    most ten times the average, and the step after a measurement is at most ten times
+    the minimizer just measured.
 
-    A measurement is refused, and counted, where the curvature is not positive, where
-    d does not descend or where something is not finite: the average stays. As long as
-    there is no average, :math:`|g^\top d / d^\top B d|` of such a measurement is used
-    if it is finite (Møller, 1993, flips the sign of negative curvature in the same
-    way), else the last step size, which is zero at first.
+    A measurement is refused, and counted, if the curvature is not positive, d does not
+    descend or something is not finite: the average stays. Until there is an average,
+    :math:`|g^\top d / d^\top B d|` of the refused measurement is used if it is finite
+    (Møller, 1993, flips the sign of negative curvature in the same way), otherwise the
+    last step size, which is zero at first.
 
     Args:
       curvature: ``"hessian"``, for which ``update`` needs ``value_fn`` (or ``hvp_fn``
@@ -164,7 +164,7 @@ def scale_by_curvature_step(
         due = is_due(state.count, refresh_period, extra_args)
 
         def measured() -> tuple[jax.Array, jax.Array]:
-            # Along -d: of the slope only the sign differs, of the curvature nothing.
+            # Along -d only the sign of the slope differs; the curvature is the same.
             found = along([updates])
             return found.slopes[0].astype(acc), found.matrix[0, 0].astype(acc)
 
@@ -187,7 +187,7 @@ def _next_state(
     curve: jax.Array,
     decay: jax.Array,
 ) -> ScaleByCurvatureStepState:
-    """Takes a measurement in: ``descent`` is ``-gᵀd``, ``curve`` is ``dᵀBd``."""
+    """Takes in a measurement: ``descent`` is ``-gᵀd``, ``curve`` is ``dᵀBd``."""
     minimizer = descent / jnp.where(curve == 0, 1, curve)
     highest = jnp.where(
         state.num_measured > 0,
@@ -232,6 +232,6 @@ def _next_state(
 
 
 def _average(average: jax.Array, count: jax.Array, decay: jax.Array) -> jax.Array:
-    """Corrects an average that was started at zero, of ``count`` numbers."""
+    """Corrects an average of ``count`` numbers for its start at zero."""
     weight = 1 - decay ** count.astype(decay.dtype)
     return average / jnp.where(count > 0, weight, 1)

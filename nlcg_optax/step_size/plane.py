@@ -12,7 +12,7 @@ from nlcg_optax.step_size.reduction_ratio import ReductionRatio
 GOOD_RATIO, BAD_RATIO = 0.75, 0.25
 SHRINK, GROW = 2 / 3, 3 / 2
 MIN_DAMPING, MAX_DAMPING = 1e-6, 1e6
-# Squared sine, in the metric of the curvature, below which two directions are one.
+# Squared sine, in the metric of the curvature, below which directions are parallel.
 MIN_SQUARED_SINE = 1e-5
 
 
@@ -24,7 +24,7 @@ class Plane(NamedTuple):
       momentum: b.
       predicted: reduction of the loss by the undamped model.
       moves: whether there is a step at all.
-      fell_back: whether it is not that of the whole plane, although it should be.
+      fell_back: whether a fallback replaced the best step in the plane.
       zero: whether u has neither slope nor curvature.
     """
 
@@ -49,7 +49,7 @@ def best_in_plane(
     Args:
       found: slopes along u and s, and M, their curvature.
       damping: λ.
-      last_step_size: a of the step before.
+      last_step_size: a of the previous step.
 
     Returns:
       The step.
@@ -106,11 +106,11 @@ def adapted(damping: jax.Array, achieved: ReductionRatio) -> jax.Array:
     """The damping after a step: Levenberg-Marquardt.
 
     Args:
-      damping: that of the step.
+      damping: the damping of the step.
       achieved: achieved over predicted reduction of the loss.
 
     Returns:
-      More after a bad step, less after a good one.
+      The new damping: larger after a bad step, smaller after a good one.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -118,7 +118,7 @@ def adapted(damping: jax.Array, achieved: ReductionRatio) -> jax.Array:
       Array(3., dtype=float32)
     """
     low, high = (jnp.asarray(x, damping.dtype) for x in (MIN_DAMPING, MAX_DAMPING))
-    # The floor lets a damping that has vanished come back; a zero may stay one.
+    # The floor lets a damping grow again from zero; shrinking leaves zero at zero.
     grown = jnp.clip(damping * GROW, low, high)
     shrunk = jnp.maximum(damping * SHRINK, jnp.minimum(damping, low))
     bad, good = achieved.ratio < BAD_RATIO, achieved.ratio > GOOD_RATIO

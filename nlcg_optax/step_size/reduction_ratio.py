@@ -52,7 +52,7 @@ def reduction_ratio(
 
 
 def params_after(params: PyTree, step: PyTree) -> PyTree:
-    """The parameters less a step, in their own dtypes.
+    """The parameters minus a step, in their own dtypes.
 
     Examples:
       >>> import jax.numpy as jnp

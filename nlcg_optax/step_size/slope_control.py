@@ -1,7 +1,7 @@
-"""The scalars of `scale_by_slope_ratio`, and its numbers.
+"""The scalars of `scale_by_slope_ratio`, and its numeric arguments.
 
-`judge` of ``slope_judgment`` says whether the last step was too long; `stepped_back`
-there or `went_on` of ``slope_steering`` gives the scalars after it.
+`judge` of ``slope_judgment`` decides whether the last step was too long. Then
+`stepped_back` of that module or `went_on` of ``slope_steering`` gives the new scalars.
 """
 
 from typing import Any, NamedTuple
@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-LOG_BOUND = 60.0  # of the logarithm of the step size
+LOG_BOUND = 60.0  # bound of the logarithm of the step size
 
 
 class ControlOptions(NamedTuple):
-    """The numbers of `scale_by_slope_ratio`, checked."""
+    """The checked numeric arguments of `scale_by_slope_ratio`."""
 
     num_steps: Any
     target_ratio: Any
@@ -30,20 +30,20 @@ class SlopeControlState(NamedTuple):
       count: number of updates.
       first_value: loss where the first step began.
       value: loss where the last step began.
-      slope: slope of the loss along the last step where it began, times its length;
-        zero if there was none.
+      slope: slope of the loss along the last step, at its start, times its length;
+        zero if there was no step.
       start_slope: windowed average of ``slope``.
       end_slope: windowed average of the slope where the steps ended.
       change: windowed average of the change of the loss over a step.
       noise: windowed average of how far that change is from the mean of both slopes.
       value_average: windowed average of the loss.
-      value_least: the least of ``value_average``, slowly forgotten.
+      value_least: the minimum of ``value_average``, slowly forgotten.
       log_step_size: logarithm of the step size.
       begun: whether a step was taken.
-      found: whether the search for the size of the step is over.
-      steps_back: steps back in a row.
-      crossings: signs in a row that zero is no lower bound of the loss; they are kept
-        once there are two.
+      found: whether the search for the step size is over.
+      steps_back: consecutive steps back.
+      crossings: consecutive signs that zero is not a lower bound of the loss; two
+        are kept for good.
     """
 
     count: jax.Array  # type: ignore[assignment]

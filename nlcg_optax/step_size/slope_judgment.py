@@ -8,21 +8,21 @@ import optax
 
 from nlcg_optax.step_size.slope_control import LOG_BOUND, SlopeControlState
 
-# An overshoot: the slope more than twice as steep the other way and a loss above the
-# last and the averaged one by the first number, or a loss above them by 1.5 times
-# their size; in either case a rise that the slope explains and that is more than twice
-# the noise.
+# A step overshoots if its end slope is more than twice as steep the other way and the
+# loss is 5 % above the last and the averaged one, or if its end slope is uphill and the
+# loss is above them by 1.5 times their size. In either case the slope must explain the
+# rise, which must exceed twice the noise.
 OVERSHOOT_RATIO, OVERSHOOT_RISE, JUMP, ABOVE_NOISE = -2.0, 0.05, 1.5, 2.0
-EXPLAINED = 0.25  # of a rise, that the slope at the end must explain; else it is noise
-SHORTEST, LONGEST = 0.05, 0.5  # what a step back may leave of a step
+EXPLAINED = 0.25  # a rise of which the end slope explains a smaller share is noise
+SHORTEST, LONGEST = 0.05, 0.5  # fraction of a step that a step back may leave
 MAX_STEPS_BACK = 8  # in a row; then the loss itself must have changed
-# Losses in a row that are not finite, after which more of them say nothing new of the
-# step size: they may be those of bad batches.
+# After so many non-finite losses in a row, more of them say nothing new: they may come
+# from bad batches.
 MAX_SHRINKS = 3
 
 
 class Judgment(NamedTuple):
-    """What the end of the last step says.
+    """The judgment of the last step by its end.
 
     Attributes:
       value: the loss there, zero if anything is not finite.
@@ -32,7 +32,7 @@ class Judgment(NamedTuple):
       back: whether to step back.
       kept: the fraction of the step that a step back leaves.
       lasting: the fraction of the step size that a step back leaves.
-      jumped: whether stepping back has not helped, so that all starts again from here.
+      jumped: whether steps back did not help, so that the search starts again here.
     """
 
     value: jax.Array
@@ -59,23 +59,23 @@ def judge(state: SlopeControlState, value: jax.Array, end: jax.Array) -> Judgmen
     finite = jnp.isfinite(value) & jnp.isfinite(end)
     value, end = jnp.where(finite, value, 0), jnp.where(finite, end, 0)
     ratio = _ratio(end, state.slope)
-    # In noise the loss before and the slopes may be low by chance; the average is not.
+    # In noise the last loss and the slopes may be low by chance; the average is not.
     before = jnp.maximum(state.value, state.value_average)
     above = value - before
     too_far = (ratio < OVERSHOOT_RATIO) & (above > OVERSHOOT_RISE * jnp.abs(before))
     too_far |= (ratio < 0) & (above > JUMP * jnp.abs(before))
     too_far &= above > ABOVE_NOISE * state.noise
-    # Where it is convex the loss cannot rise by more than the slope at the end. Once
-    # a step back has begun it goes on until the loss is lower.
+    # A convex loss cannot rise by more than the slope at the end. Once steps back have
+    # begun they continue until the loss is lower.
     too_far &= (end > EXPLAINED * (value - state.value)) | (state.steps_back > 0)
     jumped = finite & too_far & (state.steps_back >= MAX_STEPS_BACK)
-    # The slope of a fitted batch is next to none and says little of the step size; nor
+    # The slope of a fitted batch is almost zero and says little about the step size. So
     # does a batch that is still hard after the first step back.
     steepest = jnp.minimum(state.slope, state.start_slope)
     lasting = _minimizer(_ratio(end, steepest))
     lasting = jnp.where(state.steps_back > 0, LONGEST, lasting)
-    # One bad batch halves the step; if it goes on, the step shrinks faster and faster.
-    # Later steps shrink, too, unless their size had been found and this may be chance.
+    # One bad batch halves the step; if more follow, it shrinks faster and faster. Later
+    # steps shrink too, unless the step size had been found and this may be chance.
     in_a_row = state.steps_back - state.found.astype(jnp.int32)
     shrinks = (in_a_row >= 0) & (in_a_row < MAX_SHRINKS)
     return Judgment(
@@ -98,12 +98,12 @@ def _ratio(end: jax.Array, start: jax.Array) -> jax.Array:
 
 
 def _halved(times: jax.Array, like: jax.Array) -> jax.Array:
-    """The part of what is left that is kept after so many halvings before, bounded."""
+    """The fraction of the rest that is kept after so many earlier halvings, bounded."""
     return jnp.maximum(LONGEST ** (times + 1).astype(like.dtype), SHORTEST)
 
 
 def _minimizer(ratio: jax.Array) -> jax.Array:
-    """The part of a step that ends at the minimizer of the parabola, bounded."""
+    """The fraction of a step that ends at the minimizer of the parabola, bounded."""
     return jnp.clip(1 / (1 - jnp.minimum(ratio, 0)), SHORTEST, LONGEST)
 
 

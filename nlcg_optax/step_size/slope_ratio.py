@@ -40,10 +40,10 @@ class SlopeRatioDiagnostics(NamedTuple):
       slope_step_size: the step size, before it is annealed.
       measured_slope: windowed slope where the steps began.
       inferred_slope: the same, from the change of the loss.
-      num_steps_back: steps back so far, those because of something not finite included.
+      num_steps_back: steps back so far, including those after non-finite values.
       num_not_finite: losses or gradients so far that were not finite.
-      num_ascent_directions: updates so far along whose direction the loss rises. At
-        every update it means a sign-flipped direction.
+      num_ascent_directions: updates so far along whose direction the loss rises. If it
+        counts every update, the direction is sign-flipped.
       num_jumps: times so far that the loss stayed high after all steps back, and the
         search for the step size started again.
     """
@@ -63,7 +63,7 @@ class ScaleBySlopeRatioState(NamedTuple):
 
     Attributes:
       direction_state: state of the nested direction.
-      last_step: what is left of the last step, as it left this transformation.
+      last_step: the last step, as returned, minus the part that steps back undid.
       control: the scalars.
       diagnostics: what was done.
     """
@@ -84,10 +84,10 @@ def scale_by_slope_ratio(
     hold_after: float | jax.Array = 0.4,
     initial_step_size: float | jax.Array = 1e-3,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Multiplies a direction by a step size that ratios of slopes find.
+    r"""Multiplies a direction by a step size found from ratios of slopes.
 
-    A line search along d asks for the slope at the end of a step, over that at its
-    start. The next gradient answers for one inner product:
+    A line search along d needs the slope at the end of a step, divided by that at its
+    start. With the next gradient this ratio costs one inner product:
 
     .. math::
         r_t = \frac{d_t^\top g_{t+1}}{d_t^\top g_t}, \qquad
@@ -95,66 +95,68 @@ def scale_by_slope_ratio(
         \log\frac{1 - r^*}{1 - r_t}, -1, c\right).
 
     On a parabola r is 1 at a step far too short, 0 at the minimizer and -1 at twice
-    it, and the secant through the two slopes is exact: :math:`(1 - r^*) / (1 - r)`
-    leads to the step at which r is :math:`r^*`. Here :math:`r_t` is the ratio of two
-    averages of slopes over a window of steps. Nothing else is evaluated.
+    the minimizer. The secant through the two slopes is exact: the factor
+    :math:`(1 - r^*) / (1 - r)` leads to the step at which r is :math:`r^*`. Here
+    :math:`r_t` is the ratio of two averages of slopes over a window of steps. Nothing
+    else is evaluated.
 
-    The direction knows the noise of the batch that made it, so that the slope measured
-    at its start is too steep. Another one is inferred from the change of the loss,
-    :math:`f_{t+1} - f_t = (s_0 + s_1)/2` along a parabola, with the slopes :math:`s_0`
+    The direction contains the noise of its own batch, so the slope measured at its
+    start is too steep. A second start slope is inferred from the change of the loss:
+    along a parabola :math:`f_{t+1} - f_t = (s_0 + s_1)/2`, with the slopes :math:`s_0`
     at the start of the step and :math:`s_1` at its end, along the step. The mean of
-    both is the start slope of :math:`r_t`. The windows widen with the run, to a
-    fifteenth of the steps so far, and :math:`\eta` falls alike.
+    both start slopes is that of :math:`r_t`. The windows widen with the run, to a
+    fifteenth of the steps so far, and :math:`\eta` falls in proportion.
 
-    1. *Find.* The first step is ``initial_step_size``, or less: what its slope
-       promises is at most a hundredth of the loss. Each step alone decides, with
-       :math:`\eta = 1` and c = 2.3, until r first falls below 0.3 and that is not
-       noise: the change of the loss agrees with both slopes, or the step promises 3 %
-       of the loss, or there were 30 steps.
+    1. *Find.* The first step size is ``initial_step_size``, or less: by its slope, the
+       step promises at most a hundredth of the loss. Each step alone decides, with
+       :math:`\eta = 1` and c = 2.3, until r first falls below 0.3 and this is not
+       noise: the change of the loss agrees with both slopes, the step promises 3 % of
+       the loss, or 30 steps were taken.
     2. *Steer* as above, with c = 1, so that noise does not drive the step size up.
-       While the averaged loss stands more than 5 % above its least, r is below 0.3 and
+       While the averaged loss is more than 5 % above its minimum, r is below 0.3 and
        the slopes explain the rise, the step size falls instead of growing (the brake).
        With ``num_steps`` and once the windows widen, a rise of 30 % that is more than
        the noise of the average needs no explanation.
-    3. With ``num_steps``, *hold* after ``hold_after`` of them (the brake is then at
-       twice the least loss), and *anneal*: a linear decay over all ``num_steps`` is
-       multiplied on top, and the updates after that are zero, except that the last step
-       may still be taken back in part.
+    3. With ``num_steps``, *hold* after the fraction ``hold_after`` of them (the brake
+       then acts at twice the minimum), and *anneal*: a linear decay over all
+       ``num_steps`` is multiplied on top. Later updates are zero, except that the last
+       step may still be taken back in part.
 
-    What a step promises, its length times the slope, is never more than ten times the
-    average, nor than the loss (Polyak's step, for losses of zero or more). Once the
-    loss was negative twice in a row, or fell to near zero where the slope was still as
-    steep, that bound is the size of the loss or all that was gained since the first
-    step, and the search goes on with c = 0.7: such a loss may be exponential. Where the
-    direction points uphill the slope may cost 2 % of the loss.
+    The promise of a step, its length times the slope, is at most ten times the average
+    promise, and at most the loss (Polyak's step, for losses of zero or more). Once the
+    loss was negative twice in a row, or fell to near zero while the slope was still as
+    steep, the latter bound is the size of the loss or all that was gained since the
+    first step, and the search continues with c = 0.7: the loss may be exponential. If
+    the direction points uphill, the slope may cost 2 % of the loss.
 
-    **A step back.** Where the step just taken was far too long (r below -2 at a loss
-    5 % above the last and the averaged one, or r below zero at a loss above them by 1.5
+    **A step back.** If the step just taken was far too long (r below -2 at a loss 5 %
+    above the last and the averaged one, or r below zero at a loss above them by 1.5
     times their size), this update only goes back along it, to the minimizer of the
-    parabola, so that 0.05 to 0.5 of the step are kept. The step size shrinks alike, but
-    by the averaged slope where that of the step was less steep, and to a half where
-    steps back go on; the direction and its memory are as before. It is the trial step
-    of a line search, paid for with one gradient.
+    parabola, and keeps 0.05 to 0.5 of the step. The step size shrinks by the same rule,
+    but by the averaged slope if that of the step was less steep, and to a half at
+    further steps back. The direction and its memory stay as before. A step back is the
+    trial step of a line search, at the cost of one gradient.
 
-    A rise is passed over as noise if it is less than twice the usual distance between
-    the change of the loss and the mean of both slopes. It is passed over as a batch of
-    harder examples if it is more than four times the slope at its end: along a convex
-    function the loss rises by no more than that slope. If the loss is no lower after
-    eight steps back in a row, the loss itself has changed: the search starts again from
-    there. A loss or gradient that is not finite is a step back to one half; after
-    another one a quarter of that is left, then an eighth of what is left, and so on. It
-    is counted and never enters the state. At most three of them in a row also shorten
-    the steps to come. Once the step size is found the first does not: it may be a bad
-    batch.
+    A rise is ignored as noise if it is less than twice the usual distance between the
+    change of the loss and the mean of both slopes. It is ignored as a batch of harder
+    examples if it is more than four times the slope at the end of the step: along a
+    convex function the loss rises by no more than that slope. If the loss is no lower
+    after eight steps back in a row, the loss itself has changed: the search starts
+    again from there.
+
+    A non-finite loss or gradient causes a step back to one half; the next in a row
+    leaves a quarter of that, the next an eighth of the rest, and so on. These values
+    are counted and never enter the state. At most three in a row also shorten later
+    steps. Once the step size is found, the first one does not: it may be a bad batch.
 
     **Without** ``num_steps`` there is no end to plan for. The inferred slope alone is
     then the start slope of :math:`r_t`, and c = 0.5. The steps shrink as noise takes
-    over, and the run has no fixed end. The price: nothing is annealed, so that a run of
-    known length ends at a lower loss with ``num_steps``.
+    over. Nothing is annealed, so a run of known length ends at a lower loss with
+    ``num_steps``.
 
     **A factor after it**, such as a schedule, shortens the steps whose slopes are
-    measured. While the step size adapts it makes up for such a factor; while it is held
-    it leaves alone one that is above a half.
+    measured. While the step size adapts, it offsets the factor; while it is held, it
+    ignores a factor above one half.
 
     Source: the secant step of Moré and Thuente (1994, section 4) and the slope ratio
     of the strong Wolfe conditions (Nocedal and Wright, 2006, equation 3.7b).
@@ -176,13 +178,13 @@ def scale_by_slope_ratio(
       A transformation whose ``update`` needs the extra argument ``value``, the loss of
       the same batch as the gradient. The updates are to be subtracted, as by
       ``optax.scale_by_learning_rate(1.)`` after it; a schedule and weight decay may
-      stand in between. It keeps one tree, the last step. An update takes two inner
-      products of trees in addition to the direction, and communicates scalars only.
+      come in between. The state holds one tree, the last step. An update adds two inner
+      products of trees to the direction, and communicates scalars only.
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, ``value`` is
-        missing or no scalar.
-      TypeError: if ``direction`` is no transformation.
+        missing or not a scalar.
+      TypeError: if ``direction`` is not a transformation.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -264,7 +266,7 @@ def _update(
     validation.check_same_structure("updates", g, state.last_step)
     control = state.control
     loss = jnp.asarray(value).astype(control.value.dtype)
-    # What is subtracted is an ascent: the slope of the step itself is the negative.
+    # Updates are subtracted, so the slope of the step is the negative.
     (rise,) = vdots([(state.last_step, g)], dtype=loss.dtype)
     judgment = judge(control, loss, -rise)
     g = jax.tree.map(lambda x: jnp.where(judgment.finite, x, 0), g)
@@ -287,7 +289,7 @@ def _update(
             lambda b, f: jnp.where(back, b, stored(f, b.dtype)), if_back, if_forward
         )
 
-    # A direction whose numbers overflow is no step, and its memory is not kept.
+    # If the direction overflows, no step is taken and its new memory is discarded.
     usable = jnp.isfinite(ascent)
     undone = jax.tree.map(lambda d: times(kept - 1, d).astype(d.dtype), state.last_step)
     left = jax.tree.map(lambda d: times(kept, d).astype(d.dtype), state.last_step)

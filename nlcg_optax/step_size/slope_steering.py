@@ -14,42 +14,43 @@ from nlcg_optax.step_size.slope_control import (
 )
 from nlcg_optax.step_size.slope_judgment import EXPLAINED, Judgment
 
-# While the step size is searched for, one step changes it by e^-1 to e^2.3 at most;
-# later by those powers of the adaptation rate, and by no more up than down, so that
-# noise does not drive it up. Without a horizon nothing is annealed: by still less.
+# In the search one step multiplies the step size by e^-1 to e^2.3. Later the adaptation
+# rate multiplies these exponents, and the step size grows no faster than it shrinks, so
+# that noise does not drive it up. Without a horizon nothing is annealed, and it grows
+# still more slowly.
 MOST_DOWN, MOST_UP = -1.0, 2.3
-MOST_UP_UNBOUNDED = 0.7  # where zero is no bound of the loss, which may be exponential
+MOST_UP_UNBOUNDED = 0.7  # if zero does not bound the loss, which may be exponential
 MOST_UP_ONCE_FOUND, MOST_UP_WITHOUT_HORIZON = 1.0, 0.5
-# The search ends at the first ratio below this that is not noise, in which the ratio is
-# near zero from the first tiny step on: the change of the loss agrees with the slopes,
-# or the step promises this part of the loss, or there were so many steps.
+# The search ends at the first ratio below FOUND_BELOW that is not noise: the change of
+# the loss agrees with the slopes, the step promises FOUND_PROMISE of the loss, or there
+# were LONGEST_SEARCH steps. Noise has ratios near zero from the first tiny step on.
 FOUND_BELOW, FOUND_PROMISE, LONGEST_SEARCH = 0.3, 0.03, 30
-# With a horizon, the share of the inferred slope in the one that steers.
+# With a horizon, the share of the inferred slope in the slope that steers.
 INFERRED_SHARE = 0.5
-WINDOW_SHARE = 1 / 15  # of the steps so far, that the windows span at least
-# While it is held, a step of less than this part of what it should be grows again.
+WINDOW_SHARE = 1 / 15  # fraction of the steps so far that the windows span at least
+# While held, a step size below this fraction of what it should be grows again.
 FAR_TOO_SHORT = 0.5
-# The brake: how far the averaged loss may stand above its least, while the step size
-# adapts and while it is held, relative to that, where the slopes explain it; how far
-# where they do not, once the windows widen, if that is above so many times the noise
-# of the average; and the logarithm of what the brake does.
+# The brake acts if the averaged loss exceeds its minimum by this part of it: RISE
+# (RISE_WHILE_HELD while held) if the slopes explain the excess; else UNEXPLAINED_RISE,
+# once the windows widen, if the excess is above ABOVE_AVERAGE times the noise of the
+# average. BRAKE then bounds the increment.
 RISE, RISE_WHILE_HELD, UNEXPLAINED_RISE, ABOVE_AVERAGE = 0.05, 1.0, 0.3, 1.25
 BRAKE = -0.3
-LOSS_DECAY = 0.8  # of the average of the loss, before the windows widen
-LEAST_LEAK = 0.02  # by which the least loss is forgotten, so that a jump is; likewise
-# Of the loss, that a step may promise, and the very first one; and by how much the
-# logarithm of the step size may stand above that bound.
+LOSS_DECAY = 0.8  # decay of the average of the loss, before the windows widen
+LEAST_LEAK = 0.02  # rate at which the least loss, hence a jump, is forgotten; likewise
+# Fractions of the loss that a step, and the very first step, may promise; and by how
+# much the logarithm of the step size may exceed that bound.
 PROMISE, FIRST_PROMISE, SLACK = 1.0, 0.01, 1.0
-MOST_UPHILL = 0.02  # of the loss, that a step may cost by its slope
-MOST_GROWTH = 10.0  # of the promise of a step over the averaged one
-# A loss that may be negative passes through zero: a step that promises nearly all of it
-# leaves no more than the second part, the slope is still as steep as the third says,
-# and the change of the loss is, to the fourth, that of the slopes; or the slope, to the
-# fifth, has not changed, where the loss is too small a difference to be seen. With the
-# bound zero a loss flattens so far down: a parabola to a quarter, with half the slope.
+MOST_UPHILL = 0.02  # fraction of the loss that a step may cost by its slope
+MOST_GROWTH = 10.0  # largest ratio of the promise of a step to the averaged one
+# Signs that a loss passes through zero: a step that promises at least NEARLY_ALL of it
+# leaves less than LEFT_OF_LOSS, the slope ratio is still above STILL_STEEP, and the
+# change of the loss agrees with the slopes to within AGREEMENT; or the slope ratio is
+# within UNCHANGED of one, where the loss is a difference too small to be seen. A loss
+# bounded by zero would flatten: a parabola to a quarter, with half the slope.
 NEARLY_ALL, LEFT_OF_LOSS, STILL_STEEP, AGREEMENT = 0.9, 0.1, 0.6, 0.1
 UNCHANGED = 0.02
-SURELY = 2  # such signs, or negative losses, in a row; then it has no bound
+SURELY = 2  # such signs, or negative losses, in a row; then zero is no bound
 
 
 def went_on(
@@ -58,9 +59,9 @@ def went_on(
     """The scalars that choose the next step, before its slope is known.
 
     Args:
-      options: of the control.
+      options: options of the control.
       state: the scalars before this update.
-      judgment: on the last step.
+      judgment: judgment of the last step.
 
     Returns:
       The new scalars, the ratio that steered them and the inferred slope.
@@ -96,7 +97,7 @@ def went_on(
 
 
 def _crossings(state: SlopeControlState, judgment: Judgment) -> jax.Array:
-    """How often in a row the loss looked as if zero were no bound of it."""
+    """The consecutive signs that zero is not a bound of the loss."""
     promise = -state.slope
     crosses = jnp.abs(judgment.value) < LEFT_OF_LOSS * state.value
     crosses &= judgment.ratio > STILL_STEEP
@@ -116,7 +117,7 @@ def _off_the_parabola(state: SlopeControlState, judgment: Judgment) -> jax.Array
 
 
 def _search_ends(state: SlopeControlState, judgment: Judgment) -> jax.Array:
-    """Whether the ratio of the last step is small, and that is not noise."""
+    """Whether the ratio of the last step is small, and not just by noise."""
     certain = _off_the_parabola(state, judgment) <= jnp.abs(state.slope)
     certain |= -state.slope >= FOUND_PROMISE * jnp.abs(judgment.value)
     certain |= state.count >= LONGEST_SEARCH
@@ -124,10 +125,10 @@ def _search_ends(state: SlopeControlState, judgment: Judgment) -> jax.Array:
 
 
 class _Averages(NamedTuple):
-    """The averages with the last step, see `SlopeControlState`.
+    """The averages including the last step, see `SlopeControlState`.
 
-    ``wider`` is how many times wider than at first the windows are, and ``span`` the
-    number of steps in that of the loss.
+    ``wider`` is the width of the windows relative to their first width, and ``span``
+    the number of steps in the window of the loss.
     """
 
     start_slope: jax.Array
@@ -144,8 +145,8 @@ def _averaged(
     options: ControlOptions, state: SlopeControlState, judgment: Judgment
 ) -> _Averages:
     dtype = state.value.dtype
-    # Windows that widen with the run average noise out; the rate falls alike, so that
-    # the step size follows them without swinging.
+    # Windows that widen with the run average out noise. The rate falls in proportion,
+    # so that the step size follows them without oscillating.
     share = 1 - jnp.asarray(options.window_decay).astype(dtype)
     wider = jnp.maximum(WINDOW_SHARE * state.count.astype(dtype) * share, 1)
     span = wider / (1 - LOSS_DECAY)
@@ -178,14 +179,14 @@ def _steering_ratio(
     """The ratio of the averaged slopes, and the inferred slope at the start."""
     start, end = averages.start_slope, averages.end_slope
     target = jnp.asarray(options.target_ratio).astype(end.dtype)
-    # Along a parabola the loss changes by the mean of the two slopes, and where it is
-    # convex the slope never falls: noise of the loss must not say anything else.
+    # Along a parabola the loss changes by the mean of the two slopes. Along a convex
+    # loss the slope never falls: noise that says otherwise is clipped.
     inferred = jnp.clip(2 * averages.change - end, start, jnp.minimum(end, 0))
     share = 1.0 if options.num_steps is None else INFERRED_SHARE
     steering = (1 - share) * start + share * inferred
     ratio = jnp.where(steering < 0, end / jnp.where(steering < 0, steering, -1), target)
     if options.num_steps is None:
-        # No decrease, so that the steps go beyond twice the minimizer.
+        # The loss does not decrease, so the steps go beyond twice the minimizer.
         lowest = 2 * target - 1
         ratio = jnp.where((end > 0) & ~(inferred < 0), lowest, ratio)
         ratio = jnp.maximum(ratio, lowest)
@@ -200,7 +201,7 @@ def _increment(
     found: jax.Array,
     ratio: jax.Array,
 ) -> jax.Array:
-    """What the logarithm of the step size should change by."""
+    """By how much the logarithm of the step size should change."""
     target = jnp.asarray(options.target_ratio).astype(ratio.dtype)
     wanted = jnp.log((1 - target) / jnp.maximum(1 - ratio, 1e-3))
     once_found = (
@@ -211,7 +212,7 @@ def _increment(
     increment = jnp.clip(wanted, MOST_DOWN, most)
     held = _is_held(options, state)
     if options.num_steps is not None:
-        # Annealed steps are shorter than those of the target ratio, and no more than
+        # Annealed steps are shorter than those of the target ratio, and grow only to
         # half of what they should be: a step back may have been by chance.
         short = jnp.log(_anneal_since_held(options, state) * FAR_TOO_SHORT)
         increment = jnp.where(held, jnp.maximum(wanted + short, 0), increment)
@@ -227,7 +228,7 @@ def _increment(
         noise = averages.noise / jnp.sqrt(averages.span)
         unexplained &= (risen > ABOVE_AVERAGE * noise) & (averages.wider > 1)
         rising |= unexplained
-    # Otherwise steps too long are not why.
+    # Otherwise overlong steps are not the cause.
     rising &= found & (ratio < FOUND_BELOW)
     increment = jnp.where(rising, jnp.minimum(increment, BRAKE), increment)
     return jnp.where((state.slope < 0) & ~judgment.jumped, increment, 0)
@@ -258,9 +259,9 @@ def with_step(
     """Completes the scalars once the direction is known.
 
     Args:
-      options: of the control.
+      options: options of the control.
       old: the scalars before this update.
-      new: those of `went_on`.
+      new: the scalars from `went_on`.
       ascent: slope of the loss along the update of the nested direction.
 
     Returns:
@@ -268,12 +269,12 @@ def with_step(
     """
     usable = jnp.isfinite(ascent)  # products of huge entries may overflow: no step then
     ascent = jnp.where(usable, ascent, 0)
-    # A step longer than the loss over the slope (Polyak's) promises more than there is;
-    # of the very first step nothing else is known, so that it promises less.
+    # A step longer than the loss over the slope (Polyak's) promises more than the loss.
+    # Nothing else is known of the very first step, so it may promise less.
     part = jnp.where(old.begun, PROMISE, FIRST_PROMISE).astype(ascent.dtype)
     part = jnp.where(ascent < 0, MOST_UPHILL, part)
-    # A slope that is suddenly steep is no reason for a step that changes far more.
-    # Where zero is no bound of the loss, a step may gain as much as all before it.
+    # A slope that is suddenly steep is no reason for a far larger change of the loss.
+    # If zero is not a bound of the loss, a step may gain as much as all before it.
     usual = MOST_GROWTH * jnp.abs(new.start_slope)
     gained = jnp.where(new.crossings >= SURELY, jnp.abs(new.first_value - new.value), 0)
     bound = jnp.maximum(jnp.abs(new.value), gained)
@@ -282,8 +283,8 @@ def with_step(
     ceiling = _longest(jnp.where(limited, jnp.minimum(promise, usual), promise), ascent)
     factor = jnp.exp(new.log_step_size) * anneal(options, old.count, ascent.dtype)
     factor = jnp.where(usable, jnp.minimum(factor, ceiling), 0)
-    # What lasts is bounded by the averaged loss: one batch that is fitted exactly has
-    # next to none, and would keep the steps short for good.
+    # The lasting step size is bounded by the averaged loss: a batch that is fitted
+    # exactly has almost no loss, and would keep the steps short for good.
     level = jnp.maximum(bound, jnp.abs(new.value_average))
     lasting = jnp.log(_longest(part * level, ascent))
     lasting += jnp.where(old.begun, SLACK, 0).astype(ascent.dtype)
@@ -294,7 +295,7 @@ def with_step(
 
 
 def _longest(change: jax.Array, slope: jax.Array) -> jax.Array:
-    """The longest step along which a slope changes the loss by no more than that."""
+    """The longest step along which a slope changes the loss by at most ``change``."""
     bounded = (change > 0) & (slope != 0)
     longest = change / jnp.where(bounded, jnp.abs(slope), 1)
     tiny = jnp.finfo(slope.dtype).tiny  # a quotient may underflow

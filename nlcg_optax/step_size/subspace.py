@@ -34,8 +34,8 @@ class SubspaceStepDiagnostics(NamedTuple):
     """What `scale_by_subspace_step` did, as scalars.
 
     Attributes:
-      step_size: the coefficient of the update that came in.
-      momentum: the coefficient of the step before.
+      step_size: the coefficient of the incoming update.
+      momentum: the coefficient of the last step.
       damping: the dimensionless damping for the next step.
       reduction_ratio: achieved over predicted reduction of the loss at the last
         measurement; one at first.
@@ -85,9 +85,9 @@ def scale_by_subspace_step(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Takes the locally best step in the plane of the update and the last step.
 
-    With the update u that comes in (P g after ``scale_by_nlcg(0.)``, or -d), the last
-    step s that went out, and B the Hessian or the Gauss-Newton matrix on this batch,
-    the update that leaves is :math:`a u + b s` with
+    With the incoming update u (P g after ``scale_by_nlcg(0.)``, or -d), the last step
+    s, and B the Hessian or the Gauss-Newton matrix on this batch, the outgoing update
+    is :math:`a u + b s` with
 
     .. math:: (M + \lambda\, \mathrm{diag} M) \binom{a}{b}
         = \binom{g^\top u}{g^\top s}, \qquad
@@ -102,16 +102,16 @@ def scale_by_subspace_step(
     .. math:: \rho = \frac{f(\theta) - f(\theta - a u - b s)}{
         a\, g^\top u + b\, g^\top s - \tfrac12 (a, b) M (a, b)^\top}
 
-    on the same batch: above 3/4 λ is multiplied by 2/3, below 1/4 by 3/2. A step
-    with :math:`\rho < 0` is not taken (a zero update, counted). The ratio is that of
-    a step taken as it leaves here: let ``optax.scale_by_learning_rate(1.)`` follow,
-    or a number near it.
+    on the same batch: above 3/4, λ is multiplied by 2/3; below 1/4, by 3/2. A step
+    with :math:`\rho < 0` is not taken (a zero update, counted). The ratio assumes that
+    the outgoing step is taken unmodified: let ``optax.scale_by_learning_rate(1.)``
+    follow, or a number near 1.
 
-    Fallbacks, which are counted: where M is not positive definite, or u and s are all
-    but parallel in it, the step is along u alone with
-    :math:`a = g^\top u / ((1 + \lambda)\, u^\top B u)`; where :math:`u^\top B u` is
-    not positive the last a is used, or its absolute value at first; where something is
-    not finite, or u is zero, the update is zero.
+    Fallbacks, which are counted: if M is not positive definite, or u and s are almost
+    parallel in its metric, the step is along u alone with
+    :math:`a = g^\top u / ((1 + \lambda)\, u^\top B u)`. If :math:`u^\top B u` is not
+    positive, the last a is used; at first, the absolute value of this a. If something
+    is not finite, or u is zero, the update is zero.
 
     Args:
       curvature: ``"hessian"``, for which ``update`` needs ``value_fn`` (or ``hvp_fn``
@@ -122,8 +122,8 @@ def scale_by_subspace_step(
       adapt_damping: whether λ follows the reduction ratio, at the cost of one
         evaluation of the loss (``value_fn``, or the outputs) per measurement, and
         whether steps are refused. Otherwise λ stays.
-      refresh_period: steps between choices of a and b; in between they are used
-        unmodified (b at most 1 in size), at the cost of memory traffic alone.
+      refresh_period: steps between choices of a and b; in between they are
+        reused (b at most 1 in size), at the cost of memory traffic alone.
 
     Returns:
       A transformation with one copy of the parameters in its state. Its ``update``
@@ -259,7 +259,7 @@ def _measured(
     *,
     needs_value: bool,
 ) -> DirectionalCurvature:
-    """Slopes and curvature of the plane; a placeholder where none is due."""
+    """Slopes and curvature of the plane; a placeholder if no measurement is due."""
     acc = state.damping.dtype
 
     def measure() -> DirectionalCurvature:

@@ -1,4 +1,4 @@
-"""Inner products of parameter trees: with `stacked_products`, all reductions of them.
+"""Inner products of parameter trees; with `stacked_products`, all their reductions.
 
 Every reduction is ``sum(x * y)`` leaf by leaf, in float32 or wider, and never a
 concatenation: on a sharded mesh only scalars are communicated.
@@ -33,12 +33,12 @@ def vdots(
     Args:
       pairs: pairs ``(x, y)`` of trees of one structure and equal shapes. ``None`` and
         ``optax.MaskedNode`` leaves are left out of the sum.
-      scope: ``"global"`` for one scalar a pair, over all leaves together;
-        ``"per_leaf"`` for a vector of one entry a leaf, in ``jax.tree.leaves`` order.
+      scope: ``"global"`` for one scalar per pair, over all leaves together;
+        ``"per_leaf"`` for a vector, one entry per leaf, in ``jax.tree.leaves`` order.
       dtype: real dtype of the accumulation; by default that of `accumulator_dtype`.
 
     Returns:
-      One array a pair, of shape ``()`` or ``(number of leaves,)``.
+      One array per pair, of shape ``()`` or ``(number of leaves,)``.
 
     Raises:
       TypeError: if a leaf is not a real or complex floating-point array.
@@ -77,12 +77,12 @@ def products_and_maxima(
     Args:
       pairs: see `vdots`.
       trees: trees of real or complex arrays. If their leaves have the shapes of those
-        of ``pairs``, a single CPU reads what they share once.
+        of ``pairs``, a single CPU reads shared arrays once.
       dtype: see `vdots`.
 
     Returns:
       The products of the pairs, and for each tree its largest absolute value: zero if
-      it has no element, not a number if one of them is not.
+      it has no element, NaN if any element is NaN.
 
     Raises:
       TypeError, ValueError: see `vdots`.
@@ -101,7 +101,7 @@ def products_and_maxima(
     axis_name = axis_of_parameters()
     if axis_name is None or not values:
         return products, maxima
-    # A maximum may lose what is not a number, also between devices.
+    # A maximum may lose NaN, also between devices.
     unknown = [jnp.isnan(x).astype(dtype) for x in maxima]
     sums = jax.lax.psum(jnp.stack([*products, *unknown]), axis_name)
     if maxima:
@@ -165,7 +165,7 @@ def _leaf_products(x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def max_abs(tree: PyTree) -> jax.Array:
-    """Returns the largest absolute value in a tree; not a number if one is.
+    """Returns the largest absolute value in a tree; NaN if any is.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Over which mapped axes parameters are split by hand, told once for all products."""
+"""Mapped axes over which parameters are split by hand, set once for all products."""
 
 import contextlib
 import contextvars
@@ -24,7 +24,7 @@ def axis_of_parameters() -> AxisName | None:
 
 @contextlib.contextmanager
 def parameters_split_over(axis_name: AxisName | None) -> Iterator[None]:
-    """While a function is traced in it, reductions over parameters span these axes.
+    """Makes reductions over parameters span these axes in functions traced inside it.
 
     Args:
       axis_name: axes of ``pmap``, ``shard_map`` or ``vmap``; None for none.

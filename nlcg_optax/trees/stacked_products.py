@@ -12,13 +12,13 @@ from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, promote
 from nlcg_optax.trees.split import axis_of_parameters
 from nlcg_optax.xla.automatic_sharding import explicit_mesh
 
-# Up to so many elements a sum takes no longer than a matrix product, and compiles
-# sooner.
+# Up to this many elements a sum is no slower than a matrix product, and compiles
+# faster.
 SMALL_LEAF = 128
 
 
 def combination(coefficients: jax.Array, stack: PyTree) -> PyTree:
-    r"""Computes the sum of m stacked trees with coefficients.
+    r"""Computes a linear combination of m stacked trees.
 
     Args:
       coefficients: a real vector of shape ``(m,)``.
@@ -50,7 +50,7 @@ def stacked_vdots(stack: PyTree, tree: PyTree, *, count: int = 0) -> jax.Array:
     Args:
       stack: a tree whose leaves have one more axis than those of ``tree``, in front.
       tree: a tree of real or complex arrays.
-      count: m, which a stack without leaves does not tell.
+      count: m, which a stack without leaves does not show.
 
     Returns:
       A vector of shape ``(m,)`` in the dtype of `accumulator_dtype`; element i is

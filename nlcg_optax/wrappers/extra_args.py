@@ -32,22 +32,22 @@ def bind_extra_args(
     """Binds to ``value_fn`` those extra arguments of ``update`` that it accepts.
 
     Optax's line searches treat ``value_fn`` in the same way: a loss that needs data
-    gets them as further arguments of ``update``. With ``has_aux=True`` among them a
-    value or outputs function returns a pair, of which the first member is kept.
+    gets them as extra arguments of ``update``. With ``has_aux=True`` among these, a
+    value or outputs function returns a pair, whose first member is kept.
 
     Args:
       value_fn: a loss ``value_fn(params, ...)``, or another function.
       extra_args: the extra arguments of an ``update`` call.
-      name: name of the function, for the message of an error.
+      name: name of the function, for error messages.
       num_positional: number of its leading arguments that are left open.
 
     Returns:
-      A function of ``params`` (of the leading arguments) alone.
+      A function of ``params`` (or of the leading arguments) alone.
 
     Raises:
       TypeError: if ``value_fn`` cannot be called, if it has a parameter without a
-        default that is not among the extra arguments, or if ``has_aux`` is no Python
-        boolean.
+        default that is not among the extra arguments, or if ``has_aux`` is not a
+        Python boolean.
 
     Examples:
       >>> bind_extra_args(lambda w, x: w * x, {"x": 3., "value": 0.})(2.)
@@ -81,10 +81,10 @@ def check_has_aux(has_aux: Any) -> None:
 
 
 def without_aux(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The first member of the pair that ``fn`` returns, as in ``jax.grad``.
+    """Wraps ``fn`` to return only the first member of its pair, as in ``jax.grad``.
 
     Args:
-      name: of the function, for the message of an error.
+      name: name of the function, for error messages.
       fn: a function that returns a pair of a result and auxiliary data.
 
     Returns:
@@ -113,11 +113,11 @@ def without_aux(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
 def warn_of_near_misses(extra_args: dict[str, Any]) -> None:
     """Warns of extra arguments whose names are nearly those that the package reads.
 
-    Optax's contract is that a transformation accepts extra arguments that it does not
-    know, because they may be for another one. So an unknown name is no error; but one
-    that differs in a letter or an underscore from a name that was not given, and that
-    no given function has as a parameter, is most probably a mistake.
-    `only_extra_args` with ``strict=True`` refuses every unknown name.
+    By Optax's contract a transformation accepts unknown extra arguments, because they
+    may be for another one. So an unknown name is not an error. It is most probably a
+    mistake if it differs in a letter or an underscore from a name that was not given,
+    and no given function has it as a parameter. `only_extra_args` with ``strict=True``
+    refuses every unknown name.
     """
     for given in extra_args:
         name = _near_miss(given)
@@ -165,13 +165,13 @@ def only_extra_args(
       names: names of the extra arguments that ``tx`` receives.
       strict: whether ``update`` refuses every other extra argument instead of dropping
         it. Optax's transformations accept unknown extra arguments, so a misspelled
-        one is dropped without notice; around a whole optimizer this reports it.
+        one is dropped without notice; ``strict`` around a whole optimizer reports it.
 
     Returns:
       The transformation, with the state of ``tx`` itself.
 
     Raises:
-      TypeError: if ``tx`` is no transformation, if ``names`` is a string, or (in
+      TypeError: if ``tx`` is not a transformation, if ``names`` is a string, or (in
         ``update``, with ``strict``) for an extra argument that is not in ``names``.
 
     Examples:
@@ -216,10 +216,10 @@ def for_linesearch(
 ) -> optax.GradientTransformationExtraArgs:
     """Adapts an Optax line search to a chain whose other members take extra arguments.
 
-    Extra arguments that ``value_fn`` accepts are bound to it, and of all others the
-    search sees only ``value``, ``grad`` and ``value_fn``, so that it does not raise on
-    arguments of other members. The scalars of its state lose their weak types, so that
-    a jitted step compiles once.
+    Extra arguments that ``value_fn`` accepts are bound to it. The search receives only
+    ``value``, ``grad`` and ``value_fn``, so that it does not raise on arguments of
+    other members. The scalars of its state lose their weak types, so that a jitted step
+    compiles once.
 
     Args:
       linesearch: a line search.
@@ -228,11 +228,12 @@ def for_linesearch(
       The line search, with its own state.
 
     Raises:
-      TypeError: if ``linesearch`` is no transformation or, in ``update``, ``value_fn``
-        does not return a real scalar (with ``has_aux=True``, a pair with one).
-      ValueError: if, in ``update``, an argument that the search needs is missing, or it
-        cannot run on the explicit axes of a mesh, as those of Optax cannot where
-        parameters are split.
+      TypeError: if ``linesearch`` is not a transformation or, in ``update``,
+        ``value_fn`` does not return a real scalar (with ``has_aux=True``, a pair with
+        one).
+      ValueError: in ``update``, if an argument that the search needs is missing, or the
+        search cannot run on the explicit axes of a mesh. Optax's searches cannot if
+        parameters are split over these.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -283,12 +284,12 @@ def checked_chain(
     """``optax.chain(*parts)``, whose ``update`` checks that it is given its state.
 
     Args:
-      name: of the optimizer, for the message of an error.
+      name: name of the optimizer, for error messages.
       parts: the transformations.
 
     Returns:
       The chain. Its ``update`` raises TypeError if the state cannot be its own, as
-      when gradients and state are in the wrong order.
+      when gradients and state are swapped.
 
     Examples:
       >>> tx = checked_chain("sgd", [optax.scale(-0.1)])

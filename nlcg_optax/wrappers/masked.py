@@ -18,10 +18,10 @@ def fill_masked(
 
     Inside ``optax.masked`` and ``optax.partition`` a transformation sees
     ``optax.MaskedNode`` in place of the parameters of other transformations, but
-    ``value_fn`` needs the whole tree. Pass ``value_fn=fill_masked(value_fn, params)``
-    to ``update`` and both curvature products and line searches work there; an
-    ``outputs_fn`` is filled in the same way. Their ``mask_compatible_extra_args=True``
-    cuts a line search's ``grad`` to the part.
+    ``value_fn`` needs the whole tree. With ``value_fn=fill_masked(value_fn, params)``
+    in ``update``, curvature products and line searches work there; wrap an
+    ``outputs_fn`` in the same way. In both, ``mask_compatible_extra_args=True`` masks a
+    line search's ``grad``.
 
     Args:
       value_fn: a function ``value_fn(params, ...)`` of the full tree.

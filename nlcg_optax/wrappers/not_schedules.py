@@ -19,17 +19,18 @@ def not_schedules(
 ) -> Callable[[Factory], Factory]:
     """Marks arguments that Optax must not call as schedules or turn into arrays.
 
-    ``optax.inject_hyperparams(factory)`` takes each function among the arguments for a
-    schedule and calls it with the step count, and makes an array of each number, unless
-    its ``static_args`` name it. It binds the arguments to the signature of the factory;
-    there a marked function is replaced by one that raises TypeError, with the remedy,
-    if a step count makes it raise or return no number. A schedule of numbers passes.
-    A number on which shapes depend is replaced by an equal one that stays a number.
+    ``optax.inject_hyperparams(factory)`` treats each function among the arguments as a
+    schedule, calls it with the step count, and turns each number into an array, unless
+    its ``static_args`` name the argument. It binds the arguments to the signature of
+    the factory. There this decorator replaces a marked function by one that raises
+    TypeError, with the remedy, if a step count makes it raise or not return a number. A
+    schedule of numbers passes. A number on which shapes depend is replaced by an equal
+    one that stays a number.
 
     Args:
-      *names: of the arguments that may be functions.
+      *names: names of the arguments that may be functions.
       static: names of numbers on which shapes depend.
-      others: another factory, to whose arguments the ``**kwargs`` of this one go.
+      others: another factory, which receives the ``**kwargs`` of this one.
 
     Returns:
       A decorator, which returns the factory itself.
@@ -98,14 +99,14 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _not_injected(value: Any) -> Any:
-    """An equal number that is none of the types of which Optax makes arrays."""
+    """An equal number of a type that Optax does not turn into an array."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
     return np.int64(value) if isinstance(value, int) else np.longdouble(value)
 
 
 def _is_number(value: Any) -> bool:
-    """Whether this may be a schedule's value: a real scalar that is no boolean."""
+    """Whether this may be a schedule's value: a real scalar that is not a boolean."""
     if not isinstance(value, (int, float, np.generic, np.ndarray, jax.Array)):
         return False
     is_real = jnp.issubdtype(jnp.result_type(value), jnp.integer) or jnp.issubdtype(

@@ -1,4 +1,4 @@
-"""The warning that a nested transformation flips the sign of what it is passed."""
+"""The warning that a nested transformation flips the sign of its input."""
 
 import warnings
 
@@ -15,7 +15,7 @@ def warn_of_the_sign(
     Args:
       name: name of the argument that takes the transformation.
       count: updates before this one.
-      flipped: whether it flips the sign of this gradient; zero for no.
+      flipped: whether it flips the sign of this gradient; zero means no.
       fact: what was seen, and what is done about it.
     """
     if is_known(count) and is_known(flipped) and count == 0 and flipped:

@@ -12,13 +12,12 @@ from nlcg_optax.trees.split import AxisName, parameters_split_over
 def split_parameters(
     tx: optax.GradientTransformation, axis_name: AxisName
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes the inner products of an optimizer span parameters that are split by hand.
+    """Makes the inner products of an optimizer span parameters split by hand.
 
     Under ``jax.shard_map`` or ``jax.pmap`` a device may hold only its part of each
     parameter. Every reduction over parameters that a transformation of this package
-    makes inside ``tx`` is then summed over ``axis_name``. Under plain ``jit`` with
-    shardings, and where every device holds all parameters (data parallelism), it must
-    not be used.
+    makes inside ``tx`` is then summed over ``axis_name``. Do not use it under plain
+    ``jit`` with shardings, or if every device holds all parameters (data parallelism).
 
     Args:
       tx: an optimizer made of transformations of this package and of Optax. Optax's
@@ -29,8 +28,8 @@ def split_parameters(
       The transformation, with the state of ``tx`` itself.
 
     Raises:
-      TypeError: if ``tx`` is no transformation, or ``axis_name`` neither a name nor a
-        tuple of names.
+      TypeError: if ``tx`` is not a transformation, or ``axis_name`` is neither a name
+        nor a tuple of names.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax

@@ -58,12 +58,12 @@ def virtual_batch(
         g = \frac{1}{k} \sum_{i=1}^{k} g_i, \qquad
         \mathrm{value} = \frac{1}{k} \sum_{i=1}^{k} \mathrm{value}_i
 
-    Three things differ from ``optax.MultiSteps``, which gives ``tx`` the loss (and, for
-    a line search, the gradient) of the last micro-batch only, runs ``tx`` at every
-    micro-step, and by default averages NaN in. Here a micro-batch with a non-finite
-    gradient or loss is left out, as if it had not been drawn, and ``tx`` runs once per
-    step. The other micro-steps give zero updates. Source: arXiv 1812.02886, section on
-    virtual batching.
+    ``optax.MultiSteps`` instead gives ``tx`` the loss (and, for a line search, the
+    gradient) of the last micro-batch only, runs ``tx`` at every micro-step, and by
+    default averages NaN in. Here a micro-batch with a non-finite gradient or loss is
+    left out, as if it had not been drawn, and ``tx`` runs once per step. The other
+    micro-steps give zero updates. Source: arXiv 1812.02886, section on virtual
+    batching.
 
     Args:
       tx: any Optax transformation.
@@ -76,7 +76,7 @@ def virtual_batch(
 
     Raises:
       ValueError: if ``micro_batches`` is not an integer of at least 1.
-      TypeError: if ``tx`` is no transformation.
+      TypeError: if ``tx`` is not a transformation.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -135,7 +135,7 @@ def _update(
         mean_value = _averaged(mean_value, value, state.micro_step, refused)
         is_float = jnp.issubdtype(value.dtype, jnp.inexact)
         mean = mean_value.astype(value.dtype) if is_float else mean_value
-        extra_args = {**extra_args, "value": mean}  # of integers it is none
+        extra_args = {**extra_args, "value": mean}  # need not be an integer
     mean_grad = jax.tree.map(
         lambda mean, g: _averaged(mean, g, state.micro_step, refused),
         state.mean_grad,
@@ -177,7 +177,7 @@ def _update(
 def _averaged(
     mean: jax.Array, new: jax.Array, count: jax.Array, refused: jax.Array
 ) -> jax.Array:
-    """The mean of one more number; the old one if that is refused."""
+    """The mean including one more number; the old mean if it is refused."""
     weight = 1 / (count + 1).astype(jnp.finfo(mean.dtype).dtype)
     change = times(weight, new.astype(mean.dtype) - mean)
     return jnp.where(refused, mean, mean + change)

@@ -16,9 +16,9 @@ def with_automatic_sharding(
 ) -> tuple[PyTree, PyTree]:
     """Calls ``fn(arrays, numbers)``; on an explicit mesh XLA chooses how it is split.
 
-    JAX refuses to reshape or to contract an axis of an explicit mesh that is split
-    unless it is told where the result lives. Inside ``fn`` the mesh is automatic, so
-    that XLA inserts what it would there: a gather where the mathematics needs one.
+    JAX refuses to reshape or to contract a split axis of an explicit mesh unless the
+    sharding of the result is given. Inside ``fn`` the mesh is automatic, so that XLA
+    inserts the communication: a gather where the mathematics needs one.
 
     Args:
       fn: a function that closes over no array. It returns arrays of the same shapes as
@@ -28,7 +28,7 @@ def with_automatic_sharding(
 
     Returns:
       The results of ``fn``: the arrays placed like ``arrays``, the scalars on every
-      device. Without an explicit mesh, no more than the call.
+      device. Without an explicit mesh, ``fn`` is merely called.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -109,9 +109,9 @@ def on_mesh_of(tree: PyTree) -> contextlib.AbstractContextManager[object]:
 
 
 def placed_like(tree: PyTree, like: PyTree) -> PyTree:
-    """Returns a tree whose arrays are split as those of another of the same shapes.
+    """Returns a tree whose arrays are split like those of another of the same shapes.
 
-    Its plain twin is the identity, which it is unless there is an explicit mesh.
+    Without an explicit mesh it is the identity, as its plain twin always is.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -5,15 +5,15 @@ from typing import Any
 
 import jax
 
-# One module of LLVM for all loops, from the emitters that write into one, and not one
-# for each loop: of `minimize` with ten parameters that takes .6 s in place of 1.4, and
-# the program is as fast or faster (jaxlib 0.10.2).
+# One LLVM module for all loops, from the emitters that write into one, instead of one
+# per loop: compiling `minimize` with ten parameters takes .6 s in place of 1.4, and the
+# program is as fast or faster (jaxlib 0.10.2).
 ONE_MODULE: dict[str, Any] = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,
 }
-# Without LLVM's optimization it takes .4 s. For arrays of some hundred numbers the time
-# of the program is that of its calls, hardly of its loops.
+# Without LLVM's optimization it takes .4 s. For arrays of some hundred numbers the
+# program spends its time in calls, hardly in loops.
 UNOPTIMIZED: dict[str, Any] = {**ONE_MODULE, "xla_backend_optimization_level": 0}
 
 
@@ -21,7 +21,7 @@ def compiler_options(*, is_small: bool) -> dict[str, Any] | None:
     """Options for `jax.jit`; None where they are unknown.
 
     Args:
-      is_small: whether all arrays are small and the program runs shortly.
+      is_small: whether all arrays are small and the program runs only briefly.
 
     Returns:
       The options.
@@ -38,7 +38,7 @@ def compiler_options(*, is_small: bool) -> dict[str, Any] | None:
 
 @functools.cache
 def _are_known() -> bool:
-    """Whether this version of XLA takes them; they are no part of its interface."""
+    """Whether this version of XLA takes them; they are not part of its interface."""
     lowered = jax.jit(lambda x: x).lower(0.0)
     try:
         lowered.compile(compiler_options=UNOPTIMIZED)

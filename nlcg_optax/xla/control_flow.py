@@ -76,10 +76,10 @@ def apply_if(
 ) -> Any:
     """Computes ``fn(condition, state)`` where the condition holds, else the state.
 
-    A loop of one turn or none, whose plain twin is a conditional: XLA lets a loop write
-    over its state, while a conditional copies what its branches return. Under ``vmap``
-    the loop also runs for problems whose condition is false, and discards the result;
-    ``fn`` is passed the condition so that it calls nothing on the host then.
+    This is a loop of at most one turn; its plain twin is a conditional. XLA lets a loop
+    write over its state, while a conditional copies what its branches return. Under
+    ``vmap`` the loop also runs for problems whose condition is false, and discards the
+    result; ``fn`` is passed the condition so that it then calls nothing on the host.
 
     Args:
       condition: a boolean scalar.

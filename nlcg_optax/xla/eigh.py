@@ -13,9 +13,9 @@ def eigh(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Computes ``jnp.linalg.eigh``, its twin; on CPU one matrix after the other.
 
     jaxlib splits a batch of decompositions over XLA's pool of threads and waits for it
-    on a thread of that pool, so that as many batches at once as there are threads wait
-    forever (``lapack_ssyevd_ffi``, seen in jaxlib 0.10.2). It never splits a single
-    matrix. Accelerators decompose the whole batch at once.
+    on a thread of that pool, so that batches wait forever if as many run at once as
+    there are threads (``lapack_ssyevd_ffi``, seen in jaxlib 0.10.2). It never splits a
+    single matrix. Accelerators decompose the whole batch at once.
 
     Args:
       matrices: Hermitian, ``[..., size, size]``, real or complex; symmetrized first.

@@ -13,9 +13,9 @@ from nlcg_optax.xla import switch
 class SelfGuardedTransformation(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
     """A transformation that ignores a gradient whose squared norm is not finite.
 
-    Its ``update`` then returns the state that it was given. Where it is the
-    preconditioner of `scale_by_nlcg` itself, not a member of a chain, the new state is
-    taken without a selection between the new and the old one (see `selected`).
+    Its ``update`` then returns the state that it was given. If it is itself the
+    preconditioner of `scale_by_nlcg`, not a member of a chain, the new state is taken
+    without a selection between the new and the old one (see `selected`).
     """
 
 
@@ -25,7 +25,7 @@ def selected(
     """Selects the new state of a transformation where a condition holds, else the old.
 
     The plain twin is the selection itself. For a `SelfGuardedTransformation` there is
-    none, because XLA would keep both states for it: a copy of every array.
+    no selection, because XLA would keep both states for it: a copy of every array.
 
     Args:
       tx: the transformation.
@@ -51,7 +51,7 @@ def flag_per_leaf(flag: jax.Array, after: PyTree) -> PyTree:
     """Copies a flag for each leaf of a tree, available once that leaf is computed.
 
     A selection by such a flag can write its result over an array from which the leaf
-    is computed. By the flag itself, XLA on CPU selects first and copies that array.
+    is computed. With the flag itself, XLA on CPU selects first and copies that array.
 
     Args:
       flag: a boolean scalar.

@@ -1,7 +1,7 @@
 """Reductions of several lists of arrays at once, for inner products on a single CPU.
 
-XLA compiles every sum to a kernel of its own, which reads its operands again and adds
-one number after the other. Here one kernel, a reduction of several operands, computes
+XLA compiles every sum to a separate kernel, which reads its operands again and adds one
+number after the other. Here one kernel, a reduction of several operands, computes
 several sums of several arrays: less is read, and the additions do not wait for each
 other.
 """
@@ -27,9 +27,9 @@ Reducer: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def larger(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The larger of two, elementwise; not a number if one of them is not.
+    """The larger of two, elementwise; NaN if either is NaN.
 
-    XLA's own maximum, as a reduction on CPU, may lose that (jax 0.10.2).
+    XLA's own maximum, as a reduction on CPU, may lose NaN (jax 0.10.2).
 
     Examples:
       >>> import jax.numpy as jnp
@@ -40,7 +40,7 @@ def larger(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def largest(x: jax.Array, axis: int | None = None) -> jax.Array:
-    """The largest element, zero at least; not a number if one of them is not.
+    """The largest element, at least zero; NaN if any element is NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -68,7 +68,7 @@ def reductions(
       lists: lists of real arrays.
       reducers: one per list: ``jax.lax.add`` for a sum or `larger` for the largest
         element, zero if all are negative or there are none.
-      dtype: of the arrays and the results.
+      dtype: that of the arrays and the results.
 
     Returns:
       One scalar per list.

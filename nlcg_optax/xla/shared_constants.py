@@ -12,12 +12,12 @@ SMALLEST = 1024  # elements; smaller constants stay in the function
 
 
 def share_constants(tree: PyTree) -> PyTree:
-    """Returns the tree with its large constants made values that are no constants.
+    """Returns the tree with its large constants made non-constant.
 
     XLA gives every branch and every loop that reads a constant, such as the data of a
-    fit, a separate copy. Copies take memory, and one that is seldom read has left the
-    processor's caches when it is needed. Integers stay constants: XLA computes ahead
-    what is indexed by them.
+    fit, a separate copy. Copies take memory, and a copy that is seldom read has left
+    the processor's caches when it is needed. Integers stay constants: XLA precomputes
+    what they index.
 
     Args:
       tree: a tree of arrays.

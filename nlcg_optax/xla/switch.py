@@ -45,17 +45,17 @@ def is_on() -> bool:
 def on_one_cpu(tree: PyTree) -> bool:
     """Whether no array of a tree can be split over several CPU devices.
 
-    The forms for a single CPU reshape arrays and reduce several of them together, for
-    which XLA would gather an array that is split. Whether a program runs on a CPU at
-    all is left to ``jax.lax.platform_dependent``.
+    The forms for a single CPU reshape arrays and reduce several of them together; for
+    that XLA would gather a split array. Whether a program runs on a CPU at all is left
+    to ``jax.lax.platform_dependent``.
 
     Args:
       tree: a tree of arrays.
 
     Returns:
-      True where there is one device only and no array names the axes of an explicit
-      mesh, or where every array is known to be on one
-      device. False for tracers where there are several devices.
+      True if there is only one device and no array names the axes of an explicit mesh,
+      or if every array is known to be on one device. False for tracers if there are
+      several devices.
 
     Examples:
       >>> import jax.numpy as jnp

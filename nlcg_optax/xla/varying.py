@@ -1,7 +1,7 @@
 """Control flow under ``jax.shard_map``, whose types say over which axes values vary.
 
 JAX asks that both branches of a conditional, and both ends of a loop, vary over the
-same axes. A counter that starts at zero on every device does not vary, and does as soon
+same axes. A counter that starts at zero on every device does not vary, but does as soon
 as it counts what differs between devices.
 """
 
@@ -23,8 +23,8 @@ def cond(
 ) -> PyTree:
     """Computes ``jax.lax.cond``, its twin; each result varies as in either branch.
 
-    Inside a branch, what was just written is read from memory. Outside of a conditional
-    XLA would fuse the writing into each of its readers, and copy what it writes to.
+    Inside a branch, a value just written is read from memory. Outside of a conditional
+    XLA would fuse the write into each of its readers, and copy the array it writes to.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -48,7 +48,7 @@ def while_loop(
     body_fn: Callable[[PyTree], PyTree],
     init: PyTree,
 ) -> PyTree:
-    """Computes ``jax.lax.while_loop``, its twin; the carry varies as it does at last.
+    """Computes ``jax.lax.while_loop``, its twin; the carry varies as at its end.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -81,7 +81,7 @@ def axes_of(tree: PyTree) -> Axes:
 
 
 def axes_of_type(kind: Any) -> frozenset[str]:
-    """The mapped axes over which what has such a type varies.
+    """The mapped axes over which a value of this type varies.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -111,7 +111,7 @@ def varying_over(tree: PyTree, axes: Axes) -> PyTree:
 
 
 def varying_with(tree: PyTree, other: PyTree) -> PyTree:
-    """The tree, with each leaf varying over all axes over which a leaf of either does.
+    """The tree, with each leaf varying over the axes of all leaves of both trees.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -71,11 +71,11 @@ class Cifar100Arguments:
     """Compares optimizers on CIFAR-100, under the paper's recipe and tuned.
 
     Attributes:
-      size: how large everything is.
+      size: scale of the study.
       workers: number of processes that train side by side, with a CPU core each.
-      small: everything at small scale, to see that it runs.
-      seconds: a time limit: no run is started that would, by the longest so far, end
-        later.
+      small: run everything at small scale, to check that it works.
+      seconds: a time limit: no run is started that would end later, judged by the
+        longest so far.
       data_dir: folder of all prepared data sets.
       out: folder of the records, runs/cifar100_SIZE by default.
     """

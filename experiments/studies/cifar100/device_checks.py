@@ -24,7 +24,7 @@ def device_checks(
     Args:
       config: the configuration whose loss, gradient and speed are checked.
       out: folder of the study.
-      runner: has the data.
+      runner: runner that has the data.
       small: whether updates are timed on a few small arrays only.
     """
     job = functools.partial(_check, config, out / "checks.json", runner, small)

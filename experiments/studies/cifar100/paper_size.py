@@ -4,16 +4,16 @@ On CPU cores in 16x16 pixels, with all filters or half of them, or with a ResNet
 place of the paper's ResNet-32; on a GPU in 32x32, after checks of the device.
 
 1. The paper's recipe at its own learning rate: SGD, momentum, RMSProp, and NLCG with FR
-   and PR, with and without its preconditioner, and with layer-wise scaling. Among
-   them the untouched method, of which nothing is tuned.
+   and PR, with and without its preconditioner, and with layer-wise scaling. Among them
+   is the untouched method, of which nothing is tuned.
 2. A search of the learning rate at a tenth of the length, with equal trials for every
    other method.
 3. The best three of these at full length, on all images.
 4. What the batch costs: the best baseline at a sixteenth of the batch, searched in the
    same way, for as many epochs.
 
-With the ResNet-8 the first comes last: it is there for the other three, which take a
-day with the paper's network.
+With the ResNet-8 the first stage comes last: this size is meant for the other three
+stages, which take a day with the paper's network.
 """
 
 import dataclasses
@@ -66,11 +66,11 @@ class PaperSize:
 
     Attributes:
       config: what the runs of full length have in common.
-      steps: their length.
+      steps: length of these runs, in steps.
       validation_examples: images that are held out in the search.
       trials: first trials of each method.
-      checks: of the device, before all runs: none, or with updates of all arrays of
-        ResNet-50, or of a few small ones.
+      checks: checks of the device before all runs: none, or with updates of all arrays
+        of ResNet-50, or of a few small ones.
       tuned_first: whether the paper's recipe is run after all else.
       seed: seed of the runs of full length.
     """
@@ -109,7 +109,7 @@ HALF = dataclasses.replace(
     CPU,
     config=dataclasses.replace(CPU.config, model="resnet32_half", micro_batches=256),
 )
-# A quarter of the time of that: the paper's images, batch and steps, a small network.
+# A quarter of that time: the paper's images, batch and steps, a small network.
 SHALLOW = dataclasses.replace(
     HALF,
     config=dataclasses.replace(HALF.config, model="resnet8_narrow"),
@@ -205,7 +205,7 @@ def search(
 
 
 def untouched_run(size: PaperSize, out: Path) -> PlannedRun:
-    """The method that finds and anneals its steps; it is only told their number."""
+    """The method that finds and anneals its steps; it is given only their number."""
     config = dataclasses.replace(
         size.config, learning_rate=1.0, schedule="constant", seed=size.seed
     )
@@ -228,7 +228,7 @@ def cost_of_batch(size: PaperSize, out: Path) -> Iterator[Sequence[Job]]:
 
 
 def best_baseline(size: PaperSize, out: Path) -> Choice:
-    """The baseline of the least validation error in the search."""
+    """The baseline with the least validation error in the search."""
     records = final_records(search(size, 1, BASELINES), out / "search")
     return Choice(min(records, key=_error).config.optimizer, {})
 

@@ -138,7 +138,7 @@ def mean_beta(size: Size, batch_size: int | None, out: Path) -> float:
 
 
 def mean_beta_stage(size: Size, batch_size: int | None, out: Path) -> Stage:
-    """What the adaptive β is worth, compared with a constant of the same mean."""
+    """Compares the adaptive β with a constant of the same mean."""
 
     def later() -> Iterator[Sequence[Job]]:
         mean = mean_beta(size, batch_size, out)

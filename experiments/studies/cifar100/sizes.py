@@ -40,7 +40,7 @@ class Size:
       final_seeds: seeds of the final runs of the tuned comparison.
       constant_memory: whether the mean of the adaptive β is tuned anew as a constant.
       swap_methods: methods of the first phase of SWAP, at the first tuned batch size;
-        the workers of the second phase use Nesterov, as tuned at the last one.
+        the workers of the second phase use Nesterov, as tuned at the last batch size.
       workers: number of workers of the second phase of SWAP.
       worker_epochs: epochs of each worker.
     """

@@ -4,8 +4,8 @@ Ten classes of CIFAR-100 at half the resolution and a small network with batch
 normalization; digits if CIFAR-100 is not prepared. Every method is tuned for the least
 training loss and runs again on fresh seeds: baselines over learning rate and momentum,
 NLCG over the learning rate only, the tuning-free presets not at all. Rerunning the
-command resumes where it stopped. It ends in tables and curves; ``--report-only`` makes
-these from the records there are.
+command resumes where it stopped. It ends with tables and curves; ``--report-only``
+makes these from the existing records.
 """
 
 import dataclasses
@@ -38,10 +38,10 @@ class FewStepArguments:
       out: folder of the records, tables and curves.
       tasks: tasks to run, all by default.
       parts: batch sizes to run, as parts of the training set, all by default; with
-        these two, several commands can share the work.
+        tasks and parts, several commands can share the work.
       extensions: how often the searches of a batch size may be extended.
       small: a few methods for a few steps, to see that everything runs.
-      report_only: run nothing.
+      report_only: write the report without running anything.
     """
 
     data_dir: Path = data.DATA_DIR

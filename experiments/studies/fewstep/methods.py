@@ -7,7 +7,7 @@ from typing import Any
 from experiments.optimizers import Choice
 
 MOMENTA = (0.8, 0.9, 0.95)
-# Where the package's default would smooth β over steps and bound it by 0.95.
+# In place of the package's default, which smooths β over steps and bounds it by 0.95.
 UNSMOOTHED: dict[str, Any] = {"beta_max": 1.0, "beta_smoothing": 0.0}
 
 
@@ -21,7 +21,7 @@ class Candidate:
       options: fixed options.
       momentum: name of the option that is tuned as well, over `MOMENTA`; None for
         methods whose only tuned number is the learning rate.
-      tuned: whether anything is; otherwise the learning rate is the center.
+      tuned: whether anything is tuned; otherwise the learning rate is the center.
       schedule: learning-rate schedule, a name in `experiments.schedules.SCHEDULES`.
     """
 

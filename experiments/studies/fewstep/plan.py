@@ -56,10 +56,10 @@ class Study:
     Attributes:
       tasks: tasks in their order.
       steps: length of every run.
-      points: learning rates of each search at first.
+      points: initial number of learning rates of each search.
       factor: ratio of neighboring learning rates.
       extensions: how often the searches of a batch size may be extended.
-      final_seeds: seeds of what is reported.
+      final_seeds: seeds of the runs that are reported.
     """
 
     tasks: tuple[Task, ...]
@@ -127,8 +127,8 @@ def sweep_of(
 ) -> Sweep:
     """The comparison of some methods at a batch size of a task.
 
-    How far sixty steps get is a question about the training loss: chosen by the
-    validation loss, methods that fit the images would be held back by smaller rates.
+    Runs are judged by the training loss: the validation loss would choose smaller rates
+    for methods that fit the images, and hold them back.
     """
     epochs = study.steps // part
     methods = []
@@ -189,7 +189,7 @@ def _ablation_stage(study: Study, task: Task, part: int, folder: Path) -> Stage:
 
 
 def ablation_sweep(study: Study, task: Task, part: int, folder: Path) -> Sweep | None:
-    """The median over seeds of the β that `ABLATED` found: replayed, and its mean.
+    """`ABLATED` with the median over seeds of its β: replayed, and as its mean.
 
     None if all of its runs diverged.
     """

@@ -78,7 +78,7 @@ def _cells(study: Study, task: Task, part: int, folder: Path) -> list[Cell]:
     sweep = sweep_of(study, task, part, task.candidates)
     found = _cells_of(sweep, folder)
     if is_ablated(task) and (folder / "finals").exists():
-        with contextlib.suppress(FileNotFoundError):  # the ablated runs are to come
+        with contextlib.suppress(FileNotFoundError):  # ablated runs are still to come
             ablation = ablation_sweep(study, task, part, folder)
             found += [] if ablation is None else _cells_of(ablation, folder)
     return found

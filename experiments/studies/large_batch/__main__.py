@@ -1,10 +1,10 @@
 """``python -m experiments.studies.large_batch``: the presets at large batch.
 
-Sixty steps on small tasks, each at two batch sizes, some for longer. Baselines are
-tuned over learning rate, momentum and its ramp, `large_batch_nlcg` over the learning
-rate; `tuning_free_nlcg` and the published learning-rate-free methods are run as they
-are. Everything is judged on six fresh seeds. Rerunning the command resumes where it
-stopped; ``--report-only`` makes tables and pictures of whatever is there.
+Runs sixty steps on small tasks, each at two batch sizes, and some for longer. Baselines
+are tuned over learning rate, momentum and its ramp, `large_batch_nlcg` over the
+learning rate; `tuning_free_nlcg` and the published learning-rate-free methods are run
+unmodified. Everything is judged on six fresh seeds. Rerunning the command resumes where
+it stopped; ``--report-only`` makes tables and pictures from the existing records.
 """
 
 import contextlib
@@ -40,12 +40,12 @@ class LargeBatchArguments:
       out: folder of the records, tables and curves.
       tasks: tasks to run, all by default.
       groups: groups of methods to run, all by default.
-      settings: folder of the CSV files of this study, made earlier; the final runs are
-        repeated with their settings, without a search.
+      settings: folder of the CSV files of an earlier run of this study; the final runs
+        are repeated with their settings, without a search.
       workers: processes that train side by side, with a CPU core each.
       seconds: no run is started that would end later than this.
       small: two tasks for a few steps, to see that everything runs.
-      report_only: run nothing.
+      report_only: write the report without running anything.
     """
 
     data_dir: Path = data.DATA_DIR

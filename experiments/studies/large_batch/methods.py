@@ -46,7 +46,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """For tables; the drawn numbers are no part of it."""
+        """The label for tables, without the drawn numbers."""
         options = dict(self.options)
         if self.optimizer == "slope_ratio" and self.takes_steps:
             options["num_steps"] = 1  # any, so that the label is that of a horizon
@@ -59,8 +59,8 @@ class Candidate:
         """The first trials.
 
         Args:
-          draws: of learning rate, momentum and ramp together.
-          alone: of the learning rate, where it is the only tuned number.
+          draws: number of draws of learning rate, momentum and ramp together.
+          alone: number of draws of the learning rate, if it is the only tuned number.
         """
         if self.span is None:
             return ()
@@ -166,7 +166,7 @@ def of_beta(betas: list[float], mean: float, risen: float) -> tuple[Candidate, .
     Args:
       betas: what was measured, one per step.
       mean: their mean, used from the first step on.
-      risen: where the average of β was heading, reached by the same ramp.
+      risen: the value toward which the average of β rises, reached by the same ramp.
     """
     constant = {"rule": "constant"}
     return (

@@ -1,4 +1,4 @@
-"""What is run, and in which order: the most telling first."""
+"""What is run, and in which order: the most informative first."""
 
 import dataclasses
 import math
@@ -43,12 +43,12 @@ class Study:
     """How much is run.
 
     Attributes:
-      tasks: in their order.
+      tasks: tasks in their order.
       steps: length of the short runs.
-      draws: first trials of a method of which rate, momentum and ramp are tuned.
+      draws: first trials of a method whose rate, momentum and ramp are tuned.
       alone: first trials of a method with nothing but a learning rate.
       refined_by: see `Sweep`.
-      final_seeds: seeds of what is reported.
+      final_seeds: seeds of the runs that are reported.
       groups: names in `methods.GROUPS`.
       settings: folder of the CSV files of the final runs of an earlier study, whose
         settings are used in place of a search; None for a search.
@@ -82,8 +82,8 @@ SMALL = Study(
 def sweep_of(study: Study, place: Place, candidates: Sequence[Candidate]) -> Sweep:
     """The comparison of some methods at a place.
 
-    How far some steps get is a question about the training loss: chosen by the
-    validation loss, methods that fit the data would be held back by smaller rates.
+    Runs are judged by the training loss: the validation loss would choose smaller rates
+    for methods that fit the data, and hold them back.
     """
     return Sweep(
         tuple(_method(study, place, one) for one in candidates),
@@ -142,8 +142,8 @@ def candidates_of(
     Args:
       study: how much is run.
       group: a name in `methods.GROUPS`.
-      place: where.
-      out: the records, on which some groups depend.
+      place: task, batch size and number of steps.
+      out: folder of the records, on which some groups depend.
     """
     candidates = _planned(study, group, place, out)
     folder = study.settings
@@ -218,11 +218,11 @@ def _most_runs(study: Study, group: str, place: Place) -> int:
 def calibrated(study: Study, out: Path) -> tuple[Candidate, ...]:
     """One setting of each method of `methods.CALIBRATED`, for all tasks.
 
-    The setting is the one of the first trials, which are the same everywhere, whose
-    training loss is the least on the mean of logarithms over the short runs of the
-    tasks that choices may be made on; in each it counts as at most four times the best
-    of that method there. Empty as long as any of these trials is missing. With the
-    settings of an earlier study, the one that it ran everywhere.
+    The first trials are the same everywhere. The setting is the trial with the least
+    mean logarithm of the training loss over the short runs of the tasks on which
+    choices may be made; each loss counts as at most four times the method's best one
+    there. Empty as long as any of these trials is missing. With the settings of an
+    earlier study, it is the one that was run everywhere.
     """
     chosen_on = [
         place
@@ -253,7 +253,7 @@ def _best_setting(
         if not all(path.exists() for path in paths):
             return None
         losses = [outcome(read_record(path)).train_loss for path in paths]
-        tiny = 1e-9  # a loss of zero has a logarithm then
+        tiny = 1e-9  # so that a loss of zero has a logarithm
         logs = [math.log(x + tiny) if math.isfinite(x) else math.inf for x in losses]
         behind.append([min(log - min(logs), MOST_BEHIND) for log in logs])
     if not behind:
@@ -263,7 +263,7 @@ def _best_setting(
 
 
 def _fixed(candidate: Candidate, setting: Point) -> Candidate:
-    """A candidate of which nothing is tuned any more."""
+    """A candidate with nothing left to tune."""
     options = {k: v for k, v in setting.items() if k != "learning_rate"}
     return dataclasses.replace(
         candidate,

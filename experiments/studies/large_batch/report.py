@@ -1,4 +1,4 @@
-"""Tables and pictures of the study, from the records there are."""
+"""Tables and pictures of the study, from the existing records."""
 
 import contextlib
 import dataclasses
@@ -46,8 +46,8 @@ class Found:
     """The final runs at a place.
 
     Attributes:
-      place: where.
-      cells: by group and label of the method.
+      place: task, batch size and number of steps.
+      cells: cells by group and label of the method.
       best: the published baseline, tuned, whose objective is least at the end.
     """
 
@@ -56,10 +56,10 @@ class Found:
     best: Cell
 
     def ratio(self, cell: Cell) -> float:
-        """Steps to the end of the best baseline, over those of that baseline.
+        """Steps to the final objective of the best baseline, over the baseline's steps.
 
-        A method that ends above it is given the steps of the best baseline over the
-        steps which that one needs to where the method ends: above one.
+        If the method ends above it, the ratio is the steps of the best baseline over
+        the steps that the baseline needs to reach the end of the method: above one.
         """
         target = smoothed_losses(self.best)[-1]
         peer = steps_to(self.best, target)
@@ -162,7 +162,7 @@ def _name(row: Row) -> str:
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """NaN without a value, infinite if one is."""
+    """The geometric mean; NaN without a value, infinite if one is."""
     if not values:
         return math.nan
     return math.exp(statistics.fmean(map(math.log, values)))
@@ -172,7 +172,7 @@ def _overview(found: Sequence[Found]) -> str:
     rows = _rows(found)
 
     def mean_over(some: Sequence[Found]) -> list[str]:
-        """Only of a method that was run at all of these places."""
+        """Means only of methods that were run at all of these places."""
         fields = []
         for row in rows:
             there = [one.ratio(one.cells[row]) for one in some if row in one.cells]

@@ -27,7 +27,7 @@ def tuned_setting(folder: Path, place: Place, candidate: Candidate) -> Point | N
       OSError: if the file of the place cannot be read.
       ValueError: if it is not such a file.
     """
-    # The groups follow each other: tuned, then with one setting everywhere.
+    # The groups are in this order: tuned, then with one setting everywhere.
     found = _settings(csv_path(folder, place), candidate)
     return dict(found[0]) if found else None
 

@@ -53,8 +53,8 @@ class StepTime(NamedTuple):
     """What a method costs at a place.
 
     Attributes:
-      milliseconds: of a step, the least of all turns but the first.
-      ratio: to `REFERENCE`, the median of these turns.
+      milliseconds: milliseconds per step, the least of all turns but the first.
+      ratio: ratio to `REFERENCE`, the median of these turns.
     """
 
     milliseconds: float
@@ -70,7 +70,7 @@ def measure(
       place: task, batch size and number of steps.
       turns: runs of each method.
       runner: trains them.
-      folder: of their records, which are written over.
+      folder: folder of their records, which are overwritten.
 
     Raises:
       ValueError: if there are fewer than two turns, or a run diverges.

@@ -1,6 +1,6 @@
-"""The tasks of the study, and which of them choices may be made on.
+"""The tasks of the study, and on which of them choices may be made.
 
-`Task.chosen_on` is said before anything is run: constants of the presets, one setting
+`Task.chosen_on` is fixed before anything is run: constants of the presets, one setting
 for all tasks and the forms that are compared in ablations are chosen on these tasks
 only. The others are run once, at the end.
 """
@@ -54,7 +54,7 @@ class Place:
 
     @property
     def title(self) -> str:
-        """For tables."""
+        """The title in tables."""
         return f"{self.task.name}, {self.batch_size}, {self.steps} steps"
 
 
