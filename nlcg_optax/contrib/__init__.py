@@ -1,4 +1,4 @@
-"""Methods that did not help, with the numbers that show it."""
+"""Methods that were not shown to help, with the numbers where they were compared."""
 
 from nlcg_optax.contrib.across_halves import scale_by_nlcg_across_halves
 from nlcg_optax.contrib.daniel import scale_by_daniel
