@@ -28,6 +28,10 @@ FOUND_BELOW, FOUND_PROMISE, LONGEST_SEARCH = 0.3, 0.03, 30
 # With a horizon, the share of the inferred slope in the slope that steers.
 INFERRED_SHARE = 0.5
 WINDOW_SHARE = 1 / 15  # fraction of the steps so far that the windows span at least
+# With a horizon, after this many steps the ratio lengthens the step but no longer
+# shortens it: a network is the more curved, the shorter its steps are, and following
+# that would shorten them for good.
+LAST_SHORTENED = 24
 # While held, a step size below this fraction of what it should be grows again.
 FAR_TOO_SHORT = 0.5
 # The brake acts if the averaged loss exceeds its minimum by this part of it: RISE
@@ -216,6 +220,8 @@ def _increment(
         # half of what they should be: a step back may have been by chance.
         short = jnp.log(_anneal_since_held(options, state) * FAR_TOO_SHORT)
         increment = jnp.where(held, jnp.maximum(wanted + short, 0), increment)
+        settled = found & (state.count > LAST_SHORTENED)
+        increment = jnp.where(settled, jnp.maximum(increment, 0), increment)
         increment = jnp.minimum(increment, most)
     rise = jnp.where(held, RISE_WHILE_HELD, RISE).astype(ratio.dtype)
     risen = averages.value - averages.least

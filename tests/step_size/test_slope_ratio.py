@@ -149,6 +149,19 @@ def test_updates_fall_to_zero_at_the_horizon_and_stay_there():
     np.testing.assert_allclose(updates, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("num_steps", "last"), [(30, 12), (600, 24), (None, 28)])
+def test_the_ratio_shortens_the_step_in_the_first_steps_only(num_steps, last):
+    tx = scale_by_slope_ratio(optax.identity(), num_steps)
+    state, sizes = tx.init(jnp.zeros(1)), []
+    # Twice the minimizer each time, so that r is -1 and steering shortens the step.
+    for t in range(29):
+        _, state = told(tx, [(1e6, (-1.0) ** t)], state)
+        sizes.append(scalars(state)["slope_step_size"])
+    # The search ends at the second update. The count is that of the steps before.
+    shortened = np.flatnonzero(np.diff(sizes) < 0) + 1
+    np.testing.assert_array_equal(shortened, np.arange(1, last + 1))
+
+
 def test_a_held_step_that_is_far_too_short_grows_again():
     tx = scale_by_slope_ratio(optax.identity(), 100, hold_after=0.5)
     # Found at the second update, and twice the minimizer until half way.
