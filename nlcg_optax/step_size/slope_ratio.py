@@ -103,9 +103,9 @@ def scale_by_slope_ratio(
     The direction contains the noise of its own batch, so the slope measured at its
     start is too steep. A second start slope is inferred from the change of the loss:
     along a parabola :math:`f_{t+1} - f_t = (s_0 + s_1)/2`, with the slopes :math:`s_0`
-    at the start of the step and :math:`s_1` at its end, along the step. The mean of
-    both start slopes is that of :math:`r_t`. The windows widen with the run, to a
-    fifteenth of the steps so far, and :math:`\eta` falls in proportion.
+    at the start of the step and :math:`s_1` at its end, along the step. In
+    :math:`r_t` the start slope is the mean of both. The windows widen with the run, to
+    a fifteenth of the steps so far, and :math:`\eta` falls in proportion.
 
     1. *Find.* The first step size is ``initial_step_size``, or less: by its slope, the
        step promises at most a hundredth of the loss. Each step alone decides, with
@@ -116,7 +116,10 @@ def scale_by_slope_ratio(
        While the averaged loss is more than 5 % above its minimum, r is below 0.3 and
        the slopes explain the rise, the step size falls instead of growing (the brake).
        With ``num_steps`` and once the windows widen, a rise of 30 % that is more than
-       the noise of the average needs no explanation.
+       the noise of the average needs no explanation. With ``num_steps`` r shortens the
+       step size in the first 24 steps only: the curvature of a network rises while its
+       steps shrink, and r would shorten them for good (Roulet et al., "Stepping on the
+       edge", 2024).
     3. With ``num_steps``, *hold* after the fraction ``hold_after`` of them (the brake
        then acts at twice the minimum), and *anneal*: a linear decay over all
        ``num_steps`` is multiplied on top. Later updates are zero, except that the last

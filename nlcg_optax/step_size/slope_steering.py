@@ -29,8 +29,8 @@ FOUND_BELOW, FOUND_PROMISE, LONGEST_SEARCH = 0.3, 0.03, 30
 INFERRED_SHARE = 0.5
 WINDOW_SHARE = 1 / 15  # fraction of the steps so far that the windows span at least
 # With a horizon, after this many steps the ratio lengthens the step but no longer
-# shortens it: a network is the more curved, the shorter its steps are, and following
-# that would shorten them for good.
+# shortens it: the curvature of a network rises while its steps shrink, and following
+# that would shorten them for good (Roulet et al., 2024).
 LAST_SHORTENED = 24
 # While held, a step size below this fraction of what it should be grows again.
 FAR_TOO_SHORT = 0.5
