@@ -254,10 +254,11 @@ def write_table(out: Path) -> str:
 def _row(folder: str, record: RunRecord) -> str:
     config = record.config
     recipe = {"paper": "the paper's", "long": "tuned"}[folder]
-    recipe = "untouched" if config.optimizer == UNTOUCHED else recipe
+    untouched = config.optimizer == UNTOUCHED
+    recipe = "untouched" if untouched else recipe
     label = label_of(config.optimizer, config.optimizer_options)
     head = f"| {recipe} | {config.batch_size} | {len(record.steps)} | {label} | "
-    rate = f"{config.learning_rate:.3g} | "
+    rate = "not tuned | " if untouched else f"{config.learning_rate:.3g} | "
     if record.summary is None:
         return f"{head}{rate}diverged | | |"
     found = record.summary
