@@ -230,7 +230,7 @@ def _leapt_to_a_plateau(
     what the slope at the start promises, and along a parabola by half of that. If it
     fell by any other amount, the search continues with shorter steps. The test applies
     to leaps of the first searches, which have no natural length and may change a
-    parameter by a quarter of itself or more; later searches may leap to a minimum of
+    parameter by more than a quarter of itself; later searches may leap to a minimum of
     any shape. Where products of parameters overflow and slopes underflow, the fall must
     be that of a parabola, without a leap.
     """
