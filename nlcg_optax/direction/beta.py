@@ -74,7 +74,8 @@ def decide(
 
     # If the rule gives no valid β, average in zero, not beta_min. If a test restarts,
     # average in the β of the rule.
-    restarted = (state.count == 0) | ascends | ~jnp.isfinite(beta)
+    # A gradient of zero says nothing against the memory, nor against P.
+    restarted = (state.count == 0) | (ascends & (m.g_g > 0)) | ~jnp.isfinite(beta)
     smoothing = jnp.asarray(options.beta_smoothing).astype(beta.dtype)
     beta = jnp.where(restarted, 0, _clipped(beta, options.beta_min, options.beta_max))
     beta_average = smoothing * state.beta_average + (1 - smoothing) * beta

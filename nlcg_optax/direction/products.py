@@ -38,7 +38,8 @@ class Measured(NamedTuple):
       z_z: ``zᵀz``.
       d_z: ``dᵀz``.
       y_z: ``yᵀz``.
-      d_y: ``dᵀy``; without a stored gradient, ``dᵀg`` less the stored ``dᵀg_prev``.
+      d_y: ``dᵀy``; without a stored gradient, ``dᵀg`` less the stored ``dᵀg_prev``,
+        or zero where their difference is rounding.
       g_z_prev: ``gᵀz_prev``.
       y_p_y: ``yᵀ(z - z_prev)``.
       rounding: relative error of these products and of the update.
@@ -118,11 +119,13 @@ def measure(
     zero = jnp.zeros_like(g_g)
     without_p = {"g_z": g_g, "z_z": g_g, "d_z": d_g}  # where z is g
     others = {"y_z": zero, "g_z_prev": zero, "y_p_y": zero}
+    rounding = _rounding_unit(g, acc)
     if "d_y" not in products:
-        products["d_y"] = d_g - state.d_g_prev
-    return Measured(
-        **{**without_p, **others, **products}, rounding=_rounding_unit(g, acc)
-    )
+        # Two equal gradients have y = 0, but the stored slope is from a recurrence.
+        d_y = d_g - state.d_g_prev
+        known = jnp.abs(d_y) > rounding * jnp.sqrt(g_g) * jnp.sqrt(state.d_d)
+        products["d_y"] = jnp.where(known, d_y, 0)
+    return Measured(**{**without_p, **others, **products}, rounding=rounding)
 
 
 def _rounding_unit(tree: PyTree, acc: jnp.dtype) -> float:

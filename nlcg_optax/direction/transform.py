@@ -93,9 +93,10 @@ def scale_by_nlcg(
       restart: ``"ascent"`` restarts where :math:`d_t` would not be a descent direction
         beyond rounding; ``"powell"`` restarts there and where
         :math:`|g_{t-1}^\top P g_t| \ge .2\, g_t^\top P g_t` (Powell, 1977). None makes
-        no test: a direction uphill on a small batch may be downhill on the others, and
-        if an orthogonalization follows, as in `large_batch_nlcg`, restarts bring back
-        the noise that the memory averages out.
+        neither test: a direction uphill on a small batch may be downhill on the others,
+        and if an orthogonalization follows, as in `large_batch_nlcg`, restarts bring
+        back the noise that the memory averages out. A preconditioner that ascends, or
+        a β that is not finite, restarts in any case.
       restart_period: steps between restarts; None for never.
       scope: ``"global"`` takes inner products over all parameters together, as
         arXiv 1812.02886 does; ``"per_leaf"`` gives each leaf its own β.

@@ -173,6 +173,17 @@ def test_a_preconditioner_that_ascends_is_replaced_by_the_identity():
     assert not decision("fr", preconditioned=True).ascends
 
 
+def test_a_gradient_of_zero_keeps_the_memory_with_a_preconditioner_too():
+    zero = dict.fromkeys(("g_g", "d_g", "g_z", "z_z", "d_z", "y_z"), 0.0)
+    for preconditioned in (False, True):
+        found = decision(0.5, zero, preconditioned=preconditioned, restart=None)
+        assert not found.restarted
+        assert found.beta == 0.5
+        assert found.d_d == 0.5  # .5² times 2
+    # A preconditioner that makes something of nothing is replaced all the same.
+    assert decision(0.5, {**zero, "z_z": 9.0}, preconditioned=True).ascends
+
+
 @pytest.mark.parametrize("name", ["g_g", "g_z", "z_z", "noise"])
 def test_what_is_not_finite_skips_the_step(name):
     for value in (math.nan, math.inf):

@@ -170,6 +170,22 @@ def test_direction_that_ascends_restarts_unless_asked_not_to():
     assert state.diagnostics.cosine < 0
 
 
+def test_a_batch_without_a_gradient_keeps_the_memory():
+    grads = np.array([[3.0, 4.0], [0.0, 0.0], [1.0, 2.0]])
+    for preconditioner in (None, optax.scale(1.0)):
+        tx = scale_by_nlcg(0.5, preconditioner=preconditioner, restart=None)
+        found = [updates for updates, _ in run(tx, grads)]
+        np.testing.assert_array_equal(found, [[3.0, 4.0], [1.5, 2.0], [1.75, 3.0]])
+
+
+def test_dai_yuan_restarts_where_the_gradient_has_not_changed():
+    # y = 0; DY alone has it from a recurrence, whose rounding must not become 1 / β.
+    for seed in range(20):
+        first, second = random_grads(2, seed, 1000).astype(np.float32)
+        *_, (updates, _) = run(scale_by_nlcg("dy"), [first, second, second])
+        np.testing.assert_array_equal(updates, second)
+
+
 @pytest.mark.parametrize("restart", ["ascent", None])
 def test_indefinite_preconditioner_falls_back_to_the_gradient(restart):
     negative = optax.stateless(lambda g, _: -g)
