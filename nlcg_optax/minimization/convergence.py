@@ -33,10 +33,9 @@ SEARCHES = 2  # failed searches in a row after which rounding is considered, too
 # terms (f may be the sum of their squares).
 NOISE = 30.0
 NOISE_OF_TERMS = 300.0
-# Units of the decrease asked for, and of the rounding of f, that may be left at the
-# end, by a first-order bound; above them there is a second look. Along a plateau f may
-# change by far less than the bound assumes.
-LEFT, LEFT_OF_ROUNDING = 100.0, 0.1
+# Units of the decrease asked for that may be left at the end, by a first-order bound;
+# above them there is a second look.
+LEFT = 100.0
 NEARLY_ZERO = 100.0  # f counts as zero up to this many times the decrease asked for
 FASTER = 1.2  # the least power of the gradient with which f must vanish
 NOISE_OF_PARAMS = 4.0  # a step is rounding up to this many units of rounding of x
@@ -198,23 +197,28 @@ def _is_nearly_zero(tol: jax.Array, decrease: jax.Array, value: jax.Array) -> ja
 
 
 def may_hide_descent(
-    limits: Limits, sizes: jax.Array, value: jax.Array, square: jax.Array
+    limits: Limits,
+    sizes: jax.Array,
+    value: jax.Array,
+    square: jax.Array,
+    roundings: float | jax.Array,
 ) -> jax.Array:
     r"""Whether the gradient is large enough to hide a descent along a flat valley.
 
-    .. math:: \tfrac12 \sum_i (x_i g_i)^2 > \max(\epsilon / 10, 100\, \mathrm{tol}^2)\,
+    .. math:: \tfrac12 \sum_i (u_i g_i)^2 > \max(k \epsilon, 100\, \mathrm{tol}^2)\,
         |f| \min(|f|, f_0 - f)
 
-    In units of the parameters, the left side divided by a curvature is the most that a
-    step can gain. Few objectives are so flat that changing a parameter by its own size
-    changes them by less than f, or by less than they fell so far. On the steep walls of
-    a valley the rounding of x alone can make the gradient as large.
+    In the units :math:`u_i` of the parameters, the left side divided by a curvature is
+    the most that a step can gain. Few objectives are so flat that changing a parameter
+    by its unit changes them by less than f, or by less than they fell so far. On the
+    steep walls of a valley the rounding of x alone can make the gradient as large.
 
     Args:
       limits: the tolerance.
       sizes: `Sizes` as a vector.
       value: f; if it is nearly zero the answer is no.
       square: the sum on the left.
+      roundings: k, the units of rounding of f that may be left.
 
     Returns:
       A boolean scalar.
@@ -225,7 +229,7 @@ def may_hide_descent(
     size = jnp.abs(value)
     asked = tol * tol if limits.tol_kind == "decrease" else jnp.zeros_like(tol)
     curvature = jnp.clip(jnp.abs(decrease), eps * size, size)
-    left = jnp.maximum(LEFT * asked, LEFT_OF_ROUNDING * eps)
+    left = jnp.maximum(LEFT * asked, roundings * eps)
     most = 2 * left * size * curvature
     return (square > most) & ~_is_nearly_zero(tol, decrease, value)
 

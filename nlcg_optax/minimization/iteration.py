@@ -134,6 +134,11 @@ def iterate(
         current_grad_max=taken.evaluated.grad_max,
         best=taken.best,
         best_params=taken.best_params,
+        start_grad=jax.tree.map(
+            lambda new, old: jnp.where(taken.is_first & (before.nit == 0), new, old),
+            taken.evaluated.grad if state.start_grad is not None else None,
+            state.start_grad,
+        ),
         updates=direction.updates,
         direction_state=direction.state,
         search=search,

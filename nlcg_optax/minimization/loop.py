@@ -27,6 +27,7 @@ from nlcg_optax.minimization.iteration import Callback, iterate
 from nlcg_optax.minimization.methods import Method
 from nlcg_optax.minimization.result import Status
 from nlcg_optax.minimization.state import (
+    SEARCHES_IN_UNITS,
     Evaluated,
     Iterations,
     MinimizeState,
@@ -39,7 +40,8 @@ from nlcg_optax.trees.inner_products import products_and_maxima
 from nlcg_optax.xla.control_flow import apply_if, cond, while_loop
 
 # Limits on the points of a search that is unlikely to gain much: if it can gain only
-# rounding; and if its values are noise, or in a second look before the end.
+# rounding, or in the last part of a second look; and if its values are noise, or in the
+# first part.
 SHORT_SEARCH, LONG_SEARCH = 8, 16
 LEAP = 0.25  # a leap changes a parameter by more than this part of its new value
 # How far the value falls on the way to a minimum, as a part of what the slope at the
@@ -144,11 +146,13 @@ def _rules_of_search(method: Method, state: MinimizeState) -> WolfeRules:
     current = state.search.start_value, state.current_grad_max
     # Not while the step still grows: a valley may begin with steps that gain nothing.
     enclosed = jnp.isfinite(state.search.bracket[1, 0])
+    look = Iterations(*state.iterations).look
     most: Any = method.rules.max_evaluations
     for condition, points in (
         (enclosed & early_ends.is_noise(state.search), LONG_SEARCH),
         (enclosed & is_rounding(state.sizes, *current), SHORT_SEARCH),
-        (Iterations(*state.iterations).look > 0, LONG_SEARCH),
+        (look > 0, LONG_SEARCH),
+        (look > SEARCHES_IN_UNITS, SHORT_SEARCH),
     ):
         most = jnp.where(condition, points, most)
     return method.rules._replace(max_evaluations=most)

@@ -152,9 +152,9 @@ class Program:
     ) -> MinimizeState:
         if state is None:
             return self.begin_anew(u, inputs)
-        if self.resumes:
-            return states.resume(self._limits(limits), state)
         objective, method = objective_from(self._problem, inputs), self._setup.method
+        if self.resumes:
+            return states.resume(objective, self._limits(limits), state)
         return states.onto_new_objective(objective, method, state)
 
     def _run(

@@ -23,6 +23,7 @@ class Status(enum.IntEnum):
     UNBOUNDED_BELOW = 7
     CONVERGED_TO_ROUNDING = 8
     STOPPED = 9
+    OTHER_OBJECTIVE = 10
 
 
 SUCCESSES = (Status.CONVERGED, Status.CONVERGED_TO_ROUNDING)
@@ -60,6 +61,10 @@ MESSAGES: dict[Status, str] = {
     ),
     Status.STOPPED: (
         "not converged: the callback ended the run; pass state=result.state to continue"
+    ),
+    Status.OTHER_OBJECTIVE: (
+        "not started: fun differs from the value that `state` holds for its point; if "
+        "fun or args have changed, pass new_objective=True"
     ),
 }
 

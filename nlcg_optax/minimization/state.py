@@ -1,13 +1,14 @@
 """State of `minimize`: what its loop keeps, how it begins and how it resumes."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from nlcg_optax.dtypes import PyTree, accumulator_dtype
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, times
 from nlcg_optax.linesearch import trial_step, wolfe_search
 from nlcg_optax.linesearch.wolfe_search import SearchState
 from nlcg_optax.minimization.convergence import (
@@ -19,10 +20,16 @@ from nlcg_optax.minimization.convergence import (
     no_sizes,
     promises_little,
 )
+from nlcg_optax.minimization.coordinates import LONGEST_VECTOR
 from nlcg_optax.minimization.methods import Method
 from nlcg_optax.minimization.result import Status
 
-NEIGHBOR = 2  # the number of the look that measures a point next to the best one
+# Units of rounding of the decrease so far by which the values of two programs for one
+# objective may differ; besides by half of the digits of the value.
+ROUNDINGS_OF_FALL = 1e3
+# A second look searches up to three times in each of two kinds of units; the second of
+# these searches only measures a point next to the best one.
+SEARCHES_IN_UNITS, NEIGHBOR = 3, 2
 
 
 class Objective(NamedTuple):
@@ -119,8 +126,7 @@ class Iterations(NamedTuple):
       num_failed: failed searches in a row.
       num_small: promises in a row as small as the tolerance asks.
       put_off: the status that a second look has put off.
-      look: the number of the search in a second look, zero outside of one; the search
-        `NEIGHBOR` only measures a point next to the best one.
+      look: the number of the search in a second look, zero outside of one.
     """
 
     nit: jax.Array
@@ -146,6 +152,7 @@ class MinimizeState(NamedTuple):
       current_grad_max: largest absolute entry of the gradient at ``current``.
       best: the best point of all.
       best_params: where it lies.
+      start_grad: the gradient at x0; None if x0 has more than `LONGEST_VECTOR` numbers.
       updates: -d for the direction d.
       direction_state: state of the direction's transformation.
       search: the running line search.
@@ -167,6 +174,7 @@ class MinimizeState(NamedTuple):
     current_grad_max: jax.Array
     best: Evaluated
     best_params: PyTree
+    start_grad: PyTree
     updates: PyTree
     direction_state: PyTree
     search: SearchState
@@ -208,6 +216,7 @@ def initial_state(
     infinite, zero = jnp.full([], jnp.inf, acc), jnp.zeros([], acc)
     zeros = jax.tree.map(jnp.zeros_like, x0)
     nothing = Evaluated(infinite, zeros, infinite, aux)
+    is_small = sum(leaf.size for leaf in jax.tree.leaves(x0)) <= LONGEST_VECTOR
     return MinimizeState(
         current=x0,
         candidate=nothing,
@@ -216,6 +225,7 @@ def initial_state(
         current_grad_max=infinite,
         best=nothing,
         best_params=x0,
+        start_grad=zeros if is_small else None,
         updates=zeros,
         direction_state=method.direction.init(x0),
         # A step of zero along no direction: the first turn measures x0.
@@ -231,17 +241,19 @@ def initial_state(
     )
 
 
-def resume(limits: Limits, state: MinimizeState) -> MinimizeState:
+def resume(objective: Objective, limits: Limits, state: MinimizeState) -> MinimizeState:
     """Resumes a run under new limits.
 
     Args:
+      objective: the function to minimize, that of the earlier run.
       limits: the new limits.
       state: the state of an earlier run.
 
     Returns:
       The state. It runs again if a limit or the callback had ended it and the new
       limits leave room, or if it had converged to a looser tolerance. If the new
-      tolerance is met, it has converged, for whatever reason it had ended.
+      tolerance is met, it has converged, for whatever reason it had ended. If the
+      objective is another one, the state says so and does not run.
     """
     nit, num_stalled, *_ = Iterations(*state.iterations)
     best, status = state.best, state.status
@@ -255,7 +267,7 @@ def resume(limits: Limits, state: MinimizeState) -> MinimizeState:
     within = state.work < limits.max_evaluations
     within &= nit < limits.max_iterations
     limited = (status == Status.MAX_ITERATIONS) | (status == Status.MAX_EVALUATIONS)
-    limited |= status == Status.STOPPED
+    limited |= (status == Status.STOPPED) | (status == Status.OTHER_OBJECTIVE)
     limited |= (status == Status.STAGNATION) & (num_stalled < limits.patience)
     runs = (limited & within) | (status == Status.CONVERGED)
     exceeded = jnp.where(
@@ -265,7 +277,19 @@ def resume(limits: Limits, state: MinimizeState) -> MinimizeState:
     status = jnp.where(
         is_met, Status.CONVERGED, jnp.where(runs, Status.RUNNING, status)
     )
+    is_other = _has_another_value(objective, state)
+    status = jnp.where(is_other, Status.OTHER_OBJECTIVE, status)
     return state._replace(status=status.astype(jnp.int32))
+
+
+def _has_another_value(objective: Objective, state: MinimizeState) -> jax.Array:
+    """Whether an objective differs at the best point by more than any rounding."""
+    known = state.best.value
+    eps = float(jnp.finfo(known.dtype).eps)
+    change = jnp.abs(objective.value(state.best_params, state.scale) - known)
+    fallen = jnp.abs(Sizes(*state.sizes).start_value - known)
+    most = math.sqrt(eps) * jnp.abs(known) + ROUNDINGS_OF_FALL * eps * fallen
+    return jnp.isfinite(known) & ~(change <= most)
 
 
 def onto_new_objective(
@@ -308,11 +332,15 @@ def rescaled(
       A state whose first turn measures that point; the counters continue.
     """
     fresh = initial_state(objective, method, state.current, state.layout)
-    known = Sizes(*state.sizes).times(scale / state.scale)
+    factor = scale / state.scale
+    known = Sizes(*state.sizes).times(factor)
     # At the start the value may have been lost to underflow: it is measured anew.
     unknown = Sizes(*fresh.sizes)._replace(scale=scale)
     begins = Iterations(*state.iterations).nit == 0
     return fresh._replace(
+        start_grad=jax.tree.map(
+            lambda g: times(factor, g).astype(g.dtype), state.start_grad
+        ),
         scale=scale,
         sizes=jnp.where(begins, jnp.stack(unknown), jnp.stack(known)),
         iterations=state.iterations,
@@ -328,4 +356,4 @@ def is_first_measurement(state: MinimizeState) -> jax.Array:
 
 def is_neighbor(state: MinimizeState) -> jax.Array:
     """Whether the search only measures a neighbor, accepted if it is finite."""
-    return Iterations(*state.iterations).look == NEIGHBOR
+    return Iterations(*state.iterations).look % SEARCHES_IN_UNITS == NEIGHBOR

@@ -36,6 +36,23 @@ def test_limits_and_going_on_give_the_uninterrupted_run(x64):
     assert float(jnp.max(jnp.abs(tighter.grad))) <= 1e-12
 
 
+@pytest.mark.parametrize("limits", [{"max_iterations": 2}, {}])
+def test_a_state_of_another_objective_is_no_success(limits):
+    def fun(x, a):
+        return jnp.sum((x - a) ** 2) + jnp.sum((x[1:] - x[:-1] ** 2) ** 2)
+
+    run = functools.partial(minimize, fun, jnp.zeros(3))
+    state = run(args=(3.0,), **limits).state
+    other = run(args=(5.0,), state=state)
+    assert int(other.status) == Status.OTHER_OBJECTIVE
+    assert not bool(other.success)
+    assert np.isnan(jax.grad(lambda a: run(args=(a,), state=state).fun)(5.0))
+    # With its own objective the state goes on.
+    right = run(args=(3.0,), state=other.state)
+    assert bool(right.success)
+    np.testing.assert_allclose(right.fun, run(args=(3.0,)).fun, rtol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["limited-memory", "hs+"])
 def test_continuation_onto_a_changed_objective(x64, method):
     weights = jnp.logspace(0, 3, 8)
