@@ -30,6 +30,7 @@ from nlcg_optax.preconditioners.nested import with_sign_checked
 from nlcg_optax.transformation import transformation
 from nlcg_optax.wrappers.not_schedules import not_schedules
 from nlcg_optax.xla.automatic_sharding import with_automatic_sharding
+from nlcg_optax.xla.varying import varying_with
 
 
 class KroneckerDiagnostics(NamedTuple):
@@ -219,10 +220,11 @@ def _init(options: _Options, params: PyTree) -> ScaleByKroneckerState:
         unplaced = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         shape = jax.eval_shape(blocks.split, unplaced).shape
         sizes = [getattr(blocks, side) for side in blocks.sides]
-        return [
+        filled = [
             jnp.broadcast_to(block(size, dtype=leaf.dtype), (*shape[:3], size, size))
             for size in sizes
         ]
+        return varying_with(filled, leaf)
 
     blocks = _blocks_of(options, wide)
 

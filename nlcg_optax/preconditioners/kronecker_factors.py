@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from nlcg_optax.dtypes import times
 from nlcg_optax.preconditioners.matrices import MatrixView
+from nlcg_optax.trees.split import total_over_parts
 from nlcg_optax.xla.eigh import eigh
 
 
@@ -137,7 +138,7 @@ def refreshed_roots(
             good = jnp.all(jnp.isfinite(root))
             roots[-1].append(jnp.where(finite & good, root, old))
             failures += (finite & ~good).astype(jnp.int32)
-    return roots, failures
+    return roots, total_over_parts(failures)
 
 
 def inverse_root(

@@ -17,7 +17,7 @@ from nlcg_optax.dtypes import (
     with_standard_promotion,
 )
 from nlcg_optax.trees.inner_products import max_abs, vdots
-from nlcg_optax.trees.split import parameters_split_over
+from nlcg_optax.trees.split import on_all_parts, parameters_split_over
 
 DimensionNumbers: TypeAlias = optax.contrib.MuonDimensionNumbers
 
@@ -189,9 +189,9 @@ def scaled_to_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def all_finite(tree: PyTree) -> jax.Array:
-    """Whether every entry of a tree is finite."""
+    """Whether every entry of a tree is finite, on all devices that hold its parts."""
     flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return functools.reduce(jnp.logical_and, flags, jnp.ones([], jnp.bool_))
+    return on_all_parts(functools.reduce(jnp.logical_and, flags, jnp.ones([], bool)))
 
 
 def select(flag: jax.Array, new: PyTree, old: PyTree) -> PyTree:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, promote
-from nlcg_optax.trees.split import axis_of_parameters
+from nlcg_optax.trees.split import axis_of_parameters, total_over_parts
 from nlcg_optax.xla.joint_reductions import Reducer, larger, reductions
 
 Scope: TypeAlias = Literal["global", "per_leaf"]
@@ -194,7 +194,5 @@ def mean(tree: PyTree) -> jax.Array:
     sums = [jnp.sum(leaf, dtype=acc) for leaf in leaves]
     total = functools.reduce(jnp.add, sums, jnp.zeros([], acc))
     count = jnp.asarray(sum(leaf.size for leaf in leaves), acc)
-    axis_name = axis_of_parameters()
-    if axis_name is not None:
-        total, count = jax.lax.psum((total, count), axis_name)
+    total, count = total_over_parts((total, count))
     return total / jnp.maximum(count, 1)

@@ -3,7 +3,10 @@
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
 
 AxisName: TypeAlias = str | tuple[str, ...]
 
@@ -39,3 +42,38 @@ def parameters_split_over(axis_name: AxisName | None) -> Iterator[None]:
         yield
     finally:
         _AXIS_NAME.reset(token)
+
+
+def total_over_parts(tree: Any) -> Any:
+    """The sums of arrays over the devices that hold the parts of the parameters.
+
+    Examples:
+      >>> total_over_parts(3)
+      3
+    """
+    axis_name = axis_of_parameters()
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def on_any_part(flag: jax.Array) -> jax.Array:
+    """Whether a flag is true on any device that holds a part of the parameters.
+
+    Examples:
+      >>> def is_negative(part):
+      ...     with parameters_split_over("parts"):
+      ...         return on_any_part(part < 0)
+      >>> jax.vmap(is_negative, axis_name="parts")(jnp.array([1., -1.]))
+      Array([ True,  True], dtype=bool)
+    """
+    split = axis_of_parameters() is not None
+    return total_over_parts(flag.astype(jnp.int32)) > 0 if split else flag
+
+
+def on_all_parts(flag: jax.Array) -> jax.Array:
+    """Whether a flag is true on every device that holds a part of the parameters.
+
+    Examples:
+      >>> on_all_parts(jnp.array(True))
+      Array(True, dtype=bool)
+    """
+    return flag if axis_of_parameters() is None else ~on_any_part(~flag)

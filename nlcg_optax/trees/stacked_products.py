@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, compute_dtype, promote
-from nlcg_optax.trees.split import axis_of_parameters
+from nlcg_optax.trees.split import total_over_parts
 from nlcg_optax.xla.automatic_sharding import explicit_mesh
 
 # Up to this many elements a sum is no slower than a matrix product, and compiles
@@ -86,8 +86,7 @@ def stacked_vdots(stack: PyTree, tree: PyTree, *, count: int = 0) -> jax.Array:
 
     products = jax.tree.leaves(jax.tree.map(leaf_products, stack, tree))
     total = functools.reduce(jnp.add, products or [jnp.zeros([count], acc)])
-    axis_name = axis_of_parameters()
-    return total if axis_name is None else jax.lax.psum(total, axis_name)
+    return total_over_parts(total)
 
 
 def _replicated_if_explicit(leaf: jax.Array) -> jax.NamedSharding | None:

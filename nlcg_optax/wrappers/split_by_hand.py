@@ -16,8 +16,10 @@ def split_parameters(
 
     Under ``jax.shard_map`` or ``jax.pmap`` a device may hold only its part of each
     parameter. Every reduction over parameters that a transformation of this package
-    makes inside ``tx`` is then summed over ``axis_name``. Do not use it under plain
-    ``jit`` with shardings, or if every device holds all parameters (data parallelism).
+    makes inside ``tx`` then spans ``axis_name``, and so does every test whether they
+    are finite; the wrapper therefore goes outside of `virtual_batch`. Do not use it
+    under plain ``jit`` with shardings, or if every device holds all parameters (data
+    parallelism).
 
     Args:
       tx: an optimizer made of transformations of this package and of Optax. Optax's

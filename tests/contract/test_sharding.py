@@ -12,11 +12,15 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nlcg_optax import (
+    large_batch_nlcg,
     nlcg,
     scale_by_diagonal_secant,
+    scale_by_kronecker,
     scale_by_nlcg,
+    scale_by_orthogonalization,
     scale_by_slope_ratio,
     split_parameters,
+    tuning_free_nlcg,
 )
 from tests.contract.running import FAST, extra_args, make_step
 from tests.contract.table import BY_NAME, RATE, chained
@@ -262,6 +266,53 @@ def test_pmap_of_split_parameters_gives_the_unsplit_numbers(name):
     chex.assert_trees_all_close(joined, expected[0], rtol=2e-5, atol=2e-6)
     for mine, other in ((betas, expected[1]), (norms, expected[2])):
         np.testing.assert_allclose(mine[:, 0], jnp.repeat(other, DEVICES), rtol=1e-4)
+
+
+# All that test the entries of a gradient one by one, and the presets made of them.
+REFUSING = {
+    "kronecker": lambda: scale_by_kronecker(refresh_period=2),
+    "orthogonal": scale_by_orthogonalization,
+    "large_batch_nlcg": lambda: large_batch_nlcg(RATE),
+    "tuning_free_nlcg": tuning_free_nlcg,
+}
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_a_part_that_is_not_finite_is_refused_on_every_device(name, x64):
+    """One device has a leaf for each part, as a part counts as a matrix of its own."""
+    parts, steps, bad_step, bad_part = 4, 6, 2, 3
+    rng = np.random.default_rng(0)
+    grads = {
+        "b": jnp.asarray(rng.normal(size=(steps, parts * 2))),
+        "w": jnp.asarray(rng.normal(size=(steps, parts * 3, 2))),
+    }
+    grads["w"] = grads["w"].at[bad_step, 3 * bad_part].set(jnp.nan)
+    values = 1 / jnp.arange(1.0, steps + 1)
+
+    def run(tx, grads):
+        tx = optax.with_extra_args_support(tx)
+        params = jax.tree.map(lambda g: jnp.ones_like(g[0]), grads)
+
+        def step(state, given):
+            grad, value = given
+            updates, state = tx.update(grad, state, params, value=value)
+            return state, updates
+
+        state, updates = jax.lax.scan(step, tx.init(params), (grads, values))
+        return updates, [x for x in jax.tree.leaves(state) if x.ndim == 0]
+
+    separate = jax.tree.map(lambda g: jnp.split(g, parts, axis=1), grads)
+    updates, expected = jax.jit(lambda g: run(REFUSING[name](), g))(separate)
+    split = jax.shard_map(
+        lambda g: run(split_parameters(REFUSING[name](), "x"), g),
+        mesh=jax.make_mesh((parts,), ("x",), axis_types=(AxisType.Auto,)),
+        in_specs=(P(None, "x"),),
+        out_specs=(P(None, "x"), P()),  # JAX checks that no scalar varies
+    )
+    on_devices, scalars = jax.jit(split)(grads)
+    joined = {key: jnp.concatenate(leaf, axis=1) for key, leaf in updates.items()}
+    chex.assert_trees_all_close(on_devices, joined, rtol=1e-6, atol=1e-9)
+    chex.assert_trees_all_close(scalars, expected, rtol=1e-6)
 
 
 # --- data parallelism ----------------------------------------------------------------

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import diagnostics, nlcg, scale_by_kronecker
+from nlcg_optax import diagnostics, nlcg, scale_by_kronecker, split_parameters
 from nlcg_optax.dtypes import with_standard_promotion
 from nlcg_optax.preconditioners.kronecker_factors import inverse_root
 
@@ -196,6 +196,19 @@ def test_roots_that_are_not_finite_are_refused_and_counted():
     assert after.diagnostics.num_root_failures == 2
     chex.assert_trees_all_equal(after.roots, state.roots)
     assert jnp.isfinite(again).all()
+
+
+def test_refused_roots_of_all_parts_split_by_hand_are_counted():
+    grads = jnp.asarray(random(2, 3, 3), jnp.float32)
+    tx = split_parameters(scale_by_kronecker(refresh_period=2), "x")
+
+    def after(grad, scale):
+        state = tx.init(grad)
+        factors = jax.tree.map(lambda x: x + scale, state.factors)
+        return tx.update(grad, state._replace(factors=factors))[1].diagnostics
+
+    found = jax.vmap(after, axis_name="x")(grads, jnp.array([0.0, jnp.inf]))
+    np.testing.assert_array_equal(found.num_root_failures, [2, 2])
 
 
 def test_a_gradient_whose_square_overflows_leaves_the_factors_as_they_were():
