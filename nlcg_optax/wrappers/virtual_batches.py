@@ -15,6 +15,7 @@ from nlcg_optax.dtypes import (
     times,
 )
 from nlcg_optax.transformation import transformation
+from nlcg_optax.trees.split import on_any_part
 from nlcg_optax.xla.control_flow import cond
 
 
@@ -126,6 +127,7 @@ def _update(
     validation.check_state("virtual_batch", state, VirtualBatchState)
     validation.check_same_structure("updates", updates, state.mean_grad)
     refused, _ = optax.skip_not_finite(updates, state.count, params)
+    refused = on_any_part(refused)  # all devices take the step, or none
     value = extra_args.get("value")
     mean_value = state.mean_value
     if value is not None:

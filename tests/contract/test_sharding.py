@@ -21,6 +21,7 @@ from nlcg_optax import (
     scale_by_slope_ratio,
     split_parameters,
     tuning_free_nlcg,
+    virtual_batch,
 )
 from tests.contract.running import FAST, extra_args, make_step
 from tests.contract.table import BY_NAME, RATE, chained
@@ -270,6 +271,7 @@ def test_pmap_of_split_parameters_gives_the_unsplit_numbers(name):
 
 # All that test the entries of a gradient one by one, and the presets made of them.
 REFUSING = {
+    "virtual_batch": lambda: virtual_batch(nlcg(RATE, "fr"), 2),
     "kronecker": lambda: scale_by_kronecker(refresh_period=2),
     "orthogonal": scale_by_orthogonalization,
     "large_batch_nlcg": lambda: large_batch_nlcg(RATE),

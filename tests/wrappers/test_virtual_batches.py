@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import paper_nlcg, virtual_batch
+from nlcg_optax import nlcg, paper_nlcg, split_parameters, virtual_batch
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(8, 12, 3)), RNG.normal(size=(8, 12))
@@ -56,6 +56,25 @@ def test_bad_micro_batch_is_left_out(poison):
     chex.assert_tree_all_finite((state.mean_value, state.mean_grad))
     assert state.count == 1
     assert state.diagnostics.num_micro_batch_skips == 1
+
+
+def test_a_bad_part_is_left_out_with_all_other_parts():
+    """Otherwise the devices would take their steps, and sum over them, at odds."""
+    tx = split_parameters(virtual_batch(nlcg(1.0, "fr"), 2), "x")
+    grads = jnp.arange(1.0, 7.0).reshape(3, 2, 1).at[1, 0].set(jnp.nan)
+
+    def run(grads):
+        def step(state, grad):
+            updates, state = tx.update(grad, state, grad)
+            return state, updates
+
+        state, updates = jax.lax.scan(step, tx.init(grads[0]), grads)
+        return updates, state.count, state.diagnostics.num_micro_batch_skips
+
+    updates, counts, skips = jax.vmap(run, in_axes=1, axis_name="x")(grads)
+    np.testing.assert_array_equal(updates[..., 0], [[0, 0, -3], [0, 0, -4]])
+    np.testing.assert_array_equal(counts, [1, 1])
+    np.testing.assert_array_equal(skips, [1, 1])
 
 
 def test_real_and_complex_parameters_are_averaged_together():
