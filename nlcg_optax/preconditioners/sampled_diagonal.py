@@ -183,10 +183,6 @@ def _refreshed(
 ) -> _Estimate:
     """Draws a sample and averages it in, unless it is not finite."""
     key, sample_key = jax.random.split(jax.random.wrap_key_data(state.key))
-    axis_name = axis_of_parameters()
-    if axis_name is not None:
-        place = jax.lax.axis_index(axis_name)
-        sample_key = jax.random.fold_in(sample_key, place)
     sample = optax.tree.cast_like(sample_fn(sample_key), state.sample_average)
     good = jnp.isfinite(mean(sample))
     decay = jnp.asarray(options.decay)
@@ -218,6 +214,7 @@ def random_signs(key: jax.Array, params: PyTree) -> PyTree:
     """Draws a Rademacher probe: independent signs, in the dtypes of ``params``.
 
     Elements of complex leaves have independent signs in both parts and modulus one.
+    Devices that hold parts of the parameters draw from keys of their own.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -225,6 +222,9 @@ def random_signs(key: jax.Array, params: PyTree) -> PyTree:
       >>> jnp.abs(probe)
       Array([1, 1, 1], dtype=bfloat16)
     """
+    axis_name = axis_of_parameters()
+    if axis_name is not None:
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(key, max(len(leaves), 1))
 

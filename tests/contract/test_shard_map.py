@@ -1,5 +1,7 @@
 """Proves that devices may have problems of their own, and what cannot be split."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -55,9 +57,18 @@ def _mesh():
 
 @each_row(fast=None, without=OF_SCALARS | OPTAX_SEARCHES)
 def test_the_check_of_varying_axes_passes(row):
-    """Traced only: problems that differ between devices, and the same on each."""
+    """Traced only: problems of each device, of all devices, and split over them."""
     tx = row.make()
     step = make_step(row, tx, small_loss)
+    split_tx = n.split_parameters(tx, "x")
+    split_loss = small_loss._replace(
+        outputs_fn=lambda part: jax.lax.psum(small_loss.outputs_fn(part), "x")
+    )
+    split_step = make_step(row, split_tx, split_loss)
+
+    def scan(tx, step, params):
+        carry = (params, tx.init(params))
+        return jax.lax.scan(lambda c, _: (step(*c), None), carry, length=2)[0][0]
 
     def own_problem(parts):
         params = jax.tree.map(lambda x: x[0], parts)
@@ -66,14 +77,13 @@ def test_the_check_of_varying_axes_passes(row):
             carry = step(*carry)
         return jax.tree.map(lambda x: x[None], carry[0])
 
-    def same_problem(params):
-        carry = (params, tx.init(params))
-        return jax.lax.scan(lambda c, _: (step(*c), None), carry, length=2)[0][0]
-
+    same_problem = functools.partial(scan, tx, step)
+    split_problem = functools.partial(scan, split_tx, split_step)
     many = jax.tree.map(lambda x: jnp.stack([x] * jax.device_count()), small_params())
     for fn, params, spec in (
         (own_problem, many, P("x")),
         (same_problem, small_params(), P()),
+        (split_problem, jax.tree.map(jnp.concatenate, many), P("x")),
     ):
         mapped = jax.shard_map(fn, mesh=_mesh(), in_specs=spec, out_specs=spec)
         out = jax.eval_shape(mapped, params)

@@ -263,6 +263,29 @@ def test_probes_of_parts_split_by_hand_are_independent():
     np.testing.assert_allclose(means, total)
 
 
+@pytest.mark.devices
+@pytest.mark.parametrize("likelihood", ["gaussian", "categorical"])
+def test_labels_of_a_model_split_by_hand_are_those_of_one_device(likelihood):
+    """Every device sees all outputs, of which the labels are drawn."""
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    inputs = jax.random.normal(jax.random.key(0), (16, 8))
+    w = jax.random.normal(jax.random.key(1), (8, 3))
+    tx = scale_by_gauss_newton_bartlett(likelihood)
+
+    def run(tx, w, outputs_fn):
+        z, state = tx.update(w, tx.init(w), w, outputs_fn=outputs_fn)
+        return z, state.sample_average
+
+    def split(w, inputs):
+        wrapped = split_parameters(tx, "x")
+        return run(wrapped, w, lambda w: jax.lax.psum(inputs @ w, "x"))
+
+    specs = {"in_specs": (P("x"), P(None, "x")), "out_specs": P("x")}
+    found = jax.jit(jax.shard_map(split, mesh=mesh, **specs))(w, inputs)
+    expected = jax.jit(lambda w: run(tx, w, lambda w: inputs @ w))(w)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_behind_the_direction_it_rescales_what_gradients_do_not(x64):
     """A quadratic of condition 1e4 in as many steps as one of condition one."""
