@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 
 class InnerProducts(NamedTuple):
@@ -335,8 +336,25 @@ def products_used(rule: ConjugacyRule) -> frozenset[str]:
         raise TypeError(
             f"rule={rule!r} returns {out}; it must return a real floating-point scalar"
         )
-    read = list(closed.jaxpr.outvars)
-    for equation in closed.jaxpr.eqns:
-        read.extend(equation.invars)
-    names = zip(InnerProducts._fields, closed.jaxpr.invars, strict=True)
-    return frozenset(name for name, var in names if any(var is r for r in read))
+    flags = zip(InnerProducts._fields, _inputs_read(closed.jaxpr), strict=True)
+    return frozenset(name for name, is_read in flags if is_read)
+
+
+def _inputs_read(jaxpr: Jaxpr) -> list[bool]:
+    """For each input of a program, whether an output depends on it."""
+    read = {x for x in jaxpr.outvars if not isinstance(x, Literal)}
+    for equation in reversed(jaxpr.eqns):
+        if not read.isdisjoint(equation.outvars):
+            pairs = zip(equation.invars, _operands_read(equation), strict=True)
+            read |= {x for x, flag in pairs if flag and not isinstance(x, Literal)}
+    return [x in read for x in jaxpr.invars]
+
+
+def _operands_read(equation: JaxprEqn) -> list[bool]:
+    """As `_inputs_read`; a function called, such as by ``jax.jit``, is looked into."""
+    values = equation.params.values()
+    called = [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in values]
+    called = [x for x in called if isinstance(x, Jaxpr)]
+    if len(called) == 1 and len(called[0].invars) == len(equation.invars):
+        return _inputs_read(called[0])
+    return [True] * len(equation.invars)

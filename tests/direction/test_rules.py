@@ -186,6 +186,18 @@ def test_products_used_finds_what_a_rule_reads():
     assert products_used(lambda p: p[0] * 2) == {"g_z"}  # by position as well
 
 
+def test_products_used_looks_into_functions_that_take_all_products():
+    fr, reads = RULES["fr"], {"g_z", "g_prev_z_prev"}
+    assert products_used(jax.jit(fr)) == reads
+    assert products_used(jax.checkpoint(jax.jit(fr))) == reads
+    assert products_used(jax.jit(lambda p: p.y_z)) == {"y_z"}
+    # What is computed and not returned is not read.
+    assert products_used(lambda p: (2 * p.y_z, p.g_z)[1]) == {"g_z"}
+    # The branches of a condition may read all that is passed on to them.
+    either = lambda p: jax.lax.cond(p.d_g > 0, fr, lambda p: p.d_y, p)
+    assert products_used(either) == set(InnerProducts._fields)
+
+
 @pytest.mark.parametrize(
     "rule",
     [

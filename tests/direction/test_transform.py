@@ -112,6 +112,7 @@ def test_per_leaf_scope_is_one_optimizer_per_leaf(x64):
         (PAPER_RULES["pr"], {}, 2),
         ("fr", {"restart": "powell"}, 2),
         ("fr", {"preconditioner": DIAGONAL_P}, 1),
+        (jax.jit(RULES["fr"]), {"preconditioner": DIAGONAL_P}, 1),
         ("pr+", {"preconditioner": DIAGONAL_P}, 2),
         (PAPER_RULES["pr"], {"preconditioner": DIAGONAL_P}, 2),
         ("hz", {"preconditioner": DIAGONAL_P}, 3),
