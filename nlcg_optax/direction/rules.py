@@ -327,9 +327,12 @@ def products_used(rule: ConjugacyRule) -> frozenset[str]:
     try:
         closed, out = jax.make_jaxpr(rule, return_shape=True)(arguments)
     except Exception as error:
+        cause = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if isinstance(getattr(error, "obj", None), InnerProducts):
+            cause += f"; the fields are {list(InnerProducts._fields)}"
         raise TypeError(
-            f"rule={rule!r} cannot be traced: it must be a pure function from "
-            "InnerProducts to a scalar, without Python control flow on values"
+            f"rule={rule!r} cannot be traced ({cause}); it must be a pure function "
+            "from InnerProducts to a scalar, without Python control flow on values"
         ) from error
     is_array = hasattr(out, "shape") and hasattr(out, "dtype")
     if not is_array or out.shape != () or not jnp.issubdtype(out.dtype, jnp.floating):

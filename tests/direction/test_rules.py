@@ -210,3 +210,16 @@ def test_products_used_looks_into_functions_that_take_all_products():
 def test_callables_that_are_no_rules(rule):
     with pytest.raises(TypeError, match="rule="):
         scale_by_nlcg(rule)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (lambda p: p.gz, r"no attribute 'gz'; the fields are \['g_z', 'y_z', .*'\]\)"),
+        (lambda p, q: p.g_z, r"\(TypeError: .* missing 1 required positional argument"),
+        (lambda p: float(p.g_z), r"\(ConcretizationTypeError: [^\n]*\); it must be"),
+    ],
+)
+def test_a_rule_that_cannot_be_traced_is_reported_with_the_cause(rule, message):
+    with pytest.raises(TypeError, match=message):
+        scale_by_nlcg(rule)
