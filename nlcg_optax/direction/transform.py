@@ -96,7 +96,8 @@ def scale_by_nlcg(
         neither test: a direction uphill on a small batch may be downhill on the others,
         and if an orthogonalization follows, as in `large_batch_nlcg`, restarts bring
         back the noise that the memory averages out. A preconditioner that ascends, or
-        a β that is not finite, restarts in any case.
+        a β that is not finite, restarts in any case. Neither test applies where the
+        gradient is exactly zero: along every direction its slope is zero.
       restart_period: steps between restarts; None for never.
       scope: ``"global"`` takes inner products over all parameters together, as
         arXiv 1812.02886 does; ``"per_leaf"`` gives each leaf its own β.

@@ -179,6 +179,20 @@ def test_a_batch_without_a_gradient_keeps_the_memory():
         np.testing.assert_array_equal(found, [[3.0, 4.0], [1.5, 2.0], [1.75, 3.0]])
 
 
+@pytest.mark.parametrize("restart", ["ascent", "powell"])
+def test_leaves_without_a_gradient_are_no_restarts(restart):
+    tx = scale_by_nlcg(0.5, restart=restart, scope="per_leaf")
+    params = {"empty": jnp.zeros(0), "frozen": jnp.zeros(2), "w": jnp.zeros(2)}
+    state = tx.init(params)
+    for t in range(4):
+        # Orthogonal to the last one, as Powell's test wants it.
+        w = jnp.array([[1.0, 0.0], [0.0, 1.0]][t % 2])
+        updates, state = tx.update({**params, "w": w}, state)
+    np.testing.assert_array_equal(updates["w"], [0.625, 1.25])  # 1 + .5², .5 + .5³
+    np.testing.assert_array_equal(updates["frozen"], 0)
+    assert state.diagnostics.num_restarts == 1  # the first step
+
+
 def test_dai_yuan_restarts_where_the_gradient_has_not_changed():
     # y = 0; DY alone has it from a recurrence, whose rounding must not become 1 / β.
     for seed in range(20):
