@@ -16,7 +16,7 @@ from nlcg_optax.curvature.source import (
 )
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, stored_like, times
 from nlcg_optax.step_size.reduction_ratio import params_after, reduction_ratio
-from nlcg_optax.transformation import as_arrays
+from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.xla.control_flow import while_loop
 
@@ -143,66 +143,75 @@ def scale_by_scaled_cg_step(
     validation.check_non_negative("initial_damping", initial_damping)
     validation.check_positive_int("max_trials", max_trials)
     validation.check_positive_int("refresh_period", refresh_period)
+    options = _Options(curvature, initial_damping, max_trials, refresh_period)
+    return transformation(options, _init, _update)
 
-    def init_fn(params: PyTree) -> ScaleByScaledCgStepState:
-        acc = accumulator_dtype(params)
-        return ScaleByScaledCgStepState(
-            count=jnp.zeros([], jnp.int32),
+
+class _Options(NamedTuple):
+    """The arguments of `scale_by_scaled_cg_step`."""
+
+    curvature: CurvatureKind
+    initial_damping: Any
+    max_trials: int
+    refresh_period: Any
+
+
+def _init(options: _Options, params: PyTree) -> ScaleByScaledCgStepState:
+    acc = accumulator_dtype(params)
+    return ScaleByScaledCgStepState(
+        count=jnp.zeros([], jnp.int32),
+        step_size=jnp.zeros([], acc),
+        damping=jnp.array(options.initial_damping).astype(acc),
+        diagnostics=ScaledCgStepDiagnostics(
             step_size=jnp.zeros([], acc),
-            damping=jnp.array(initial_damping).astype(acc),
-            diagnostics=ScaledCgStepDiagnostics(
-                step_size=jnp.zeros([], acc),
-                damping=jnp.array(initial_damping).astype(acc),
-                reduction_ratio=jnp.ones([], acc),
-                num_trials=jnp.zeros([], jnp.int32),
-                num_curvature_skips=jnp.zeros([], jnp.int32),
-                num_zero_directions=jnp.zeros([], jnp.int32),
-                num_rejected=jnp.zeros([], jnp.int32),
-            ),
-        )
+            damping=jnp.array(options.initial_damping).astype(acc),
+            reduction_ratio=jnp.ones([], acc),
+            num_trials=jnp.zeros([], jnp.int32),
+            num_curvature_skips=jnp.zeros([], jnp.int32),
+            num_zero_directions=jnp.zeros([], jnp.int32),
+            num_rejected=jnp.zeros([], jnp.int32),
+        ),
+    )
 
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByScaledCgStepState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByScaledCgStepState]:
-        name = "scale_by_scaled_cg_step"
-        validation.check_state(name, state, ScaleByScaledCgStepState)
-        updates, params = as_arrays(updates), as_arrays(params)
-        last = state.diagnostics._replace(
-            step_size=state.step_size, damping=state.damping
-        )
-        along = curvature_along_fn(name, curvature, params, extra_args)
-        value_at = value_at_fn(name, curvature, extra_args)
-        validation.check_same_structure("updates", updates, params)
-        acc = state.damping.dtype
 
-        def measured() -> ScaledCgStepDiagnostics:
-            found = along([updates])
-            value, mu = found.value.astype(acc), found.slopes[0].astype(acc)
-            rayleigh = found.matrix[0, 0].astype(acc)
-            (norm,) = vdots([(updates, updates)], dtype=acc)
+def _update(
+    options: _Options,
+    updates: PyTree,
+    state: ScaleByScaledCgStepState,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, ScaleByScaledCgStepState]:
+    name = "scale_by_scaled_cg_step"
+    validation.check_state(name, state, ScaleByScaledCgStepState)
+    last = state.diagnostics._replace(step_size=state.step_size, damping=state.damping)
+    along = curvature_along_fn(name, options.curvature, params, extra_args)
+    value_at = value_at_fn(name, options.curvature, extra_args)
+    validation.check_same_structure("updates", updates, params)
+    acc = state.damping.dtype
 
-            def value_after(step_size: jax.Array) -> jax.Array:
-                step = jax.tree.map(lambda u: times(step_size, u), updates)
-                return value_at(params_after(params, step)).astype(acc)
+    def measured() -> ScaledCgStepDiagnostics:
+        found = along([updates])
+        value, mu = found.value.astype(acc), found.slopes[0].astype(acc)
+        rayleigh = found.matrix[0, 0].astype(acc)
+        (norm,) = vdots([(updates, updates)], dtype=acc)
 
-            return _next(last, value, mu, rayleigh, norm, value_after, max_trials)
+        def value_after(step_size: jax.Array) -> jax.Array:
+            step = jax.tree.map(lambda u: times(step_size, u), updates)
+            return value_at(params_after(params, step)).astype(acc)
 
-        due = is_due(state.count, refresh_period, extra_args)
-        diagnostics = if_due(due, measured, lambda: last)
-        step_size = diagnostics.step_size
-        scaled = jax.tree.map(lambda u: times(step_size, u), updates)
-        scaled = jax.tree.map(lambda x: jnp.where(step_size == 0, 0, x), scaled)
-        return stored_like(scaled, updates), ScaleByScaledCgStepState(
-            count=optax.safe_increment(state.count),
-            step_size=step_size,
-            damping=diagnostics.damping,
-            diagnostics=diagnostics,
-        )
+        return _next(last, value, mu, rayleigh, norm, value_after, options.max_trials)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    due = is_due(state.count, options.refresh_period, extra_args)
+    diagnostics = if_due(due, measured, lambda: last)
+    step_size = diagnostics.step_size
+    scaled = jax.tree.map(lambda u: times(step_size, u), updates)
+    scaled = jax.tree.map(lambda x: jnp.where(step_size == 0, 0, x), scaled)
+    return stored_like(scaled, updates), ScaleByScaledCgStepState(
+        count=optax.safe_increment(state.count),
+        step_size=step_size,
+        damping=diagnostics.damping,
+        diagnostics=diagnostics,
+    )
 
 
 def _next(

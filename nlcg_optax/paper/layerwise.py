@@ -1,7 +1,7 @@
 """Layer-wise scaling of the gradient, before NLCG."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.dtypes import PyTree, times
-from nlcg_optax.transformation import as_arrays
+from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import vdots
 from nlcg_optax.wrappers.not_schedules import not_schedules
 
@@ -21,7 +21,7 @@ def scale_by_layerwise_ratio(
     decay_coefficient: float | jax.Array = 0.1,
     eps: float = 1e-8,
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Scales each variable's gradient by the ratio of its norms, as the paper does.
 
     .. math::
@@ -60,31 +60,43 @@ def scale_by_layerwise_ratio(
     validation.check_non_negative("decay_coefficient", decay_coefficient)
     validation.check_positive("eps", eps)
 
-    def update_fn(
-        updates: PyTree, state: optax.EmptyState, params: PyTree | None = None
-    ) -> tuple[PyTree, optax.EmptyState]:
-        validation.require(
-            "scale_by_layerwise_ratio", "params", params, "their norms are used"
-        )
-        updates, params = as_arrays(updates), as_arrays(params)
-        w_w, g_g = vdots(
-            [(params, params), (updates, updates)],
-            scope="per_leaf",
-        )
-        w_norm, g_norm = jnp.sqrt(w_w), jnp.sqrt(g_g)
-        trust = jnp.asarray(eta).astype(w_norm.dtype) * w_norm
-        decay = jnp.asarray(decay_coefficient).astype(w_norm.dtype)
-        g_norm = g_norm.astype(w_norm.dtype)
-        ratio = trust / (g_norm + jnp.asarray(eps, w_norm.dtype) + decay * trust)
-        ratio = jnp.where(w_norm > 0, ratio, 1)
-        leaves, treedef = jax.tree.flatten(updates)
-        scaled = [times(ratio[i], g).astype(g.dtype) for i, g in enumerate(leaves)]
-        return jax.tree.unflatten(treedef, scaled), state
-
-    tx = optax.GradientTransformation(_init_empty, update_fn)
+    options = _Options(eta, decay_coefficient, eps)
+    tx = transformation(options, _init, _update)
     return tx if mask is None else optax.masked(tx, mask)
 
 
-def _init_empty(params: Any) -> optax.EmptyState:
-    del params
+class _Options(NamedTuple):
+    """The numbers of `scale_by_layerwise_ratio`."""
+
+    eta: Any
+    decay_coefficient: Any
+    eps: float
+
+
+def _init(options: _Options, params: PyTree) -> optax.EmptyState:
+    del options, params
     return optax.EmptyState()
+
+
+def _update(
+    options: _Options,
+    updates: PyTree,
+    state: optax.EmptyState,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, optax.EmptyState]:
+    del extra_args
+    validation.require(
+        "scale_by_layerwise_ratio", "params", params, "their norms are used"
+    )
+    w_w, g_g = vdots([(params, params), (updates, updates)], scope="per_leaf")
+    w_norm, g_norm = jnp.sqrt(w_w), jnp.sqrt(g_g)
+    trust = jnp.asarray(options.eta).astype(w_norm.dtype) * w_norm
+    decay = jnp.asarray(options.decay_coefficient).astype(w_norm.dtype)
+    g_norm = g_norm.astype(w_norm.dtype)
+    eps = jnp.asarray(options.eps, w_norm.dtype)
+    ratio = trust / (g_norm + eps + decay * trust)
+    ratio = jnp.where(w_norm > 0, ratio, 1)
+    leaves, treedef = jax.tree.flatten(updates)
+    scaled = [times(ratio[i], g).astype(g.dtype) for i, g in enumerate(leaves)]
+    return jax.tree.unflatten(treedef, scaled), state

@@ -10,7 +10,7 @@ from nlcg_optax import validation
 from nlcg_optax.curvature.refresh import if_due, is_due
 from nlcg_optax.curvature.source import CURVATURES, CurvatureKind, curvature_along_fn
 from nlcg_optax.dtypes import PyTree, accumulator_dtype, stored_like, times
-from nlcg_optax.transformation import as_arrays
+from nlcg_optax.transformation import transformation
 
 MAX_RATIO = 10.0  # caps minimizer over average, and step over minimizer
 
@@ -127,57 +127,63 @@ def scale_by_curvature_step(
     validation.check_choice("curvature", curvature, CURVATURES)
     validation.check_decay("decay", decay)
     validation.check_positive_int("refresh_period", refresh_period)
+    options = _Options(curvature, decay, refresh_period)
+    return transformation(options, _init, _update)
 
-    def init_fn(params: PyTree) -> ScaleByCurvatureStepState:
-        acc = accumulator_dtype(params)
-        return ScaleByCurvatureStepState(
-            count=jnp.zeros([], jnp.int32),
-            num_measured=jnp.zeros([], jnp.int32),
-            minimizer_average=jnp.zeros([], acc),
+
+class _Options(NamedTuple):
+    """The arguments of `scale_by_curvature_step`."""
+
+    curvature: CurvatureKind
+    decay: Any
+    refresh_period: Any
+
+
+def _init(options: _Options, params: PyTree) -> ScaleByCurvatureStepState:
+    del options
+    acc = accumulator_dtype(params)
+    return ScaleByCurvatureStepState(
+        count=jnp.zeros([], jnp.int32),
+        num_measured=jnp.zeros([], jnp.int32),
+        minimizer_average=jnp.zeros([], acc),
+        step_size=jnp.zeros([], acc),
+        diagnostics=CurvatureStepDiagnostics(
             step_size=jnp.zeros([], acc),
-            diagnostics=CurvatureStepDiagnostics(
-                step_size=jnp.zeros([], acc),
-                minimizer=jnp.zeros([], acc),
-                num_curvature_skips=jnp.zeros([], jnp.int32),
-                num_zero_directions=jnp.zeros([], jnp.int32),
-            ),
-        )
+            minimizer=jnp.zeros([], acc),
+            num_curvature_skips=jnp.zeros([], jnp.int32),
+            num_zero_directions=jnp.zeros([], jnp.int32),
+        ),
+    )
 
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByCurvatureStepState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ScaleByCurvatureStepState]:
-        validation.check_state(
-            "scale_by_curvature_step", state, ScaleByCurvatureStepState
-        )
-        updates, params = as_arrays(updates), as_arrays(params)
-        along = curvature_along_fn(
-            "scale_by_curvature_step",
-            curvature,
-            params,
-            extra_args,
-        )
-        validation.check_same_structure("updates", updates, params)
-        acc = state.minimizer_average.dtype
-        due = is_due(state.count, refresh_period, extra_args)
 
-        def measured() -> tuple[jax.Array, jax.Array]:
-            # Along -d only the sign of the slope differs; the curvature is the same.
-            found = along([updates])
-            return found.slopes[0].astype(acc), found.matrix[0, 0].astype(acc)
+def _update(
+    options: _Options,
+    updates: PyTree,
+    state: ScaleByCurvatureStepState,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, ScaleByCurvatureStepState]:
+    validation.check_state("scale_by_curvature_step", state, ScaleByCurvatureStepState)
+    along = curvature_along_fn(
+        "scale_by_curvature_step", options.curvature, params, extra_args
+    )
+    validation.check_same_structure("updates", updates, params)
+    acc = state.minimizer_average.dtype
+    due = is_due(state.count, options.refresh_period, extra_args)
 
-        descent, curve = if_due(
-            due, measured, lambda: (jnp.zeros([], acc), jnp.zeros([], acc))
-        )
-        new_state = _next_state(
-            state, jnp.asarray(due), descent, curve, jnp.asarray(decay).astype(acc)
-        )
-        scaled = jax.tree.map(lambda u: times(new_state.step_size, u), updates)
-        return stored_like(scaled, updates), new_state
+    def measured() -> tuple[jax.Array, jax.Array]:
+        # Along -d only the sign of the slope differs; the curvature is the same.
+        found = along([updates])
+        return found.slopes[0].astype(acc), found.matrix[0, 0].astype(acc)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    descent, curve = if_due(
+        due, measured, lambda: (jnp.zeros([], acc), jnp.zeros([], acc))
+    )
+    new_state = _next_state(
+        state, jnp.asarray(due), descent, curve, jnp.asarray(options.decay).astype(acc)
+    )
+    scaled = jax.tree.map(lambda u: times(new_state.step_size, u), updates)
+    return stored_like(scaled, updates), new_state
 
 
 def _next_state(

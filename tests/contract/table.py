@@ -51,9 +51,7 @@ class Row(NamedTuple):
     def make(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
         """The transformation, with some arguments replaced."""
         tx = self.factory(**{**self.kwargs, **overrides})
-        if self.promotes:
-            return with_standard_promotion(tx)
-        return optax.with_extra_args_support(tx)
+        return with_standard_promotion(tx) if self.promotes else tx
 
 
 def _unit_noise(key: jax.Array, outputs: jax.Array) -> jax.Array:

@@ -253,7 +253,7 @@ EXTRAS = {
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_the_order_of_gradients_and_state(name):
-    tx = optax.with_extra_args_support(TRANSFORMATIONS[name]())
+    tx = TRANSFORMATIONS[name]()
     state = tx.init(PARAMS)
     wrong = r"update got a \w+ as `state`.*call update\(grads, state, params\)"
     with pytest.raises(TypeError, match=wrong):

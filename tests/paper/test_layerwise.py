@@ -48,6 +48,13 @@ def test_bad_arguments(kwargs, message):
         scale_by_layerwise_ratio(**kwargs)
 
 
+def test_numpy_arrays_and_unknown_extra_arguments_are_accepted():
+    tx = scale_by_layerwise_ratio(0.5, decay_coefficient=0.0)
+    w, g = np.array([3.0, 4.0], np.float32), np.array([0.0, 2.0], np.float32)
+    updates, _ = tx.update(g, tx.init(w), w, value=1.0)
+    np.testing.assert_allclose(updates, [0.0, 2.5], rtol=1e-6)
+
+
 def test_params_are_needed():
     tx = scale_by_layerwise_ratio()
     with pytest.raises(ValueError, match="update needs `params`"):
