@@ -341,6 +341,26 @@ def check_state(transformation: str, state: Any, kind: type) -> None:
         )
 
 
+def check_stored(
+    transformation: str, state: Any, reference: PyTree, **needed: bool
+) -> None:
+    """Raises ValueError unless a state holds the trees that the options need.
+
+    Args:
+      transformation: its name.
+      state: its state.
+      reference: a tree like those.
+      **needed: for each field with such a tree, whether the options need it.
+    """
+    expected: Any = jax.tree.structure(reference)
+    for name, is_needed in needed.items():
+        if is_needed and jax.tree.structure(getattr(state, name)) != expected:
+            raise ValueError(
+                f"{transformation}: update got a `state` without the {name} that these "
+                "options need, so it was made with other options; call init again"
+            )
+
+
 def check_chain_state(transformation: str, state: Any, count: int) -> None:
     """Raises TypeError unless ``state`` can be that of a chain of ``count`` parts."""
     if not isinstance(state, tuple) or len(state) != count:

@@ -13,6 +13,7 @@ from nlcg_optax.direction.rules import products_used
 from nlcg_optax.direction.state import ScaleByNlcgState
 from nlcg_optax.direction.transform import (
     advance,
+    check_state,
     init,
     precondition,
     scale_by_nlcg,
@@ -91,8 +92,7 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByNlcgState]:
-    validation.check_state(NAME, state, ScaleByNlcgState)
-    validation.check_same_structure("updates", g, state.direction)
+    check_state(NAME, options, g, state)
     a, b = _halves(extra_args.get("half_grads"), g)
     z, preconditioner_state = precondition(options, g, state, params, extra_args)
     # The halves leave no trace: the new states of P are discarded.

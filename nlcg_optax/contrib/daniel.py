@@ -12,7 +12,7 @@ from nlcg_optax.direction.options import Options, checked_options
 from nlcg_optax.direction.products import measure
 from nlcg_optax.direction.rules import ratio
 from nlcg_optax.direction.state import ScaleByNlcgState
-from nlcg_optax.direction.transform import advance, init, precondition
+from nlcg_optax.direction.transform import advance, check_state, init, precondition
 from nlcg_optax.dtypes import PyTree
 from nlcg_optax.transformation import transformation
 from nlcg_optax.trees.inner_products import named_vdots
@@ -95,8 +95,7 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByNlcgState]:
-    validation.check_state(NAME, state, ScaleByNlcgState)
-    validation.check_same_structure("updates", g, state.direction)
+    check_state(NAME, options, g, state)
     h_d = _hessian_product(params, state.direction, extra_args)
     z, preconditioner_state = precondition(options, g, state, params, extra_args)
     measured = measure(options.needs, g, z, state, options.scope)

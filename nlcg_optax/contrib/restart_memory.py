@@ -13,6 +13,7 @@ from nlcg_optax.direction.products import measure
 from nlcg_optax.direction.state import ScaleByNlcgState
 from nlcg_optax.direction.transform import (
     advance,
+    check_state,
     init,
     precondition,
     scale_by_nlcg,
@@ -105,12 +106,11 @@ def _update(
     params: PyTree | None,
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByNlcgWithRestartMemoryState]:
-    validation.check_state(
-        "scale_by_nlcg_with_restart_memory", both, ScaleByNlcgWithRestartMemoryState
-    )
+    name = "scale_by_nlcg_with_restart_memory"
+    validation.check_state(name, both, ScaleByNlcgWithRestartMemoryState)
     options = all_options.direction
     state, recent = both
-    validation.check_same_structure("updates", g, state.direction)
+    check_state(name, options, g, state)
     z, preconditioner_state = precondition(options, g, state, params, extra_args)
     measured = measure(options.needs, g, z, state, options.scope)
     e_z = recent_directions.products_with(recent, z)

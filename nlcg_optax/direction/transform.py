@@ -112,8 +112,8 @@ def scale_by_nlcg(
       and one more if the rule needs the previous z of a preconditioner.
 
     Raises:
-      ValueError: if an argument is out of its range or (in ``update``) the tree of
-        updates does not match the state.
+      ValueError: if an argument is out of its range or (in ``update``) the state does
+        not match the tree of updates, or was made with other options.
       TypeError: if the rule or the preconditioner has a wrong type, or (in ``init``
         and ``update``) a leaf is not floating point, or (in ``update``) the state is
         not this transformation's.
@@ -154,8 +154,7 @@ def init(options: Options, params: PyTree) -> ScaleByNlcgState:
     acc = accumulator_dtype(params)
     params = strong_types(params)
     needs = options.needs
-    per_leaf = options.scope == "per_leaf"
-    shape = (len(jax.tree.leaves(params)),) if per_leaf else ()
+    shape = _scalar_shape(options, params)
     # One array per field: `jax.jit` cannot donate an array twice.
     return ScaleByNlcgState(
         count=jnp.zeros([], jnp.int32),
@@ -182,13 +181,32 @@ def update(
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, ScaleByNlcgState]:
     """One step: the updates ``-d``, and the state after it."""
-    validation.check_state(NAME, state, ScaleByNlcgState)
-    validation.check_same_structure("updates", g, state.direction)
+    check_state(NAME, options, g, state)
     warn_of_near_misses(extra_args)
     z, preconditioner_state = precondition(options, g, state, params, extra_args)
     measured = measure(options.needs, g, z, state, options.scope)
     decision = decide(options, measured, state)
     return advance(options, decision, g, z, preconditioner_state, state)
+
+
+def check_state(name: str, options: Options, g: PyTree, state: Any) -> None:
+    """Raises unless the state is one of a direction with these options, for ``g``."""
+    validation.check_state(name, state, ScaleByNlcgState)
+    validation.check_same_structure("updates", g, state.direction)
+    validation.check_stored(
+        name,
+        state,
+        state.direction,
+        grad_prev=options.needs.grad_prev,
+        precond_grad_prev=options.needs.precond_grad_prev,
+    )
+    shape = _scalar_shape(options, g)
+    if jnp.shape(state.d_d) != shape:
+        raise ValueError(
+            f"{name}: update got a `state` with scalars of shape "
+            f"{jnp.shape(state.d_d)}, but scope={options.scope!r} needs {shape}, so it "
+            "was made with another scope; call init again"
+        )
 
 
 def precondition(
@@ -302,6 +320,10 @@ def _diagnostics(decision: Decision, last: NlcgDiagnostics) -> NlcgDiagnostics:
     return jax.tree.map(
         lambda taken, else_: jnp.where(decision.finite, taken, else_), now, skipped
     )
+
+
+def _scalar_shape(options: Options, tree: PyTree) -> tuple[int, ...]:
+    return (len(jax.tree.leaves(tree)),) if options.scope == "per_leaf" else ()
 
 
 def _stored_zeros(options: Options, tree: PyTree) -> PyTree:

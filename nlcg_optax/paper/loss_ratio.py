@@ -183,6 +183,7 @@ def _update(
     del params
     name = "scale_by_loss_ratio"
     validation.check_state(name, state, ScaleByLossRatioState)
+    validation.check_stored(name, state, updates, previous_updates=options.undo)
     value = validation.require(
         name, "value", extra_args.get("value"), "the loss of this batch", extra_args
     )
@@ -294,7 +295,8 @@ def feed_step_multiplier(
       A transformation with the state of the chain.
 
     Raises:
-      TypeError: if an argument is not a transformation.
+      TypeError: if an argument is not a transformation, or (in ``init``) the state of
+        ``controller`` has no ``step_multiplier``.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -310,6 +312,15 @@ def feed_step_multiplier(
     controller = optax.with_extra_args_support(controller)
     chained = optax.chain(direction, controller)
 
+    def init_fn(params: PyTree) -> PyTree:
+        state = chained.init(params)
+        if not hasattr(state[1], "step_multiplier"):
+            raise TypeError(
+                f"controller has a state of type {type(state[1]).__name__} without "
+                "`step_multiplier`; allowed is one such as scale_by_loss_ratio"
+            )
+        return state
+
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, PyTree]:
@@ -323,4 +334,4 @@ def feed_step_multiplier(
         )
         return updates, (direction_state, controller_state)
 
-    return optax.GradientTransformationExtraArgs(chained.init, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

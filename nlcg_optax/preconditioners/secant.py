@@ -235,6 +235,13 @@ def _update(
 ) -> tuple[PyTree, ScaleByDiagonalSecantState]:
     validation.check_state(NAME, state, ScaleByDiagonalSecantState)
     validation.check_same_structure("updates", g, state.diagonal)
+    validation.check_stored(
+        NAME,
+        state,
+        state.diagonal,
+        grad_prev=options.from_grads,
+        params_prev=options.from_params,
+    )
     refresh = is_due(state.count, options.refresh_period, extra_args)
     due = (state.count > 0) & refresh
     h, due = _reset(options, state, due)

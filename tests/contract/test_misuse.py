@@ -262,6 +262,59 @@ def test_the_order_of_gradients_and_state(name):
         tx.update(GRADS, PARAMS, state, **EXTRAS)
 
 
+OPTIONS = {
+    # Two transformations with states of the same class, and what the first one lacks.
+    "rule": (n.scale_by_nlcg("fr"), n.scale_by_nlcg("hz"), "the grad_prev that these"),
+    "rule and preconditioner": (
+        n.scale_by_nlcg("hz"),
+        n.scale_by_nlcg("hz", preconditioner=optax.scale(1.0)),
+        "the precond_grad_prev that these options need",
+    ),
+    "scope": (
+        n.scale_by_nlcg(),
+        n.scale_by_nlcg(scope="per_leaf"),
+        "scalars of shape (), but scope='per_leaf' needs (2,)",
+    ),
+    "the other scope": (
+        n.scale_by_nlcg(scope="per_leaf"),
+        n.scale_by_nlcg(),
+        "scalars of shape (2,), but scope='global' needs ()",
+    ),
+    "halves": (
+        contrib.scale_by_nlcg_across_halves("fr"),
+        contrib.scale_by_nlcg_across_halves("pr+"),
+        "scale_by_nlcg_across_halves: update got a `state` without the grad_prev",
+    ),
+    "restart memory": (
+        contrib.scale_by_nlcg_with_restart_memory("fr", memory=2),
+        contrib.scale_by_nlcg_with_restart_memory("pr+", memory=2),
+        "the grad_prev that these options need",
+    ),
+    "secant": (
+        n.scale_by_diagonal_secant(secant="hvp"),
+        n.scale_by_diagonal_secant(0.1),
+        "the grad_prev that these options need",
+    ),
+    "learning rate": (
+        n.scale_by_diagonal_secant(0.1),
+        n.scale_by_diagonal_secant(),
+        "the params_prev that these options need",
+    ),
+    "undo": (
+        paper.scale_by_loss_ratio(undo=False),
+        paper.scale_by_loss_ratio(undo=True),
+        "the previous_updates that these options need",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_state_made_with_other_options_is_reported(name):
+    other, tx, message = OPTIONS[name]
+    with raises(ValueError, message):
+        tx.update(GRADS, other.init(PARAMS), PARAMS, **EXTRAS)
+
+
 # --- parameters ----------------------------------------------------------------------
 
 

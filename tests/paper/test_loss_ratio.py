@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import diagnostics
+from nlcg_optax import diagnostics, scale_by_nlcg
 from nlcg_optax.paper import feed_step_multiplier, scale_by_loss_ratio
 from nlcg_optax.paper.loss_ratio import RATIO_TABLE
 
@@ -137,6 +137,12 @@ def test_multiplier_is_fed_back_one_step_late():
     for value in (1.0, 100.0, 10000.0):
         _, state = tx.update(u, state, value=value)
     assert seen == [1.0, 1.0, 0.5]
+
+
+def test_a_controller_without_a_multiplier_is_refused_at_the_start():
+    tx = feed_step_multiplier(scale_by_nlcg("fr"), optax.scale(0.1))
+    with pytest.raises(TypeError, match="state of type EmptyState without `step_mult"):
+        tx.init(jnp.ones(1))
 
 
 @pytest.mark.parametrize(
