@@ -12,22 +12,26 @@ from nlcg_optax.direction.state import ScaleByNlcgState
 from nlcg_optax.dtypes import PyTree, times
 from nlcg_optax.wrappers.not_schedules import not_schedules
 
+LEAST_FACTOR = 0.01  # that of β = .99: a memory of a hundred steps
+
 
 @not_schedules("mask")
 def damp_by_beta(
     direction: optax.GradientTransformation,
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Multiplies conjugate directions by :math:`1 - \beta`.
+    r"""Multiplies conjugate directions by :math:`1 - \beta`, at least by 0.01.
 
     :math:`d_t = -z_t + \beta d_{t-1}` sums up to :math:`-z / (1 - \beta)` where z and β
     hardly change. The damped direction,
 
-    .. math:: (1 - \bar\beta_t)\, d_t,
+    .. math:: \max(1 - \bar\beta_t, 0.01)\, d_t,
 
     has the length of z at every β, like the exponential average of a gradient, so the
     learning rate need not follow β. Here :math:`\bar\beta_t` is the average of β that
-    `scale_by_nlcg` keeps with ``beta_smoothing``; at a restart it is not reset.
+    `scale_by_nlcg` keeps with ``beta_smoothing``; at a restart it is not reset. The
+    bound of 0.01 keeps a β of one, which ``"fr"`` and ``"pr+"`` reach by default, from
+    stopping the run, and a larger one from flipping the sign.
 
     If the direction is orthogonalized next, its length does not matter: leave its
     matrices out with ``mask``.
@@ -86,7 +90,8 @@ def damp_by_beta(
                 f"no part from the root of that of the updates, {treedef}"
             ) from error
         flags = jax.tree.leaves(flags)
-        factors = jnp.broadcast_to(1 - state.beta_average, (len(leaves),))
+        factor = jnp.maximum(1 - state.beta_average, LEAST_FACTOR)
+        factors = jnp.broadcast_to(factor, (len(leaves),))
         damped = [
             times(factors[i], leaf).astype(leaf.dtype) if flag else leaf
             for i, (flag, leaf) in enumerate(zip(flags, leaves, strict=True))

@@ -37,6 +37,16 @@ def test_leaves_of_the_mask_are_damped(name):
         np.testing.assert_allclose(mine, other * (0.5 if is_damped else 1), rtol=1e-6)
 
 
+def test_a_beta_of_one_or_more_neither_stops_nor_turns_the_direction():
+    # With growing gradients FR is clipped to 1, and without a bound it is (3 / 2)².
+    for beta_max, direction in ((None, 1.0 + 2.0 + 3.0), (np.inf, 3.0 + 2.25 * 6.0)):
+        tx = damp_by_beta(scale_by_nlcg("fr", beta_max=beta_max, restart=None))
+        state = tx.init(jnp.ones(2))
+        for scale in (1.0, 2.0, 3.0):
+            updates, state = tx.update(scale * jnp.ones(2), state)
+        np.testing.assert_allclose(updates, 0.01 * direction, rtol=1e-6)
+
+
 def test_a_mask_of_another_structure_is_refused():
     tx = damp_by_beta(scale_by_nlcg(0.5), {"layer": True, "other": True})
     with pytest.raises(ValueError, match=r"mask has the tree structure .*'other'"):
