@@ -59,9 +59,10 @@ def nlcg(
     - ``linesearch``, for deterministic ones; if neither is given, the default is
       `scale_by_hager_zhang_linesearch` with :math:`\sigma = 0.1`, as conjugate
       gradients need. ``update`` then takes ``value``, ``grad`` and ``value_fn`` as
-      with ``optax.lbfgs``. Neither the objective nor a factor common to all
-      parameters needs rescaling. Parameters of very different sizes need rescaling
-      or a preconditioner.
+      with ``optax.lbfgs``, but with ``optax.value_and_grad_from_state`` the loss of
+      bfloat16 or float16 parameters must be float32. Neither the objective nor a
+      factor common to all parameters needs rescaling. Parameters of very different
+      sizes need rescaling or a preconditioner.
 
     For restarts, other bounds or one β per leaf, chain `scale_by_nlcg` yourself.
 

@@ -95,7 +95,9 @@ def scale_by_hager_zhang_linesearch(
       ``value_fn`` (with ``has_aux=True``, if it returns a pair of the value and
       auxiliary data); further extra arguments go to ``value_fn`` if it accepts them and
       are ignored otherwise. ``optax.value_and_grad_from_state(value_fn)`` reads the
-      next value and gradient from the state.
+      next value and gradient from the state, which holds the value in float32 for
+      parameters of bfloat16 or float16: ``value_fn`` must then return float32, as
+      ``loss(x).astype(jnp.float32)`` does (``optax.lbfgs`` needs the narrow dtype).
 
     Raises:
       ValueError: if an argument is out of its range or, in ``update``, missing.

@@ -36,7 +36,8 @@ class ScaleByHagerZhangLinesearchState(NamedTuple):
       count: number of updates.
       previous_step: the last step that was taken, zero before the first.
       unit_step_fits: whether the minimizer of the last search was near the unit step.
-      value: the objective at the new parameters, for `optax.value_and_grad_from_state`.
+      value: the objective at the new parameters, for `optax.value_and_grad_from_state`;
+        float32 or wider.
       grad: its gradient there.
       error: running estimate of the error of the objective.
       diagnostics: what the last update did.

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from nlcg_optax import (
+    nlcg,
     scale_by_hager_zhang_linesearch,
     scale_by_nlcg,
     split_parameters,
@@ -215,6 +216,17 @@ def test_low_precision_keeps_types_and_descends(dtype):
     )
     assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
     assert fun(optax.apply_updates(params, updates)) < 0.1 * value
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_parameters_with_a_float32_loss_run_in_the_loop_of_optax(dtype):
+    def fun(x):
+        return jnp.sum((x - 3) ** 2).astype(jnp.float32)
+
+    x, state = _run(fun, nlcg(), jnp.zeros(5, dtype), 5)
+    assert x.dtype == dtype
+    np.testing.assert_array_equal(x.astype(jnp.float32), 3.0)
+    assert optax.tree.get(state, "value").dtype == jnp.float32
 
 
 @pytest.mark.devices
