@@ -84,8 +84,8 @@ def label_of(name: str) -> str:
 def rejects_table(groups: dict[str, list[Line]]) -> str:
     """False rejects of test speakers: medians over seeds, and their ranges.
 
-    The band is the widest of the seeds' 95 % bands over speakers. The reduction is
-    relative to cross-entropy with the same seed.
+    The band is from the lowest to the highest end of the seeds' 95 % bands over
+    speakers. The reduction is relative to cross-entropy with the same seed.
     """
     before = {
         line["seed"]: line["test"]["rejects"][TARGET]
