@@ -127,7 +127,7 @@ def rejects_table(groups: dict[str, list[Line]]) -> str:
 
 
 def write_runs(groups: dict[str, list[Line]], path: Path) -> None:
-    """Writes a line of figures for each run."""
+    """Writes a line of figures for each final run."""
     columns = [f"rejects_at_{alarms}_per_hour" for alarms in ALARMS_PER_HOUR]
     rows = [
         [
