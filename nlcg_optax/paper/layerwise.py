@@ -30,7 +30,8 @@ def scale_by_layerwise_ratio(
 
     for each leaf w of the parameters. Place it *before* `scale_by_nlcg`, which then
     sees the scaled gradient everywhere. Source: arXiv 1812.02886; the idea is that of
-    LARS (You et al., 2017), for whose own formula see ``optax.scale_by_trust_ratio``.
+    LARS (You et al., 2017), which with weight decay :math:`\lambda` multiplies
+    :math:`g + \lambda w` by :math:`\eta \|w\| / (\|g\| + \lambda \|w\|)`.
 
     A leaf of norm zero would never move; its gradient passes unmodified.
 
