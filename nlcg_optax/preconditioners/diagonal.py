@@ -50,7 +50,9 @@ def scale_by_hutchinson(
     with the average corrected for its start at zero, the mean over all parameters, and
     :math:`\epsilon` the relative damping. Signed samples are averaged before the
     absolute value is taken, so that the noise of single samples does not add up.
-    AdaHessian (Yao et al., 2021) and Sophia (Liu et al., 2023) use this estimate.
+    AdaHessian (Yao et al., 2021) and Sophia-H (Liu et al., 2023) take the same samples:
+    AdaHessian takes the root of the average of their squares, Sophia-H averages them
+    with their signs, bounds the average from below and clips the quotient.
 
     Args:
       curvature: ``"hessian"``, for which ``update`` needs ``value_fn``;
