@@ -186,35 +186,44 @@ def power_of_two(x: jax.Array) -> jax.Array:
     return jax.lax.reduce_precision(x, exponent_bits=bits, mantissa_bits=0)
 
 
-def kept_dtypes(new: PyTree, old: PyTree) -> PyTree:
-    """Casts the new state to the dtypes of the old one; random keys stay unmodified.
+def select(flag: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """Selects the new state where a flag is true, else the old, in the latter's dtypes.
 
-    ``optax.tree.cast_like`` fails on keys and on Python numbers.
+    The states may hold random keys and Python numbers, on which ``astype`` and
+    ``optax.tree.cast_like`` fail.
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> kept_dtypes(jnp.ones(1, jnp.float32), jnp.ones(1, jnp.bfloat16)).dtype
-      dtype(bfloat16)
+      >>> new, old = jnp.ones(1, jnp.float32), jnp.zeros(1, jnp.bfloat16)
+      >>> select(jnp.array(True), new, old)
+      Array([1], dtype=bfloat16)
     """
 
-    def kept(leaf: Any, model: Any) -> Any:
+    def chosen(leaf: Any, model: Any) -> jax.Array:
         dtype = getattr(model, "dtype", None)
-        if dtype is None or getattr(leaf, "dtype", dtype) == dtype:
-            return leaf
-        return leaf.astype(dtype)
+        if dtype is not None and getattr(leaf, "dtype", dtype) != dtype:
+            leaf = leaf.astype(dtype)
+        return jnp.where(flag, leaf, model)
 
-    return jax.tree.map(kept, new, old)
+    return jax.tree.map(chosen, new, old)
 
 
 def strong_types(tree: PyTree) -> PyTree:
     """Returns the tree with every array's dtype made explicit, no longer weak.
+
+    Python numbers become arrays.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> jnp.asarray(1.).weak_type, strong_types(jnp.asarray(1.)).weak_type
       (True, False)
     """
-    return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), tree)
+
+    def strong(x: Any) -> jax.Array:
+        x = jnp.asarray(x)
+        return jnp.asarray(x, x.dtype)
+
+    return jax.tree.map(strong, tree)
 
 
 def zeros_like(tree: PyTree) -> PyTree:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, strong_types, times
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, select, strong_types, times
 from nlcg_optax.linesearch import early_ends, trial_step, wolfe_search
 from nlcg_optax.linesearch.options import Options, checked_options
 from nlcg_optax.linesearch.state import (
@@ -305,11 +305,7 @@ def _measured(
         step=jnp.where(taken, step, trial.step),
         value=jnp.where(taken, value, trial.value),
         slope=jnp.where(taken, slope, trial.slope),
-        grad=jax.tree.map(
-            lambda new, old: jnp.where(taken, new.astype(old.dtype), old),
-            grad,
-            trial.grad,
-        ),
+        grad=select(taken, grad, trial.grad),
         num_values=trial.num_values + (~needs_gradient).astype(jnp.int32),
         num_gradients=trial.num_gradients + needs_gradient.astype(jnp.int32),
     )

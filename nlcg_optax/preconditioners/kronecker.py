@@ -9,7 +9,7 @@ import optax
 
 from nlcg_optax import validation
 from nlcg_optax.curvature.refresh import if_due, is_due
-from nlcg_optax.dtypes import PyTree, accumulator_dtype, stored_like
+from nlcg_optax.dtypes import PyTree, accumulator_dtype, select, stored_like
 from nlcg_optax.preconditioners.kronecker_factors import (
     Blocks,
     averaged_factors,
@@ -22,7 +22,6 @@ from nlcg_optax.preconditioners.matrices import (
     matrix_views,
     of_norm,
     second_moment,
-    select,
     vector_mask,
     widened,
 )

@@ -12,7 +12,6 @@ import optax
 from nlcg_optax.dtypes import (
     PyTree,
     compute_dtype,
-    kept_dtypes,
     times,
     with_standard_promotion,
 )
@@ -192,9 +191,3 @@ def all_finite(tree: PyTree) -> jax.Array:
     """Whether every entry of a tree is finite, on all devices that hold its parts."""
     flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return on_all_parts(functools.reduce(jnp.logical_and, flags, jnp.ones([], bool)))
-
-
-def select(flag: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """``new`` where the flag is true, else ``old``, in the dtypes of ``old``."""
-    new = kept_dtypes(new, old)
-    return jax.tree.map(lambda n, o: jnp.where(flag, n, o), new, old)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from nlcg_optax import validation
-from nlcg_optax.dtypes import PyTree, checked_dtypes, stored_like, times
+from nlcg_optax.dtypes import PyTree, checked_dtypes, select, stored_like, times
 from nlcg_optax.preconditioners.matrices import (
     DimensionNumbers,
     all_finite,
@@ -18,7 +18,6 @@ from nlcg_optax.preconditioners.matrices import (
     of_norm,
     scaled_to_one,
     second_moment,
-    select,
     vector_mask,
     widened,
 )

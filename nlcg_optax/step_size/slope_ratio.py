@@ -10,6 +10,7 @@ from nlcg_optax import validation
 from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
+    select,
     stored,
     stored_like,
     strong_types,
@@ -298,11 +299,7 @@ def _update(
     left = jax.tree.map(lambda d: times(kept, d).astype(d.dtype), state.last_step)
     taken = jax.tree.map(lambda x: jnp.where(usable, times(factor, x), 0), u)
     new = ScaleBySlopeRatioState(
-        direction_state=jax.tree.map(
-            lambda n, o: jnp.where(usable & ~back, n.astype(o.dtype), o),
-            direction_state,
-            state.direction_state,
-        ),
+        direction_state=select(usable & ~back, direction_state, state.direction_state),
         last_step=choose(left, taken),
         control=choose(stepped_back(control, judgment), forward),
         diagnostics=_diagnostics(state, judgment, forward, ratio, inferred, ascent),

@@ -20,6 +20,7 @@ from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
     compute_dtype,
+    select,
     stored_like,
     times,
     zeros_like,
@@ -229,11 +230,7 @@ def _update(
     momentum = jnp.where(moves, plane.momentum, state.momentum)
     return new_updates, ScaleBySubspaceStepState(
         count=optax.safe_increment(state.count),
-        previous_updates=jax.tree.map(
-            lambda new, old: jnp.where(taken, new.astype(old.dtype), old),
-            new_updates,
-            state.previous_updates,
-        ),
+        previous_updates=select(taken, new_updates, state.previous_updates),
         step_size=step_size,
         momentum=momentum,
         damping=trial.damping,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nlcg_optax.dtypes import PyTree, kept_dtypes
+from nlcg_optax.dtypes import PyTree, select
 from nlcg_optax.xla import switch
 
 
@@ -43,8 +43,7 @@ def selected(
     """
     if isinstance(tx, SelfGuardedTransformation) and switch.is_on():
         return new
-    new = kept_dtypes(new, old)
-    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
+    return select(condition, new, old)
 
 
 def flag_per_leaf(flag: jax.Array, after: PyTree) -> PyTree:

@@ -15,6 +15,7 @@ from nlcg_optax import (
     scale_by_kronecker,
     scale_by_nlcg,
     scale_by_orthogonalization,
+    scale_by_slope_ratio,
 )
 from tests.contract.running import (
     OF_SCALARS,
@@ -99,17 +100,26 @@ def test_a_gradient_of_another_width_leaves_the_state_its_dtypes(
 @pytest.mark.parametrize(
     "make",
     [
-        lambda noise: scale_by_nlcg(preconditioner=noise),
-        lambda noise: scale_by_kronecker(diagonal=noise),
-        lambda noise: scale_by_orthogonalization(vectors=noise),
+        lambda inner: scale_by_nlcg(preconditioner=inner),
+        lambda inner: scale_by_kronecker(diagonal=inner),
+        lambda inner: scale_by_orthogonalization(vectors=inner),
+        scale_by_slope_ratio,
     ],
 )
-def test_a_random_key_in_a_nested_state_is_no_number(make, standard_promotion):
-    tx = make(optax.add_noise(0.1, 0.5, jax.random.key(0)))
+def test_a_nested_state_may_hold_a_random_key_and_a_number(make, standard_promotion):
+    def add(updates, state, params=None):
+        return updates, {"total": state["total"] + 1}
+
+    noise = optax.add_noise(0.1, 0.5, jax.random.key(0))
+    adder = optax.GradientTransformation(lambda params: {"total": 0.5}, add)
+    tx = make(optax.chain(noise, adder))
     params = small_params("float32")
-    state = tx.init(params)
-    _, new_state = jax.eval_shape(tx.update, params, state, params)
-    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+    state, extra = tx.init(params), {"value": jnp.float32(1.0)}
+    _, traced = jax.eval_shape(lambda s: tx.update(params, s, params, **extra), state)
+    # Outside of `jit` nothing turns the number into an array.
+    _, state = tx.update(params, state, params, **extra)
+    chex.assert_trees_all_equal_shapes_and_dtypes(traced, state)
+    assert optax.tree.get(state, "total") == 1.5
 
 
 # Three steps in a dtype against the same in float64. The bound is the unit roundoff
