@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nlcg_optax.dtypes import PyTree, compute_dtype, times
+from nlcg_optax.dtypes import PyTree, compute_dtype, stored, times
 from nlcg_optax.trees.stacked_products import stacked_vdots
 
 STALLED_DISTANCE = 0.01  # of z from the span of the last directions, relative to |z|
@@ -190,7 +190,7 @@ def remember(
         previous = jax.lax.dynamic_index_in_dim(rows, old, keepdims=False)
         kept = jax.lax.dynamic_index_in_dim(rows, slot, keepdims=False)
         new = times(beta, previous.astype(dtype)) - g_.astype(dtype)
-        row = jnp.where(taken, new.astype(rows.dtype), kept)
+        row = jnp.where(taken, stored(new, rows.dtype), kept)
         return jax.lax.dynamic_update_index_in_dim(rows, row, slot, 0)
 
     return RecentDirections(

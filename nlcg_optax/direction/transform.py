@@ -245,7 +245,7 @@ def advance(
 
     if options.preconditioned and options.ensure_positive:
         z = _map_by_leaf(
-            lambda z_, g_, ascends: jnp.where(ascends, g_.astype(z_.dtype), z_),
+            lambda z_, g_, ascends: jnp.where(ascends, stored(g_, z_.dtype), z_),
             decision.ascends,
             z,
             g,

@@ -11,6 +11,7 @@ from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
     compute_dtype,
+    stored,
     stored_like,
     times,
     zeros_like,
@@ -274,7 +275,7 @@ def _look_up(ratio: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def _finite_or_zero(update: jax.Array, like: jax.Array) -> jax.Array:
-    return jnp.where(jnp.isfinite(update), update, 0).astype(like.dtype)
+    return stored(jnp.where(jnp.isfinite(update), update, 0), like.dtype)
 
 
 def feed_step_multiplier(

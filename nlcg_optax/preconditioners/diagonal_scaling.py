@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from nlcg_optax.dtypes import PyTree, compute_dtype
+from nlcg_optax.dtypes import PyTree, compute_dtype, stored
 
 
 def divide_by_diagonal(
@@ -17,7 +17,7 @@ def divide_by_diagonal(
     r"""Computes :math:`g / (h + \mathrm{offset})^{\mathrm{power}}`, elementwise.
 
     It multiplies by the reciprocal in float32 or wider, then casts to the dtypes of
-    ``grad``.
+    ``grad``, clipped to their range.
 
     Args:
       grad: a tree g.
@@ -50,7 +50,7 @@ def divide_by_diagonal(
         reciprocal = 1 / scale
         reciprocal = jnp.where(jnp.isfinite(reciprocal), reciprocal, 1)
         quotient = wide * reciprocal.astype(wide.dtype)
-        return quotient.astype(g.dtype)
+        return stored(quotient, g.dtype)
 
     if isinstance(active, jax.Array):
         flag = active

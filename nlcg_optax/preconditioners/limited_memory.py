@@ -12,6 +12,7 @@ from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
     difference,
+    stored,
     stored_like,
     times,
 )
@@ -216,7 +217,7 @@ def _update(
     )
     validation.check_same_structure("updates", updates, state.grad_prev)
     validation.check_same_structure("params", params, state.grad_prev)
-    given, updates = updates, optax.tree.cast_like(updates, state.grad_prev)
+    given, updates = updates, stored_like(updates, state.grad_prev)
     pair = _newest_pair(options, updates, state, params)
     # The spare row gets the pair, or zeros if it is refused. The row of the oldest
     # pair is the next spare one.
@@ -267,7 +268,7 @@ def _update(
         slopes=slopes,
         inverse=inverse,
         params_prev=optax.tree.cast_like(params, state.params_prev),
-        grad_prev=optax.tree.cast_like(updates, state.grad_prev),
+        grad_prev=updates,
         diagnostics=LimitedMemoryDiagnostics(
             num_pairs=num_pairs,
             num_refused_pairs=state.diagnostics.num_refused_pairs
@@ -287,7 +288,10 @@ def _newest_pair(
     s_y, s_s, y_y = vdots([(s, y), (s, s), (y, y)], dtype=acc)
     threshold = jnp.asarray(options.min_cosine).astype(acc)
     curved = s_y > threshold * jnp.sqrt(s_s) * jnp.sqrt(y_y)
-    curved &= jnp.isfinite(s_s) & jnp.isfinite(y_y)
+    # An entry is at most the norm, so the memory can hold each pair that is taken.
+    leaves = jax.tree.leaves(state.grad_prev)
+    largest = min((float(jnp.finfo(x.dtype).max) for x in leaves), default=0.0)
+    curved &= (jnp.sqrt(s_s) <= largest) & (jnp.sqrt(y_y) <= largest)
     curved &= state.count > 0
     # Zero marks a refused pair, so that this one scalar tells whether it is taken.
     inverse_curvature = jnp.where(curved, 1 / jnp.where(curved, s_y, 1), 0)
@@ -390,7 +394,7 @@ def _multiply(
     y_q = stacked_vdots(grad_changes, q, count=a.size)
     b = _matmul(inverse.T, curvatures * a - y_q)
     return jax.tree.map(
-        lambda q_, s_b, g_: (q_ + s_b).astype(g_.dtype), q, combination(b, steps), g
+        lambda q_, s_b, g_: stored(q_ + s_b, g_.dtype), q, combination(b, steps), g
     )
 
 

@@ -13,6 +13,7 @@ from nlcg_optax.dtypes import (
     PyTree,
     accumulator_dtype,
     difference,
+    stored,
     zeros_like,
 )
 from nlcg_optax.preconditioners.diagonal_scaling import divide_by_diagonal
@@ -271,21 +272,21 @@ def _update(
     h = refreshed(pair, h, p, y)
 
     # In this order: h, then g in place of g_prev, then z.
-    def stored(new: PyTree, old: PyTree) -> PyTree:
+    def kept(new: PyTree, old: PyTree) -> PyTree:
         flags = flag_per_leaf(pair.finite, after=h)
         return jax.tree.map(
-            lambda n, o, flag: jnp.where(flag, n.astype(o.dtype), o), new, old, flags
+            lambda n, o, flag: jnp.where(flag, stored(n, o.dtype), o), new, old, flags
         )
 
     grad_prev, active = (), state.count > 0
     if options.from_grads:
-        grad_prev = stored(g, state.grad_prev)
+        grad_prev = kept(g, state.grad_prev)
         active = flag_per_leaf(active, after=grad_prev)
     z = divide_by_diagonal(g, h, options.damping, active=active)
     return z, ScaleByDiagonalSecantState(
         count=jnp.where(pair.finite, optax.safe_increment(state.count), state.count),
         grad_prev=grad_prev,
-        params_prev=stored(params, state.params_prev) if options.from_params else (),
+        params_prev=kept(params, state.params_prev) if options.from_params else (),
         diagonal=h,
         diagnostics=_diagnostics(pair, state.diagnostics),
     )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nlcg_optax.dtypes import PyTree, compute_dtype, times
+from nlcg_optax.dtypes import PyTree, compute_dtype, stored, times
 from nlcg_optax.preconditioners.diagonal_scaling import abs_squared
 from nlcg_optax.trees.inner_products import named_vdots
 from nlcg_optax.xla import scalars
@@ -116,6 +116,6 @@ def refreshed(pair: SecantPair, h: PyTree, p: PyTree, y: PyTree) -> PyTree:
         value = wide - (wide**2 * square * p2 + eps) * old + (y2 + eps) * new
         value = jnp.abs(value)
         taken = pair.good & jnp.isfinite(value)
-        return jnp.where(taken, value, wide).astype(h_.dtype)
+        return stored(jnp.where(taken, value, wide), h_.dtype)
 
     return jax.tree.map(leaf_refreshed, h, p, y)

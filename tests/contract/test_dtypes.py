@@ -12,11 +12,15 @@ from nlcg_optax import (
     hessian_vector_product,
     nlcg,
     scale_by_curvature_step,
+    scale_by_diagonal_secant,
     scale_by_kronecker,
+    scale_by_limited_memory,
     scale_by_nlcg,
     scale_by_orthogonalization,
     scale_by_slope_ratio,
 )
+from nlcg_optax.contrib import scale_by_nlcg_with_restart_memory
+from nlcg_optax.paper import scale_by_loss_ratio
 from tests.contract.running import (
     OF_SCALARS,
     OPTAX_SEARCHES,
@@ -298,6 +302,31 @@ def test_what_float16_cannot_hold_is_cut_at_its_largest_number(rule):
     # One rounding of float16 each.
     expected = [4e4, largest, 0.9 * largest + 1, 0.9 * (0.9 * largest + 1) + 1]
     np.testing.assert_allclose(sizes, expected, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: scale_by_diagonal_secant(0.1),
+        lambda: scale_by_limited_memory(2),
+        scale_by_loss_ratio,
+        lambda: scale_by_nlcg_with_restart_memory("pr+", memory=1),
+    ],
+)
+def test_states_of_float16_hold_no_infinity(make):
+    tx, params = make(), jnp.ones(2, jnp.float16)
+    state = tx.init(params)
+    # float16 holds neither the changes of these gradients nor the last ones.
+    for size in (6e4, -6e4, 1e5, -1e5):
+        updates, state = tx.update(
+            jnp.array([size, 1.0]),
+            state,
+            params,
+            value=jnp.float32(1.0),
+            previous_direction=-params,
+        )
+        params -= jnp.array([np.sign(size), 1.0], jnp.float16)
+        chex.assert_tree_all_finite((updates, state))
 
 
 # --- state_dtype ---------------------------------------------------------------------

@@ -164,6 +164,28 @@ def test_low_precision_and_complex_parameters():
         chex.assert_tree_all_finite(state)
 
 
+@pytest.mark.parametrize("secant", ["difference", "hvp"])
+def test_curvature_above_the_range_of_float16_is_clipped(secant):
+    tx = scale_by_diagonal_secant(secant=secant)
+    curvature, step = jnp.array([1.0, 3e5]), jnp.array([1e-3, 1e-2], jnp.float16)
+    loss = lambda x: 0.5 * jnp.sum(curvature * x.astype(jnp.float32) ** 2)
+    x = jnp.array([1e-2, 1e-1], jnp.float16)
+    state = tx.init(x)
+    for _ in range(4):
+        g = jax.grad(loss)(x)
+        z, state = tx.update(g, state, x, value_fn=loss, previous_direction=-step)
+        x -= step
+    largest = float(jnp.finfo(jnp.float16).max)
+    assert state.diagonal[1] == largest
+    np.testing.assert_allclose(z[1], g[1] / largest, rtol=2**-10)
+
+
+def test_quotient_above_the_range_of_float16_is_clipped():
+    g = jnp.array([6e4, -6e4, jnp.inf], jnp.float16)
+    z = divide_by_diagonal(g, jnp.full(3, 0.5), 0.0, active=jnp.array(True))
+    np.testing.assert_array_equal(z, jnp.array([65504, -65504, jnp.inf], jnp.float16))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
