@@ -260,8 +260,9 @@ def _update(
         grad.astype(factors[0].dtype) if factors else grad
         for grad, factors in zip(grads, old_factors, strict=True)
     ]
-    # The factors average products of two entries, which overflow first.
-    finite = all_finite(jax.tree.map(lambda x: x * x, wide))
+    # The factors average sums of products of two entries, which overflow first; no sum
+    # and no eigenvalue is larger than the largest square times the number of entries.
+    finite = all_finite(jax.tree.map(lambda x: x * x * float(x.size), wide))
     diagonals, diagonal_state = options.diagonal.update(
         wide, state.diagonal, params, **extra_args
     )

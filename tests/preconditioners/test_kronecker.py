@@ -211,12 +211,13 @@ def test_refused_roots_of_all_parts_split_by_hand_are_counted():
     np.testing.assert_array_equal(found.num_root_failures, [2, 2])
 
 
-def test_a_gradient_whose_square_overflows_leaves_the_factors_as_they_were():
+# The square of 1e25 and three times that of 1.2e19 are beyond float32.
+@pytest.mark.parametrize("size", [1e25, 1.2e19])
+def test_a_gradient_whose_factor_overflows_leaves_the_factors_as_they_were(size):
     grad = jnp.asarray(random(3, 3), jnp.float32)
     tx = scale_by_kronecker(refresh_period=1)
     _, state = run(tx, [grad])
-    # The square of 1e25 is beyond float32.
-    between, after = jax.jit(tx.update)(1e25 * grad, state)
+    between, after = jax.jit(tx.update)(jnp.full([3, 3], size), state)
     assert jnp.isfinite(between).all()
     for name in ("count", "factors", "roots"):
         chex.assert_trees_all_equal(getattr(after, name), getattr(state, name))
