@@ -112,7 +112,7 @@ def scale_by_loss_ratio(
     Returns:
       A transformation whose ``update`` needs the extra argument ``value``, the loss of
       the batch (averaged over devices and micro-batches). A non-finite value leaves
-      the state unchanged, and the current multiplier applies.
+      the averages and the multiplier unchanged, and this multiplier applies.
 
     Raises:
       ValueError: if an argument is out of its range, or ``value`` is missing or not a
