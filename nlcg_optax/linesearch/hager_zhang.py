@@ -297,7 +297,7 @@ def _measured(
     )
     value = jnp.asarray(value).astype(trial.value.dtype)
     (slope,) = vdots([(updates, _ascent(grad))], dtype=value.dtype)
-    taken = jnp.isfinite(slope) & (value < trial.value)
+    taken = jnp.isfinite(slope) & jnp.isfinite(value) & (value < trial.value)
     taken |= wolfe_search.accepts(rules, trial.search, value, slope)
     taken &= needs_gradient
     return _Trial(
