@@ -129,7 +129,7 @@ def measure(
 
 
 def _rounding_unit(tree: PyTree, acc: jnp.dtype) -> float:
-    # The update is rounded to the dtypes of the gradient. The sums are rounded too: 64
-    # units of the accumulator cover blocked sums of 1e8 terms.
+    # The update is rounded to the dtypes of the gradient. The sums are rounded too, by
+    # fewer than 64 units of the accumulator, see `joint_reductions.LONGEST_RUN`.
     units = [float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(tree)]
     return max([64 * float(jnp.finfo(acc).eps), *units])

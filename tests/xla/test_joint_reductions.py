@@ -10,6 +10,7 @@ import pytest
 from nlcg_optax.trees.inner_products import products_and_maxima, vdots
 from nlcg_optax.xla import switch
 from nlcg_optax.xla.joint_reductions import (
+    LONGEST_ROW,
     LONGEST_RUN,
     SHARING,
     larger,
@@ -18,8 +19,9 @@ from nlcg_optax.xla.joint_reductions import (
 
 # Vectors, scalars, rows of one axis and of several, no good rows, nothing at all.
 SHAPES = [
-    *[(7,), (7,), (), (LONGEST_RUN + 1,), (40, 48), (3, 3, 4, 40), (5, 8, 3, 3)],
-    *[(LONGEST_RUN + 1, 32), (1, LONGEST_RUN + 1), (2, 3), (0, 4), (0,)],
+    *[(7,), (7,), (), (LONGEST_ROW + 1,), (40, 48), (3, 3, 4, 40), (5, 8, 3, 3)],
+    *[(LONGEST_ROW + 1, 32), (1, LONGEST_ROW + 1), (2, 3), (0, 4), (0,)],
+    *[(LONGEST_RUN + 1,), (2, LONGEST_RUN + 1), (300, 2, 500)],
     *[(40, 48)] * (SHARING + 1),
 ]
 
@@ -43,6 +45,14 @@ def test_sums_are_those_of_numpy(count):
         assert abs(float(value) - exact) < np.sqrt(LONGEST_RUN) * 2**-24 * scale
 
 
+@pytest.mark.parametrize("shape", [(8192,), (8191,), (1024, 1024), (3, 3, 512, 512)])
+def test_sums_of_equal_numbers_are_within_the_margin_of_a_direction(shape):
+    x = jnp.full(shape, 0.1)
+    exact = x.size * float(np.float32(0.1) ** 2)
+    for value in jax.jit(lambda x: vdots([(x, x), (x, x)]))(x):
+        assert abs(float(value) / exact - 1) < 64 * 2**-23
+
+
 def test_largest_elements_beside_sums():
     x, y = (dict(enumerate(arrays)) for arrays in lists(2))
     (x_y,), maxima = jax.jit(lambda x, y: products_and_maxima([(x, y)], [x, y]))(x, y)
@@ -53,7 +63,9 @@ def test_largest_elements_beside_sums():
 
 
 @pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize("shape", [(5,), (LONGEST_RUN + 1,), (40, 48), (8193, 32)])
+@pytest.mark.parametrize(
+    "shape", [(5,), (LONGEST_RUN + 1,), (40, 48), (LONGEST_ROW + 1, 32)]
+)
 def test_what_is_not_a_number_is_not_lost(plain, shape):
     y = jnp.ones(shape)
 
