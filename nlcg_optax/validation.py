@@ -27,12 +27,18 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, jax.Array)
 
 
+def _is_number(value: Any) -> bool:
+    """Whether ``value`` is a real number or an array of one; True is no number."""
+    if isinstance(value, numbers.Real):
+        return not isinstance(value, bool)
+    if not hasattr(value, "dtype") or np.ndim(value) > 0:
+        return False
+    return not np.iscomplexobj(value) and value.dtype != bool
+
+
 def check_number(name: str, value: Any) -> None:
     """Raises TypeError unless ``value`` is a real number, which may be an array."""
-    if isinstance(value, numbers.Real):
-        return
-    is_scalar = hasattr(value, "dtype") and np.ndim(value) == 0
-    if not is_scalar or np.iscomplexobj(value):
+    if not _is_number(value):
         raise TypeError(
             f"{name}={value!r} is a {type(value).__name__}; allowed is a real number"
         )
@@ -105,9 +111,7 @@ def check_positive(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is a number, finite and above zero."""
     if _is_array(value):
         return
-    is_number = isinstance(value, numbers.Real) or hasattr(value, "dtype")
-    is_number &= not np.iscomplexobj(value) and np.ndim(value) == 0
-    if not is_number or not (value > 0 and math.isfinite(value)):
+    if not _is_number(value) or not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name}={value!r} must be finite and greater than 0")
 
 

@@ -315,6 +315,8 @@ def test_what_cannot_be_minimised_gets_a_status(x64, method):
     [
         ({"tol": 0.0}, ValueError, "tol=0.0"),
         ({"tol": -1.0}, ValueError, "tol=-1.0"),
+        ({"tol": True}, ValueError, "tol=True"),
+        ({"tol": np.bool_(True)}, ValueError, "tol=.*True"),
         ({"tol_kind": "both"}, ValueError, "tol_kind='both'"),
         ({"max_iterations": 0}, ValueError, "max_iterations=0"),
         ({"max_evaluations": -1}, ValueError, "max_evaluations=-1"),
