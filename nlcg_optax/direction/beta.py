@@ -74,19 +74,18 @@ def decide(
 
     # If the rule gives no valid β, average in zero, not beta_min. If a test restarts,
     # average in the β of the rule.
-    # A gradient of zero says nothing against the memory, nor against P.
-    restarted = (state.count == 0) | (ascends & (m.g_g > 0)) | ~jnp.isfinite(beta)
+    restarted = (state.count == 0) | ascends | ~jnp.isfinite(beta)
     smoothing = jnp.asarray(options.beta_smoothing).astype(beta.dtype)
     beta = jnp.where(restarted, 0, _clipped(beta, options.beta_min, options.beta_max))
     beta_average = smoothing * state.beta_average + (1 - smoothing) * beta
-    restarted |= _restart_tests(options, m, products, state.count) | must_restart
+    restarted |= _restart_tests(options, products, state.count) | must_restart
 
     # Guards, evaluated at the tentative direction.
     slope, d_d = _slope_and_norm(beta_average, m, state)
     restarted |= ~jnp.isfinite(d_d)
     if options.restart is not None:
         margin = m.rounding * jnp.sqrt(m.g_g) * jnp.sqrt(d_d)
-        restarted |= ~(slope < -margin) & ((slope != 0) | (m.g_g > 0))
+        restarted |= ~(slope < -margin)
     beta = jnp.where(restarted, 0, beta_average)
     slope, d_d = _slope_and_norm(beta, m, state)
     # Rounding must not break Cauchy-Schwarz: (dᵀg)² <= dᵀd gᵀg, and likewise in P.
@@ -159,14 +158,11 @@ def _rule_products(m: Measured, state: ScaleByNlcgState) -> InnerProducts:
     )
 
 
-def _restart_tests(
-    options: Options, m: Measured, products: InnerProducts, count: jax.Array
-) -> Any:
+def _restart_tests(options: Options, products: InnerProducts, count: jax.Array) -> Any:
     restart: Any = False
     if options.restart == "powell":
         g_prev_z = products.g_z - products.y_z
         restart = jnp.abs(g_prev_z) >= POWELL_ORTHOGONALITY * products.g_z
-        restart &= m.g_g > 0
     if options.restart_period is not None:
         restart |= count % jnp.asarray(options.restart_period, jnp.int32) == 0
     return restart

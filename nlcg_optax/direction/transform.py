@@ -95,9 +95,9 @@ def scale_by_nlcg(
         :math:`|g_{t-1}^\top P g_t| \ge .2\, g_t^\top P g_t` (Powell, 1977). None makes
         neither test: a direction uphill on a small batch may be downhill on the others,
         and if an orthogonalization follows, as in `large_batch_nlcg`, restarts bring
-        back the noise that the memory averages out. A preconditioner that ascends, or
-        a β that is not finite, restarts in any case. Neither test applies where the
-        gradient is exactly zero: along every direction its slope is zero.
+        back the noise that the memory averages out. A preconditioner with
+        :math:`g^\top P g \le 0`, or a β that is not finite, restarts in any case; so a
+        run of a preset stops where the gradient is exactly zero.
       restart_period: steps between restarts; None for never.
       scope: ``"global"`` takes inner products over all parameters together, as
         arXiv 1812.02886 does; ``"per_leaf"`` gives each leaf its own β.
@@ -301,7 +301,10 @@ def _diagnostics(decision: Decision, last: NlcgDiagnostics) -> NlcgDiagnostics:
     grad_norm = jnp.sqrt(jnp.sum(decision.g_g))
     direction_norm = jnp.sqrt(jnp.sum(decision.d_d))
     cosine = safe_divide(-jnp.sum(decision.slope), grad_norm * direction_norm)
-    restarted = jnp.any(decision.restarted)
+    restarted = decision.restarted
+    if restarted.ndim > 0:  # the memory of a leaf without a gradient is no loss
+        restarted &= decision.g_g > 0
+    restarted = jnp.any(restarted)
     now = NlcgDiagnostics(
         beta=jnp.sum(decision.beta) / max(decision.beta.size, 1),  # 0 without leaves
         cosine=jnp.clip(cosine, -1, 1),

@@ -171,21 +171,11 @@ def test_direction_that_ascends_restarts_unless_asked_not_to():
     assert state.diagnostics.cosine < 0
 
 
-def test_a_batch_without_a_gradient_keeps_the_memory():
-    grads = np.array([[3.0, 4.0], [0.0, 0.0], [1.0, 2.0]])
-    for preconditioner in (None, optax.scale(1.0)):
-        tx = scale_by_nlcg(0.5, preconditioner=preconditioner, restart=None)
-        found = [updates for updates, _ in run(tx, grads)]
-        np.testing.assert_array_equal(found, [[3.0, 4.0], [1.5, 2.0], [1.75, 3.0]])
-
-
-@pytest.mark.parametrize("restart", ["ascent", "powell"])
-def test_leaves_without_a_gradient_are_no_restarts(restart):
-    tx = scale_by_nlcg(0.5, restart=restart, scope="per_leaf")
+def test_leaves_without_a_gradient_are_no_restarts():
+    tx = scale_by_nlcg(0.5, scope="per_leaf")
     params = {"empty": jnp.zeros(0), "frozen": jnp.zeros(2), "w": jnp.zeros(2)}
     state = tx.init(params)
     for t in range(4):
-        # Orthogonal to the last one, as Powell's test wants it.
         w = jnp.array([[1.0, 0.0], [0.0, 1.0]][t % 2])
         updates, state = tx.update({**params, "w": w}, state)
     np.testing.assert_array_equal(updates["w"], [0.625, 1.25])  # 1 + .5², .5 + .5³
