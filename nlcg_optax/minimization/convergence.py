@@ -33,9 +33,6 @@ SEARCHES = 2  # failed searches in a row after which rounding is considered, too
 # terms (f may be the sum of their squares).
 NOISE = 30.0
 NOISE_OF_TERMS = 300.0
-# Units of the decrease asked for that may be left at the end, by a first-order bound;
-# above them there is a second look.
-LEFT = 100.0
 NEARLY_ZERO = 100.0  # f counts as zero up to this many times the decrease asked for
 FASTER = 1.2  # the least power of the gradient with which f must vanish
 NOISE_OF_PARAMS = 4.0  # a step is rounding up to this many units of rounding of x
@@ -201,11 +198,12 @@ def may_hide_descent(
     sizes: jax.Array,
     value: jax.Array,
     square: jax.Array,
+    part: float | jax.Array,
     roundings: float | jax.Array,
 ) -> jax.Array:
     r"""Whether the gradient is large enough to hide a descent along a flat valley.
 
-    .. math:: \tfrac12 \sum_i (u_i g_i)^2 > \max(k \epsilon, 100\, \mathrm{tol}^2)\,
+    .. math:: \tfrac12 \sum_i (u_i g_i)^2 > \max(k \epsilon, c\, \mathrm{tol}^2)\,
         |f| \min(|f|, f_0 - f)
 
     In the units :math:`u_i` of the parameters, the left side divided by a curvature is
@@ -218,6 +216,7 @@ def may_hide_descent(
       sizes: `Sizes` as a vector.
       value: f; if it is nearly zero the answer is no.
       square: the sum on the left.
+      part: c, the units of the decrease asked for that may be left.
       roundings: k, the units of rounding of f that may be left.
 
     Returns:
@@ -229,7 +228,7 @@ def may_hide_descent(
     size = jnp.abs(value)
     asked = tol * tol if limits.tol_kind == "decrease" else jnp.zeros_like(tol)
     curvature = jnp.clip(jnp.abs(decrease), eps * size, size)
-    left = jnp.maximum(LEFT * asked, roundings * eps)
+    left = jnp.maximum(part * asked, roundings * eps)
     most = 2 * left * size * curvature
     return (square > most) & ~_is_nearly_zero(tol, decrease, value)
 

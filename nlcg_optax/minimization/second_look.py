@@ -46,10 +46,11 @@ from nlcg_optax.trees.inner_products import products_and_maxima, vdots
 # a few roundings of x away; from the best point along the steepest descent without its
 # part along the normal.
 LOOKS = 2 * SEARCHES_IN_UNITS
-# Units of rounding of f that may be left by a first-order bound, in the two kinds of
-# units. By slopes the bound was mostly below 10 at minima of regressions, and above 1e3
-# short of them. By sizes f may change far less along a plateau than the bound assumes.
-LEFT_BY_SLOPE, LEFT_BY_SIZE = 100.0, 0.1
+# What may be left by a first-order bound, in the two kinds of units: units of the
+# decrease asked for, and of rounding of f. By slopes the bound was mostly below 10
+# roundings at minima of regressions, and above 900 short of them. By sizes f may change
+# far less along a plateau than the bound assumes.
+LEFT_BY_SLOPE, LEFT_BY_SIZE = (0.1, 100.0), (100.0, 0.1)
 MOST_FALL = 100.0  # of f, in units of what a slope promises; concave f may exceed one
 
 
@@ -114,8 +115,8 @@ def second_look(limits: Limits, state: MinimizeState, look: jax.Array) -> Minimi
     (square,), (largest,) = products_and_maxima(
         [(relative, relative)], [relative], dtype=scale.dtype
     )
-    left = jnp.where(by_size, LEFT_BY_SIZE, LEFT_BY_SLOPE).astype(scale.dtype)
-    looks = may_hide_descent(limits, state.sizes, value, square, left)
+    left = jnp.where(by_size, *jnp.asarray([LEFT_BY_SIZE, LEFT_BY_SLOPE], scale.dtype))
+    looks = may_hide_descent(limits, state.sizes, value, square, *left)
     looks &= jnp.isfinite(square) & (square > 0) & jnp.isfinite(part)
     looks &= ~is_last | projects
     slope = -jnp.where(looks, square, 1)
@@ -168,5 +169,5 @@ def _hides_descent(
     relative = jax.tree.map(jnp.multiply, units, grad)
     (square,) = vdots([(relative, relative)], dtype=state.scale.dtype)
     value = state.best.value
-    found = may_hide_descent(limits, state.sizes, value, square, LEFT_BY_SLOPE)
+    found = may_hide_descent(limits, state.sizes, value, square, *LEFT_BY_SLOPE)
     return found & jnp.isfinite(square)
