@@ -60,7 +60,7 @@ class ScaleByLimitedMemoryState(NamedTuple):
       inverse: T⁻¹ by rows, shape ``(m + 1, m + 1)``; zeros where there is no pair,
         except for old values that `forget_pairs` leaves and that are not used.
       params_prev: previous parameters.
-      grad_prev: previous gradient.
+      grad_prev: previous gradient; after one that is not finite no pair is taken.
       diagnostics: what the last update did.
     """
 
