@@ -11,8 +11,10 @@ place of the paper's ResNet-32; on a GPU in 32x32, after checks of the device.
 3. The best three of these at full length, on all images.
 4. What the batch costs: the best baseline at a sixteenth of the batch, searched in the
    same way, for as many epochs.
+5. The best three at half the rates, since a rate that is found at a tenth of the length
+   may be too large for all of it.
 
-With the ResNet-8 the first stage comes last: this size is meant for the other three
+With the ResNet-8 the first stage comes last: this size is meant for the other
 stages, which take a day with the paper's network.
 """
 
@@ -58,6 +60,8 @@ OURS = tuple(Choice(name, {}) for name in ("paper_nlcg", "large_batch_nlcg"))
 UNTOUCHED = "tuning_free_nlcg"
 LONGEST = 3  # methods of the search that run at full length
 TENTH, SIXTEENTH = 10, 16
+# Folders of the runs of full length, and what a table calls their recipes.
+RECIPES = {"paper": "the paper's", "long": "tuned", "halved": "tuned, half the rate"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +164,7 @@ def stages(size: PaperSize, out: Path, runner: Runner) -> list[Stage]:
         sweep_stage(search(size), out / "search"),
         Stage(LONGEST + 1, lambda: iter([[*long_runs(size, out), untouched]])),
         Stage(whole.most_runs + 1, lambda: cost_of_batch(size, out)),
+        Stage(LONGEST, lambda: iter([halved_runs(size, out)])),
     ]
     return [
         *([] if size.checks == "none" else [jobs_stage([checks])]),
@@ -219,6 +224,15 @@ def long_runs(size: PaperSize, out: Path) -> list[PlannedRun]:
     return [_planned(_long(size, record.config), out / "long") for record in best]
 
 
+def halved_runs(size: PaperSize, out: Path) -> list[PlannedRun]:
+    """The runs of full length with half of their learning rates."""
+    configs = [
+        dataclasses.replace(run.config, learning_rate=run.config.learning_rate / 2)
+        for run in long_runs(size, out)
+    ]
+    return [_planned(config, out / "halved") for config in configs]
+
+
 def cost_of_batch(size: PaperSize, out: Path) -> Iterator[Sequence[Job]]:
     """The search for the best baseline at a small batch, then its run."""
     sweep = search(size, SIXTEENTH, [best_baseline(size, out)])
@@ -240,7 +254,7 @@ def write_table(out: Path) -> str:
         "test accuracy %, averaged weights | last weights |",
         "|---|---:|---:|---|---:|---:|---:|---:|",
     ]
-    for folder in ("paper", "long"):
+    for folder in RECIPES:
         paths = sorted((out / folder).glob("*.jsonl"))
         records = [read_record(path, interrupted=True) for path in paths]
         ended = [r for r in records if r.summary is not None or r.stopped is not None]
@@ -253,9 +267,8 @@ def write_table(out: Path) -> str:
 
 def _row(folder: str, record: RunRecord) -> str:
     config = record.config
-    recipe = {"paper": "the paper's", "long": "tuned"}[folder]
     untouched = config.optimizer == UNTOUCHED
-    recipe = "untouched" if untouched else recipe
+    recipe = "untouched" if untouched else RECIPES[folder]
     label = label_of(config.optimizer, config.optimizer_options)
     head = f"| {recipe} | {config.batch_size} | {len(record.steps)} | {label} | "
     rate = "not tuned | " if untouched else f"{config.learning_rate:.3g} | "
