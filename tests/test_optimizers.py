@@ -13,9 +13,6 @@ from nlcg_optax import (
     paper_nlcg,
     paper_schedule,
     scale_by_hager_zhang_linesearch,
-    scale_by_kronecker,
-    scale_by_orthogonalization,
-    scale_by_slope_ratio,
     tuning_free_nlcg,
 )
 from nlcg_optax import scale_by_nlcg as direction
@@ -205,8 +202,8 @@ def loss(w):
     return output_loss_fn(outputs_fn(w))
 
 
-def run(tx, steps=4, scale=1.0, w=None):
-    w = jnp.zeros([3, 6]) if w is None else w
+def run(tx, steps=4, scale=1.0):
+    w = jnp.zeros([3, 6])
     tx = optax.with_extra_args_support(tx)
 
     def step(carry, _):
@@ -216,30 +213,6 @@ def run(tx, steps=4, scale=1.0, w=None):
         return (optax.apply_updates(w, updates), state), value
 
     return jax.jit(lambda c: jax.lax.scan(step, c, length=steps)[0])((w, tx.init(w)))
-
-
-def chain_of_preset(preconditioner=None, scope="global"):
-    memory = direction(
-        "pr+",
-        preconditioner=preconditioner or scale_by_kronecker(),
-        beta_smoothing=0.95,
-        beta_max=0.95,
-        restart=None,
-        scope=scope,
-    )
-    return optax.chain(memory, scale_by_orthogonalization())
-
-
-@pytest.mark.parametrize("scope", ["global", "per_leaf"])
-def test_large_batch_is_kronecker_then_memory_then_polar_factor(scope):
-    tx = large_batch_nlcg(0.03, weight_decay=0.1, scope=scope)
-    chain = optax.chain(
-        chain_of_preset(scope=scope),
-        optax.add_decayed_weights(0.1),
-        optax.scale_by_learning_rate(0.03),
-    )
-    start = jnp.ones([3, 6])
-    np.testing.assert_allclose(run(tx, w=start)[0], run(chain, w=start)[0], rtol=1e-5)
 
 
 def test_vectors_are_damped_by_one_minus_a_beta_that_ramps_up_from_zero():
@@ -263,17 +236,10 @@ def test_vectors_are_damped_by_one_minus_a_beta_that_ramps_up_from_zero():
     assert ascents == [False, False, False, False, True, False]
 
 
-def test_tuning_free_is_the_large_batch_direction_with_the_slope_ratio_step():
-    start = jnp.ones([3, 6])
-    found, state = run(tuning_free_nlcg(8), w=start)
-    chain = optax.chain(scale_by_slope_ratio(chain_of_preset(), 8), optax.scale(-1.0))
-    np.testing.assert_allclose(found, run(chain, w=start)[0], rtol=1e-5)
-    assert diagnostics(state)["slope_step_size"] > 0
-
-
 @pytest.mark.parametrize("num_steps", [None, 60])
 def test_tuning_free_does_not_depend_on_the_scale_of_the_loss(num_steps):
-    w, _ = run(tuning_free_nlcg(num_steps), steps=6)
+    w, state = run(tuning_free_nlcg(num_steps), steps=6)
+    assert diagnostics(state)["slope_step_size"] > 0
     other, _ = run(tuning_free_nlcg(num_steps), steps=6, scale=256.0)
     # Powers of two commute with rounding, but for the 1e-8 in Adam's denominator.
     np.testing.assert_allclose(other, w, rtol=1e-3, atol=1e-5)

@@ -37,6 +37,30 @@ def test_leaves_of_the_mask_are_damped(name):
         np.testing.assert_allclose(mine, other * (0.5 if is_damped else 1), rtol=1e-6)
 
 
+def test_a_restart_does_not_reset_the_average_that_damps():
+    tx = damp_by_beta(scale_by_nlcg(0.5, restart_period=2))
+    grad, found = jnp.ones(2), []
+    state = tx.init(grad)
+    for _ in range(3):
+        updates, state = tx.update(grad, state)
+        found.append(updates)
+    # The directions are 1, 1 + .5 and, restarted, 1; the averages of β are 0, .5, .5.
+    expected = [[1.0] * 2, [0.75] * 2, [0.5] * 2]
+    np.testing.assert_allclose(np.stack(found), expected, rtol=1e-6)
+
+
+def test_each_leaf_is_damped_by_its_own_average():
+    tx = damp_by_beta(scale_by_nlcg("fr", scope="per_leaf"))
+    state = tx.init({"a": jnp.ones(1), "b": jnp.ones(1)})
+    for a, b in ((2.0, 1.0), (1.0, 0.9)):
+        grads = {"a": jnp.array([a]), "b": jnp.array([b])}
+        updates, state = tx.update(grads, state)
+    # β is 1/2² and .9²: .75 * (1 + .25 * 2) and .19 * (.9 + .81 * 1), where 1 - β
+    # multiplies the rounding of β by .81 / .19.
+    np.testing.assert_allclose(updates["a"], 1.125, rtol=1e-6)
+    np.testing.assert_allclose(updates["b"], 0.3249, rtol=4e-6)
+
+
 def test_a_beta_of_one_or_more_neither_stops_nor_turns_the_direction():
     # With growing gradients FR is clipped to 1, and without a bound it is (3 / 2)².
     for beta_max, direction in ((None, 1.0 + 2.0 + 3.0), (np.inf, 3.0 + 2.25 * 6.0)):

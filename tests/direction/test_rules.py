@@ -133,6 +133,31 @@ def test_all_rules_agree_on_a_quadratic_with_exact_search(x64, name, preconditio
     np.testing.assert_allclose(gram, np.eye(8), atol=1e-8)
 
 
+@pytest.mark.parametrize("preconditioned", [False, True])
+@pytest.mark.parametrize(("name", "theta", "eta"), [("hz", 2, 0.4), ("dk", 1, 0.5)])
+def test_the_rules_that_read_y_p_y_match_numpy(x64, name, theta, eta, preconditioned):
+    # After an exact search dᵀg = 0, which hides yᵀP y.
+    grads = np.random.default_rng(0).normal(size=(12, 3))
+    p = np.array([0.5, 2.0, 4.0] if preconditioned else [1.0, 1.0, 1.0])
+    preconditioner = optax.stateless(lambda g, _: g * jnp.asarray(p))
+    tx = scale_by_nlcg(name, preconditioner=preconditioner if preconditioned else None)
+    state, update = tx.init(jnp.zeros(3)), jax.jit(tx.update)
+    d, g_prev, num_seen = np.zeros(3), np.zeros(3), 0
+    for t, g in enumerate(grads):
+        z, y, beta = p * g, g - g_prev, 0.0
+        if t > 0:
+            free = y @ z / (d @ y) - theta * (y @ (p * y)) * (d @ g) / (d @ y) ** 2
+            slope = d @ (g_prev if name == "hz" else g)
+            beta = max(free, eta * slope / (d @ (d / p)))
+            beta = beta if g @ (beta * d - z) < 0 else 0.0
+            num_seen += beta == free
+        d, g_prev = beta * d - z, g
+        updates, state = update(jnp.asarray(g), state)
+        np.testing.assert_allclose(updates, -d, rtol=1e-9)
+        np.testing.assert_allclose(state.diagnostics.beta, beta, rtol=1e-9)
+    assert num_seen >= 4  # neither the bound nor a restart
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_terminates_in_about_n_steps(x64, name):
     # In exact arithmetic the 13th gradient is zero; 16 leaves room for round-off at

@@ -107,6 +107,28 @@ def test_one_factor_for_extreme_shapes_and_matrices_from_convolutions(x64):
     assert columns == {"conv": 12, "tall": 2, "wide": none}
 
 
+def test_dimension_numbers_say_what_is_a_matrix(x64):
+    grads = [
+        {"stack": random(2, 4, 3, seed=s), "vector": random(2, 2, seed=s)}
+        for s in range(3)
+    ]
+    settings = {"decay": 0.8, "relative_damping": 1e-3}
+    shared = {"refresh_period": 1, "graft": False, "diagonal": optax.scale(2.0)}
+    stack = optax.contrib.MuonDimensionNumbers(-2, -1)
+    numbers = {"stack": stack, "vector": None}
+    tx = scale_by_kronecker(**settings, **shared, weight_dimension_numbers=numbers)
+    replicas = [Replica(**settings, period=1) for _ in range(2)]
+    arrays = [jax.tree.map(jnp.asarray, grad) for grad in grads]
+    out, _ = run(tx, arrays)
+    by_default, _ = run(scale_by_kronecker(**settings, **shared), arrays)
+    for z, other, grad in zip(out, by_default, grads):
+        expected = [replica(g) for replica, g in zip(replicas, grad["stack"])]
+        np.testing.assert_allclose(z["stack"], expected, rtol=1e-9, atol=1e-11)
+        np.testing.assert_array_equal(z["vector"], 2 * grad["vector"])
+        for name in grad:
+            assert np.abs(z[name] - other[name]).max() > 0.1
+
+
 def test_large_sides_are_cut_into_padded_blocks_of_their_own(x64):
     grads = [
         random(7, 5, seed=s) for s in range(3)
