@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlcg_optax import minimize
+from nlcg_optax import Status, minimize
 from nlcg_optax.minimization import arguments
 from nlcg_optax.minimization import program as programs
 
@@ -136,8 +136,11 @@ def test_what_there_is_not_is_named(kwargs, error, message):
 
 def test_integers_of_numpy_are_integers():
     for three in (np.int64(3), np.array(3), jnp.int32(3)):
-        result = minimize(rosenbrock, START, max_iterations=three, patience=three)
-        assert int(result.nit) <= 3
+        result = minimize(rosenbrock, START, max_iterations=three)
+        assert (int(result.status), int(result.nit)) == (Status.MAX_ITERATIONS, 3)
+        # A kink that rounding hides: no iteration makes progress.
+        result = minimize(lambda x: 2.0**30 + abs(x), 1.0, patience=three)
+        assert (int(result.status), int(result.nit)) == (Status.STAGNATION, 3)
 
 
 def test_limits_of_any_type_need_one_program(monkeypatch):

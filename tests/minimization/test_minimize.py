@@ -310,6 +310,27 @@ def test_what_cannot_be_minimised_gets_a_status(x64, method):
     assert float(noisy.evaluations) <= 10_001
 
 
+def test_patience_counts_iterations_without_progress():
+    # 2³⁰ hides |x| in float32: each search crosses the kink, between slopes of 1 and
+    # -1, so neither the objective nor the gradient gets smaller.
+    def kink(x):
+        return 2.0**30 + jnp.abs(x)
+
+    start = jnp.float32(1.0)
+    for patience in (4, 7):
+        result = minimize(kink, start, patience=patience)
+        assert int(result.status) == Status.STAGNATION
+        assert int(result.nit) == patience
+        assert not bool(result.success)
+        assert "`patience` iterations" in result.message
+    resumed = minimize(kink, start, state=result.state, patience=9)
+    assert (int(resumed.status), int(resumed.nit)) == (Status.STAGNATION, 9)
+    # Rounding is considered after ten iterations, unless patience ends before.
+    patient = minimize(kink, start)
+    assert int(patient.status) == Status.CONVERGED_TO_ROUNDING
+    assert int(patient.nit) == 10
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
