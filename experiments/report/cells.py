@@ -72,10 +72,14 @@ class Cell:
     def median(self, name: str) -> float:
         """The median over seeds, infinite if half of them have no finite figure.
 
-        Of an even number of seeds it is the mean of the two in the middle.
+        A seed without a finite figure counts as the worst: its accuracy as minus
+        infinity, any other figure as infinity. Of an even number of seeds the median is
+        the mean of the two in the middle.
         """
-        finite = [v if math.isfinite(v) else math.inf for v in self.values(name)]
-        return statistics.median(finite)
+        worst = -math.inf if name.endswith("accuracy") else math.inf
+        return statistics.median(
+            value if math.isfinite(value) else worst for value in self.values(name)
+        )
 
 
 def steps_of(record: RunRecord) -> int:

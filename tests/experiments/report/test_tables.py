@@ -71,6 +71,8 @@ def test_a_table_has_medians_ranges_and_counts_failures():
     ]
     assert muon[2:] == ["– (2 of 3 diverged)", "–", "–"]
     assert adam[2] == "0.8000 [0.6000, 0.8000] (1 of 3 diverged)"
+    # The seed that diverged counts as the worst in accuracy, too: of 40, 20 and it.
+    assert adam[4] == "20.0 [20.0, 40.0]"
     # All ran as long, at the same cost.
     note = text.partition("\n\n")[2]
     assert note == "In every row: steps 2, gradient-equivalents 2, seconds 1.0.\n"
