@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,11 +154,15 @@ def _number(line: Mapping[str, str], name: str) -> float:
 
 
 def _options(text: str) -> dict[str, Any]:
-    pairs = [pair.partition("=") for pair in text.split()]
+    # A space within brackets is part of a list.
+    parts = re.split(r" (?![^\[]*\])", text)
+    pairs = [part.partition("=") for part in parts if part]
     return {name: _option(value) for name, _, value in pairs}
 
 
-def _option(text: str) -> float | str | bool | None:
+def _option(text: str) -> Any:
+    if text.startswith("["):
+        return [_option(part) for part in text.strip("[]").split(", ") if part]
     if text in ("True", "False"):
         return text == "True"
     if text == "None":
@@ -167,4 +171,4 @@ def _option(text: str) -> float | str | bool | None:
         number = float(text)
     except ValueError:
         return text
-    return int(number) if number == math.floor(number) and "." not in text else number
+    return int(number) if number.is_integer() and "." not in text else number

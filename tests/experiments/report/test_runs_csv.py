@@ -67,6 +67,9 @@ def test_every_run_has_a_line_with_its_figures(records, tmp_path):
 
 def test_what_was_written_is_read_back(records, tmp_path):
     path = tmp_path / "runs.csv"
+    replayed = {"rule": "replay", "betas": [0.5, 1, math.inf], "preconditioner": "rms"}
+    records.append(record("nlcg", [2.0, 0.1], options=replayed))
+    records.append(record("nlcg", [2.0, 0.2], options={"beta_max": math.inf}))
     write_runs(group(records), path)
     for written, found in zip(group(records), group(read_runs(path)), strict=True):
         assert found.config == written.config
