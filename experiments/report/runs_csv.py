@@ -94,7 +94,7 @@ def _line(record: RunRecord) -> dict[str, str | int]:
         "schedule": config.schedule,
         "epochs": config.epochs,
         "settings": _pairs(_other_settings(config)),
-        "commit": record.header["commit"] or "",
+        "commit": " ".join(commit or "unknown" for commit in record.commits),
     }
 
 
@@ -140,10 +140,12 @@ def _record(line: Mapping[str, str]) -> RunRecord:
     for name in FIGURES:
         if line[name] or not ended:
             summary[name] = _number(line, name) if line[name] else None
-    header: Line = {"commit": line["commit"]}
+    commit, _, later = line["commit"].partition(" ")
+    header: Line = {"commit": commit}
     if described:
         header["config"] = dataclasses.asdict(config)
-    return RunRecord(config, header, [], [], [], summary, None)
+    resumed = tuple({"commit": other} for other in later.split())
+    return RunRecord(config, header, [], [], [], summary, None, resumed)
 
 
 def _number(line: Mapping[str, str], name: str) -> float:

@@ -119,7 +119,7 @@ def _provenance(records: Sequence[RunRecord]) -> str:
         "seeds": sorted(record.config.seed for record in records),
         "device": [f"{device['count']} x {device['kind']}" for device in devices],
         **{name: [of.get(name) for of in versions] for name in packages},
-        "commit": [header["commit"] or "unknown" for header in headers],
+        "commit": [commit or "unknown" for r in records for commit in r.commits],
     }
     facts = []
     for name, values in found.items():

@@ -120,7 +120,7 @@ def _is_untuned(cell: Cell) -> bool:
 def _provenance(task: Task, cells: Sequence[Cell]) -> str:
     records: list[RunRecord] = [record for cell in cells for record in cell.records]
     header = records[0].header
-    commits = sorted({str(record.header["commit"]) for record in records})
+    commits = sorted({commit or "unknown" for r in records for commit in r.commits})
     seeds = sorted({record.config.seed for record in records})
     settings = ", ".join(f"{name} {value}" for name, value in task.settings.items())
     return (

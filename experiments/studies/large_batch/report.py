@@ -294,7 +294,7 @@ def draw_ratios(found: Sequence[Found], path: Path) -> None:
 
 def _provenance(found: Sequence[Found]) -> str:
     records = [r for one in found for c in one.cells.values() for r in c.records]
-    commits = sorted({str(record.header["commit"]) for record in records})
+    commits = sorted({commit or "unknown" for r in records for commit in r.commits})
     seeds = sorted({record.config.seed for record in records})
     chosen = sorted({one.place.task.name for one in found if one.place.task.chosen_on})
     variants = {row for one in found for row in one.cells}

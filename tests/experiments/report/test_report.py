@@ -130,6 +130,20 @@ def test_runs_of_several_kinds_are_kept_apart(tmp_path):
     assert ", 1 x H200; " in report
 
 
+def test_a_report_names_every_commit_of_a_resumed_run(tmp_path):
+    records = tmp_path / "records"
+    write(records, "a", {}, [2.0], final=0.5)
+    first, *lines = (records / "a.jsonl").read_text(encoding="utf-8").splitlines()
+    header = json.loads(first)
+    lines = [first, json.dumps({**header, "kind": "resumed", "commit": "abc"}), *lines]
+    (records / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    main([str(records)])
+    main([str(tmp_path / "runs.csv")])
+    for out in (tmp_path, tmp_path / "runs"):
+        report = (out / "report.md").read_text(encoding="utf-8")
+        assert f"commit {header['commit'] or 'unknown'}, abc." in report
+
+
 def test_two_records_of_the_same_settings_and_seed_are_refused(folder):
     again = folder / "again.jsonl"
     again.write_text((folder / "a1.jsonl").read_text())

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import math
 
 import pytest
@@ -69,10 +70,13 @@ def test_what_was_written_is_read_back(records, tmp_path):
     path = tmp_path / "runs.csv"
     replayed = {"rule": "replay", "betas": [0.5, 1, math.inf], "preconditioner": "rms"}
     records.append(record("nlcg", [2.0, 0.1], options=replayed))
-    records.append(record("nlcg", [2.0, 0.2], options={"beta_max": math.inf}))
+    last = record("nlcg", [2.0, 0.2], options={"beta_max": math.inf})
+    resumed = tuple({"step": 1, "commit": commit} for commit in ("def", "abc", "012"))
+    records.append(dataclasses.replace(last, resumed=resumed))
     write_runs(group(records), path)
     for written, found in zip(group(records), group(read_runs(path)), strict=True):
         assert found.config == written.config
+        assert found.records[0].commits == written.records[0].commits
         assert found.steps == written.steps
         assert found.label == written.label
         for name in ("train_loss", "test_accuracy", "seconds"):
