@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from experiments import data, optimizers
 from experiments.config import RunConfig, changes
-from experiments.records.files import Line, RunRecord, read_record
+from experiments.records.files import Line, RunRecord, read_record, record_lines
 from experiments.records.run import record_run
 from experiments.training import (
     CompiledProgram,
@@ -51,19 +51,21 @@ def finished(planned: PlannedRun) -> RunRecord | None:
     """The record of a run that was completed or diverged, else None.
 
     Raises:
-      ValueError: if the record belongs to another configuration.
+      ValueError: if the file is not a record, or one of another configuration or of a
+        version with other settings.
     """
-    record = None
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        record = read_record(planned.path)
-    if record is None or (record.summary is None and record.stopped is None):
+    path = planned.path
+    if not path.exists() or not record_lines(path, interrupted=True):
+        return None  # or killed before the header was written
+    record = read_record(path, interrupted=True)
+    if record.summary is None and record.stopped is None:
         return None
     changed = changes(
         dataclasses.asdict(record.config), dataclasses.asdict(planned.config)
     )
     if changed:
         raise ValueError(
-            f"{planned.path} is the record of another configuration: {changed}; repeat "
+            f"{path} is the record of another configuration: {changed}; repeat "
             "the earlier command to resume it, or use another folder"
         )
     return record

@@ -12,10 +12,11 @@ from experiments.config import RunConfig
 from experiments.optimizers import Choice
 from experiments.records.files import read_record
 from experiments.tuning import runner as runners
-from experiments.tuning.runner import PlannedRun, Runner
+from experiments.tuning.runner import PlannedRun, Runner, finished
 from experiments.tuning.samplers import with_values
-from experiments.tuning.study import run_study, sweep_stage
+from experiments.tuning.study import jobs_stage, run_study, sweep_stage
 from experiments.tuning.sweep import Method, Sweep, with_choice
+from tests.experiments.tuning.fake_runner import FakeRunner
 
 # The second point diverges.
 POINTS = (
@@ -82,6 +83,26 @@ def test_a_search_compiles_once_alone_or_together(few_digits, tmp_path, monkeypa
     assert with_values(config, POINTS[0]) == dataclasses.replace(
         found[1]["batch_32-nesterov-trial00-seed0.jsonl"].config, seed=0
     )
+
+
+def test_a_record_that_cannot_be_read_is_kept(tmp_path):
+    run = PlannedRun(RunConfig(), tmp_path / "run.jsonl")
+    FakeRunner(lambda _: 0.5).run([run])
+    console = rich.console.Console(file=io.StringIO())
+    text = run.path.read_text(encoding="utf-8")
+    assert finished(run).summary["train_loss"] == 0.5
+    # What a killed run leaves counts as nothing, with or without a whole line.
+    for count in (5, len(text) - 5):
+        run.path.write_text(text[:count], encoding="utf-8")
+        assert finished(run) is None
+    for changed, message in (
+        (text.replace('"batch_size"', '"batch"'), "has the unknown settings .'batch'."),
+        (text.replace('{"kind": "step"', '{"kind"'), "jsonl:2 is not a line of a rec"),
+    ):
+        run.path.write_text(changed, encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            run_study([jobs_stage([run])], FakeRunner(lambda _: 0.5), console)
+        assert run.path.read_text(encoding="utf-8") == changed
 
 
 def test_runs_of_different_programs_cannot_run_together(tmp_path):
