@@ -74,8 +74,9 @@ class RunConfig:
         takes the mean of their losses and gradients.
       micro_batch_loop: where the loop over micro-batches runs. ``host``: small programs
         that serve any number of micro-batches. ``compiled``: one program, which also
-        serves optimizers that evaluate functions of the whole batch. ``auto``: on the
-        host if there is one CPU device and the optimizer allows it.
+        serves optimizers that evaluate functions of the whole batch, and several runs
+        in one call. ``auto``: on the host if there is one CPU device and the optimizer
+        allows it, and only one run.
       ghost_batch_size: examples that batch normalization sees together, a divisor of a
         micro-batch; None for a whole micro-batch.
       epochs: passes over the training set. Up to a report a run takes as many steps as

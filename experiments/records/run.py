@@ -1,18 +1,17 @@
 """One run from its first step to its summary, with the record it leaves."""
 
-import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments.config import RunConfig
-from experiments.data import AnyDataset, Split
+from experiments.data import AnyDataset
 from experiments.records.files import (
     Line,
     RecordWriter,
@@ -20,16 +19,17 @@ from experiments.records.files import (
     SilentWriter,
     record_exists,
 )
+from experiments.records.reports import (
+    record_evaluation,
+    record_steps,
+    record_summary,
+)
 from experiments.records.resume import Kept, interrupted_record, take_back
 from experiments.training import (
     CompiledProgram,
-    DivergedError,
-    Evaluation,
     Program,
     Report,
     TrainState,
-    check_finite,
-    diverged,
     hyperparameters_of,
     run_epochs,
 )
@@ -124,20 +124,8 @@ def record_run(
         state, evaluation = _train(
             writer, compiled, config, dataset, start, on_report, checkpoints
         )
-        statistics = program.statistics(state, dataset.train)
-        summary = {
-            **evaluation,
-            **named("test", program.evaluate(state, dataset.test, statistics)),
-            "compile_seconds": compiled.compile_seconds,
-        }
-        if config.ema_decay:
-            unaveraged = state._replace(average=state.params)
-            last = program.evaluate(unaveraged, dataset.test, state.batch_stats)
-            summary |= named("test_unaveraged", last)
-        with _stopping(writer):
-            _check_losses(summary, config)
-        writer.write("summary", summary)
-    return summary
+        evaluation = {**evaluation, "compile_seconds": compiled.compile_seconds}
+        return record_summary(writer, state, evaluation, program, dataset, config)
 
 
 def _train(
@@ -158,10 +146,8 @@ def _train(
     pause_seconds = None if checkpoints is None else _pause_seconds(checkpoints)
     for report in run_epochs(compiled, config, dataset, state, pause_seconds):
         state = report.state
-        write_steps(writer, report, program.gradient_equivalents, seconds)
+        record_steps(writer, report, program, config, seconds)
         seconds += report.seconds
-        with _stopping(writer):
-            check_finite(report, config)
         report = report._replace(
             metrics=_joined(begun, report.metrics),
             seconds=begun_seconds + report.seconds,
@@ -169,10 +155,9 @@ def _train(
         begun, begun_seconds = report.metrics, report.seconds
         if report.complete:
             begun, begun_seconds = {}, 0.0
-            evaluation = evaluation_of(report, program, dataset, seconds)
-            writer.write("evaluation", evaluation)
-            with _stopping(writer):
-                _check_losses(evaluation, config)
+            evaluation = record_evaluation(
+                writer, report, program, dataset, config, seconds
+            )
         if checkpoints is not None and (
             not report.complete or checkpoints.is_due(report.number)
         ):
@@ -181,24 +166,6 @@ def _train(
         if report.complete and on_report is not None:
             on_report(report, evaluation)
     return state, evaluation
-
-
-@contextlib.contextmanager
-def _stopping(writer: RecordWriter) -> Iterator[None]:
-    """Records why a run that diverged is stopped."""
-    try:
-        yield
-    except DivergedError as error:
-        writer.write("stopped", {"reason": str(error)})
-        raise
-
-
-def _check_losses(evaluation: Line, config: RunConfig) -> None:
-    """Raises DivergedError if a loss on a whole split is not finite."""
-    for name, value in evaluation.items():
-        if name.endswith("_loss") and not math.isfinite(value):
-            what = f"{name} became {value} after {evaluation['step']} steps"
-            raise diverged(what, config)
 
 
 class _Start(NamedTuple):
@@ -294,60 +261,3 @@ def _resumed(path: Path, restored: Restored, last: int) -> _Start:
         stacklevel=3,
     )
     return _Start(restored.state, seconds, Kept({}, []), resume=False)
-
-
-def named(split: str, evaluation: Any) -> Line:
-    """Loss and accuracy, with the name of the split as a prefix."""
-    return {f"{split}_{name}": float(v) for name, v in evaluation._asdict().items()}
-
-
-def evaluation_of(
-    report: Report, program: Program, dataset: AnyDataset, seconds: float
-) -> Line:
-    """Loss and accuracy on whole splits, with the cost so far."""
-    state = report.state
-    steps = len(report.metrics["loss"])
-    statistics = program.statistics(state, dataset.train)
-    line = {
-        "step": int(state.step),
-        "gradient_equivalents": program.gradient_equivalents * int(state.step),
-        "seconds": seconds,
-        "images_per_second": steps * program.batch_size / report.seconds,
-        **named("train", _on_training_data(program, report, dataset, statistics)),
-    }
-    if dataset.validation is None:  # nothing is left to choose
-        return line | named("test", program.evaluate(state, dataset.test, statistics))
-    found = program.evaluate(state, dataset.validation, statistics)
-    return line | named("validation", found)
-
-
-def _on_training_data(
-    program: Program, report: Report, dataset: AnyDataset, statistics: Any
-) -> Evaluation:
-    """Loss and accuracy; of a stream, which is read once, means over the last steps.
-
-    The loss is that of the labels, as on a whole split.
-    """
-    if isinstance(dataset.train, Split):
-        return program.evaluate(report.state, dataset.train, statistics)
-    metrics = report.metrics
-    return Evaluation(metrics["label_loss"].mean(), metrics["accuracy"].mean())
-
-
-def write_steps(
-    writer: RecordWriter, report: Report, cost: float, seconds_before: float
-) -> None:
-    """Writes each step; the seconds of a compiled call are divided equally."""
-    count = len(report.metrics["loss"])
-    first = int(report.state.step) - count
-    seconds = seconds_before + report.seconds * np.arange(1, count + 1) / count
-    for row in range(count):
-        writer.write(
-            "step",
-            {
-                "step": first + row,
-                **{name: column[row] for name, column in report.metrics.items()},
-                "gradient_equivalents": cost * (first + row + 1),
-                "seconds": seconds[row],
-            },
-        )

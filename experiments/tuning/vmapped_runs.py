@@ -13,14 +13,17 @@ import numpy as np
 from experiments.config import RunConfig
 from experiments.data import Dataset, Split
 from experiments.records.files import Line, RecordWriter
-from experiments.records.run import evaluation_of, named, write_steps
+from experiments.records.reports import (
+    record_evaluation,
+    record_steps,
+    record_summary,
+)
 from experiments.training import (
     DivergedError,
     Metrics,
     Program,
     Report,
     TrainState,
-    check_finite,
     hyperparameters_of,
 )
 
@@ -40,7 +43,18 @@ class VmappedProgram(NamedTuple):
 
 
 def compile_vmapped(program: Program, runs: int, dataset: Dataset) -> VmappedProgram:
-    """Compiles the training call for a number of runs that share the data."""
+    """Compiles the training call for a number of runs that share the data.
+
+    Its loop over micro-batches is compiled, too.
+
+    Raises:
+      ValueError: if the configuration asks for a loop on the host.
+    """
+    if program.config.micro_batch_loop == "host":
+        raise ValueError(
+            f"micro_batch_loop='host' does not allow {runs} runs in one call; use "
+            "'compiled' or 'auto'"
+        )
     start = time.perf_counter()
     states = _stack([program.init(0, 1.0)] * runs)
     train = (
@@ -107,27 +121,34 @@ def record_runs_together(
                     {name: column[run] for name, column in columns.items()},
                     shared,
                 )
-                write_steps(writers[run], report, program.gradient_equivalents, seconds)
                 try:
-                    check_finite(report, configs[run])
-                except DivergedError as error:
-                    writers[run].write("stopped", {"reason": str(error)})
+                    summaries[run] = _recorded(
+                        writers[run], report, vmapped, dataset, configs[run], seconds
+                    )
+                except DivergedError:
                     alive.remove(run)
-                    continue
-                evaluation = evaluation_of(report, program, dataset, seconds + shared)
-                writers[run].write("evaluation", evaluation)
-                if number == reports:
-                    statistics = program.statistics(report.state, dataset.train)
-                    found = program.evaluate(report.state, dataset.test, statistics)
-                    summary = {
-                        **evaluation,
-                        **named("test", found),
-                        "compile_seconds": vmapped.compile_seconds,
-                    }
-                    writers[run].write("summary", summary)
-                    summaries[run] = summary
             seconds += shared
     return summaries
+
+
+def _recorded(
+    writer: RecordWriter,
+    report: Report,
+    vmapped: VmappedProgram,
+    dataset: Dataset,
+    config: RunConfig,
+    seconds: float,
+) -> Line | None:
+    """Records the report of a run; returns the summary after the last one."""
+    program = vmapped.program
+    record_steps(writer, report, program, config, seconds)
+    evaluation = record_evaluation(
+        writer, report, program, dataset, config, seconds + report.seconds
+    )
+    if report.number < config.epochs // config.epochs_per_report:
+        return None
+    evaluation["compile_seconds"] = vmapped.compile_seconds
+    return record_summary(writer, report.state, evaluation, program, dataset, config)
 
 
 def _stack(states: Sequence[TrainState]) -> TrainState:

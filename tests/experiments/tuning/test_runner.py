@@ -3,6 +3,7 @@
 import dataclasses
 import io
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
@@ -11,6 +12,7 @@ from experiments import data
 from experiments.config import RunConfig
 from experiments.optimizers import Choice
 from experiments.records.files import read_record
+from experiments.training import Evaluation, Program
 from experiments.tuning import runner as runners
 from experiments.tuning.runner import PlannedRun, Runner, finished
 from experiments.tuning.samplers import with_values
@@ -41,7 +43,7 @@ def test_a_search_compiles_once_alone_or_together(few_digits, tmp_path, monkeypa
     monkeypatch.setattr(data, "load", lambda name, options: few_digits)
     alone = compilations(monkeypatch, "compile_program")
     shared = compilations(monkeypatch, "compile_vmapped")
-    config = RunConfig(optimizer="nesterov", batch_size=32, epochs=2)
+    config = RunConfig(optimizer="nesterov", batch_size=32, epochs=2, ema_decay=0.9)
     sweep = Sweep((Method(config, (POINTS,)),), extensions=1, final_seeds=(10, 11))
     found = {}
     for together in (1, 2):
@@ -70,7 +72,8 @@ def test_a_search_compiles_once_alone_or_together(few_digits, tmp_path, monkeypa
             np.testing.assert_allclose(
                 one.series("loss"), other.series("loss"), rtol=2e-4
             )
-            for metric in ("test_loss", "validation_loss"):
+            assert set(one.summary) == set(other.summary)
+            for metric in ("test_loss", "test_unaveraged_loss", "validation_loss"):
                 assert one.summary[metric] == pytest.approx(
                     other.summary[metric], rel=1e-3
                 )
@@ -83,6 +86,41 @@ def test_a_search_compiles_once_alone_or_together(few_digits, tmp_path, monkeypa
     assert with_values(config, POINTS[0]) == dataclasses.replace(
         found[1]["batch_32-nesterov-trial00-seed0.jsonl"].config, seed=0
     )
+
+
+def test_an_evaluation_that_is_not_finite_stops_one_of_two_runs(
+    few_digits, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(data, "load", lambda name, options: few_digits)
+    runs = [
+        PlannedRun(
+            RunConfig(optimizer="sgd", batch_size=32, epochs=1, seed=seed),
+            tmp_path / f"{seed}.jsonl",
+        )
+        for seed in (0, 1)
+    ]
+    # Two evaluations of a report, the second of the validation set.
+    losses = iter((0.5, np.nan, 0.5, 0.25, 0.75))
+    monkeypatch.setattr(
+        Program, "evaluate", lambda *_: Evaluation(jnp.float32(next(losses)), 0.9)
+    )
+    first, second = Runner(tmp_path).run(runs)
+    assert first is None
+    assert (second["validation_loss"], second["test_loss"]) == (0.25, 0.75)
+    record = read_record(runs[0].path)
+    assert record.stopped.startswith("validation_loss became nan after 2 steps with")
+    assert record.summary is None
+
+
+def test_a_loop_on_the_host_takes_one_run_at_a_time(few_digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda name, options: few_digits)
+    config = RunConfig(batch_size=32, micro_batches=2, micro_batch_loop="host")
+    runs = [
+        PlannedRun(dataclasses.replace(config, seed=seed), tmp_path / f"{seed}.jsonl")
+        for seed in (0, 1)
+    ]
+    with pytest.raises(ValueError, match="loop='host' does not allow 2 runs in one"):
+        Runner(tmp_path).run(runs)
 
 
 def test_a_record_that_cannot_be_read_is_kept(tmp_path):
