@@ -4,6 +4,8 @@ The learning rate of the registry multiplies the one that they find. Their paper
 with the schedule recommended for each.
 """
 
+from typing import Any
+
 import optax
 
 from experiments.optimizers.baselines import Rate, matrix_axes_of
@@ -40,15 +42,21 @@ def _mechanic_muon(
 def _schedule_free_adamw(
     learning_rate: Rate, *, rate: float = 0.0025, warmup_steps: int | None = None
 ) -> optax.GradientTransformation:
-    """Schedule-free AdamW, with Optax's default rate; ``learning_rate`` must be 1."""
-    del learning_rate  # it has no schedule
-    return optax.contrib.schedule_free_adamw(rate, warmup_steps)
+    """Schedule-free AdamW; ``rate`` is Optax's default, reached in ``warmup_steps``."""
+    own: Rate = rate
+    if warmup_steps is not None:
+        own = optax.warmup_constant_schedule(0.0, rate, warmup_steps)
+    return optax.contrib.schedule_free_adamw(_times(own, learning_rate))
 
 
-def _times(factor: float, rate: Rate) -> Rate:
-    if callable(rate):
-        return lambda count: factor * rate(count)
+def _times(factor: Rate, rate: Rate) -> Rate:
+    if callable(factor) or callable(rate):
+        return lambda count: _at(factor, count) * _at(rate, count)
     return factor * rate
+
+
+def _at(rate: Rate, count: Any) -> Any:
+    return rate(count) if callable(rate) else rate
 
 
 register(

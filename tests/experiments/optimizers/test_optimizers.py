@@ -162,6 +162,24 @@ def test_the_options_that_the_paper_switched_off(option):
 
 
 @pytest.mark.parametrize(
+    ("rate", "options", "expected"),
+    [
+        (optax.constant_schedule(jnp.float32(1.0)), {}, (0.0025,)),
+        (2.0, {}, (0.005,)),
+        (optax.constant_schedule(0.5), {"rate": 0.02, "warmup_steps": 3}, (0.01, 3)),
+    ],
+)
+def test_the_learning_rate_multiplies_that_of_schedule_free_adamw(
+    rate, options, expected
+):
+    named = optimizers.build("schedule_free_adamw", rate, options)
+    found = updates_of(named.transformation, named.extras, jnp.tanh)
+    theirs = updates_of(optax.contrib.schedule_free_adamw(*expected), (), jnp.tanh)
+    # The same program but for where two constants are multiplied.
+    chex.assert_trees_all_close(found, theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         (
