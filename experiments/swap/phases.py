@@ -82,7 +82,7 @@ def train_swap(config: SwapConfig, dataset: Dataset) -> SwapResult:
     """Runs all three phases.
 
     Raises:
-      DivergedError: if a loss is not finite.
+      DivergedError: if a loss or a weight is not finite.
       ValueError: if the devices cannot share workers or a batch equally, or a
         configuration is wrong.
     """
@@ -114,7 +114,7 @@ def train_swap(config: SwapConfig, dataset: Dataset) -> SwapResult:
         jax.tree.map(lambda x, row=row: x[row], workers[:2])
         for row in range(config.workers)
     ]
-    if config.small.ema_decay:  # each worker's weights are an average, too
+    if workers.own_averages:
         finals = [(params, measured(params)) for params, _ in finals]
     return SwapResult(
         large=evaluate(start, statistics),

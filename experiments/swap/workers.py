@@ -17,12 +17,12 @@ from experiments.data import Dataset, Split
 from experiments.swap.config import SwapConfig
 from experiments.training import (
     CompiledProgram,
-    DivergedError,
     Metrics,
     Program,
     TrainState,
     check_finite,
     compile_program,
+    diverged,
     hyperparameters_of,
     make_program,
     run_epochs,
@@ -34,11 +34,19 @@ WORKERS = "workers"  # axis of the mesh
 
 
 class Workers(NamedTuple):
-    """The results of all workers, on the host, stacked along the first axis."""
+    """The results of all workers, on the host, stacked along the first axis.
+
+    Attributes:
+      params: the weights that evaluation takes.
+      batch_stats: statistics of batch normalization of the last weights.
+      steps: numbers of steps.
+      own_averages: whether the weights are averages over each worker's own steps.
+    """
 
     params: PyTree
     batch_stats: PyTree
     steps: Any
+    own_averages: bool
 
 
 def train_workers(
@@ -56,7 +64,7 @@ def train_workers(
       Their final weights, their program, and the seconds of all of them together.
 
     Raises:
-      DivergedError: if a loss is not finite.
+      DivergedError: if a loss or a weight is not finite.
       ValueError: if the devices of a mesh cannot share the workers equally.
     """
     # On one device, since workers do not communicate.
@@ -65,12 +73,19 @@ def train_workers(
         _worker_state(config, program, worker, params, batch_stats)
         for worker in range(config.workers)
     ]
+    evaluated_params = program.step.evaluated_params
+    own_averages = evaluated_params(states[0]) is not states[0].params
+
+    def left(state: TrainState) -> tuple[PyTree, PyTree, jax.Array]:
+        return evaluated_params(state), state.batch_stats, state.step
+
     if config.layout == "sequential":
         compiled = compile_program(program, dataset)
         runs = [_run_alone(config, compiled, dataset, state) for state in states]
-        finals = [jax.tree.map(np.asarray, _left(config, state)) for state, _ in runs]
+        finals = [jax.device_get(left(state)) for state, _ in runs]
         together = jax.tree.map(lambda *leaves: np.stack(leaves), *finals)
-        return together, program, sum(seconds for _, seconds in runs)
+        seconds = sum(seconds for _, seconds in runs)
+        return Workers._make((*together, own_averages)), program, seconds
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     split, train = dataset.train, jax.vmap(program.train, in_axes=(0, None))
     if config.layout == "mesh":
@@ -86,7 +101,8 @@ def train_workers(
         stacked = jax.device_put(stacked, NamedSharding(mesh, P(WORKERS)))
         split = jax.device_put(split, NamedSharding(mesh, P()))
     final, seconds = _run_together(config, program, train, split, stacked)
-    return jax.tree.map(np.asarray, _left(config, final)), program, seconds
+    together = jax.device_get(jax.vmap(left)(final))
+    return Workers._make((*together, own_averages)), program, seconds
 
 
 def _worker_mesh(config: SwapConfig) -> Mesh:
@@ -141,15 +157,10 @@ def _run_together(
     seconds = time.perf_counter() - start
     for call, found in enumerate(jax.device_get(losses)):
         if not np.isfinite(found).all():
-            raise DivergedError(
-                f"the loss of a worker is not finite in call {call} with optimizer="
-                f"{config.small.optimizer!r} and learning_rate="
-                f"{config.small.learning_rate!r}; a smaller learning rate may help"
-            )
+            what = f"the loss of a worker is not finite in call {call}"
+            raise diverged(what, config.small)
+    # The loss of a step is that of the weights before it.
+    leaves = jax.tree.leaves(jax.device_get(states.params))
+    if not all(np.isfinite(leaf).all() for leaf in leaves):
+        raise diverged("weights of a worker became infinite or nan", config.small)
     return states, seconds
-
-
-def _left(config: SwapConfig, state: TrainState) -> Workers:
-    """The weights that evaluation takes, the statistics and the number of steps."""
-    weights = state.average if config.small.ema_decay else state.params
-    return Workers(weights, state.batch_stats, state.step)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import data, models
@@ -17,7 +18,14 @@ from experiments.swap import __main__ as swap
 from experiments.swap.config import SwapConfig
 from experiments.swap.phases import train_swap
 from experiments.swap.records import record_swap, swap_table
-from experiments.training import DivergedError
+from experiments.swap.workers import train_workers
+from experiments.training import (
+    DivergedError,
+    Program,
+    compile_program,
+    make_program,
+    run_epochs,
+)
 from experiments.training.batch_statistics import recomputed_statistics
 from experiments.training.evaluation import batches_of
 
@@ -126,6 +134,50 @@ def test_a_worker_that_diverges_is_reported(few_digits):
     )
     with pytest.raises(DivergedError, match="learning_rate=1e\\+30"):
         train_swap(config, few_digits)
+
+
+@pytest.mark.parametrize("layout", ["sequential", "vmap"])
+def test_weights_of_a_worker_that_overflow_are_reported(
+    layout, few_digits, monkeypatch
+):
+    train = Program.train
+
+    def overflowing(program, state, split):
+        """The last update of a worker overflows, after a finite loss."""
+        state, metrics = train(program, state, split)
+        factor = jnp.where(state.step == 16, jnp.inf, 1.0)
+        params = jax.tree.map(lambda leaf: factor * leaf, state.params)
+        return state._replace(params=params), metrics
+
+    monkeypatch.setattr(Program, "train", overflowing)
+    large = dataclasses.replace(LARGE, epochs=1)
+    with pytest.raises(DivergedError, match="weights .*became infinite or nan .*nest"):
+        train_swap(SwapConfig(large, SMALL, workers=2, layout=layout), few_digits)
+
+
+@pytest.mark.parametrize("layout", ["sequential", "vmap"])
+def test_workers_leave_the_weights_that_evaluation_takes(layout, few_digits):
+    small = dataclasses.replace(
+        SMALL, optimizer="schedule_free_adamw", learning_rate=4.0, batch_size=16
+    )
+    program = make_program(small, few_digits, devices=jax.devices()[:1])
+    state = program.init(small.seed, small.learning_rate)
+    start = jax.device_get(state.params)
+    config = SwapConfig(LARGE, small, workers=2, layout=layout)
+    workers, _, _ = train_workers(config, few_digits, start, {})
+    state = state._replace(key=jax.random.fold_in(state.key, 1))
+    for report in run_epochs(
+        compile_program(program, few_digits), small, few_digits, state
+    ):
+        state = report.state
+    expected = optax.contrib.schedule_free_eval_params(state.opt_state, state.params)
+    for found, average, last in zip(
+        *map(jax.tree.leaves, (workers.params, expected, state.params))
+    ):
+        # Eight steps in float32, in another order of summation.
+        np.testing.assert_allclose(found[1], average, rtol=2e-4, atol=2e-5)
+        assert np.abs(found[1] - last).max() > 1e-3
+    assert workers.own_averages  # so their statistics are recomputed
 
 
 @pytest.mark.parametrize(
