@@ -1,6 +1,7 @@
 """Tables of cells, in Markdown and for the terminal."""
 
 import math
+import statistics
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -237,6 +238,20 @@ def number(value: float, decimals: int) -> str:
     if 0 < abs(value) < 0.5 * 10.0**-decimals:
         return f"{value:.1e}"
     return f"{value:.2e}" if abs(value) >= 1e6 else f"{value:.{decimals}f}"
+
+
+def median_and_range(values: Sequence[float], decimals: int = 1) -> str:
+    """The median of some numbers, and their range in brackets.
+
+    Examples:
+      >>> median_and_range([71.26, 70.0, 73.5, 70.5])
+      '70.9 [70.0, 73.5]'
+    """
+    middle, low, high = (
+        f"{found:.{decimals}f}"
+        for found in (statistics.median(values), min(values), max(values))
+    )
+    return f"{middle} [{low}, {high}]"
 
 
 def with_failures(cells: Sequence[Cell], fields: Sequence[str]) -> list[str]:

@@ -5,23 +5,17 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from experiments.config import RunConfig
 from experiments.data import Dataset
 from experiments.optimizers import label_of
 from experiments.records.files import Line, header
+from experiments.records.json_file import write_json
 from experiments.records.old_names import current_config
+from experiments.report.tables import median_and_range
 from experiments.swap.config import SwapConfig
 from experiments.swap.phases import Network, train_swap
 from experiments.training import DivergedError
-
-
-class PlannedSwap(NamedTuple):
-    """A SWAP run and the place of its record."""
-
-    config: SwapConfig
-    path: Path
 
 
 def record_swap(path: Path, config: SwapConfig, dataset: Dataset) -> Line:
@@ -41,7 +35,7 @@ def record_swap(path: Path, config: SwapConfig, dataset: Dataset) -> Line:
     try:
         result = train_swap(config, dataset)
     except DivergedError as error:
-        _write(path, {**line, "stopped": str(error)})
+        write_json(path, {**line, "stopped": str(error)})
         raise
     examples = dataset.train.labels.shape[0]
     line |= {
@@ -54,7 +48,7 @@ def record_swap(path: Path, config: SwapConfig, dataset: Dataset) -> Line:
         "worker_epochs": result.gradients[1] / examples,
         "seconds": result.seconds,
     }
-    _write(path, line)
+    write_json(path, line)
     return line
 
 
@@ -98,13 +92,6 @@ def swap_table(paths: Sequence[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write(path: Path, line: Line) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    incomplete = path.with_suffix(".incomplete")
-    incomplete.write_text(json.dumps(line, indent=1), encoding="utf-8")
-    incomplete.replace(path)
-
-
 def _figures(network: Network) -> Line:
     return {
         f"{split}_{name}": float(value)
@@ -114,7 +101,4 @@ def _figures(network: Network) -> Line:
 
 
 def _spread(accuracies: Sequence[float]) -> str:
-    per_cent = [100 * accuracy for accuracy in accuracies]
-    return (
-        f"{statistics.median(per_cent):.1f} [{min(per_cent):.1f}, {max(per_cent):.1f}]"
-    )
+    return median_and_range([100 * accuracy for accuracy in accuracies])

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 from experiments.bench.device import check_parity, images_per_second
 from experiments.bench.update import measure, resnet50_shapes
 from experiments.bench.update_peers import STREAM
 from experiments.config import RunConfig
+from experiments.records.json_file import write_json
 from experiments.tuning.jobs import PlannedJob
 from experiments.tuning.runner import Runner
 
@@ -48,8 +48,7 @@ def _check(config: RunConfig, path: Path, runner: Runner, small: bool) -> str:
         "images_per_second": speed,
         "updates": [dataclasses.asdict(update) for update in updates],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(checks, indent=2), encoding="utf-8")
+    write_json(path, checks)
     differences = ", ".join(
         f"{p.compute_dtype} {p.loss_difference:.1e} (gradient "
         f"{p.gradient_difference:.1e})"

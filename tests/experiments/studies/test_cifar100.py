@@ -8,6 +8,8 @@ import json
 import math
 import os
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import rich.console
@@ -16,7 +18,7 @@ from experiments.bench.device import check_parity, images_per_second
 from experiments.config import RunConfig
 from experiments.records.files import read_record
 from experiments.studies.cifar100 import __main__ as command
-from experiments.studies.cifar100 import plan
+from experiments.studies.cifar100 import device_checks, plan
 from experiments.studies.cifar100.plan import paper_runs, stages, tuned_sweep
 from experiments.studies.cifar100.sizes import (
     CPU,
@@ -98,6 +100,30 @@ def test_the_small_cpu_study_runs_everything_once(study, tmp_path):
     other = dataclasses.replace(size, worker_epochs=2)
     with pytest.raises(ValueError, match="json is the record of another configuration"):
         study(other)
+
+
+def test_checks_of_a_device_that_are_not_complete_are_made_again(tmp_path, monkeypatch):
+    class Found(NamedTuple):
+        compute_dtype: str
+        loss_difference: float = 0.0
+        gradient_difference: float = 0.0
+
+    monkeypatch.setattr(device_checks, "check_parity", lambda *args: Found(args[-1]))
+    monkeypatch.setattr(device_checks, "images_per_second", lambda *_: 1.0)
+    monkeypatch.setattr(device_checks, "measure", lambda *_, **__: [])
+    write_text = Path.write_text
+
+    def killed(path, text, **settings):
+        write_text(path, text[:9], **settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    job = device_checks.device_checks(
+        RunConfig(), tmp_path, FakeRunner(loss_of), small=True
+    )
+    with pytest.raises(KeyboardInterrupt):
+        job.run()
+    assert not job.path.exists()
 
 
 @pytest.mark.slow
