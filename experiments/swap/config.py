@@ -1,7 +1,7 @@
 """The settings of stochastic weight averaging in parallel."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from experiments.config import RunConfig
 
@@ -69,3 +69,8 @@ class SwapConfig:
                     f"large has {name}={large!r} and small has {name}={small!r}; both "
                     "phases need the same"
                 )
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of SWAP itself, without those of the runs in its phases."""
+        given = dataclasses.asdict(self)
+        return {k: v for k, v in given.items() if k not in ("large", "small")}

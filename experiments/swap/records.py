@@ -30,7 +30,7 @@ def record_swap(path: Path, config: SwapConfig, dataset: Dataset) -> Line:
     line = {
         **header(config.large),
         "small": dataclasses.asdict(config.small),
-        "workers": config.workers,
+        **config.settings(),
     }
     try:
         result = train_swap(config, dataset)

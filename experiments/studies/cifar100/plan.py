@@ -193,11 +193,15 @@ def refuse_another_swap(path: Path, config: SwapConfig) -> None:
     if not path.exists():
         return
     line = json.loads(path.read_text(encoding="utf-8"))
+    settings = config.settings()
+    # Earlier records lack some of them.
+    recorded_settings = {name: line.get(name, settings[name]) for name in settings}
     for recorded, planned in (
-        (line["config"], config.large),
-        (line["small"], config.small),
+        (current_config(line["config"]), dataclasses.asdict(config.large)),
+        (current_config(line["small"]), dataclasses.asdict(config.small)),
+        (recorded_settings, settings),
     ):
-        changed = changes(current_config(recorded), dataclasses.asdict(planned))
+        changed = changes(recorded, planned)
         if changed:
             raise ValueError(
                 f"{path} is the record of another configuration: {changed}; use "

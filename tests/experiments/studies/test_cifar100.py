@@ -17,6 +17,7 @@ import rich.console
 from experiments.bench.device import check_parity, images_per_second
 from experiments.config import RunConfig
 from experiments.records.files import read_record
+from experiments.records.json_file import write_json
 from experiments.studies.cifar100 import __main__ as command
 from experiments.studies.cifar100 import device_checks, plan
 from experiments.studies.cifar100.plan import paper_runs, stages, tuned_sweep
@@ -26,6 +27,7 @@ from experiments.studies.cifar100.sizes import (
     RMS,
     SMALL,
 )
+from experiments.swap.config import SwapConfig
 from experiments.tuning.study import run_study
 from tests.experiments.tuning.fake_runner import FakeRunner
 
@@ -100,6 +102,22 @@ def test_the_small_cpu_study_runs_everything_once(study, tmp_path):
     other = dataclasses.replace(size, worker_epochs=2)
     with pytest.raises(ValueError, match="json is the record of another configuration"):
         study(other)
+
+
+def test_a_swap_with_another_end_of_its_first_phase_is_refused(tmp_path):
+    config = SwapConfig(workers=2, stop_epoch=3)
+    path = tmp_path / "swap.json"
+    fake_swap(path, config, None)
+    longer = dataclasses.replace(config, stop_epoch=5)
+    plan.refuse_another_swap(path, longer)  # an earlier record does not say
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**earlier, "workers": 2})
+    plan.refuse_another_swap(path, longer)
+    write_json(path, {**earlier, **config.settings()})
+    plan.refuse_another_swap(path, config)
+    message = r"json is the record of another configuration: stop_epoch=5 was 3; use"
+    with pytest.raises(ValueError, match=message):
+        plan.refuse_another_swap(path, longer)
 
 
 def test_checks_of_a_device_that_are_not_complete_are_made_again(tmp_path, monkeypatch):

@@ -282,10 +282,13 @@ def test_the_averaged_weights_get_statistics_of_their_own():
 
 
 def test_a_record_holds_figures_and_costs(few_digits, tmp_path):
-    config = SwapConfig(dataclasses.replace(LARGE, epochs=2), SMALL, workers=2)
+    large = dataclasses.replace(LARGE, epochs=2)
+    config = SwapConfig(large, SMALL, workers=2, stop_epoch=2, layout="vmap")
     path = tmp_path / "swap" / "run.json"
     line = record_swap(path, config, few_digits)
     found = json.loads(path.read_text(encoding="utf-8"))
+    settings = {"workers": 2, "stop_accuracy": None, "stop_epoch": 2, "layout": "vmap"}
+    assert {name: found[name] for name in settings} == settings
     assert found["large_epochs"] == 2.0
     assert found["worker_epochs"] == 4.0
     assert len(found["after_workers"]) == 2
