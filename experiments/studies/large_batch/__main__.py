@@ -38,7 +38,8 @@ class LargeBatchArguments:
     Attributes:
       data_dir: folder of all prepared data sets; a task without its data is left out.
       out: folder of the records, tables and curves.
-      tasks: tasks to run, all by default.
+      tasks: tasks to run, all by default; one setting for all tasks still depends on
+        the trials of all tasks for choices.
       groups: groups of methods to run, all by default.
       settings: folder of the CSV files of an earlier run of this study; the final runs
         are repeated with their settings, without a search.
@@ -72,17 +73,16 @@ def study_of(given: LargeBatchArguments, console: rich.console.Console) -> Study
     ):
         if unknown := sorted(set(chosen) - set(known)):
             raise ValueError(f"{name}={unknown!r} are unknown; allowed are {known}")
-    kept = []
+    left_out = []
     for task in study.tasks:
         if task.name not in (given.tasks or task.name):
-            continue
-        if given.report_only or _is_prepared(task, given.data_dir):
-            kept.append(task)
-        else:
+            left_out.append(task.name)
+        elif not (given.report_only or _is_prepared(task, given.data_dir)):
+            left_out.append(task.name)
             console.print(f"Task {task.name} is left out: its data is not prepared.")
     return dataclasses.replace(
         study,
-        tasks=tuple(kept),
+        left_out=tuple(left_out),
         groups=given.groups or study.groups,
         settings=given.settings,
     )

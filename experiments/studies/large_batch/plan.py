@@ -12,7 +12,11 @@ from experiments.config import RunConfig
 from experiments.records.files import read_record
 from experiments.studies.large_batch import methods
 from experiments.studies.large_batch.methods import Candidate
-from experiments.studies.large_batch.settings import common_setting, tuned_setting
+from experiments.studies.large_batch.settings import (
+    common_setting,
+    csv_path,
+    tuned_setting,
+)
 from experiments.studies.large_batch.tasks import (
     SMALL_TASKS,
     STEPS,
@@ -43,7 +47,8 @@ class Study:
     """How much is run.
 
     Attributes:
-      tasks: tasks in their order.
+      tasks: all tasks in their order, on which choices and the report depend.
+      left_out: names of the tasks that are not run.
       steps: length of the short runs.
       draws: first trials of a method whose rate, momentum and ramp are tuned.
       alone: first trials of a method with nothing but a learning rate.
@@ -55,6 +60,7 @@ class Study:
     """
 
     tasks: tuple[Task, ...] = TASKS
+    left_out: tuple[str, ...] = ()
     steps: int = STEPS
     draws: int = 12
     alone: int = 8
@@ -183,11 +189,12 @@ def folder_of(out: Path, place: Place, group: str) -> Path:
 
 
 def stages(study: Study, out: Path) -> list[Stage]:
-    """All of the study: group by group, each at all places."""
+    """All that is run: group by group, each at all places of the tasks."""
     return [
         Stage(_most_runs(study, group, place), _later(study, group, place, out))
         for group in study.groups
         for place in study.places
+        if place.task.name not in study.left_out
     ]
 
 
@@ -221,8 +228,9 @@ def calibrated(study: Study, out: Path) -> tuple[Candidate, ...]:
     The first trials are the same everywhere. The setting is the trial with the least
     mean logarithm of the training loss over the short runs of the tasks on which
     choices may be made; each loss counts as at most four times the method's best one
-    there. Empty as long as any of these trials is missing. With the settings of an
-    earlier study, it is the one that was run everywhere.
+    there. Empty as long as any of these trials is not complete, also where their task
+    is left out. With the settings of an earlier study, it is the one that was run
+    everywhere.
     """
     chosen_on = [
         place
@@ -231,9 +239,14 @@ def calibrated(study: Study, out: Path) -> tuple[Candidate, ...]:
     ]
 
     def setting_of(candidate: Candidate) -> Point | None:
-        if study.settings is None:
+        folder = study.settings
+        if folder is None:
             return _best_setting(study, candidate, chosen_on, out)
-        return common_setting(study.settings, study.places, candidate)
+        # Other tasks may have been left out of that study.
+        ran = [
+            p for p in study.places if p in chosen_on or csv_path(folder, p).exists()
+        ]
+        return common_setting(folder, ran, candidate)
 
     return tuple(
         _fixed(candidate, setting)
@@ -252,7 +265,10 @@ def _best_setting(
         paths = trial_paths(method, len(points), folder_of(out, place, "lead"))
         if not all(path.exists() for path in paths):
             return None
-        losses = [outcome(read_record(path)).train_loss for path in paths]
+        records = [read_record(path, interrupted=True) for path in paths]
+        if any(r.summary is None and r.stopped is None for r in records):
+            return None
+        losses = [outcome(record).train_loss for record in records]
         tiny = 1e-9  # so that a loss of zero has a logarithm
         logs = [math.log(x + tiny) if math.isfinite(x) else math.inf for x in losses]
         behind.append([min(log - min(logs), MOST_BEHIND) for log in logs])

@@ -90,6 +90,42 @@ def test_one_setting_is_chosen_on_half_of_the_tasks_and_run_on_all(tmp_path):
     assert not run(study, tmp_path, loss_of).ran
 
 
+def test_one_setting_waits_for_all_tasks_on_which_it_is_chosen(tmp_path):
+    second = dataclasses.replace(SMALL.tasks[0], name="second", batch_sizes=(128,))
+    study = dataclasses.replace(
+        SMALL, tasks=(*SMALL.tasks, second), groups=("lead", "calibrated")
+    )
+
+    def loss_of(config):
+        return 1 + abs(math.log(config.learning_rate / 0.05))
+
+    part = dataclasses.replace(study, left_out=("fresh", "second"))
+    ran = run(part, tmp_path, loss_of).ran
+    assert {path.parts[-5:-2] for path in ran} == {
+        ("chosen", "batch256_steps8", "lead")
+    }
+    assert not calibrated(part, tmp_path)
+    rest = dataclasses.replace(part, left_out=("chosen",), groups=("lead",))
+    ran = run(rest, tmp_path, loss_of).ran
+    assert len(calibrated(part, tmp_path)) == 3
+    # A trial of another task that was killed is missing, too.
+    (killed, *_) = [p for p in ran if "second" in p.parts and "muon" in p.name]
+    text = killed.read_text(encoding="utf-8")
+    killed.write_text(text[: text.index('{"kind": "summary"') + 9], encoding="utf-8")
+    assert len(calibrated(part, tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "left_out"),
+    [((), ()), (("fresh",), ("chosen",)), (("chosen",), ("fresh",))],
+)
+def test_the_command_keeps_the_tasks_that_it_does_not_run(given, left_out):
+    arguments = large_batch.LargeBatchArguments(small=True, tasks=given)
+    study = large_batch.study_of(arguments, rich.console.Console())
+    assert study.tasks == SMALL.tasks
+    assert study.left_out == left_out
+
+
 def write_csv_files(study, out):
     for place in study.places:
         cells = []
