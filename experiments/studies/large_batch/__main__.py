@@ -40,7 +40,7 @@ class LargeBatchArguments:
       out: folder of the records, tables and curves.
       tasks: tasks to run, all by default; one setting for all tasks still depends on
         the trials of all tasks for choices.
-      groups: groups of methods to run, all by default.
+      groups: groups of methods to run, all by default; the report is of all groups.
       settings: folder of the CSV files of an earlier run of this study; the final runs
         are repeated with their settings, without a search.
       workers: processes that train side by side, with a CPU core each.

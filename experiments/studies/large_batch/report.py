@@ -35,8 +35,9 @@ from experiments.studies.large_batch.settings import csv_path
 from experiments.studies.large_batch.tasks import Place
 from experiments.tuning.sweep import final_paths
 
-# Drawn as curves; the rows of all others are in the tables.
-DRAWN = ("lead", "more")
+# Groups of the tuned baselines. They are drawn as curves; the rows of all others are in
+# the tables.
+TUNED = ("lead", "more")
 # A row of the table of all places, by group and label.
 Row = tuple[str, str]
 
@@ -95,12 +96,17 @@ class Found:
 def write_report(study: Study, out: Path, console: rich.console.Console) -> None:
     """Writes ``report.md``, its pictures and, for each place, a CSV file of the runs.
 
+    They are of all records in the folder, whatever the last call has run.
+
     Raises:
       ValueError: if there is no place with a tuned baseline and another method.
     """
     found = [one for place in study.places if (one := _found(study, place, out))]
     if not found:
-        raise ValueError(f"out={str(out)!r} holds no tuned baseline of this study")
+        raise ValueError(
+            f"out={str(out)!r} holds no tuned baseline of this study, to which all "
+            f"figures are relative; run one of the groups {list(TUNED)} as well"
+        )
     parts = [_provenance(found)]
     short = [one for one in found if one.place.steps == study.steps]
     long = [one for one in found if one.place.steps != study.steps]
@@ -119,7 +125,7 @@ def write_report(study: Study, out: Path, console: rich.console.Console) -> None
         runs = csv_path(out, one.place)
         write_runs(cells, runs)
         name = f"loss_{runs.stem}.png"
-        drawn = [cell for row, cell in one.cells.items() if row[0] in DRAWN]
+        drawn = [cell for row, cell in one.cells.items() if row[0] in TUNED]
         draw_progress(drawn, "loss", out / name)
         parts.append(f"## {one.place.title}\n\n{table}\n![losses]({name})\n")
     (out / "report.md").write_text("\n".join(parts), encoding="utf-8")
@@ -128,12 +134,15 @@ def write_report(study: Study, out: Path, console: rich.console.Console) -> None
 
 def _found(study: Study, place: Place, out: Path) -> Found | None:
     cells: dict[Row, Cell] = {}
-    for group in study.groups:
+    for group in methods.GROUPS:
+        folder = folder_of(out, place, group)
+        if not folder.exists():
+            continue
         for candidate in candidates_of(study, group, place, out):
-            records = _records(study, place, candidate, folder_of(out, place, group))
+            records = _records(study, place, candidate, folder)
             if records:
                 cells[group, candidate.label] = Cell(tuple(records))
-    tuned = [cell for row, cell in cells.items() if row[0] in ("lead", "more")]
+    tuned = [cell for row, cell in cells.items() if row[0] in TUNED]
     best = best_baseline(tuned, methods.PUBLISHED)
     return None if best is None else Found(place, cells, best)
 
@@ -200,7 +209,8 @@ def _overview(found: Sequence[Found]) -> str:
         "batches, the median over seeds, then a mean of five steps; below 1e-6 it is "
         "rounding and counts as that. Above one: the "
         "method ends above the baseline, which passed its end at that part of the run "
-        "(the inverse).\n\n"
+        "(the inverse). The first mean is that of step five, so a figure of a fifth of "
+        "the baseline's steps is a bound: at least that.\n\n"
     )
     return text + Table(columns, "").markdown()
 

@@ -10,7 +10,7 @@ import rich.console
 from experiments.optimizers import build
 from experiments.records.files import read_record, read_records
 from experiments.report.cells import Cell
-from experiments.report.runs_csv import write_runs
+from experiments.report.runs_csv import read_runs, write_runs
 from experiments.studies.large_batch import __main__ as large_batch
 from experiments.studies.large_batch import methods, step_times
 from experiments.studies.large_batch.plan import (
@@ -22,10 +22,15 @@ from experiments.studies.large_batch.plan import (
     stages,
     sweep_of,
 )
-from experiments.studies.large_batch.report import Found, geometric_mean
+from experiments.studies.large_batch.report import (
+    Found,
+    geometric_mean,
+    write_report,
+)
 from experiments.studies.large_batch.settings import csv_path
 from experiments.tuning.study import run_study
-from experiments.tuning.sweep import final_records
+from experiments.tuning.sweep import final_paths, final_records
+from tests.experiments.report.synthetic import falling, write
 from tests.experiments.report.test_steps_to import cell
 from tests.experiments.tuning.fake_runner import FakeRunner
 
@@ -299,6 +304,48 @@ def test_wrong_input_ends_the_timing_with_a_message(given, message):
 def test_wrong_input_ends_the_command_with_a_message(given, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
         large_batch.main(["--small", f"--out={tmp_path}", *given])
+
+
+def leave(study, place, group, out):
+    """Records of the final runs of a group; each method starts a bit lower."""
+    candidates = candidates_of(study, group, place, out)
+    sweep = sweep_of(study, place, candidates)
+    for number, method in enumerate(sweep.methods):
+        one = dataclasses.replace(sweep, methods=(method,))
+        paths = final_paths(one, folder_of(out, place, group))
+        for seed, path in zip(study.final_seeds, paths, strict=True):
+            settings = dataclasses.asdict(method.config) | {"seed": seed}
+            losses = falling(study.steps, 0.1, start=2 - 0.01 * number - seed**-2)
+            write(path.parent, path.stem, settings, losses, final=losses[-1])
+    return len(candidates)
+
+
+def test_a_report_is_of_all_groups_whatever_was_run_last(tmp_path):
+    study = dataclasses.replace(SMALL, groups=("step",))
+    place, console = study.places[0], rich.console.Console(file=io.StringIO())
+    step = leave(study, place, "step", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"no tuned baseline .*groups \['lead', 'more'"
+    ):
+        write_report(study, tmp_path, console)
+    lead = leave(study, place, "lead", tmp_path)
+    write_report(study, tmp_path, console)
+    runs = csv_path(tmp_path, place)
+    optimizers = [record.config.optimizer for record in read_runs(runs)]
+    assert len(optimizers) == len(study.final_seeds) * (lead + step)
+    # Those of the tuned methods first, on which `tuned_setting` depends.
+    assert optimizers[0] == "muon"
+    assert set(optimizers[-len(study.final_seeds) * step :]) == {"slope_ratio"}
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| **Adam** |" in text
+    # A better baseline of another group is the one that all are compared with.
+    leave(study, place, "more", tmp_path)
+    for path in folder_of(tmp_path, place, "more").rglob("*shampoo*.jsonl"):
+        path.write_text(path.read_text().replace('"loss": 1.', '"loss": 0.'))
+    write_report(study, tmp_path, console)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| **Shampoo** |" in text
+    assert "**Adam**" not in text
 
 
 @pytest.mark.slow
