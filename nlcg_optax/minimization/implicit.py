@@ -143,7 +143,7 @@ def tangents_of(
         # A product is linear: reverse mode would lose the NaN of a selection.
         return tangent * jnp.where(success, 1, jnp.nan).astype(tangent.dtype)
 
-    # Before and after the solver, which turns NaN into zero: reverse mode begins at the
+    # Before and after the solver, which ends at once for NaN: reverse mode begins at the
     # other end.
     minus = jax.tree.map(lambda x: valid(-x), right)
     u_dot = jax.lax.custom_linear_solve(
@@ -222,4 +222,6 @@ def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTre
     zero = jax.tree.map(jnp.zeros_like, b)
     begin = (zero, b, b, start, jnp.ones_like(unit), 0)
     x, *_, scale, _ = while_loop(continues, step, begin)
-    return over(x, scale / unit)
+    # A right side that is not finite ends the loop at once, at zero.
+    known = jnp.where(jnp.isfinite(start), 1, jnp.nan)
+    return over(x, known * scale / unit)

@@ -115,3 +115,21 @@ def test_tangents_may_be_numbers_of_python():
     found, tangent = jax.jvp(solution, (1.2,), (1.0,))
     np.testing.assert_allclose(found, 1.2, rtol=1e-6)
     np.testing.assert_allclose(tangent, 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_right_side_that_is_not_finite_gives_no_derivative(jitted):
+    def solution(a):  # sqrt has an infinite slope at zero, and none below
+        return minimize(lambda x: jnp.sum((x - jnp.sqrt(a)) ** 2), jnp.ones(2)).x
+
+    def beyond(a):
+        return jnp.sum(jnp.sqrt(minimize(lambda x: (x - a) ** 2, 0.0).x - 2.0))
+
+    forward, reverse = jax.jacfwd(solution), jax.grad(beyond)
+    if jitted:
+        forward, reverse = jax.jit(forward), jax.jit(reverse)
+    assert not np.isfinite(forward(0.0)).any()
+    assert np.isnan(reverse(1.0))
+    # Finite ones of the same functions: 1/2 a^(-1/2) at 4, and likewise at 6 - 2.
+    np.testing.assert_allclose(forward(4.0), 0.25, rtol=1e-5)
+    np.testing.assert_allclose(reverse(6.0), 0.25, rtol=1e-5)
