@@ -13,10 +13,13 @@ from nlcg_optax.minimization.result import MinimizeResult
 from nlcg_optax.trees.inner_products import max_abs, vdots
 from nlcg_optax.xla.varying import while_loop
 
-# Limits of the conjugate gradients that solve with the Hessian: the residual relative
-# to the right side, and the iterations per number.
-TOLERANCE = 1e-10
-ITERATIONS = 10
+# The conjugate gradients that solve with the Hessian end at this residual relative to
+# the right side, or at this many units of its rounding: along directions without
+# curvature they would magnify what is left, which is rounding, without bound.
+TOLERANCE, ROUNDINGS = 1e-10, 10
+# Limit on their iterations, each with one product. In float64, 100 parameters with a
+# condition number of 1e8 need 5000.
+MOST_PRODUCTS = 10_000
 
 Run = Callable[[PyTree, Any, PyTree], MinimizeResult]
 Tangents = Callable[[PyTree, Any, Any, jax.Array], tuple[PyTree, jax.Array, PyTree]]
@@ -183,7 +186,8 @@ def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTre
 
     Those of `jax.scipy.sparse.linalg.cg` refuse arrays on an explicit mesh. ``b`` and
     the first product are scaled, because their squares might over- or underflow; the
-    factors are powers of two, so that nothing is rounded.
+    factors are powers of two, so that nothing is rounded. The solution is NaN if ``b``
+    is not finite, or if the residual is at last larger than ``b``.
     """
 
     def norm(x: PyTree) -> jax.Array:
@@ -202,11 +206,15 @@ def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTre
     unit = size(b)
     b = over(b, unit)
     start = norm(b)
-    most = ITERATIONS * sum(leaf.size for leaf in jax.tree.leaves(b))
+    eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(b))
+    tolerance = max(TOLERANCE, ROUNDINGS * eps)
 
     def continues(carry: Any) -> jax.Array:
         _, _, _, square, _, count = carry
-        return (square > TOLERANCE**2 * start) & (count < most)
+        # A residual grows by at most the root of the condition number, unless some
+        # direction has no curvature.
+        within = (square > tolerance**2 * start) & (square * eps < start)
+        return within & (count < MOST_PRODUCTS)
 
     def step(carry: Any) -> Any:
         x, residual, direction, square, scale, count = carry
@@ -221,7 +229,7 @@ def _conjugate_gradients(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTre
 
     zero = jax.tree.map(jnp.zeros_like, b)
     begin = (zero, b, b, start, jnp.ones_like(unit), 0)
-    x, *_, scale, _ = while_loop(continues, step, begin)
+    x, _, _, square, scale, _ = while_loop(continues, step, begin)
     # A right side that is not finite ends the loop at once, at zero.
-    known = jnp.where(jnp.isfinite(start), 1, jnp.nan)
-    return over(x, known * scale / unit)
+    is_solved = jnp.isfinite(start) & (square <= start)
+    return over(x, jnp.where(is_solved, scale / unit, jnp.nan))

@@ -85,7 +85,8 @@ def minimize(
     :math:`\nabla^2 f\, dx = -d\nabla f`, solved by conjugate gradients on
     Hessian-vector products, and :math:`df = \partial_a f\, da`. The derivatives are
     those of an exact stationary point with a positive definite Hessian, and NaN if the
-    run had no success. The other results have none.
+    run had no success or the conjugate gradients do not converge. The other results
+    have none.
 
     Internally the arrays are real, and those of a small tree are one vector, which
     compiles and runs faster (at most 8192 numbers of one dtype, with a method for which

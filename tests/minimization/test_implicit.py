@@ -133,3 +133,39 @@ def test_a_right_side_that_is_not_finite_gives_no_derivative(jitted):
     # Finite ones of the same functions: 1/2 a^(-1/2) at 4, and likewise at 6 - 2.
     np.testing.assert_allclose(forward(4.0), 0.25, rtol=1e-5)
     np.testing.assert_allclose(reverse(6.0), 0.25, rtol=1e-5)
+
+
+def test_directions_without_curvature_do_not_magnify_rounding():
+    rng = np.random.default_rng(0)
+    # Five of ten parameters are determined, with singular values between 1 and 2.
+    u, _, v = np.linalg.svd(rng.normal(size=(5, 10)), full_matrices=False)
+    matrix = ((u * np.linspace(1, 2, 5)) @ v).astype(np.float32)
+
+    def solution(a):
+        return minimize(lambda x: jnp.sum((matrix @ x - a) ** 2), jnp.zeros(10)).x
+
+    # The condition number of the Hessian, 4, times 10 units of rounding is 5e-6.
+    found = jax.jit(jax.jacfwd(solution))(jnp.ones(5))
+    np.testing.assert_allclose(found, np.linalg.pinv(matrix), atol=1e-5)
+    found = jax.jit(jax.jacrev(lambda a: matrix @ solution(a)))(jnp.ones(5))
+    np.testing.assert_allclose(found, np.eye(5), atol=1e-5)
+    # Backwards, the parameters themselves are not determined.
+    assert np.isnan(jax.grad(lambda a: solution(a)[0])(jnp.ones(5))).all()
+
+
+def test_a_hessian_of_any_condition_is_solved_or_gives_no_derivative(x64):
+    def relative_error(condition):
+        weights = np.logspace(0, -np.log10(condition), 100)
+
+        def solution(a):  # begins at its solution, zero
+            return minimize(
+                lambda x: jnp.sum(weights * x**2) / 2 - a * jnp.sum(x), jnp.zeros(100)
+            ).x
+
+        _, found = jax.jvp(solution, (0.0,), (1.0,))
+        exact = 1 / weights
+        return np.linalg.norm(found - exact) / np.linalg.norm(exact)
+
+    # Ten units of rounding, 2e-15, times the condition number; and a residual of 1e-10.
+    assert relative_error(1e8) < 1e-6
+    assert np.isnan(relative_error(1e14))
