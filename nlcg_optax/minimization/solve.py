@@ -226,8 +226,15 @@ def _begins(state: Any, new_objective: bool) -> str:
 
 
 def _shapes_of(tree: PyTree) -> str:
-    shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
-    return str(shapes).replace("'", "")
+    """Dtypes and shapes by the paths of the leaves: a container may have no text."""
+    texts = []
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        shape = f"{x.dtype}{list(x.shape)}"
+        if not path:  # an array alone
+            return shape
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        texts.append(f"{name}: {shape}")
+    return "{" + ", ".join(texts) + "}"
 
 
 def _check_state(
