@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from nlcg_optax import validation
@@ -245,6 +246,13 @@ def _check_state(
     text: str,
 ) -> None:
     """Raises ValueError if a state belongs to another tree, method or objective."""
+    batch = jnp.shape(state.status)
+    if batch:
+        raise ValueError(
+            f"state= is that of a batch of runs, of shape {list(batch)}; resume it "
+            "under jax.vmap, too, such as jax.vmap(lambda x, s: minimize(fun, x, "
+            "state=s))(x0, result.state)"
+        )
     if state.layout.text != text:
         raise ValueError(
             f"state= is of parameters with the shapes {state.layout.text}, but x0 has "

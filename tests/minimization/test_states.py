@@ -46,3 +46,17 @@ def test_states_of_two_programs_are_alike():
     ]
     structures = [jax.tree.structure(state) for state in states]
     assert structures[0] == structures[1]
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+def test_a_state_of_a_batch_is_told_from_that_of_one_run(shape):
+    start = Point(jnp.zeros((2, 3)))
+    batch = jax.vmap(lambda p: minimize(quartic, p, max_iterations=2))(start)
+    with pytest.raises(ValueError, match=r"batch of runs, of shape \[2\]; .*jax.vmap"):
+        minimize(quartic, Point(jnp.zeros(shape)), state=batch.state)
+    rest = jax.vmap(lambda p, state: minimize(quartic, p, state=state))(
+        start, batch.state
+    )
+    # Newton's method on x⁴ leaves a third of the error: it ends at a residual.
+    assert bool(jnp.all(rest.success))
+    np.testing.assert_allclose(rest.x.array, 1.0, atol=0.1)
