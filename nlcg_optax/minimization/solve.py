@@ -127,7 +127,9 @@ def minimize(
       callback: called on the host at the start and after each iteration with a
         `nlcg_optax.minimization.state.Progress`. A parameter named ``x`` or ``xk`` gets
         the point, too, and ``intermediate_result`` is a progress with the point as its
-        ``x``. The run ends when it returns True or raises ``StopIteration``.
+        ``x``. The run ends when it returns True or raises ``StopIteration``. Under
+        ``vmap`` or ``jit`` it is part of the program: define it once, as each new one
+        is compiled and kept.
       **unknown: raise an error that names the argument to use.
 
     Returns:
