@@ -59,7 +59,8 @@ def trace(fn: Callable[..., Any], *args: Any) -> Traced:
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     walk = _Walk()
     key = walk.program(closed.jaxpr, closed.consts)
-    return Traced(closed.jaxpr, walk.values, key, shape, walk.has_custom_rules)
+    lean = _without_consts(closed.jaxpr)
+    return Traced(lean, walk.values, key, shape, walk.has_custom_rules)
 
 
 def evaluate(
@@ -101,7 +102,7 @@ def _evaluate(
         if inner is None and not custom and eqn.primitive.name in CUSTOM_RULES:
             outputs = jaxpr_as_fun(eqn.params["call_jaxpr"])(*inputs)
         elif inner is not None:
-            inner_consts = [next(rest) for _ in inner.consts]
+            inner_consts = [next(rest) for _ in inner.jaxpr.constvars]
             outputs = _evaluate(inner.jaxpr, inner_consts, inputs, rest, custom)
         else:
             outputs = _bind(eqn, inputs)
@@ -154,6 +155,22 @@ def largest_input(jaxpr: Jaxpr) -> int:
 
 def _size(aval: Any) -> int:
     return math.prod(getattr(aval, "shape", ()))
+
+
+def _without_consts(jaxpr: Jaxpr) -> Jaxpr:
+    """The program with empty places for the constants of each nested `jax.jit`."""
+    eqns = list(jaxpr.eqns)
+    for number, eqn in enumerate(eqns):
+        inner = _inlined(eqn)
+        if inner is None:
+            continue
+        lean = _without_consts(inner.jaxpr)
+        if lean is inner.jaxpr and not inner.consts:
+            continue
+        emptied = ClosedJaxpr(lean, [None] * len(inner.consts))
+        eqns[number] = eqn.replace(params={**eqn.params, "jaxpr": emptied})
+    is_same = all(new is old for new, old in zip(eqns, jaxpr.eqns, strict=True))
+    return jaxpr if is_same else jaxpr.replace(eqns=eqns)
 
 
 class _Walk:

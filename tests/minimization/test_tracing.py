@@ -114,8 +114,8 @@ def test_everything_is_read_anew():
         np.testing.assert_allclose(minimize(fun, jnp.zeros(2)).x, new, atol=1e-5)
 
 
-@pytest.mark.parametrize("softplus", [False, True])
-def test_new_data_compile_nothing_and_old_data_are_released(softplus, monkeypatch):
+@pytest.mark.parametrize("kind", ["plain", "softplus", "jit"])
+def test_new_data_compile_nothing_and_old_data_are_released(kind, monkeypatch):
     made = []
     build = programs.Program
 
@@ -128,10 +128,12 @@ def test_new_data_compile_nothing_and_old_data_are_released(softplus, monkeypatc
 
     def solve(center):
         data = jnp.full(2, center)
-        bend = jax.nn.softplus if softplus else jnp.abs
-        x = minimize(
-            lambda x: jnp.sum((x - data) ** 2) + 0 * jnp.sum(bend(x)), jnp.ones(2)
-        ).x
+        bend = jax.nn.softplus if kind == "softplus" else jnp.abs
+
+        def fun(x):
+            return jnp.sum((x - data) ** 2) + 0 * jnp.sum(bend(x))
+
+        x = minimize(jax.jit(fun) if kind == "jit" else fun, jnp.ones(2)).x
         return x, weakref.ref(data)
 
     for center in (3.0, 4.0, 5.0):
