@@ -19,6 +19,14 @@ from nlcg_optax.dtypes import PyTree
 
 # Primitives with custom derivatives, which the jaxpr does not show.
 CUSTOM_RULES = ("custom_jvp_call", "custom_vjp_call")
+# Parameters that are new objects in every trace: those of custom rules, see
+# `Traced.has_custom_rules`, and a function that the ``jaxpr`` beside it shows.
+LEFT_OUT = {
+    **dict.fromkeys(
+        CUSTOM_RULES, ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees")
+    ),
+    "reduce": ("computation",),
+}
 
 
 class Traced(NamedTuple):
@@ -219,10 +227,7 @@ class _Walk:
 
     def _params(self, eqn: JaxprEqn) -> Hashable:
         self.has_custom_rules |= eqn.primitive.name in CUSTOM_RULES
-        left_out: tuple[str, ...] = ()
-        if eqn.primitive.name in CUSTOM_RULES:
-            # New objects in every trace; see `Traced.has_custom_rules`.
-            left_out = ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees")
+        left_out = LEFT_OUT.get(eqn.primitive.name, ())
         return tuple(
             (name, self._constant(eqn.params[name]))
             for name in sorted(eqn.params.keys() - set(left_out))

@@ -89,6 +89,17 @@ def test_a_third_call_of_either_of_two_jitted_functions_is_told_apart():
         assert jnp.max(jnp.abs(jax.grad(function)(result.x))) < 1e-3
 
 
+def test_a_reducer_compiles_once_but_another_one_again():
+    def total(weight):
+        return trace(
+            lambda x: jax.lax.reduce(x, 0.0, lambda a, b: a + weight * b, (0,)),
+            jnp.ones(3),
+        )
+
+    assert total(1.0).key == total(1.0).key
+    assert total(1.0).key != total(2.0).key
+
+
 def test_the_size_of_a_problem_counts_what_it_is_given():
     data = jnp.ones([40, 30])
     closed = jax.make_jaxpr(lambda x: jnp.sum((data @ x) ** 2))(jnp.ones(30))
