@@ -309,6 +309,10 @@ def _after_point(rules: WolfeRules, state: SearchState, point: Point) -> SearchS
     ascends = finite & (point.slope >= 0)
     level = point.value <= state.start_value + state.tolerance
     is_low = finite & ~ascends & level
+    # The slope of an infinite value is infinite, as at first: `minimize` returns the
+    # bracket, where NaN would alarm `jax.debug_nans` without an error of the caller.
+    slope = jnp.where(jnp.isinf(point.value), jnp.inf, point.slope)
+    point = point._replace(slope=slope)
     is_replaced = jnp.array([[True], [False]]) == is_low
     both = jnp.stack([*point, *point]).reshape(2, 3)
     bracket = jnp.where(is_replaced, both, state.bracket)
