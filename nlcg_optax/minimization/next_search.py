@@ -1,6 +1,6 @@
 """The next direction of `minimize`, and the line search along it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +121,12 @@ def _forgotten_if(
     # No selection: state must not be rewritten every time.
     return apply_if(
         condition,
-        lambda _, old: optax.tree.cast_like(method.direction.init(params), old),
+        lambda _, old: jax.tree.map(_cast_like, method.direction.init(params), old),
         state,
     )
+
+
+def _cast_like(leaf: Any, model: jax.Array) -> Any:
+    """The leaf in the dtype of another; random keys and Python numbers need no cast."""
+    dtype = getattr(leaf, "dtype", model.dtype)
+    return leaf if dtype == model.dtype else leaf.astype(model.dtype)
