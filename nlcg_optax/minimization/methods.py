@@ -72,10 +72,15 @@ def nlcg_method(
     Returns:
       A method.
 
+    Raises:
+      TypeError: if the rule or another number is traced, as under ``vmap``: the
+        compiled program depends on it.
+
     Examples:
       >>> nlcg_method("pr+").rules.max_slope_ratio
       0.1
     """
+    validation.check_static(rule=rule, **kwargs)
     defaults = {"beta_min": -jnp.inf, "beta_max": jnp.inf, "restart": "powell"}
     return Method(
         scale_by_nlcg(rule, **{**defaults, **kwargs}),
@@ -99,10 +104,15 @@ def limited_memory_method(
     Returns:
       A method.
 
+    Raises:
+      TypeError: if an argument is traced, as under ``vmap``: the compiled program
+        depends on it.
+
     Examples:
       >>> limited_memory_method(5).initial_step
       'one'
     """
+    validation.check_static(memory=memory, rule=rule, **kwargs)
     metric = scale_by_limited_memory(memory)
     if rule is None:
         # Not `scale_by_nlcg` with a β of zero: it protects the state of any
