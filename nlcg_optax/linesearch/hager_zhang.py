@@ -87,7 +87,8 @@ def scale_by_hager_zhang_linesearch(
         minimizer of the parabola, instead of the trial step itself. ``"adaptive"``,
         for ``initial_step="one"``: only if the minimizer along the previous direction
         differed from the unit step by more than a factor of three.
-      max_evaluations: values and gradients per search.
+      max_evaluations: values and gradients per search, at least two if it may start
+        with the quadratic step.
 
     Returns:
       A transformation. Its ``update`` needs ``params`` and the extra arguments

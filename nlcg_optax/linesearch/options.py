@@ -1,5 +1,6 @@
 """The arguments of the line search, checked."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,15 @@ from nlcg_optax import validation
 from nlcg_optax.linesearch.wolfe_search import WolfeRules
 
 INITIAL_STEPS = ("previous", "one")
+# Open intervals. Those of the last two begin at the least factors of `wolfe_search`.
+RANGES = (
+    ("shrinkage", 0, 1),
+    ("expansion", 1, math.inf),
+    ("contraction", 0, 1),
+    ("non_finite_contraction", 0, 1),
+    ("max_extrapolation", 1.1, math.inf),
+    ("max_quadratic_step", 0.01, math.inf),
+)
 
 
 class Options(NamedTuple):
@@ -33,16 +43,45 @@ def checked_options(
     max_evaluations: int,
 ) -> Options:
     """Returns the `Options` with these values; raises where one is out of its range."""
-    _check_conditions(sufficient_decrease, max_slope_ratio)
     validation.check_choice("initial_step", initial_step, INITIAL_STEPS)
     _check_quadratic_step(quadratic_step, initial_step)
-    validation.check_positive_int("max_evaluations", max_evaluations)
     rules = WolfeRules(
         sufficient_decrease=sufficient_decrease,
         max_slope_ratio=max_slope_ratio,
         max_evaluations=max_evaluations,
     )
+    check_rules(rules, has_probe=quadratic_step is not False)
     return Options(rules, initial_step, quadratic_step)
+
+
+def check_rules(rules: WolfeRules, *, has_probe: bool = True) -> None:
+    """Raises ValueError if a parameter of a search is out of its range.
+
+    Args:
+      rules: the parameters; arrays are let through.
+      has_probe: whether a search may begin with a value alone. Such a point cannot be
+        accepted, so that one more is needed.
+
+    Examples:
+      >>> check_rules(WolfeRules(shrinkage=2.0))
+      Traceback (most recent call last):
+      ValueError: shrinkage=2.0 is not in (0, 1)
+    """
+    _check_conditions(rules.sufficient_decrease, rules.max_slope_ratio)
+    for name, low, high in RANGES:
+        value = getattr(rules, name)
+        if isinstance(value, jax.Array):
+            continue
+        validation.check_number(name, value)
+        if not low < value < high:
+            raise ValueError(f"{name}={value!r} is not in ({low:g}, {high:g})")
+    most = rules.max_evaluations
+    validation.check_positive_int("max_evaluations", most)
+    if has_probe and not isinstance(most, jax.Array) and most < 2:
+        raise ValueError(
+            f"max_evaluations={most!r} leaves no point to accept after the quadratic "
+            "step, which measures a value alone; allowed are at least 2"
+        )
 
 
 def _check_conditions(sufficient_decrease: Any, max_slope_ratio: Any) -> None:

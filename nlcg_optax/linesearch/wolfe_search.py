@@ -46,7 +46,7 @@ class WolfeRules(NamedTuple):
       contraction: θ; where in the bracket to go when its upper end lies too high.
       non_finite_contraction: the same when its upper end is not finite and its lower
         end is still the start.
-      max_evaluations: limit on the values and gradients of a search.
+      max_evaluations: limit on the values and gradients of a search, at least 2.
     """
 
     sufficient_decrease: Any = 0.1

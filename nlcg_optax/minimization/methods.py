@@ -11,6 +11,7 @@ import optax
 from nlcg_optax import validation
 from nlcg_optax.direction.rules import RULES, ConjugacyRule
 from nlcg_optax.direction.transform import scale_by_nlcg
+from nlcg_optax.linesearch.options import check_rules
 from nlcg_optax.linesearch.wolfe_search import WolfeRules
 from nlcg_optax.preconditioners.limited_memory import (
     forget_pairs,
@@ -143,8 +144,9 @@ def _with_extra_args(
 def _numbers(rules: WolfeRules) -> WolfeRules:
     """The rules as Python numbers, on which the compiled program depends."""
     validation.check_static(**rules._asdict())
-    values = [x.item() if hasattr(x, "item") else x for x in rules]
-    return WolfeRules(*values)
+    numbers = WolfeRules(*(x.item() if hasattr(x, "item") else x for x in rules))
+    check_rules(numbers)
+    return numbers
 
 
 def get_method(method: str | Method | optax.GradientTransformation) -> Method:
@@ -157,7 +159,8 @@ def get_method(method: str | Method | optax.GradientTransformation) -> Method:
       The method.
 
     Raises:
-      ValueError: if the name is unknown.
+      ValueError: if the name is unknown, or a rule of the line search is out of its
+        range.
       TypeError: if it is none of these, or rules of the line search are traced.
 
     Examples:

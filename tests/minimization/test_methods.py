@@ -6,8 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from nlcg_optax import minimize
-from nlcg_optax.minimization.methods import limited_memory_method, nlcg_method
+from nlcg_optax import minimize, scale_by_hager_zhang_linesearch
+from nlcg_optax.linesearch.wolfe_search import WolfeRules
+from nlcg_optax.minimization.methods import (
+    Method,
+    get_method,
+    limited_memory_method,
+    nlcg_method,
+)
 
 
 def parabola(x):
@@ -36,3 +42,38 @@ def test_a_traced_rule_is_refused(make):
     for transform in (jax.vmap, jax.jit):
         with pytest.raises(TypeError, match="rule=.* is traced"):
             transform(least)(jnp.array([0.1, 0.5]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sufficient_decrease", 0.5),
+        ("max_slope_ratio", 1.0),
+        ("shrinkage", 1.0),
+        ("expansion", np.nan),
+        ("contraction", 0.0),
+        ("non_finite_contraction", 2.0),
+        ("max_extrapolation", 1.0),
+        ("max_quadratic_step", 0.0),
+        ("max_evaluations", 1),
+        ("max_evaluations", 2.5),
+    ],
+)
+def test_rules_out_of_their_range_are_refused(name, value):
+    rules = WolfeRules(**{name: value})
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        get_method(Method(optax.identity(), rules))
+
+
+def test_a_search_needs_a_point_after_the_quadratic_step():
+    for quadratic_step in (True, "adaptive"):
+        with pytest.raises(ValueError, match="max_evaluations=1 .* quadratic step"):
+            scale_by_hager_zhang_linesearch(
+                max_evaluations=1, quadratic_step=quadratic_step, initial_step="one"
+            )
+    tx = scale_by_hager_zhang_linesearch(max_evaluations=1, quadratic_step=False)
+    x, grad = jnp.zeros(2), jnp.full(2, -2.0)
+    updates, _ = tx.update(
+        -grad, tx.init(x), x, value=parabola(x), grad=grad, value_fn=parabola
+    )
+    assert parabola(updates) < parabola(x)
