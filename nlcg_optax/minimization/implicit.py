@@ -146,8 +146,8 @@ def tangents_of(
         # A product is linear: reverse mode would lose the NaN of a selection.
         return tangent * jnp.where(success, 1, jnp.nan).astype(tangent.dtype)
 
-    # Before and after the solver, which ends at once for NaN: reverse mode begins at the
-    # other end.
+    # Before and after the solver, which ends at once for NaN: reverse mode begins at
+    # the other end.
     minus = jax.tree.map(lambda x: valid(-x), right)
     u_dot = jax.lax.custom_linear_solve(
         hessian, minus, _conjugate_gradients, symmetric=True

@@ -57,6 +57,6 @@ def test_a_state_of_a_batch_is_told_from_that_of_one_run(shape):
     rest = jax.vmap(lambda p, state: minimize(quartic, p, state=state))(
         start, batch.state
     )
-    # Newton's method on x⁴ leaves a third of the error: it ends at a residual.
     assert bool(jnp.all(rest.success))
-    np.testing.assert_allclose(rest.x.array, 1.0, atol=0.1)
+    # At this distance all but 1e-6 of the objective is gone.
+    np.testing.assert_allclose(rest.x.array, 1.0, atol=0.03)
