@@ -68,10 +68,12 @@ def minimize(
     left to gain is below the rounding of the precision, once neither the objective nor
     its gradient has become smaller for 10 iterations (40 with the other kinds) and for
     an eighth of all iterations, or once two searches in a row have failed.
-    ``result.message`` then says "converged to rounding". Before either success it
-    searches once more in units of the parameters (`second_look`), since parameters of
-    very different sizes hide a descent from each other: in their own sizes and, with at
-    most 8192 numbers, in units that the gradient at x0 gives.
+    ``result.message`` then says "converged to rounding". Before it ends in success
+    (with the other kinds only before "converged to rounding"), and if the gradient is
+    large enough to hide a descent, it searches again (`second_look`), since parameters
+    of very different sizes hide a descent from each other: with at most 8192 numbers in
+    units that the gradient at x0 gives, then in their own sizes; in each along the
+    steepest descent, then along it without its part normal to a steep wall.
 
     ``fun`` is traced at every call, so that whatever it reads is read anew. The arrays
     and numbers it closes over become arguments of the compiled program: the same
