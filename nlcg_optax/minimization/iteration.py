@@ -120,10 +120,11 @@ def iterate(
     if limits.tol_kind == "decrease":
         looks_again |= ~in_vain & (status == Status.CONVERGED)
     looks_again |= in_vain & (before.look < LOOKS)
-    looks_again &= iterations.nit < limits.max_iterations
     if callback is not None:
+        # Not for failed searches, neighbors and second looks in vain.
+        active &= ~is_rescaled & (taken.is_first | (iterations.nit > before.nit))
         status, ends = _call_back(
-            callback, active & ~is_rescaled, state, taken, step, iterations, status
+            callback, active, state, taken, step, iterations, status
         )
         looks_again &= ~ends
     new = state._replace(
@@ -150,6 +151,11 @@ def iterate(
     )
     look = jnp.where(in_vain, before.look + 1, 1)
     new = apply_if(looks_again, lambda _, s: second_look(limits, s, look), new)
+    # A look for which no iteration is left is made if the run is resumed.
+    cut = looks_again & (new.status == Status.RUNNING)
+    cut &= iterations.nit >= limits.max_iterations
+    limit = jnp.asarray(int(Status.MAX_ITERATIONS), new.status.dtype)
+    new = new._replace(status=jnp.where(cut, limit, new.status))
     return apply_if(
         is_rescaled & (status == Status.RUNNING),
         lambda _, s: rescaled(objective, method, s, scale),
@@ -285,8 +291,8 @@ def _status(
     vanished = has_vanished(limits, sizes, evaluated.value, evaluated.grad_max)
     converged |= vanished[0] & ~vanished[1]
     at_rest |= vanished[1]
-    # The objective is scaled so that the size of its gradient is near 1.
-    start_size = jnp.maximum(1, jnp.abs(known.start_value))
+    start_size = jnp.maximum(jnp.abs(known.start_value), known.start_grad_max)
+    start_size = jnp.maximum(1, start_size)
     most = float(jnp.finfo(start_size.dtype).max) * NEARLY_INFINITE
     least_value = -jnp.minimum(UNBOUNDED * start_size, most)
     for condition, code in (

@@ -108,10 +108,8 @@ def run(
     start = continues(state), turns, state
     end = while_loop(lambda carry: carry[0], body, start)[2]
     spent = (end.status == Status.RUNNING) & (end.work >= limits.max_evaluations)
-    # A second look that is cut short ends with the status that it has put off.
-    counts = Iterations(*end.iterations)
-    limited = jnp.where(counts.look > 0, counts.put_off, Status.MAX_EVALUATIONS)
-    return end._replace(status=jnp.where(spent, limited, end.status).astype(jnp.int32))
+    status = jnp.where(spent, Status.MAX_EVALUATIONS, end.status)
+    return end._replace(status=status.astype(jnp.int32))
 
 
 def _measure(

@@ -258,18 +258,23 @@ def resume(objective: Objective, limits: Limits, state: MinimizeState) -> Minimi
     nit, num_stalled, *_ = Iterations(*state.iterations)
     best, status = state.best, state.status
     is_met = has_small_gradient(limits, state.sizes, best.value, best.grad_max)
-    # A single promise says little, unless several of them had ended the run.
-    trusted = is_small_fraction(limits, state.sizes, best.grad_max)
-    trusted |= status == Status.CONVERGED
+    within = state.work < limits.max_evaluations
+    within &= nit < limits.max_iterations
+    # A single promise says little, unless several of them had ended the run, or it is
+    # all that will be known.
+    had_converged = status == Status.CONVERGED
+    trusted = ~within & is_small_fraction(limits, state.sizes, best.grad_max)
+    trusted |= had_converged
     is_met |= trusted & promises_little(limits, state.sizes, state.candidate.value)
     is_met |= has_vanished(limits, state.sizes, best.value, best.grad_max)[0]
     is_met &= jnp.isfinite(best.value) & (status != Status.UNBOUNDED_BELOW)
-    within = state.work < limits.max_evaluations
-    within &= nit < limits.max_iterations
     limited = (status == Status.MAX_ITERATIONS) | (status == Status.MAX_EVALUATIONS)
     limited |= (status == Status.STOPPED) | (status == Status.OTHER_OBJECTIVE)
     limited |= (status == Status.STAGNATION) & (num_stalled < limits.patience)
-    runs = (limited & within) | (status == Status.CONVERGED)
+    if limits.tol_kind == "decrease":  # after a search in vain there is no promise
+        had_converged &= within | jnp.isfinite(Sizes(*state.sizes).promise)
+    limited |= had_converged
+    runs = limited & within
     exceeded = jnp.where(
         nit >= limits.max_iterations, Status.MAX_ITERATIONS, Status.MAX_EVALUATIONS
     )
@@ -337,7 +342,14 @@ def rescaled(
     # At the start the value may have been lost to underflow: it is measured anew.
     unknown = Sizes(*fresh.sizes)._replace(scale=scale)
     begins = Iterations(*state.iterations).nit == 0
+    best = jax.tree.map(
+        lambda x: times(factor, x).astype(x.dtype), state.best._replace(aux=())
+    )
+    is_kept = jnp.isfinite(best.value) & jnp.isfinite(best.grad_max)
+    best = best._replace(aux=state.best.aux)
     return fresh._replace(
+        best=jax.tree.map(lambda x, y: jnp.where(is_kept, x, y), best, fresh.best),
+        best_params=state.best_params,
         start_grad=jax.tree.map(
             lambda g: times(factor, g).astype(g.dtype), state.start_grad
         ),

@@ -72,7 +72,10 @@ def take_step(limits: Limits, state: MinimizeState) -> Taken:
     as_low = evaluated.value <= jnp.minimum(ceiling, known.start_value)
     flatter = as_low & (evaluated.grad_max < 0.5 * state.best.grad_max)
     converged &= evaluated.value <= known.start_value
-    improved = converged | is_first | (evaluated.value < state.best.value) | flatter
+    improved = converged | (evaluated.value < state.best.value) | flatter
+    # Where a run begins, though not where it goes on with another scale.
+    begins = is_first & (Iterations(*state.iterations).nit == 0)
+    improved |= begins | (is_first & jnp.isposinf(state.best.value))
     # A neighbor stays apart from the best point: the next search compares their
     # gradients.
     improved &= converged | ~is_neighbor(state)

@@ -200,7 +200,10 @@ def test_unbounded_below_is_not_taken_for_a_minimum(x64):
     np.testing.assert_allclose(deep.x, 1.0, atol=1e-6)
 
 
-def test_unbounded_below_does_not_depend_on_the_unit_or_an_offset():
+@pytest.mark.parametrize("wide", [False, True])
+def test_unbounded_below_does_not_depend_on_the_unit_or_an_offset(wide, request):
+    if wide:
+        request.getfixturevalue("x64")
     # Zero at the start, and -5.5e31 at the minimum.
     deep = minimize(lambda x: 1e31 * jnp.sum(x**4 / 4 - x - 2), jnp.full(2, 2.0))
     assert bool(deep.success)
