@@ -216,6 +216,16 @@ def check_transformation(name: str, value: Any) -> None:
         )
 
 
+def is_function(value: Any) -> bool:
+    """Whether this is to be called: callable, and no tree, as Equinox's modules are.
+
+    Examples:
+      >>> is_function(max), is_function(jax.tree_util.Partial(max))
+      (True, False)
+    """
+    return callable(value) and jax.tree_util.all_leaves([value])
+
+
 def check_callable(name: str, value: Any) -> None:
     """Raises TypeError unless ``value`` can be called."""
     if not callable(value):

@@ -82,7 +82,7 @@ def decide(
 
     # Guards, evaluated at the tentative direction.
     slope, d_d = _slope_and_norm(beta_average, m, state)
-    restarted |= ~jnp.isfinite(d_d)
+    restarted |= ~(jnp.isfinite(d_d) & jnp.isfinite(_norm_in_p(beta_average, m, state)))
     if options.restart is not None:
         margin = m.rounding * jnp.sqrt(m.g_g) * jnp.sqrt(d_d)
         restarted |= ~(slope < -margin)
@@ -90,7 +90,7 @@ def decide(
     slope, d_d = _slope_and_norm(beta, m, state)
     # Rounding must not break Cauchy-Schwarz: (dᵀg)² <= dᵀd gᵀg, and likewise in P.
     d_d = jnp.maximum(d_d, slope * safe_divide(slope, m.g_g))
-    d_pinv_d = m.g_z + beta * (beta * state.d_pinv_d - 2 * m.d_g)
+    d_pinv_d = _norm_in_p(beta, m, state)
     d_pinv_d = jnp.maximum(d_pinv_d, slope * safe_divide(slope, m.g_z))
     return Decision(
         finite=finite,
@@ -105,6 +105,12 @@ def decide(
         d_d=d_d,
         d_pinv_d=d_pinv_d,
     )
+
+
+def _norm_in_p(beta: jax.Array, m: Measured, state: ScaleByNlcgState) -> jax.Array:
+    """``dᵀP⁻¹d`` of the next direction."""
+    d_pinv_d = m.g_z + beta * (beta * state.d_pinv_d - 2 * m.d_g)
+    return jnp.where(beta == 0, m.g_z, d_pinv_d)  # what has overflowed ends here
 
 
 def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

@@ -79,7 +79,7 @@ def damp_by_beta(
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByNlcgState]:
         updates, state = inner.update(updates, state, params, **extra_args)
-        chosen = mask(updates) if callable(mask) else mask
+        chosen = mask(updates) if validation.is_function(mask) else mask
         leaves, treedef = jax.tree.flatten(updates)
         # A flag may stand for a whole subtree, as in `optax.masked`.
         try:

@@ -121,9 +121,11 @@ def measure(
     others = {"y_z": zero, "g_z_prev": zero, "y_p_y": zero}
     rounding = _rounding_unit(g, acc)
     if "d_y" not in products:
-        # Two equal gradients have y = 0, but the stored slope is from a recurrence.
+        # Two equal gradients have y = 0, but the stored slope is from a recurrence,
+        # and of the direction before it was rounded to be stored.
         d_y = d_g - state.d_g_prev
-        known = jnp.abs(d_y) > rounding * jnp.sqrt(g_g) * jnp.sqrt(state.d_d)
+        stored = max(rounding, _rounding_unit(state.direction, acc))
+        known = jnp.abs(d_y) > stored * jnp.sqrt(g_g) * jnp.sqrt(state.d_d)
         products["d_y"] = jnp.where(known, d_y, 0)
     return Measured(**{**without_p, **others, **products}, rounding=rounding)
 

@@ -335,6 +335,7 @@ def _after(
     failed = (~accepted).astype(jnp.int32)
     # A search that could not begin says nothing about rounding.
     began = jnp.isfinite(end.search.start_value) & jnp.isfinite(end.search.start_slope)
+    began &= end.search.start_slope < 0
     return ScaleByHagerZhangLinesearchState(
         count=optax.safe_increment(state.count),
         previous_step=jnp.where(end.step > 0, end.step, state.previous_step),

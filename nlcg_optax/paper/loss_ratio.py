@@ -286,7 +286,9 @@ def feed_step_multiplier(
 
     The direction, and the preconditioner nested in it, receive the controller's
     multiplier of the previous step as the extra argument ``step_multiplier``.
-    The paper's `scale_by_diagonal_secant` needs it to know the step that was taken.
+    The paper's `scale_by_diagonal_secant` needs it to know the step that was taken. A
+    ``step_multiplier`` that ``update`` is given, as by one of these around this one,
+    multiplies it.
 
     Args:
       direction: such as `scale_by_nlcg`.
@@ -327,6 +329,9 @@ def feed_step_multiplier(
     ) -> tuple[PyTree, PyTree]:
         validation.check_chain_state("feed_step_multiplier", state, 2)
         multiplier = state[1].step_multiplier
+        if "step_multiplier" in extra_args:  # that of one around this
+            given = jnp.asarray(extra_args.pop("step_multiplier"))
+            multiplier *= given.astype(multiplier.dtype)
         updates, direction_state = direction.update(
             updates, state[0], params, **extra_args, step_multiplier=multiplier
         )

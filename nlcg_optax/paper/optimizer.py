@@ -184,7 +184,10 @@ def paper_schedule(
     def schedule(count: jax.Array | int) -> jax.Array:
         step = jnp.asarray(count, dtype=jnp.result_type(float))
         left = jnp.clip(1 - step / warmup_steps, 0, 1) if warmup_steps else 0.0
-        warm = max_value - (max_value - init_value) * jnp.sqrt(left)
+        most, first = (
+            jnp.asarray(x).astype(step.dtype) for x in (max_value, init_value)
+        )
+        warm = most - (most - first) * jnp.sqrt(left)
         return warm * decay(step)
 
     return schedule

@@ -292,7 +292,7 @@ def _newest_pair(
     leaves = jax.tree.leaves(state.grad_prev)
     largest = min((float(jnp.finfo(x.dtype).max) for x in leaves), default=0.0)
     curved &= (jnp.sqrt(s_s) <= largest) & (jnp.sqrt(y_y) <= largest)
-    curved &= state.count > 0
+    curved &= (y_y > 0) & (state.count > 0)  # y_y may underflow
     # Zero marks a refused pair, so that this one scalar tells whether it is taken.
     inverse_curvature = jnp.where(curved, 1 / jnp.where(curved, s_y, 1), 0)
     return _Pair(s, y, s_y, y_y, inverse_curvature, taken=inverse_curvature > 0)

@@ -326,8 +326,8 @@ def _step_taken(
         return direction, one
     rate = options.learning_rate
     rate = rate(state.count) if callable(rate) else rate
-    rate = rate * extra_args.get("step_multiplier", 1.0)
-    return direction, jnp.asarray(rate).astype(one.dtype)
+    multiplier = jnp.asarray(extra_args.get("step_multiplier", 1.0))
+    return direction, jnp.asarray(rate).astype(one.dtype) * multiplier.astype(one.dtype)
 
 
 def _diagnostics(

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nlcg_optax.validation import is_function
+
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
@@ -53,7 +55,7 @@ def not_schedules(
         def bind(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
             bound = super().bind(*args, **kwargs)
             for name in names:
-                if callable(bound.arguments.get(name)):
+                if is_function(bound.arguments.get(name)):
                     bound.arguments[name] = _guarded(name, bound.arguments[name])
             for name in static:
                 value = bound.arguments.get(name, self.parameters[name].default)

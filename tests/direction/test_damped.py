@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from nlcg_optax import damp_by_beta, scale_by_nlcg
+from nlcg_optax import damp_by_beta, nlcg, scale_by_nlcg
 
 PARAMS = {"layer": {"w": jnp.ones([2, 2]), "b": jnp.ones(2)}, "scale": jnp.ones(3)}
 MASKS = {
@@ -75,3 +76,36 @@ def test_a_mask_of_another_structure_is_refused():
     tx = damp_by_beta(scale_by_nlcg(0.5), {"layer": True, "other": True})
     with pytest.raises(ValueError, match=r"mask has the tree structure .*'other'"):
         tx.update(PARAMS, tx.init(PARAMS))
+
+
+def test_a_mask_may_be_a_tree_that_is_callable():
+    """As every module of Equinox is."""
+
+    @jax.tree_util.register_pytree_node_class
+    class Module:
+        def __init__(self, w, b):
+            self.w, self.b = w, b
+
+        def __call__(self, x):
+            raise AssertionError("the mask was called")
+
+        def tree_flatten(self):
+            return (self.w, self.b), None
+
+        @classmethod
+        def tree_unflatten(cls, _, leaves):
+            return cls(*leaves)
+
+    grads = Module(jnp.ones([1, 1]), jnp.ones(1))
+    mask = jax.tree.map(lambda leaf: leaf.ndim < 2, grads)
+    tx = damp_by_beta(scale_by_nlcg(0.5), mask)
+    _, state = tx.update(grads, tx.init(grads))
+    updates, _ = tx.update(grads, state)
+    assert float(updates.w[0, 0]) == 1.5
+    assert float(updates.b[0]) == 0.75
+    decayed = optax.inject_hyperparams(nlcg, static_args="weight_decay_mask")(
+        1.0, weight_decay=0.1, weight_decay_mask=mask
+    )
+    updates, _ = decayed.update(grads, decayed.init(grads), grads)
+    np.testing.assert_allclose(updates.w, -1.0)
+    np.testing.assert_allclose(updates.b, -1.1, rtol=1e-6)

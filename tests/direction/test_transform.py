@@ -183,12 +183,27 @@ def test_leaves_without_a_gradient_are_no_restarts():
     assert state.diagnostics.num_restarts == 1  # the first step
 
 
-def test_dai_yuan_restarts_where_the_gradient_has_not_changed():
+@pytest.mark.parametrize("state_dtype", [None, "bfloat16"])
+def test_dai_yuan_restarts_where_the_gradient_has_not_changed(state_dtype):
     # y = 0; DY alone has it from a recurrence, whose rounding must not become 1 / β.
     for seed in range(20):
         first, second = random_grads(2, seed, 1000).astype(np.float32)
-        *_, (updates, _) = run(scale_by_nlcg("dy"), [first, second, second])
+        tx = scale_by_nlcg("dy", state_dtype=state_dtype)
+        *_, (updates, _) = run(tx, [first, second, second])
         np.testing.assert_array_equal(updates, second)
+
+
+@pytest.mark.parametrize("rule", [3.0, "hz", "dk"])
+def test_a_norm_in_p_that_would_overflow_restarts(rule):
+    tx = scale_by_nlcg(rule, preconditioner=optax.scale(1e-20))
+    grads = [np.full(2, s, np.float32) for s in (1e18, 1.01e18) * 20]
+    found = run(tx, grads)
+    # P⁻¹ = 1e20 makes dᵀP⁻¹d = 2e16 · 9ᵗ with β = 3: beyond 3e38 after 24 steps.
+    restarts = [bool(state.diagnostics.restarted) for _, state in found]
+    if rule == 3.0:
+        assert restarts.index(True, 1) in (23, 24, 25)
+    assert not all(restarts[-4:])
+    assert all(np.isfinite(state.d_pinv_d) for _, state in found)
 
 
 @pytest.mark.parametrize("restart", ["ascent", None])

@@ -409,3 +409,16 @@ def test_a_value_that_is_not_finite_is_one_failed_search_and_no_more(bad):
     # The average of the values is near the last ones.
     np.testing.assert_allclose(found.error.average, 100, rtol=1e-2)
     assert jnp.max(jnp.abs(x - 1)) < 0.01
+
+
+def test_a_search_that_cannot_begin_says_nothing_about_rounding():
+    def fun(x):
+        return 1.0 + jnp.sum(x**2)
+
+    tx = nlcg()
+    x = jnp.zeros(2)  # the minimum: slopes are zero
+    state = tx.init(x)
+    for _ in range(4):
+        value, grad = jax.value_and_grad(fun)(x)
+        _, state = tx.update(grad, state, x, value=value, grad=grad, value_fn=fun)
+    assert state[-1].error.growth == 1

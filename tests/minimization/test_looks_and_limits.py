@@ -31,7 +31,7 @@ def whole():
 
 @pytest.mark.parametrize("limit", [3, 4, 5])
 def test_a_run_that_a_limit_cuts_before_its_second_look_is_not_solved(whole, limit):
-    """At 5 it has converged but for the look, at 3 and 4 single steps promise little."""
+    """At 5 it has converged but for the look; at 3 and 4 one step promises little."""
     part = run(max_iterations=limit)
     assert (int(part.status), int(part.nit)) == (Status.MAX_ITERATIONS, limit)
     rest = run(state=part.state)

@@ -169,3 +169,28 @@ def test_bad_value():
         tx.update(u, tx.init(u), value=jnp.ones(2))
     with pytest.raises(TypeError, match="controller='step' is a str"):
         feed_step_multiplier(optax.identity(), "step")
+
+
+def test_the_multipliers_of_nested_controllers_are_multiplied():
+    seen = []
+
+    def update(updates, state, params=None, *, step_multiplier, **extra_args):
+        seen.append(float(step_multiplier))
+        return updates, state
+
+    direction = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    inner = feed_step_multiplier(direction, scale_by_loss_ratio("online"))
+    tx = feed_step_multiplier(inner, scale_by_loss_ratio("online"))
+    grad = jnp.ones(1)
+    state = tx.init(grad)
+    for value in (1.0, 2.0, 1.0):
+        outer = float(state[1].step_multiplier)
+        own = float(state[0][1].step_multiplier)
+        _, state = tx.update(grad, state, value=value)
+        assert seen[-1] == outer * own
+    assert seen[-1] < 1
+    # A number that the caller gives is one more factor.
+    tx.update(grad, state, value=1.0, step_multiplier=0.5)
+    np.testing.assert_allclose(
+        seen[-1], 0.5 * state[1].step_multiplier * state[0][1].step_multiplier
+    )

@@ -162,3 +162,12 @@ def test_every_row_of_the_controller_table_is_reached():
             margins = [row[0] for row in nlcg_optax.paper.loss_ratio.RATIO_TABLE]
             rows |= {sum(r > 1 + m for m in margins) for r in ratios}
         assert rows == set(range(8))
+
+
+def test_a_schedule_in_float64_needs_no_implicit_promotion(x64):
+    schedule = nlcg_optax.paper_schedule(jnp.float32(0.8), 4, init_value=0.4)
+    tx = nlcg_optax.paper_nlcg(schedule)
+    params = jnp.ones(2, jnp.float32)
+    with jax.numpy_dtype_promotion("strict"):
+        updates, _ = tx.update(params, tx.init(params), params, value=jnp.float32(1.0))
+    np.testing.assert_allclose(updates, -0.4, rtol=1e-6)

@@ -218,3 +218,12 @@ def test_donation_meets_no_buffer_twice():
     updates, state = step(params, tx.init(params), params)
     updates, state = step(updates, state, params)
     assert updates.shape == (4,)
+
+
+def test_a_pair_whose_change_of_the_gradient_underflows_is_refused():
+    tx = scale_by_limited_memory(3)
+    state = tx.init(jnp.zeros(2))
+    for x, g in ((0.0, 1e-25), (1.0, 2e-25)):  # yᵀy = 2e-50
+        z, state = tx.update(jnp.full(2, g), state, jnp.full(2, x))
+        np.testing.assert_array_equal(z, np.full(2, g, np.float32))
+    assert state.diagnostics.num_refused_pairs == 1
