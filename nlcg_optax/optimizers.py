@@ -71,7 +71,8 @@ def nlcg(
       rule: see `scale_by_nlcg`.
       preconditioner: any Optax transformation that maps g to P g.
       beta_max: upper bound of β; None means 0.95 without a line search, and no bound
-        with one or if ``rule`` is a number.
+        with one or if ``rule`` is a number. Without a line search β is at least zero,
+        too, unless ``rule`` is a number: ``"hz"`` and ``"dk"`` lose their negative β.
       beta_smoothing: decay of an exponential average of β, or zero for none; None
         means 0.9 without a line search, zero with one or if ``rule`` is a number. The
         β of one mini-batch is noisy; see the section on few steps of
