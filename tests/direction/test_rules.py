@@ -68,6 +68,10 @@ def test_truncations_bind():
     for y_z, expected in ((9.0, 4.0), (-9.0, -4.0)):
         p = as_arrays(BY_HAND._replace(g_z=4.0, y_z=y_z, g_prev_z_prev=1.0))
         assert RULES["fr-pr"](p) == expected
+    # HS-DY: HS = 9/4 is cut to DY = 6/4, and HS = 2/4 is not.
+    for y_z, expected in ((9.0, 1.5), (2.0, 0.5)):
+        p = as_arrays(BY_HAND._replace(y_z=y_z, d_y=4.0))
+        assert RULES["hs-dy"](p) == expected
 
 
 @pytest.mark.parametrize("name", RULES)

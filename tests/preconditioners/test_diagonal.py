@@ -1,5 +1,6 @@
 """Sampled diagonals: unbiased within derived bounds; average, damping and the rest."""
 
+import functools
 import itertools
 
 import jax
@@ -167,21 +168,42 @@ def _diagonal_loss(x, *, h):
     return 0.5 * jnp.sum(h * x**2)
 
 
+def _diagonal_outputs(x, *, h):
+    return jnp.sqrt(jnp.abs(h)) * x
+
+
+def _all_ones(key, outputs):
+    return jnp.ones_like(outputs)
+
+
 @pytest.mark.parametrize(
     ("make", "average", "curvature"),
     [
         (scale_by_hutchinson, lambda h: h, np.abs),
         (scale_by_equilibration, np.square, np.sqrt),
+        (
+            functools.partial(scale_by_gauss_newton_bartlett, _all_ones),
+            np.abs,
+            lambda average: average,
+        ),
     ],
-    ids=["hutchinson", "equilibration"],
+    ids=["hutchinson", "equilibration", "bartlett"],
 )
 def test_average_damping_and_power_by_hand(x64, make, average, curvature):
     decay, period, damping, power = 0.7, 2, 0.3, 0.75
-    tx = make(decay=decay, refresh_period=period, relative_damping=damping, power=power)
+    tx = make(
+        decay=decay,
+        refresh_period=period,
+        relative_damping=damping,
+        power=power,
+        seed=5,
+    )
     rng = np.random.default_rng(0)
-    x, state, ema, seen = jnp.ones(4), None, 0.0, 0
+    x, ema, seen = jnp.ones(4), 0.0, 0
     state = tx.init(x)
-    update = jax.jit(lambda g, s, h: tx.update(g, s, x, value_fn=_diagonal_loss, h=h))
+    np.testing.assert_array_equal(state.key, jax.random.key_data(jax.random.key(5)))
+    functions = {"value_fn": _diagonal_loss, "outputs_fn": _diagonal_outputs}
+    update = jax.jit(lambda g, s, h: tx.update(g, s, x, **functions, h=h))
     for t in range(5):
         h, g = rng.normal(size=4), 2 * rng.normal(size=4)
         z, state = update(jnp.asarray(g), state, jnp.asarray(h))
@@ -193,6 +215,24 @@ def test_average_damping_and_power_by_hand(x64, make, average, curvature):
         found = diagnostics(state)
         np.testing.assert_allclose(found["diagonal_mean"], d.mean(), rtol=1e-10)
     assert (found["num_samples"], found["num_sample_skips"]) == (3, 0)
+
+
+def test_equilibration_of_the_gauss_newton_matrix():
+    scale, x = jnp.array([1.0, 10.0]), jnp.array([1.0, 0.5])
+    half_squares = lambda z: 0.5 * jnp.sum(z**2)
+    outputs = lambda x: scale * x**2  # J = diag(2, 10) here
+    tx = scale_by_equilibration("gauss_newton", relative_damping=0.0)
+    g = jnp.array([3.0, -7.0])
+    z, _ = tx.update(
+        g,
+        tx.init(x),
+        x,
+        outputs_fn=outputs,
+        output_loss_fn=half_squares,
+        # The Hessian is diag(6, 150).
+        value_fn=lambda x: half_squares(outputs(x)),
+    )
+    np.testing.assert_allclose(z, g / np.array([4.0, 100.0]), rtol=1e-6)
 
 
 def test_samples_that_are_not_finite_are_refused_and_counted():

@@ -127,11 +127,23 @@ def test_is_the_inverse_hessian_after_n_independent_pairs(x64):
     for i in range(4):  # conjugate steps, as on a quadratic with exact searches
         x = x + np.eye(4)[i]
         _, state = tx.update(jnp.asarray(hessian @ x), state, jnp.asarray(x))
-    g = rng.standard_normal(4)
     # The same parameters again: no new pair (sᵀy = 0), so P is what it was.
-    z, _ = tx.update(jnp.asarray(hessian @ x), state, jnp.asarray(x))
-    np.testing.assert_allclose(z, x, rtol=1e-9)
-    assert g.shape == (4,)
+    for g in (hessian @ x, rng.standard_normal(4)):
+        z, state = tx.update(jnp.asarray(g), state, jnp.asarray(x))
+        np.testing.assert_allclose(z, g / np.diag(hessian), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("min_cosine", "num_pairs"), [(0.5, 0), (0.3, 1)])
+def test_a_pair_at_too_wide_an_angle_is_refused(min_cosine, num_pairs):
+    s, y = np.array([1.0, 0.0]), np.array([0.4, np.sqrt(0.84)])  # a cosine of .4
+    tx = scale_by_limited_memory(min_cosine=min_cosine)
+    zero = jnp.zeros(2)
+    _, state = tx.update(zero, tx.init(zero), zero)
+    z, state = tx.update(jnp.asarray(y, zero.dtype), state, jnp.asarray(s, zero.dtype))
+    assert state.diagnostics.num_pairs == num_pairs
+    assert state.diagnostics.num_refused_pairs == 1 - num_pairs
+    # P y = s with the pair, P = I without it.
+    np.testing.assert_allclose(z, s if num_pairs else y, rtol=1e-6, atol=1e-6)
 
 
 def test_complex_equals_its_real_twin(x64):

@@ -75,6 +75,21 @@ def test_muons_steps_to_the_number_at_any_scale(x64):
         np.testing.assert_allclose(z, x.T, rtol=1e-6, atol=1e-7)
 
 
+def test_each_step_has_its_own_coefficients(x64):
+    grad, found, convergent = random(3, 2), [], CONVERGENT["coefficients"]
+    for order in ((MUON, convergent), (convergent, MUON)):
+        x = (grad / np.linalg.norm(grad)).T
+        for triple in order:
+            a, b, c = (float(np.float32(v)) for v in triple)
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        tx = scale_by_orthogonalization(steps=2, coefficients=order)
+        z = applied(tx, jnp.asarray(grad))
+        np.testing.assert_allclose(z, x.T, rtol=1e-6, atol=1e-7)  # as above
+        found.append(z)
+    assert np.abs(found[0] - found[1]).max() > 0.01
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["spectral", "aol", "schatten"])
 def test_every_normalization_leads_to_singular_values_near_one(normalization):

@@ -73,6 +73,41 @@ def test_hvp_secant_does_not_depend_on_the_length_of_the_direction(x64):
     assert np.abs(diagonals[1] - 1).max() > 0.1  # it did move
 
 
+@pytest.mark.parametrize(
+    ("grad", "h", "num_skips"),
+    # y = 2: |1 - 1.5 / 1.5 + 4.5 / 2.5|; y = .4 is less than eps.
+    [(3.0, 1.8, 0), (1.4, 1.0, 1)],
+)
+def test_eps_and_damping_by_hand(grad, h, num_skips):
+    tx = scale_by_diagonal_secant(1.0, eps=0.5, damping=0.25)
+    step, first, second = jnp.array([1.0]), jnp.array([1.0]), jnp.array([grad])
+    _, state = tx.update(first, tx.init(step), step, previous_direction=step)
+    z, state = tx.update(second, state, step, previous_direction=step)
+    np.testing.assert_allclose(state.diagonal, [h], rtol=1e-6)
+    np.testing.assert_allclose(z, [grad / (h + 0.25)], rtol=1e-6)
+    assert state.diagnostics.num_secant_skips == num_skips
+
+
+@pytest.mark.parametrize(("cosine", "num_skips"), [(0.9e-6, 1), (1.1e-6, 0)])
+def test_curvature_below_a_millionth_of_the_norms_is_refused(cosine, num_skips):
+    tx = scale_by_diagonal_secant(secant="hvp")
+    x, direction = jnp.ones(2), jnp.array([3.0, 0.0])
+    hessian = jnp.array([[cosine, 1.0], [1.0, 0.0]])
+    state = tx.init(x)
+    for _ in range(2):
+        _, state = tx.update(
+            x,
+            state,
+            x,
+            hvp_fn=lambda params, vector: hessian @ vector,
+            previous_direction=direction,
+        )
+    # Along the first axis h is the curvature; the second has y^2 / y^T p = 1 / cosine.
+    expected = [1, 1] if num_skips else [cosine, 1 + 1 / cosine]
+    np.testing.assert_allclose(state.diagonal, expected, rtol=1e-6)
+    assert state.diagnostics.num_secant_skips == num_skips
+
+
 def test_indefinite_curvature_is_refused():
     tx = scale_by_diagonal_secant(secant="hvp")
     params = jnp.array([1.0, 1.0])

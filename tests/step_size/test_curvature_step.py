@@ -149,6 +149,22 @@ def test_one_flat_direction_does_not_carry_the_average_away(x64):
     np.testing.assert_allclose(found["minimizer"], 1e8)
 
 
+def test_the_step_is_at_most_ten_times_the_minimizer_just_measured(x64):
+    tx = scale_by_curvature_step(decay=0.5)
+    x, u = jnp.ones(1), jnp.ones(1)
+    state = tx.init(x)
+    for curve in (1.0, 100.0):  # minimizers 1 and .01
+        f = lambda p, c=curve: jnp.sum(p + 0.5 * c * (p - 1) ** 2)
+        updates, state = tx.update(u, state, x, value_fn=f)
+    # The average is (.25 * 1 + .5 * .01) / .75 = .34.
+    np.testing.assert_allclose(updates, [0.1])
+    np.testing.assert_allclose(diagnostics(state)["step_size"], 0.1)
+    # The cap does not enter the average: (.125 * 1 + .25 * .01 + .5 * 1) / .875.
+    f = lambda p: jnp.sum(p + 0.5 * (p - 1) ** 2)
+    updates, _ = tx.update(u, state, x, value_fn=f)
+    np.testing.assert_allclose(updates, [0.6275 / 0.875])
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="curvature='fisher' is unknown"):
         scale_by_curvature_step("fisher")

@@ -48,12 +48,13 @@ def test_inside_weight_decay_is_a_part_of_the_direction():
     np.testing.assert_allclose(found["slope_step_size"], shrunk, rtol=1e-5)
 
 
+@pytest.mark.parametrize("target", [-0.4, -0.2])
 @pytest.mark.parametrize("num_steps", [None, 1000])
-def test_a_factor_after_it_is_made_up_for_until_the_step_is_held(num_steps):
-    # f = 2 x^2 + 100: r = -.4 at steps of 1.4 / 4 times the gradient, whatever
+def test_a_factor_after_it_is_made_up_for_until_the_step_is_held(num_steps, target):
+    # f = 2 x^2 + 100: r = 1 - 4 t at steps of t times the gradient, whatever
     # multiplies them; the first is .001, and each is at most e^2.3 times the last.
     for factor in (1.0, 0.125):
-        tx = scale_by_slope_ratio(optax.identity(), num_steps)
+        tx = scale_by_slope_ratio(optax.identity(), num_steps, target_ratio=target)
         state, x = tx.init(jnp.zeros(1)), 1.0
         for _ in range(5):
             value, grad = F32(2 * x**2 + 100), jnp.array([4 * x], F32)
@@ -61,7 +62,7 @@ def test_a_factor_after_it_is_made_up_for_until_the_step_is_held(num_steps):
             x -= factor * float(update[0])
         found = scalars(state)["slope_step_size"]
         # 2e-3 of annealing over five steps, and float32 losses of 100.
-        np.testing.assert_allclose(factor * found, 1.4 / 4, rtol=1e-2)
+        np.testing.assert_allclose(factor * found, (1 - target) / 4, rtol=1e-2)
 
 
 @pytest.mark.parametrize(("factor", "growth"), [(0.6, 1.0), (0.3, (0.5 / 0.3) ** 0.3)])
