@@ -11,7 +11,6 @@ from nlcg_optax import (
     large_batch_nlcg,
     nlcg,
     paper_nlcg,
-    paper_schedule,
     scale_by_hager_zhang_linesearch,
     tuning_free_nlcg,
 )
@@ -156,34 +155,6 @@ def test_line_search_form_minimizes_rosenbrock(x64, rule):
     np.testing.assert_allclose(params, 1.0, atol=1e-5)
 
 
-def test_schedule_of_the_paper():
-    # Batch 2048 of 50,000 images, 200 epochs: max .8, 4882 steps in the paper's table.
-    steps_per_epoch = 50_000 / 2048
-    schedule = paper_schedule(0.8, steps_per_epoch, init_value=0.1)
-    warmup = 25 * steps_per_epoch
-    counts = np.arange(round(200 * steps_per_epoch))
-    left = np.clip(1 - counts / warmup, 0, 1)
-    expected = 0.8 - (0.8 - 0.1) * np.sqrt(left)
-    for epoch in (102, 153):
-        expected[counts >= round(epoch * steps_per_epoch)] *= 0.1
-    actual = jax.vmap(schedule)(jnp.asarray(counts))
-    # sqrt(1 - t/T) near t = T amplifies float32 rounding to sqrt(2^-24).
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=0.7 * 2.0**-12)
-    assert len(counts) == 4883
-    np.testing.assert_allclose(schedule(0), 0.1, rtol=1e-6)
-
-
-def test_schedule_without_warmup():
-    schedule = paper_schedule(0.4, 10, warmup_epochs=0, decay_epochs=(128,))
-    assert schedule(0) == np.float32(0.4)
-    np.testing.assert_allclose(schedule(1280), 0.04, rtol=1e-6)
-
-
-def test_two_decays_of_a_schedule_at_the_same_step_are_two():
-    schedule = paper_schedule(1.0, 1, warmup_epochs=0, decay_epochs=(1, 1.2))
-    np.testing.assert_allclose(schedule(5), 0.01, rtol=1e-6)
-
-
 # --- the presets for large batches ---------------------------------------------------
 
 INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(6, 40)), jnp.float32)
@@ -301,17 +272,6 @@ def test_tuning_free_solves_least_squares(num_steps):
             lambda: paper_nlcg(0.1, step_control="wolfe"),
             ValueError,
             "step_control='wolfe' is unknown",
-        ),
-        (lambda: paper_schedule(0.0, 5), ValueError, "max_value=0.0 must be finite"),
-        (
-            lambda: paper_schedule(0.1, 5, decay_epochs=(9, 3)),
-            ValueError,
-            r"decay_epochs=\(9, 3\) must be positive and in increasing order",
-        ),
-        (
-            lambda: paper_schedule(0.1, 5, decay_epochs=3),
-            TypeError,
-            "decay_epochs=3 is a int",
         ),
     ],
 )

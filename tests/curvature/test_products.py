@@ -1,14 +1,12 @@
-"""Products with curvature matrices against the dense matrices; masked trees."""
+"""Products with curvature matrices against the dense matrices."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from nlcg_optax import fill_masked, gauss_newton_vector_product, hessian_vector_product
+from nlcg_optax import gauss_newton_vector_product, hessian_vector_product
 from nlcg_optax.curvature import value_grad_and_hessian_vector_product
-from nlcg_optax.wrappers.extra_args import bind_extra_args
 from tests.curvature.network import (
     cross_entropy,
     dense_gauss_newton,
@@ -93,37 +91,11 @@ def test_complex_product_is_that_of_the_real_twin(x64):
     np.testing.assert_allclose(split(product), expected, rtol=1e-12)
 
 
-def test_masked_leaves_are_filled_from_the_full_tree(x64):
-    params, vector = make_trees()
-    masked = {"a": params["a"], "b": optax.MaskedNode()}
-    direction = {"a": vector["a"], "b": optax.MaskedNode()}
-    product = hessian_vector_product(fill_masked(loss, params), masked, direction)
-    full = {"a": vector["a"], "b": jnp.zeros_like(vector["b"])}
-    expected = hessian_vector_product(loss, params, full)["a"]
-    np.testing.assert_allclose(product["a"], expected, rtol=1e-12)
-    assert isinstance(product["b"], optax.MaskedNode)
-
-
-def test_masked_subtrees_are_filled_too():
-    full = {"a": {"x": jnp.ones(1), "y": jnp.ones(1)}, "b": jnp.ones(1)}
-    f = fill_masked(lambda p: p["a"]["x"] + p["a"]["y"] + p["b"], full)
-    np.testing.assert_array_equal(f({"a": optax.MaskedNode(), "b": jnp.zeros(1)}), [2])
-
-
-def test_bind_extra_args_passes_only_what_is_accepted():
-    bound = bind_extra_args(lambda w, x, *, y=1.0: w + x * y, {"x": 2.0, "z": 9.0})
-    assert bound(1.0) == 3.0
-    untouched = lambda w: w
-    assert bind_extra_args(untouched, {"x": 2.0}) is untouched
-
-
 def test_bad_input():
     with pytest.raises(TypeError, match="value_fn=3 must be callable"):
         hessian_vector_product(3, jnp.ones(2), jnp.ones(2))
     with pytest.raises(ValueError, match=r"vector has shape \(3,\)"):
         hessian_vector_product(jnp.sum, jnp.ones(2), jnp.ones(3))
-    with pytest.raises(TypeError, match="value_fn=None must be callable"):
-        fill_masked(None, {})
 
 
 # --- Gauss-Newton, and everything in one pass ----------------------------------------
@@ -195,13 +167,6 @@ def test_value_gradient_and_product_in_one_pass(x64):
     np.testing.assert_allclose(out.slope, flat(grad) @ flat(vector), rtol=1e-12)
     expected = dense_hessian(network_loss, params) @ flat(vector)
     np.testing.assert_allclose(flat(out.product), expected, rtol=1e-10, atol=1e-12)
-
-
-def test_masked_functions_still_get_extra_arguments_by_name():
-    full = {"a": jnp.float32(2.0), "b": jnp.float32(3.0)}
-    f = fill_masked(lambda p, *, scale=1.0: scale * p["a"] * p["b"], full)
-    bound = bind_extra_args(f, {"scale": 10.0, "other": 0.0})
-    assert bound({"a": jnp.float32(1.0), "b": optax.MaskedNode()}) == 30.0
 
 
 def test_bad_input_of_the_new_products():

@@ -167,15 +167,6 @@ def test_tolerances(x64, kind, bound):
     assert 1e-6 * limit < float(jnp.max(jnp.abs(result.grad))) <= limit
 
 
-def test_callback_sees_every_iteration():
-    seen = []
-    start = START.astype(np.float32)
-    result = minimize(rosenbrock, start, callback=lambda p: seen.append(p), tol=1e-3)
-    jax.effects_barrier()
-    # The start is told, too.
-    assert sorted(int(p.nit) for p in seen) == list(range(int(result.nit) + 1))
-
-
 def test_the_first_step_does_not_leap_onto_a_plateau(x64):
     # NIST's Rat42 (D. A. Ratkowsky, 1983, yields of a pasture): far away the gradient
     # vanishes at 18223.4; certified sum of squares 8.0565229338.
