@@ -30,6 +30,7 @@ def _compilations(row, calls):
 @each_row(fast=WIDE, without=OF_SCALARS | OPTAX_SEARCHES)
 def test_eager_calls_compile_nothing_after_the_second(row):
     # JAX compiles an operation the first time that it meets it, so a first run compiles
-    # those of each branch (a refresh, a secant pair that is taken).
+    # those of each branch (a refresh, a secant pair that is taken). The second run is
+    # longer, since a program that depends on the count is known as far as the first.
     _compilations(row, 10)
-    assert _compilations(row, 10) == [[]] * 10
+    assert _compilations(row, 13) == [[]] * 13

@@ -115,7 +115,10 @@ def test_a_factory_names_the_argument_and_the_remedy(name):
 )
 def test_numbers_and_schedules_are_rates(rate):
     tx = n.nlcg(rate)
-    tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    number = float(rate(0) if callable(rate) else rate)
+    for name, grad in GRADS.items():
+        np.testing.assert_allclose(updates[name], -number * grad, rtol=1e-6)
 
 
 def categorical(key, outputs):

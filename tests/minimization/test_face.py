@@ -249,7 +249,6 @@ def test_a_state_that_does_not_fit_is_refused():
         )
 
 
-# A process started in the background may have inherited that SIGINT is ignored.
 class Model:
     dtype = jnp.float32  # as of a layer of Flax linen
 
