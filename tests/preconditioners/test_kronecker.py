@@ -166,23 +166,6 @@ def test_large_sides_are_cut_into_padded_blocks_of_their_own(x64):
             )
 
 
-def test_one_sided_ratio_decides_which_sides_have_factors(x64):
-    # At the first gradient one factor and two give the same.
-    grads = [random(6, 3, seed=s) for s in range(3)]
-    settings = {"decay": 0.5, "relative_damping": 1e-2}
-    tx = scale_by_kronecker(
-        **settings, refresh_period=1, graft=False, one_sided_ratio=1.5
-    )
-    out, _ = run(tx, [jnp.asarray(g) for g in grads])
-    replica = Replica(**settings, period=1, sides=("columns",))
-    for z, grad in zip(out, grads):
-        np.testing.assert_allclose(z, replica(grad), rtol=1e-9, atol=1e-11)
-    # Sides at the very ratio, 16 by default, both have a factor.
-    for rows, sizes in ((32, [32, 2]), (33, [2])):
-        state = scale_by_kronecker().init(jnp.zeros([rows, 2]))
-        assert [x.shape[-1] for x in jax.tree.leaves(state.factors)] == sizes
-
-
 def test_grafting_keeps_the_direction_and_takes_the_length():
     grads = [
         {"w": jnp.asarray(random(4, 3, seed=s)), "b": jnp.ones(2)} for s in range(3)
