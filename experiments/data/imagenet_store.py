@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from experiments.data.downloads import prepare_anew
 from experiments.data.shards import Shard, shards
 
 Example = dict[str, Any]
@@ -136,7 +137,7 @@ def prepare(data_dir: Path, source: Path | None) -> dict[str, int]:
         )
     try:
         builder = ImageNetBuilder(data_dir, source)
-        builder.download_and_prepare()
+        prepare_anew(builder)
     except (EOFError, tarfile.TarError) as error:
         raise ValueError(
             f"an archive in {str(source)!r} is corrupt: {error}"

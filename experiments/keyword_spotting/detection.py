@@ -189,7 +189,11 @@ def trade_off(
 
 
 def rejects_at(curve: Sequence[Operating], alarms: float) -> Operating:
-    """The point of a curve with the fewest rejects among those within ``alarms``."""
+    """The point of a curve with the fewest rejects among those within ``alarms``.
+
+    Thresholds are the noise's own peaks, each an alarm at its own threshold. One just
+    above the next lower peak may reject fewer keywords at as many alarms.
+    """
     within = [point for point in curve if point.false_alarms <= alarms]
     return min(within, key=lambda point: float(point.rejected.mean()))
 

@@ -72,8 +72,7 @@ def aligned_states(
 
     Args:
       log_posteriors: ``[clips, frames, classes]``.
-      statistics: transitions and priors; silence stays with the mean probability of
-        the states.
+      statistics: transitions and priors; silence stays or ends at no cost.
       states: number of states of the keyword.
     """
     scaled = log_posteriors - statistics.log_priors

@@ -77,13 +77,13 @@ def sample_windows(
         if iou_sampling:
             cut.add((row, *_away(rng, span, length(), frames, config)), OTHER)
         else:
-            cut.add(_word(rng, others, examples.spans, length()), OTHER)
+            cut.add(_word(rng, others, examples.spans, length(), frames), OTHER)
         if hard_negatives:
             cut.add((row, *positive), OTHER, swapped=True)
         else:
-            cut.add(_word(rng, others, examples.spans, length()), OTHER)
+            cut.add(_word(rng, others, examples.spans, length(), frames), OTHER)
         for _ in range(2):
-            cut.add(_word(rng, others, examples.spans, length()), OTHER)
+            cut.add(_word(rng, others, examples.spans, length(), frames), OTHER)
         size = length()
         start = int(rng.integers(frames - size + 1))
         cut.add((int(rng.choice(elsewhere)), start, start + size), OTHER)
@@ -160,7 +160,11 @@ def _away(
 
 
 def _word(
-    rng: np.random.Generator, rows: np.ndarray, spans: np.ndarray, length: int
+    rng: np.random.Generator,
+    rows: np.ndarray,
+    spans: np.ndarray,
+    length: int,
+    frames: int,
 ) -> tuple[int, int, int]:
     """The speech of a random clip; half of the time a window of ``length`` in it."""
     row = int(rng.choice(rows))
@@ -168,5 +172,5 @@ def _word(
     if rng.random() < 0.5:
         return row, int(start), int(end)
     first = int(rng.integers(min(start, end - length), max(start, end - length) + 1))
-    first = max(0, first)
+    first = min(max(0, first), frames - length)
     return row, first, first + length

@@ -89,11 +89,7 @@ class CompileArguments:
 
 
 def cases_of(arguments: CompileArguments, topology: str, chips: int) -> list[Case]:
-    """The steps to compile for one topology.
-
-    Raises:
-      ValueError: if the batch cannot be split into equal parts.
-    """
+    """The steps to compile for one topology."""
     share = arguments.images_per_chip or arguments.batch_size
     micro_batches = max(1, -(-arguments.batch_size // (chips * share)))
     return [
