@@ -9,7 +9,7 @@ import functools
 import math
 import numbers
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -216,7 +216,7 @@ def check_transformation(name: str, value: Any) -> None:
         )
 
 
-def is_function(value: Any) -> bool:
+def is_function(value: Any) -> TypeGuard[Callable[..., Any]]:
     """Whether this is to be called: callable, and no tree, as Equinox's modules are.
 
     Examples:
