@@ -32,6 +32,7 @@ from experiments.bench.curvature_peers import (
 )
 from experiments.bench.timing import median_ratio, timed
 from experiments.errors import ending_with_a_message
+from experiments.records.files import origin
 
 PyTree = Any
 
@@ -223,8 +224,7 @@ def run(given: BenchCurvatureArguments, console: rich.console.Console) -> None:
             "parameters": size,
             "batch_size": given.batch_size,
             "image_size": given.image_size,
-            "device": device,
-            "jax": jax.__version__,
+            **origin(),
             "rounds": given.rounds,
             "measurements": [dataclasses.asdict(m) for m in measurements],
         }

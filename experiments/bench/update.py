@@ -28,6 +28,7 @@ from experiments import models
 from experiments.bench.timing import median_ratio, timed
 from experiments.bench.update_peers import MATRIX_PEERS, PEERS, REFERENCE, Peers
 from experiments.errors import ending_with_a_message
+from experiments.records.files import origin
 
 # Otherwise glibc returns large buffers to the kernel after every step, and the page
 # faults of allocating them again take longer than the update. A threshold for mmap is
@@ -319,8 +320,7 @@ def run(given: BenchArguments, console: rich.console.Console) -> None:
                 {
                     "leaves": len(shapes),
                     "parameters": size,
-                    "device": device.device_kind,
-                    "jax": jax.__version__,
+                    **origin(),
                     "rounds": given.rounds,
                     "eager": None if eager is None else dataclasses.asdict(eager),
                     "measurements": [dataclasses.asdict(m) for m in measurements],

@@ -99,7 +99,7 @@ class RecordWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a" if resume else "w", encoding="utf-8")
         if resume:
-            self.write("resumed", {"step": begins_at, **_origin()})
+            self.write("resumed", {"step": begins_at, **origin()})
         else:
             late = {"begins_at": begins_at} if begins_at else {}
             self.write("header", header(config) | late)
@@ -167,11 +167,11 @@ def header(config: RunConfig) -> Line:
     return {
         "config": _with_names(dataclasses.asdict(config)),
         "seed": config.seed,
-        **_origin(),
+        **origin(),
     }
 
 
-def _origin() -> Line:
+def origin() -> Line:
     """Versions, device and commit of a run."""
     device = jax.devices()[0]
     return {

@@ -11,7 +11,6 @@ schedule if a program does not fit.
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ import tyro
 
 from experiments.config import RunConfig
 from experiments.errors import ending_with_a_message
+from experiments.records.files import origin
 from experiments.scaling import peers
 from experiments.scaling.compiled_step import Problem, StepCost, cost_of, lower_step
 from experiments.scaling.cost_table import Case, Entry, markdown
@@ -145,6 +145,7 @@ def compile_all(
     """Compiles the steps that are not in the file; returns all that were requested."""
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     known = {entry.case: entry for entry in read_entries(arguments.out)}
+    made = origin()
     asked = []
     for topology in arguments.topologies:
         chips = len(devices_of(topology))
@@ -152,9 +153,10 @@ def compile_all(
             if case not in known:
                 with console.status(f"{topology} {case.layout} {case.optimizer}"):
                     cost = compile_within(case, arguments.minutes)
-                known[case] = Entry(case, chips, _commit(), cost)
+                known[case] = Entry(case, chips, made["commit"] or "", cost)
+                line = made | dataclasses.asdict(known[case])
                 with arguments.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(dataclasses.asdict(known[case])) + "\n")
+                    file.write(json.dumps(line) + "\n")
                 console.print(_line(known[case]), soft_wrap=True)
             asked.append(known[case])
     return asked
@@ -186,20 +188,6 @@ def _line(entry: Entry) -> str:
         f"TFLOP, {cost.collective_bytes / 1e6:.1f} MB in {dict(cost.collectives)}, "
         f"{cost.compile_seconds:.0f} s"
     )
-
-
-def _commit() -> str:
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return found.stdout.strip()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

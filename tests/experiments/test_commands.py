@@ -12,7 +12,7 @@ from experiments.bench import curvature as bench_curvature
 from experiments.bench import training as bench_training
 from experiments.bench import update as bench
 from experiments.bench.update_peers import MATRIX_PEERS, PEERS
-from experiments.records.files import read_record, read_records
+from experiments.records.files import origin, read_record, read_records
 from experiments.studies import digits as demo
 
 
@@ -115,6 +115,7 @@ def test_bench_measures_every_peer(tmp_path, capsys):
     for peer, count in copies.items():
         assert by_peer[peer]["state_per_params"] == pytest.approx(count, abs=0.02)
     assert result["leaves"] == 3
+    assert result.items() >= origin().items()
     # The stem's kernel and the dense layer.
     assert result["parameters"] == 7 * 7 * 3 * 64 + 1000 + 2048 * 1000
 
@@ -176,6 +177,7 @@ def test_bench_of_curvature_measures_what_is_named(tmp_path):
     result = json.loads(path.read_text(encoding="utf-8"))
     names = [m["peer"] for m in result["measurements"]]
     assert names == ["gradient", "Gauss-Newton-vector product"]
+    assert result.items() >= origin().items()
     with pytest.raises(SystemExit, match="peers has 'Newtn', which is in none of"):
         bench_curvature.main([*size, "--peers", "Newtn"])
 

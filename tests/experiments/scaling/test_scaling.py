@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from experiments.config import RunConfig
+from experiments.records.files import origin
 from experiments.report import style
 from experiments.scaling import __main__ as report
 from experiments.scaling import compile as compile_command
@@ -128,6 +129,18 @@ def test_figures_are_kept_and_read_back(tmp_path):
     report.main(["--compiled", str(path), "--rounds=0", f"--out={tmp_path}"])
     assert model_report.TITLE in (tmp_path / "scaling.md").read_text()
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+def test_figures_name_what_made_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(compile_command, "devices_of", lambda topology: [0, 0])
+    monkeypatch.setattr(compile_command, "compile_within", lambda *given: COST)
+    out = tmp_path / "compiled.jsonl"
+    given = ["--topologies=v5e:1x2", "--layouts=data", "--optimizers=adamw"]
+    compile_command.main([*given, f"--out={out}"])
+    line = json.loads(out.read_text("utf-8"))
+    assert line.items() >= origin().items()  # the whole commit, versions, device
+    (found,) = compile_command.read_entries(out)
+    assert (found.chips, found.commit) == (2, origin()["commit"])
 
 
 @pytest.mark.devices
