@@ -15,9 +15,10 @@ import platform
 import select
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -25,7 +26,7 @@ from rich.progress import track
 
 from experiments.classical import profiles
 from experiments.classical.records import complete_lines, make_ready
-from experiments.errors import ending_with_a_message
+from experiments.errors import UserError, ending_with_a_message
 
 REFERENCE = "CG_DESCENT default"
 SOLVERS = (
@@ -68,10 +69,15 @@ PACKAGES = (
     "pycgdescent",
     "numpy",
 )
-# For compiling and for starting a worker, which are not charged to the solver.
+WORKER = (sys.executable, "-m", "experiments.classical.worker")
+# For starting a worker and for compiling, which are not charged to the solver.
 GRACE_SECONDS = 120.0
+EXIT_SECONDS = 5.0  # in which a process that closed its output ends
+LAST_LINES = 20  # of what a worker wrote before it ended
 # Seconds to wait per second of processor time, on a machine that has other work.
 BUSY = 4.0
+# Settings that all records of a file share; a task has them, too.
+SETTINGS = ("precision", "max_work", "max_seconds")
 NO_ANSWER = {
     "dimension": 0,
     "values": 0,
@@ -131,43 +137,96 @@ class Config:
 
 
 class Worker:
-    """A worker process that is replaced when it hangs or dies."""
+    """A worker process that is replaced when a solver hangs or crashes.
+
+    Attributes:
+        origin: versions, device and commit of the process, once it was asked.
+    """
 
     def __init__(self) -> None:
+        self.origin: dict[str, Any] = {}
         self._process: subprocess.Popen[str] | None = None
+        self._errors: IO[str] | None = None
 
     def ask(self, task: dict[str, Any], patience: float) -> dict[str, Any] | None:
-        """Returns the record, or None if the worker gave no answer in time."""
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "experiments.classical.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                # A host callback that evaluates a JAX function needs a second thread
-                # of the pool besides the one that waits for it, even on one core.
-                env=os.environ | {"NPROC": "8"},
-            )
-        process = self._process
+        """Returns the record, or None if the solver hung, or crashed the process.
+
+        Raises:
+            UserError: if the process does not start, or exits by itself: no solver
+                failed then.
+        """
+        process = self._process or self._start()
         assert process.stdin is not None
-        assert process.stdout is not None
         process.stdin.write(json.dumps(task) + "\n")
         process.stdin.flush()
-        ready, _, _ = select.select([process.stdout], [], [], patience)
-        line = process.stdout.readline() if ready else ""
+        line = _line_of(process, patience)
         if not line:
+            status = _status_of(process)
+            if status is not None and status >= 0:  # negative: the number of a signal
+                what = f"exited with status {status} instead of answering {task}"
+                raise self._failure(what)
             self.close()
             return None
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def _start(self) -> subprocess.Popen[str]:
+        self._errors = tempfile.TemporaryFile(  # noqa: SIM115 (closed with the process)
+            "w+", encoding="utf-8", errors="replace"
+        )
+        self._process = subprocess.Popen(
+            WORKER,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            # A host callback that evaluates a JAX function needs a second thread of the
+            # pool besides the one that waits for it, even on one core.
+            env=os.environ | {"NPROC": "8"},
+        )
+        line = _line_of(self._process, GRACE_SECONDS)
+        if not line:
+            status = _status_of(self._process)
+            what = "is not ready in time" if status is None else "did not start"
+            raise self._failure(what)
+        self.origin = json.loads(line)
+        return self._process
+
+    def _failure(self, what: str) -> UserError:
+        """Ends the process; the error has the last lines that it wrote."""
+        errors = self._errors
+        assert errors is not None
+        self._errors = None
+        self.close()
+        with errors:
+            errors.seek(0)
+            last = "".join(errors.readlines()[-LAST_LINES:])
+        return UserError(f"the worker process {what}; it wrote:\n{last}")
+
     def close(self) -> None:
         """Ends the process."""
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            with self._process as process:  # closes its pipes
+                process.kill()
             self._process = None
+        if self._errors is not None:
+            self._errors.close()
+            self._errors = None
+
+
+def _line_of(process: subprocess.Popen[str], patience: float) -> str:
+    """The next line of a process; empty if there is none in time, or it ended."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], patience)
+    return process.stdout.readline() if ready else ""
+
+
+def _status_of(process: subprocess.Popen[str]) -> int | None:
+    """The exit status of a process that gave no line; None if it still runs."""
+    try:
+        return process.wait(EXIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -200,29 +259,48 @@ def versions() -> dict[str, str]:
     return found
 
 
+def check_settings(config: Config, records: Sequence[dict[str, Any]]) -> None:
+    """Refuses to add to records of another precision or of other budgets.
+
+    Raises:
+        ValueError: the message names the file and the setting.
+    """
+    for record in records:
+        for name in SETTINGS:
+            given = getattr(config, name)
+            was = record.get(name, given)
+            if was != given:
+                raise ValueError(
+                    f"{name}={given!r} was {was!r} in {str(config.records)!r}; repeat "
+                    "the earlier command to resume it, or name another file of records"
+                )
+
+
 def run(config: Config, console: Console) -> None:
-    """Runs what is not recorded yet."""
+    """Runs what is not recorded yet.
+
+    Raises:
+        UserError: if no worker starts, or one exits by itself.
+        ValueError: if the file has records of another precision or of other budgets.
+    """
     # Imported here because only running needs the packages of the solvers.
     from experiments.classical import problems
 
     assert config.records is not None
     names = problems.select(config.problems)
-    done = {(r["solver"], r["problem"]) for r in read(config.records)}
+    records = read(config.records)
+    check_settings(config, records)
+    done = {(r["solver"], r["problem"]) for r in records}
+    settings = {name: getattr(config, name) for name in SETTINGS}
     tasks = [
-        {
-            "solver": solver,
-            "problem": name,
-            "precision": config.precision,
-            "max_work": config.max_work,
-            "max_seconds": config.max_seconds,
-        }
+        {"solver": solver, "problem": name, **settings}
         # Problem by problem, so that the check of a point is compiled once.
         for name in names
         for solver in config.solvers
         if (solver, name) not in done
     ]
     make_ready(config.records)
-    worker, stamp = Worker(), versions()
+    worker, stamp = Worker(), {"versions": versions()}
     try:
         with config.records.open("a") as file:
             for task in track(tasks, console=console, description="solving"):
@@ -231,7 +309,7 @@ def run(config: Config, console: Console) -> None:
                 if record is None:
                     budgets = {"work": config.max_work, "seconds": config.max_seconds}
                     record = {**task, **NO_ANSWER, **budgets}
-                file.write(json.dumps(record | {"versions": stamp}) + "\n")
+                file.write(json.dumps(record | worker.origin | stamp) + "\n")
                 file.flush()
     finally:
         worker.close()

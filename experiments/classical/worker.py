@@ -1,7 +1,8 @@
 """A process that runs solvers on problems, one after another.
 
-It reads lines of JSON (solver, problem, precision, budgets) and writes lines of JSON
-(records). A separate process can be ended when a solver hangs.
+It reads lines of JSON (solver, problem, precision, budgets) and writes lines of JSON:
+first its versions, device and commit, which show that it is ready, then records. A
+separate process can be ended when a solver hangs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 
 from experiments.classical import counting, peers, problems, verdict
+from experiments.records.files import origin
 
 # Gradients without a lower value after which a run in float32 ends.
 PATIENCE = 300.0
@@ -133,6 +135,7 @@ def main() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     # Solvers may print; only answers go to the real standard output.
     answers, sys.stdout = sys.stdout, sys.stderr
+    print(json.dumps(origin()), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(run_one(**json.loads(line))), file=answers, flush=True)
 
