@@ -128,6 +128,14 @@ def test_the_table_by_hand():
     assert note == ["", "In every row: solved+f 1, problems 2, both solved 1."]
 
 
+def test_seconds_are_divided_by_the_work_of_the_same_run():
+    # In float32 the work ends at the first solution, the seconds at the end of the run.
+    single = {"says_success": None, "total_work": 8.0}
+    records = {"one": {"a": {**_record(2.0, True, 0.0), **single}}}
+    row = profiles.table(records, "one").splitlines()[2]
+    assert "| 125000 |" in row
+
+
 def test_no_two_solvers_share_color_and_dashes():
     looks = profiles.looks(SOLVERS)
     assert list(looks) == list(SOLVERS)
