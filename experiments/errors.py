@@ -45,6 +45,25 @@ def ending_with_a_message(
         _end(f"interrupted; {again}: {command_line(module, arguments)}", INTERRUPTED)
 
 
+@contextmanager
+def needing(extras: str, otherwise: str = "") -> Iterator[None]:
+    """Runs code whose imports need optional dependencies of this package.
+
+    Args:
+      extras: the extras in pyproject.toml that hold them, separated by commas.
+      otherwise: text after the command that installs them, such as another way.
+
+    Raises:
+      UserError: if an import fails; the message says what to install.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(
+            f"{error}; install it with pip install -e '.[{extras}]'{otherwise}"
+        ) from error
+
+
 def command_line(module: str, arguments: Sequence[str] | None = None) -> str:
     """The command as it was given, to be pasted into a shell.
 

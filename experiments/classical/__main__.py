@@ -26,8 +26,9 @@ from rich.progress import track
 
 from experiments.classical import profiles
 from experiments.classical.records import complete_lines, make_ready
-from experiments.errors import UserError, ending_with_a_message
+from experiments.errors import UserError, ending_with_a_message, needing
 
+EXTRAS = "experiments,classical"  # the packages of the solvers and problems
 REFERENCE = "CG_DESCENT default"
 SOLVERS = (
     "nlcg_optax limited-memory",
@@ -280,11 +281,12 @@ def run(config: Config, console: Console) -> None:
     """Runs what is not recorded yet.
 
     Raises:
-        UserError: if no worker starts, or one exits by itself.
+        UserError: if a package is missing, no worker starts, or one exits by itself.
         ValueError: if the file has records of another precision or of other budgets.
     """
     # Imported here because only running needs the packages of the solvers.
-    from experiments.classical import problems
+    with needing(EXTRAS):
+        from experiments.classical import problems
 
     assert config.records is not None
     names = problems.select(config.problems)

@@ -29,7 +29,7 @@ from rich.console import Console
 import nlcg_optax
 from experiments.bench.timing import timed
 from experiments.classical.records import complete_lines, make_ready
-from experiments.errors import ending_with_a_message
+from experiments.errors import ending_with_a_message, needing
 from experiments.registry import look_up
 from experiments.report import style
 
@@ -286,7 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ending_with_a_message(MODULE, arguments):
         for solver in config.solvers:
             look_up("solvers", solver, SOLVERS)
-        rows = recorded(config)
+        with needing("experiments,classical"):
+            rows = recorded(config)
         text = table(rows)
         config.output.parent.mkdir(parents=True, exist_ok=True)
         config.output.write_text(text + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ shapes, for a fit of ten parameters, in seconds of processor time.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxopt
 import numpy as np
 import optax
 import scipy.optimize
@@ -32,7 +32,7 @@ from sklearn.datasets import load_digits
 import nlcg_optax
 from experiments.bench.timing import median_ratio, timed
 from experiments.classical import first_calls
-from experiments.errors import ending_with_a_message
+from experiments.errors import ending_with_a_message, needing
 from experiments.registry import look_up
 
 Loss = Callable[[Any], jax.Array]
@@ -173,6 +173,8 @@ def _optax_lbfgs(loss: Loss) -> Run:
 
 
 def _jaxopt_nlcg(loss: Loss) -> Run:
+    import jaxopt
+
     def run(x: Any, work: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         solver = jaxopt.NonlinearCG(loss, tol=0.0, implicit_diff=False)
 
@@ -289,6 +291,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ending_with_a_message(module, arguments, again="start again with"):
         for problem in config.problems:
             look_up("problems", problem, PROBLEMS)
+        with needing("experiments,classical"):  # before minutes of work
+            for package in ("jaxopt", "optimistix"):
+                importlib.import_module(package)
         jax.config.update("jax_enable_x64", True)
         # Compiling is timed: nothing may come from a cache on disk.
         jax.config.update("jax_enable_compilation_cache", False)

@@ -26,7 +26,7 @@ from experiments.data.files_at_hand import read_files
 from experiments.data.image_sets import IMAGE_SETS, ImageSet, LabeledImages
 from experiments.data.imagenet import NAME as IMAGENET
 from experiments.data.prepared import read_prepared, read_tfds
-from experiments.errors import ending_with_a_message
+from experiments.errors import ending_with_a_message, needing
 from experiments.registry import look_up
 
 MODULE = "experiments.data.prepare"
@@ -61,11 +61,13 @@ def prepare(arguments: PrepareArguments) -> dict[str, int]:
     look_up("dataset", name, dict.fromkeys([*IMAGE_SETS, IMAGENET, *SPEECH_SETS]))
     counts: dict[str, int]
     if name == IMAGENET:
-        store = importlib.import_module("experiments.data.imagenet_store")
+        with needing("experiments"):
+            store = importlib.import_module("experiments.data.imagenet_store")
         counts = store.prepare(data_dir, source)
         return counts
     if name in SPEECH_SETS:
-        store = importlib.import_module("experiments.data.speech_store")
+        with needing("experiments"):
+            store = importlib.import_module("experiments.data.speech_store")
         counts = store.prepare(name, data_dir, source)
         return counts
     return {name: len(s.labels) for name, s in _prepare_small(arguments).items()}
@@ -77,7 +79,8 @@ def _prepare_small(arguments: PrepareArguments) -> dict[str, LabeledImages]:
         splits = _read_source(image_set, arguments)
         arrays_file.write(image_set, arguments.data_dir, splits)
     else:
-        store = importlib.import_module("experiments.data.tfds_store")
+        with needing("experiments", ", or give --form arrays"):
+            store = importlib.import_module("experiments.data.tfds_store")
         store.prepare(image_set, arguments.data_dir, arguments.source)
     return read_prepared(image_set, arguments.data_dir)
 

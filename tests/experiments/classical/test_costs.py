@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.classical import first_calls, large, many
+from experiments import classical
+from experiments.classical import __main__ as command
+from experiments.classical import first_calls, large, many, real_work
 
 
 def test_many_fits_are_solved_and_drawn(tmp_path, capsys):
@@ -30,6 +32,28 @@ def test_many_fits_are_solved_and_drawn(tmp_path, capsys):
     assert (path.read_bytes(), path.with_suffix(".jsonl").read_bytes()) == before
     with pytest.raises(SystemExit, match="error: .*newton"):
         many.main(["--solvers", "newton"])
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (command.main, []),
+        (real_work.main, []),
+        (many.main, ["--parameters=3", "--fits=1", "--solvers=jaxopt LBFGS"]),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    main, arguments, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for module in ("jaxopt", "experiments.classical.problems"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delattr(classical, "problems", raising=False)
+    message = (
+        r"error: .*(jaxopt|problems).*pip install -e '\.\[experiments,classical\]'"
+    )
+    with pytest.raises(SystemExit, match=message):
+        main(arguments)
 
 
 def test_the_curve_by_hand():

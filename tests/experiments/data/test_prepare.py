@@ -280,6 +280,25 @@ def test_arrays_without_files_or_tensorflow_datasets_say_what_to_run(
         prepare.main(["cifar10", f"--data-dir={tmp_path}", "--form=arrays"])
 
 
+@pytest.mark.parametrize(
+    ("name", "store", "otherwise"),
+    [
+        ("cifar10", "tfds_store", ", or give --form arrays"),
+        ("imagenet2012", "imagenet_store", ""),
+        ("speech_commands", "speech_store", ""),
+    ],
+)
+def test_without_tensorflow_datasets_the_command_says_what_to_install(
+    name, store, otherwise, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, f"experiments.data.{store}", None)
+    with pytest.raises(SystemExit) as ended:
+        prepare.main([name, f"--data-dir={tmp_path}"])
+    advice = f"; install it with pip install -e '.[experiments]'{otherwise}"
+    assert str(ended.value).startswith("error: import of experiments.data.")
+    assert str(ended.value).endswith(advice)
+
+
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *arguments):
         pass
