@@ -25,6 +25,7 @@ from rich.console import Console
 
 import nlcg_optax
 from experiments.bench.timing import timed
+from experiments.classical.records import made_with
 from experiments.errors import ending_with_a_message
 from experiments.virtual_devices import ask_for_virtual_devices
 from nlcg_optax.minimization.methods import limited_memory_method
@@ -56,7 +57,7 @@ class Config:
 
     Attributes:
         parameters: numbers of parameters, even.
-        devices: numbers of virtual CPU devices.
+        devices: numbers of virtual CPU devices; the first must be 1.
         iterations: iterations of each run.
         repeats: timed runs, after one that is discarded.
         output: Markdown file of the table.
@@ -67,6 +68,10 @@ class Config:
     iterations: int = 20
     repeats: int = 5
     output: Path = Path("runs/large.md")
+
+    def __post_init__(self) -> None:
+        if self.devices[:1] != (1,):
+            raise ValueError(f"devices={self.devices!r} must begin with 1")
 
 
 def objective(x: jax.Array) -> jax.Array:
@@ -188,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             alone: dict[str, float] = {}
             for devices in config.devices:
                 lines += compare(parameters, devices, config, alone)
-        text = "\n".join(lines)
+        text = "\n".join([*lines, "", made_with()])
         config.output.parent.mkdir(parents=True, exist_ok=True)
         config.output.write_text(text + "\n", encoding="utf-8")
         Console().print(text, soft_wrap=True, markup=False)

@@ -30,6 +30,7 @@ import nlcg_optax
 from experiments.bench.timing import timed
 from experiments.classical.records import complete_lines, make_ready
 from experiments.errors import ending_with_a_message, needing
+from experiments.records.files import origin
 from experiments.registry import look_up
 from experiments.report import style
 
@@ -227,8 +228,9 @@ def recorded(config: Config) -> list[Row]:
     known: dict[tuple[int, int], dict[str, Row]] = {}
     for number, line in enumerate(complete_lines(config.records), start=1):
         try:
-            row = Row(**json.loads(line))
-        except (ValueError, TypeError) as error:
+            found = json.loads(line)
+            row = Row(**{name: found[name] for name in Row._fields})
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{config.records}:{number} is not a record of {MODULE}"
             ) from error
@@ -240,7 +242,8 @@ def recorded(config: Config) -> list[Row]:
             new = compare(parameters, fits, config)
             own = {row.solver: row for row in new}
             with config.records.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row._asdict()) + "\n" for row in new)
+                made = origin()
+                file.writelines(json.dumps(row._asdict() | made) + "\n" for row in new)
         rows += [own[solver] for solver in config.solvers]
     return rows
 

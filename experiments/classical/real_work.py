@@ -32,6 +32,7 @@ from sklearn.datasets import load_digits
 import nlcg_optax
 from experiments.bench.timing import median_ratio, timed
 from experiments.classical import first_calls
+from experiments.classical.records import made_with
 from experiments.errors import ending_with_a_message, needing
 from experiments.registry import look_up
 
@@ -304,7 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in config.problems:
             for dtype in (jnp.float32, jnp.float64):
                 lines += compare(name, dtype, config)
-        lines += ["", *first_calls.table(config.processes)]
+        lines += ["", *first_calls.table(config.processes), "", made_with()]
         text = "\n".join(lines)
         config.output.parent.mkdir(parents=True, exist_ok=True)
         config.output.write_text(text + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ import pytest
 from experiments import classical
 from experiments.classical import __main__ as command
 from experiments.classical import first_calls, large, many, real_work
+from experiments.records.files import origin
 
 
 def test_many_fits_are_solved_and_drawn(tmp_path, capsys):
@@ -26,6 +27,8 @@ def test_many_fits_are_solved_and_drawn(tmp_path, capsys):
     assert cells == [["3", "1", solver, "1"], ["3", "4", solver, "4"]]
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert solver in capsys.readouterr().out
+    for line in path.with_suffix(".jsonl").read_text().splitlines():
+        assert json.loads(line).items() >= origin().items()
     # What is recorded is not run again, not even the times.
     before = path.read_bytes(), path.with_suffix(".jsonl").read_bytes()
     many.main(given)
@@ -69,12 +72,17 @@ def test_large_problems_on_one_device(tmp_path):
     path = tmp_path / "large.md"
     given = ["--parameters", "200", "--devices", "1", "--iterations", "3"]
     large.main([*given, "--repeats", "1", f"--output={path}"])
-    rows = [row.split(" | ") for row in path.read_text().splitlines()[2:]]
+    table, made = path.read_text().split("\n\n")
+    assert made.startswith(f"Commit {origin()['commit']}; Python 3.")
+    rows = [row.split(" | ") for row in table.splitlines()[2:]]
     assert [row[2] for row in rows] == list(large.solvers())
     assert {row[3] for row in rows} == {"3"}
     start = float(large.objective(jnp.asarray(large.start(200))))
     assert all(float(row[7]) < start for row in rows)
     assert all(row[9] == "0 |" for row in rows)  # no array is gathered
+    # The difference from one device needs the value on one device.
+    with pytest.raises(SystemExit):
+        large.main(["--devices", "4", "1"])
 
 
 def test_a_first_call_and_a_call_with_new_data(tmp_path):
