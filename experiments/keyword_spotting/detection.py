@@ -162,7 +162,10 @@ def trade_off(
     """The detection error trade-off, from the highest threshold down.
 
     Thresholds are infinity and the peaks of the score outside of keywords; the last
-    one is the first that gives more than ``most_alarms`` false alarms.
+    one is the first that gives more than ``most_alarms`` false alarms. At each of these
+    the peak itself alarms. A threshold just above the next lower peak gives, as a rule,
+    the same alarms and may reject fewer keywords; it is not tried, so the rejects are
+    upper figures.
 
     Args:
       scores: ``[recordings, frames]``.
@@ -191,8 +194,7 @@ def trade_off(
 def rejects_at(curve: Sequence[Operating], alarms: float) -> Operating:
     """The point of a curve with the fewest rejects among those within ``alarms``.
 
-    Thresholds are the noise's own peaks, each an alarm at its own threshold. One just
-    above the next lower peak may reject fewer keywords at as many alarms.
+    Other thresholds may reject fewer, see `trade_off`.
     """
     within = [point for point in curve if point.false_alarms <= alarms]
     return min(within, key=lambda point: float(point.rejected.mean()))

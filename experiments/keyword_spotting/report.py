@@ -163,6 +163,8 @@ def cost_table(groups: dict[str, list[Line]]) -> str:
 
     The end metric is the false reject rate of validation speakers at the second target,
     as the mean over seeds at each report; the best baseline has the lowest at its end.
+    The loss of an optimizer is that of the weights before its last step, that of
+    `minimize` of the weights after it.
     """
     methods = [m for m in (*BASELINES, *NLCG, MINIMIZE) if m in groups]
     baselines = [m for m in methods if m in BASELINES]
@@ -264,7 +266,7 @@ def draw(groups: dict[str, list[Line]], path: Path) -> None:
 
 
 def rejects_along(figures: Line, alarms: np.ndarray) -> list[float]:
-    """The fewest false rejects within each number of false alarms per hour."""
+    """The fewest on the curve within each number of false alarms per hour."""
     costs = np.array(figures["curve_alarms"])
     rejected = np.array(figures["curve_rejects"])
     return [float(rejected[costs <= most].min()) for most in alarms]

@@ -72,7 +72,8 @@ def aligned_states(
 
     Args:
       log_posteriors: ``[clips, frames, classes]``.
-      statistics: transitions and priors; silence stays or ends at no cost.
+      statistics: transitions and priors; staying in silence and leaving it both have
+        the log-probability 0.
       states: number of states of the keyword.
     """
     scaled = log_posteriors - statistics.log_priors

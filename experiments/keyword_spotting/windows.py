@@ -67,6 +67,9 @@ def sample_windows(
     def length() -> int:
         return int(rng.choice(lengths))
 
+    def word() -> tuple[int, int, int]:
+        return _word(rng, others, examples.spans, length(), frames)
+
     for number in range(config.positives):
         which = int(rng.integers(len(rows)))
         row, span = int(rows[which]), keyword_spans[which]
@@ -77,13 +80,13 @@ def sample_windows(
         if iou_sampling:
             cut.add((row, *_away(rng, span, length(), frames, config)), OTHER)
         else:
-            cut.add(_word(rng, others, examples.spans, length(), frames), OTHER)
+            cut.add(word(), OTHER)
         if hard_negatives:
             cut.add((row, *positive), OTHER, swapped=True)
         else:
-            cut.add(_word(rng, others, examples.spans, length(), frames), OTHER)
+            cut.add(word(), OTHER)
         for _ in range(2):
-            cut.add(_word(rng, others, examples.spans, length(), frames), OTHER)
+            cut.add(word(), OTHER)
         size = length()
         start = int(rng.integers(frames - size + 1))
         cut.add((int(rng.choice(elsewhere)), start, start + size), OTHER)
@@ -166,7 +169,11 @@ def _word(
     length: int,
     frames: int,
 ) -> tuple[int, int, int]:
-    """The speech of a random clip; half of the time a window of ``length`` in it."""
+    """The speech of a random clip; half of the time a window of ``length`` in it.
+
+    A window that is longer than the speech contains it. It lies within the ``frames``
+    of the clip.
+    """
     row = int(rng.choice(rows))
     start, end = spans[row]
     if rng.random() < 0.5:

@@ -61,6 +61,16 @@ def test_each_kind_of_window(examples):
     assert windows.labels[-1] == OTHER
 
 
+def test_windows_of_words_at_the_end_stay_in_their_clip(examples):
+    late = examples._replace(spans=np.array([[30, 70], [85, 98]]))
+    for number, found in enumerate(frames_of(sample(late))[:-1]):
+        if number % 6 > 2:
+            assert found == list(range(found[0], found[-1] + 1))
+            # The speech, or the 40 frames of a keyword; its last frame is 1099.
+            assert len(found) in (13, 40)
+            assert 1000 <= found[0] <= found[-1] <= 1099
+
+
 def test_context_precedes_the_window(examples):
     window = sample(examples, iou_sampling=False).features[0]
     np.testing.assert_array_equal(window[:4, 0], [27, 28, 29, 30])
