@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from experiments.keyword_spotting.states import (
 )
 from experiments.keyword_spotting.training import Trainer, constants_of, hinges
 from experiments.keyword_spotting.windows import Windows, sample_windows
-from experiments.records.files import Line
+from experiments.records.files import Line, origin
 from experiments.training.losses import l2
 from nlcg_optax import minimize
 
@@ -181,6 +182,9 @@ class Phases:
     ) -> Line:
         """Trains by the end metric with an optimizer; returns the record's figures.
 
+        A report has the cost and the validation figures after its last step, and the
+        loss that this step computed, of the weights before it.
+
         Args:
           aligned: where training starts, with the states of the frames.
           variant: variant of the loss.
@@ -316,6 +320,7 @@ class Phases:
                 "stay": np.asarray(aligned.statistics.transitions.stay),
                 "move": np.asarray(aligned.statistics.transitions.move),
                 "log_priors": np.asarray(aligned.statistics.log_priors),
+                "origin": np.array(json.dumps(origin())),
                 "moved": np.array(aligned.moved),
                 **{f"leaf{n}": np.asarray(leaf) for n, leaf in enumerate(leaves)},
             },

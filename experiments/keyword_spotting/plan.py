@@ -275,7 +275,7 @@ class _Work:
         return self._leave(
             path,
             run.seed,
-            _settings(run),
+            _settings(run) | {"variant": dataclasses.asdict(variant)},
             lambda: self._phases.train_end_metric(
                 aligned, variant, run, track=track, test=test
             ),

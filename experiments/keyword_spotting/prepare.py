@@ -1,5 +1,6 @@
 """The data of the study: made once, and kept in one file."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from experiments.keyword_spotting.mixing import (
     make_examples,
     make_recordings,
 )
+from experiments.records.files import origin
 
 LENGTH = SAMPLE_RATE  # samples of a clip
 
@@ -81,10 +83,11 @@ def prepare(clips: Clips, config: KeywordConfig) -> Prepared:
 
 
 def write(path: Path, prepared: Prepared) -> None:
-    """Writes all arrays, in full or not at all."""
+    """Writes all arrays and what made them, in full or not at all."""
     arrays = {
         f"train_{name}": array for name, array in prepared.train._asdict().items()
     }
+    arrays["origin"] = np.array(json.dumps(origin()))
     for split in ("validation", "test"):
         recordings: Recordings = getattr(prepared, split)
         events = recordings.events

@@ -15,6 +15,7 @@ from experiments.keyword_spotting.config import KeywordConfig
 from experiments.keyword_spotting.model import FrameNetwork
 from experiments.keyword_spotting.plan import BASELINES, NLCG, Plan, check_settings
 from experiments.keyword_spotting.training import hinges
+from experiments.records.files import origin
 
 SMALL = {
     "keyword": "up",
@@ -77,6 +78,13 @@ def test_the_study_leaves_records_and_a_report(out):
     least = json.loads((out / "finals" / "minimize-seed0.json").read_text("utf-8"))
     assert least["config"] == {"optimizer": "minimize"}
     assert line["test"]["keywords"] == 6
+    assert line["config"]["variant"]["hard_negatives"]
+    path = out / "ablations" / "no_hard_negatives-seed0.json"
+    without = json.loads(path.read_text("utf-8"))["config"]["variant"]
+    assert without == {**line["config"]["variant"], "hard_negatives": False}
+    for path in (out / "prepared.npz", out / "cross_entropy" / "seed0.npz"):
+        with np.load(path) as arrays:
+            assert json.loads(str(arrays["origin"])) == origin()
     losses = [report["loss"] for report in line["reports"]]
     assert losses[1] < losses[0]
     text = (out / "report.md").read_text("utf-8")
