@@ -183,6 +183,20 @@ def test_a_broken_shard_says_what_to_run(damage, shard, prepared, tmp_path):
         data.load_or_open("imagenet2012", options)
 
 
+def test_preparing_again_mends_a_broken_shard(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data")
+    next((tmp_path / "data").rglob("*train.array_record*")).unlink()
+    prepare.main(
+        [
+            "imagenet2012",
+            f"--source={prepared / 'source'}",
+            f"--data-dir={tmp_path / 'data'}",
+        ]
+    )
+    options = data.DataOptions(tmp_path / "data", **OPTIONS)
+    assert data.load_or_open("imagenet2012", options).train.examples == EXAMPLES - 8
+
+
 IN_WORKERS = """
 import itertools, sys
 import numpy as np
