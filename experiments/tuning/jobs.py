@@ -8,9 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias
 
+from experiments.errors import UserError
 from experiments.records.files import Line
 from experiments.tuning.runner import PlannedRun, Runner
 
@@ -99,18 +102,25 @@ class Workers:
         free = context.SimpleQueue()
         for core in cores[:count]:
             free.put(core)
+        # Nothing is written: only this process can, so what the others read ends when
+        # it closes the pipe, or is killed.
+        self._reader, self._writer = context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(
             count,
             mp_context=context,
             initializer=_set_up,
-            initargs=(free, runner.data_dir, runner.checkpoints),
+            initargs=(free, self._reader, runner.data_dir, runner.checkpoints),
         )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:  # the processes end in the middle of their runs
+            self._writer.close()
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        self._writer.close()
+        self._reader.close()
 
     @property
     def busy(self) -> bool:
@@ -127,17 +137,35 @@ class Workers:
         if isinstance(group[0], PlannedJob):
             self._done.append((group, _results(group, self._runner)))
             return
-        with _one_thread():
+        with _one_thread(), self._naming_what_ran():
             self._running[self._pool.submit(_train, group)] = group
 
     def next_result(self) -> tuple[Group, Results]:
-        """A group that is done, and a few words on each of its jobs."""
+        """A group that is done, and a few words on each of its jobs.
+
+        Raises:
+          UserError: if a process was killed; the message names the runs in progress.
+        """
         if self._done:
             return self._done.pop()
         (future, *_), _ = wait(self._running, return_when=FIRST_COMPLETED)
-        seconds, results = future.result()
+        with self._naming_what_ran():
+            seconds, results = future.result()
         self.longest = max(self.longest, seconds)
         return self._running.pop(future), results
+
+    @contextlib.contextmanager
+    def _naming_what_ran(self) -> Iterator[None]:
+        """Ends with the runs that were in progress if a process was killed."""
+        try:
+            yield
+        except BrokenProcessPool as error:
+            names = [str(job.path) for group in self._running.values() for job in group]
+            raise UserError(
+                f"a process that trained one of {names} ended unexpectedly, perhaps "
+                "for lack of memory; run the same command again to resume, with fewer "
+                "workers if this recurs"
+            ) from error
 
 
 @contextlib.contextmanager
@@ -157,18 +185,16 @@ def _one_thread() -> Iterator[None]:
 _runner_of_process: list[Runner] = []
 
 
-def _set_up(free: Any, data_dir: Path, checkpoints: bool) -> None:
+def _set_up(free: Any, parent: Connection, data_dir: Path, checkpoints: bool) -> None:
     # Before the first computation, by which XLA counts its threads.
     os.sched_setaffinity(0, {free.get()})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     _runner_of_process[:] = [Runner(data_dir, checkpoints=checkpoints)]
 
 
-def _end_with_parent() -> None:
-    """Ends a process whose parent was killed; it would otherwise complete its run."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
+def _end_with_parent(parent: Connection) -> None:
+    """Ends a process whose parent gave up or was killed, in the middle of its run."""
+    multiprocessing.connection.wait([parent])
     os._exit(1)
 
 

@@ -13,8 +13,9 @@ import pytest
 import rich.console
 
 from experiments.config import RunConfig
+from experiments.errors import UserError
 from experiments.records.files import read_record
-from experiments.tuning.jobs import PlannedJob
+from experiments.tuning.jobs import PlannedJob, Workers
 from experiments.tuning.runner import PlannedRun, Runner
 from experiments.tuning.study import Stage, jobs_stage, run_study
 from tests.experiments.tuning.fake_runner import FakeRunner
@@ -146,23 +147,53 @@ import os, time
 from pathlib import Path
 from experiments.tuning.jobs import Workers
 from experiments.tuning.runner import Runner
-pool = Workers(1, Runner(Path("."), checkpoints=False))._pool
-print(pool.submit(os.getpid).result(), flush=True)
-pool.submit(time.sleep, 600).result()
+with Workers(1, Runner(Path("."), checkpoints=False)) as workers:
+    print(workers._pool.submit(os.getpid).result(), flush=True)
+    future = workers._pool.submit(time.sleep, 600)
+    END
 """
 
 
-@pytest.mark.slow
-def test_workers_end_with_a_parent_that_was_killed():
-    command = [sys.executable, "-c", PARENT]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        worker = int(parent.stdout.readline())
-        parent.terminate()
+def ends(worker):
+    """Whether a process ends within half a minute; it is killed if it does not."""
     for _ in range(300):
         try:
             os.kill(worker, 0)
         except ProcessLookupError:
-            return
+            return True
         time.sleep(0.1)
     os.kill(worker, signal.SIGKILL)
-    pytest.fail("the worker goes on without its parent")
+    return False
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_was_killed():
+    command = [sys.executable, "-c", PARENT.replace("END", "future.result()")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        parent.terminate()
+    assert ends(worker)
+
+
+@pytest.mark.slow
+def test_workers_end_in_the_middle_of_a_run_if_their_parent_gives_up():
+    command = [sys.executable, "-c", PARENT.replace("END", "raise OSError('full')")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.endswith("OSError: full\n")
+    assert ends(int(done.stdout))
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_an_error_that_names_its_run(tmp_path):
+    (run,) = planned(tmp_path, "sgd")
+    with Workers(1, Runner(tmp_path)) as workers:
+        worker = workers._pool.submit(os.getpid).result()
+        future = workers._pool.submit(time.sleep, 600)
+        workers._running[future] = [run]
+        os.kill(worker, signal.SIGKILL)
+        message = r"a process that trained one of \['.*0-sgd.jsonl'\] ended unexp"
+        with pytest.raises(UserError, match=message):
+            workers.next_result()
+        with pytest.raises(UserError, match=message):
+            workers.start([run])
