@@ -122,7 +122,7 @@ class RunConfig:
     optimizer: Annotated[str, one_of(OPTIMIZERS)] = "nlcg"
     learning_rate: float = 0.1
     optimizer_options: Annotated[
-        dict[str, int | float | bool | str], with_note(options_of_optimizers)
+        dict[str, int | float | bool | str | None], with_note(options_of_optimizers)
     ] = dataclasses.field(default_factory=dict)
     schedule: Annotated[str, one_of(SCHEDULES)] = "constant"
     warmup_epochs: float | None = None

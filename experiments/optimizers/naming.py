@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-Value = int | float | str | bool
+Value = int | float | bool | str | None
 
 
 class Choice(NamedTuple):
@@ -37,7 +37,7 @@ def choice_of(text: str) -> Choice:
 
 
 def text_of(name: str, options: Mapping[str, Any]) -> str:
-    """The text that `choice_of` reads; lists among the options are left out.
+    """The text that `choice_of` reads; lists and None among the options are left out.
 
     Examples:
       >>> text_of("muon", {"momentum": 0.8})
@@ -54,6 +54,8 @@ def text_of(name: str, options: Mapping[str, Any]) -> str:
 def _value(text: str) -> Value:
     if text in ("true", "false"):
         return text == "true"
+    if text == "None":
+        return None
     for kind in (int, float):
         try:
             return kind(text)

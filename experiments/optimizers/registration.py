@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +21,9 @@ EXTRAS = (
     "output_loss_fn",
     "half_grads",
 )
+
+# Names that a search gives another meaning, see `experiments.tuning.samplers`.
+RESERVED = ("learning_rate", "l2", "warmup_fraction")
 
 Options = Mapping[str, Any]
 
@@ -88,8 +92,8 @@ def register(
         configuration multiplies the one that it finds.
 
     Raises:
-      ValueError: if the name is taken or has a colon or a comma, or an extra is
-        unknown.
+      ValueError: if the name is taken or has a colon or a comma, an extra is unknown,
+        or an option has a name of `RESERVED`.
     """
     if name in OPTIMIZERS:
         raise ValueError(f"name={name!r} is taken; each optimizer is registered once")
@@ -99,6 +103,13 @@ def register(
         )
     if not callable(extras):
         _check_extras(name, extras)
+    options = options or (lambda _: keyword_options(build))
+    for option in options({}):
+        if option in RESERVED:
+            raise ValueError(
+                f"an option of {name!r} is named {option!r}; {RESERVED} are settings "
+                "of the run"
+            )
     OPTIMIZERS[name] = Registration(
         build,
         label,
@@ -106,7 +117,7 @@ def register(
         space,
         extras,
         gradient_equivalents,
-        options or (lambda _: keyword_options(build)),
+        options,
         finds_learning_rate,
     )
 
@@ -151,7 +162,8 @@ def build(
       options: options of that optimizer.
 
     Raises:
-      ValueError: if the name or an option is unknown, or a value is out of its range.
+      ValueError: if the name or an option is unknown, or a value is of another type or
+        out of its range.
 
     Examples:
       >>> build("nlcg", 0.1, {"preconditioner": "secant"}).gradient_equivalents
@@ -162,8 +174,17 @@ def build(
     extras, cost = registration.extras, registration.gradient_equivalents
     needed = extras(complete) if callable(extras) else extras
     _check_extras(name, needed)
+    try:
+        transformation = registration.build(learning_rate, **complete)
+    except TypeError as error:
+        if not options:
+            raise
+        raise ValueError(
+            f"optimizer={name!r} cannot be built with the optimizer_options "
+            f"{dict(options)}: {error}"
+        ) from error
     return Optimizer(
-        registration.build(learning_rate, **complete),
+        transformation,
         needed,
         cost(complete) if callable(cost) else cost,
     )
@@ -205,6 +226,7 @@ def search_space(name: str, options: Options | None = None) -> SearchSpace:
 
 def _all_options(name: str, registration: Registration, given: Options) -> Options:
     allowed = registration.options(given)
+    complete = dict(allowed)
     for option, value in given.items():
         if option not in allowed:
             kinds = [
@@ -218,12 +240,31 @@ def _all_options(name: str, registration: Registration, given: Options) -> Optio
                 f"take{of_kind}; allowed are {list(allowed)}"
             )
         default = allowed[option]
-        if isinstance(value, str) and _is_number(default):
+        if isinstance(value, str) and value == "None" and not isinstance(default, str):
+            value = None
+        kind = _kind_of(default, registration.build, option)
+        is_none = value is None and default is not None
+        if kind is not None and (isinstance(value, str) or is_none):
             raise ValueError(
-                f"optimizer_options has {option}={value!r}, which must be a number, "
+                f"optimizer_options has {option}={value!r}, which must be {kind}, "
                 f"such as the default of {name!r}, {default!r}"
             )
-    return {**allowed, **given}
+        complete[option] = value
+    return complete
+
+
+def _kind_of(default: Any, function: Callable[..., Any], option: str) -> str | None:
+    """The kind of an option that cannot be a text; None if it can be one."""
+    if _is_number(default):
+        return "a number"
+    if isinstance(default, bool):
+        return "True or False"
+    if default is None:
+        parameter = inspect.signature(function).parameters.get(option)
+        found = inspect.Parameter.empty if parameter is None else parameter.annotation
+        types = set(typing.get_args(found) or (found,))  # none: it may be anything
+        return "a number or None" if types <= {int, float, type(None)} else None
+    return None if isinstance(default, str) else f"a {type(default).__name__}"
 
 
 def _is_number(value: Any) -> bool:

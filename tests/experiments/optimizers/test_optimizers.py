@@ -208,6 +208,23 @@ def test_the_learning_rate_multiplies_that_of_schedule_free_adamw(
             "rule='fr', which 'large_batch_nlcg' does",
         ),
         ("paper_nlcg", {"step_control": "on"}, "step_control='on' is unknown"),
+        ("nlcg", {"beta_max": "abc"}, "beta_max='abc', which must be a number or None"),
+        (
+            "tuning_free_nlcg",
+            {"num_steps": "abc"},
+            "num_steps='abc', which must be a number or None",
+        ),
+        (
+            "nlcg",
+            {"across_halves": "abc"},
+            "across_halves='abc', which must be True or False",
+        ),
+        ("heavy_ball", {"momentum": None}, "momentum=None, which must be a number"),
+        (
+            "nlcg",
+            {"rule": "replay", "betas": "abc"},
+            "betas='abc', which must be a tuple",
+        ),
         (
             "nlcg:lion",
             {},
@@ -216,6 +233,25 @@ def test_the_learning_rate_multiplies_that_of_schedule_free_adamw(
     ],
 )
 def test_options_that_are_not_allowed_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        optimizers.build(name, 0.1, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("muon", {"ramp": "None"}),
+        ("ordered_nlcg", {"restart": "powell"}),
+        ("nlcg", {"beta_max": None, "across_halves": True}),
+    ],
+)
+def test_options_that_are_none_by_default(name, options):
+    assert optimizers.build(name, 0.1, options).gradient_equivalents == 1.0
+
+
+def test_a_value_that_cannot_be_used_is_no_traceback():
+    name, options = optimizers.choice_of("nlcg,beta_max=true")
+    message = r"optimizer='nlcg' cannot be built with .*\{'beta_max': True\}: b"
     with pytest.raises(ValueError, match=message):
         optimizers.build(name, 0.1, options)
 
@@ -306,6 +342,24 @@ def test_no_two_optimizers_share_a_label_or_a_color():
 def test_a_name_with_options_is_one_word(text, name, options):
     assert optimizers.choice_of(text) == (name, options)
     assert optimizers.text_of(name, options) == text
+
+
+def test_none_is_a_value():
+    assert optimizers.choice_of("muon,ramp=None") == ("muon", {"ramp": None})
+
+
+@pytest.mark.parametrize("option", ["learning_rate", "l2", "warmup_fraction"])
+def test_an_option_with_the_name_of_a_setting_is_refused(option):
+    with pytest.raises(ValueError, match=f"an option of 'mine' is named '{option}'"):
+        optimizers.register(
+            "mine",
+            lambda rate: optax.sgd(rate),
+            label="Mine",
+            color="red",
+            space=optimizers.space_around(0.1),
+            options=lambda given: {option: 0.1},
+        )
+    assert "mine" not in optimizers.OPTIMIZERS
 
 
 def test_a_word_without_a_value_is_refused():
