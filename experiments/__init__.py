@@ -1,4 +1,4 @@
-"""Trains networks with nlcg_optax and baselines, and reports the results.
+"""Trains networks with nlcg_optax and with baselines, and reports the results.
 
 ``python -m experiments.studies.digits`` compares tuned optimizers on digits,
 ``experiments.run`` makes one run, ``experiments.report`` makes tables and curves from

@@ -22,6 +22,7 @@ import tyro
 
 from experiments import models
 from experiments.bench.update import SMALL_LEAVES, Shape, resnet50_shapes
+from experiments.errors import ending_with_a_message
 from experiments.optimizers.baselines import matrix_axes_of
 from nlcg_optax import (
     large_batch_nlcg,
@@ -213,9 +214,14 @@ class ProductsArguments:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     given = tyro.cli(ProductsArguments, prog=f"python -m {MODULE}", args=arguments)
+    with ending_with_a_message(MODULE, arguments, again="start again with"):
+        run(given, rich.console.Console())
+
+
+def run(given: ProductsArguments, console: rich.console.Console) -> None:
+    """Counts and prints the tables."""
     shapes = resnet50_shapes()
     shapes = shapes[-SMALL_LEAVES:] if given.small else shapes
-    console = rich.console.Console()
     costs = {name: cost_of(peer, shapes) for name, peer in PEERS.items()}
     table = rich.table.Table(title=f"{len(shapes)} leaves", title_justify="left")
     table.add_column("peer")

@@ -1,4 +1,5 @@
 import pytest
+import tyro
 
 from experiments import data, models, optimizers, schedules
 from experiments.config import RunConfig
@@ -63,6 +64,12 @@ def test_unknown_names_are_refused_with_what_there_is(call, message):
 def test_options_of_another_optimizer_are_refused():
     with pytest.raises(ValueError, match=r"momentum=0\.9, which 'adam' does not take"):
         optimizers.build("adam", 0.1, {"momentum": 0.9})
+
+
+def test_an_option_of_the_command_line_can_be_none():
+    given = ["--optimizer-options", "beta_max", "None", "rule", "fr"]
+    config = tyro.cli(RunConfig, args=given)
+    assert config.optimizer_options == {"beta_max": None, "rule": "fr"}
 
 
 def test_an_option_that_is_no_number_is_refused():

@@ -82,3 +82,14 @@ def test_the_presets_add_the_products_of_their_factors(capsys):
     products.main(["--small"])
     text = capsys.readouterr().out
     assert all(name in text for name in products.PEERS)
+
+
+def test_an_interrupted_count_says_how_to_start_again(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(products, "cost_of", interrupted)
+    with pytest.raises(SystemExit):
+        products.main(["--small"])
+    command = "start again with: python -m experiments.bench.products --small"
+    assert command in capsys.readouterr().err
