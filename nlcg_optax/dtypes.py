@@ -200,12 +200,25 @@ def select(flag: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """
 
     def chosen(leaf: Any, model: Any) -> jax.Array:
-        dtype = getattr(model, "dtype", None)
-        if dtype is not None and getattr(leaf, "dtype", dtype) != dtype:
-            leaf = leaf.astype(dtype)
-        return jnp.where(flag, leaf, model)
+        return jnp.where(flag, cast_leaf_like(leaf, model), model)
 
     return jax.tree.map(chosen, new, old)
+
+
+def cast_leaf_like(leaf: Any, model: Any) -> Any:
+    """Casts a leaf to the dtype of another; random keys and Python numbers stay.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> cast_leaf_like(jnp.ones(1), jnp.zeros(1, jnp.bfloat16))
+      Array([1], dtype=bfloat16)
+      >>> cast_leaf_like(1, jnp.zeros(1))
+      1
+    """
+    dtype = getattr(model, "dtype", None)
+    if dtype is None or getattr(leaf, "dtype", dtype) == dtype:
+        return leaf
+    return leaf.astype(dtype)
 
 
 def strong_types(tree: PyTree) -> PyTree:

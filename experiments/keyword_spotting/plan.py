@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from experiments.keyword_spotting.phases import Phases, Variant, mean_rejects
 from experiments.keyword_spotting.prepare import prepare, write
 from experiments.optimizers import choice_of
 from experiments.records.files import Line, header
+from experiments.records.json_file import write_json
 from experiments.training import DivergedError
 from experiments.tuning.jobs import Job, PlannedJob
 from experiments.tuning.study import Stage, jobs_stage
@@ -292,7 +292,7 @@ class _Work:
         except DivergedError as error:
             found, result = {"stopped": str(error)}, "diverged"
         origin = header(RunConfig(seed=seed)) | {"config": settings}
-        write_line(path, {**origin, **found})
+        write_json(path, {**origin, **found})
         return result
 
 
@@ -312,7 +312,7 @@ def check_settings(plan: Plan) -> None:
     del settings["out"]
     begun = any(found != path for found in plan.out.glob("*"))
     if not (begun and path.exists()):
-        write_line(path, settings)
+        write_json(path, settings)
         return
     # Earlier studies had no choice of the data set.
     found = {"dataset": KeywordConfig.dataset} | _flat(read_line(path))
@@ -328,16 +328,8 @@ def _flat(settings: Line) -> Line:
     return {k: v for k, v in settings.items() if k != "config"} | settings["config"]
 
 
-def write_line(path: Path, line: Line) -> None:
-    """Writes one JSON object, in full or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    incomplete = path.with_suffix(f".incomplete{os.getpid()}")
-    incomplete.write_text(json.dumps(line, indent=1), encoding="utf-8")
-    incomplete.replace(path)
-
-
 def read_line(path: Path) -> Line:
-    """Reads what `write_line` wrote.
+    """Reads what `write_json` wrote.
 
     Raises:
       ValueError: if it is not JSON.

@@ -18,6 +18,7 @@ from experiments.keyword_spotting.plan import (
 )
 from experiments.records.files import Line
 from experiments.report.style import add_legend, looks_of, new_panels, save, styled
+from experiments.report.tables import median_and_range
 
 REFERENCE = "cross_entropy"
 TARGET = 1  # the column of `ALARMS_PER_HOUR` by which methods are compared
@@ -101,7 +102,7 @@ def rejects_table(groups: dict[str, list[Line]]) -> str:
     for name, group in groups.items():
         tests = [line["test"] for line in group]
         fields = [
-            _spread([100 * test["rejects"][column] for test in tests])
+            median_and_range([100 * test["rejects"][column] for test in tests])
             for column in range(len(ALARMS_PER_HOUR))
         ]
         bands = np.array([test["bands"][TARGET] for test in tests]) * 100
@@ -117,7 +118,7 @@ def rejects_table(groups: dict[str, list[Line]]) -> str:
         ]
         fields += [
             f"{bands[:, 0].min():.1f} to {bands[:, 1].max():.1f}",
-            _spread(fewer) if fewer and name != REFERENCE else MISSING,
+            median_and_range(fewer) if fewer and name != REFERENCE else MISSING,
             f"{statistics.median(test['iou'] for test in tests):.2f}",
             f"{statistics.median(shifts):.0f}" if shifts else MISSING,
             f"{100 * statistics.median(x['frame_accuracy'] for x in group):.1f}",
@@ -274,7 +275,3 @@ def rejects_along(figures: Line, alarms: np.ndarray) -> list[float]:
 
 def _target(group: Sequence[Line]) -> list[float]:
     return [line["test"]["rejects"][TARGET] for line in group]
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.1f} [{min(values):.1f}, {max(values):.1f}]"

@@ -8,17 +8,8 @@ PLACEHOLDER = 0.5  # within the range of every option that is a float
 
 
 def hyperparameters_of(config: RunConfig) -> dict[str, float]:
-    """The L2 factor and the float options of the optimizer, by name.
-
-    Raises:
-      ValueError: if an option has the name of the L2 factor.
-    """
+    """The L2 factor and the float options of the optimizer, by name."""
     options = config.optimizer_options
-    if "l2" in options:
-        raise ValueError(
-            f"optimizer_options has l2={options['l2']!r}, the name of the L2 factor of "
-            f"the loss, l2={config.l2!r}; the optimizer's option needs another name"
-        )
     floats = {name: v for name, v in options.items() if isinstance(v, float)}
     return {"l2": config.l2, **floats}
 

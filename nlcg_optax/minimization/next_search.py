@@ -1,12 +1,12 @@
 """The next direction of `minimize`, and the line search along it."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from nlcg_optax.dtypes import PyTree
+from nlcg_optax.dtypes import PyTree, cast_leaf_like
 from nlcg_optax.linesearch import trial_step, wolfe_search
 from nlcg_optax.linesearch.trial_step import ErrorEstimate
 from nlcg_optax.linesearch.wolfe_search import SearchState
@@ -121,12 +121,6 @@ def _forgotten_if(
     # No selection: state must not be rewritten every time.
     return apply_if(
         condition,
-        lambda _, old: jax.tree.map(_cast_like, method.direction.init(params), old),
+        lambda _, old: jax.tree.map(cast_leaf_like, method.direction.init(params), old),
         state,
     )
-
-
-def _cast_like(leaf: Any, model: jax.Array) -> Any:
-    """The leaf in the dtype of another; random keys and Python numbers need no cast."""
-    dtype = getattr(leaf, "dtype", model.dtype)
-    return leaf if dtype == model.dtype else leaf.astype(model.dtype)

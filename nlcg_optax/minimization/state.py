@@ -250,8 +250,8 @@ def resume(objective: Objective, limits: Limits, state: MinimizeState) -> Minimi
       state: the state of an earlier run.
 
     Returns:
-      The state. It runs again if a limit or the callback had ended it and the new
-      limits leave room, or if it had converged to a looser tolerance. If the new
+      The state. It runs again if a limit or the callback had ended it, or it had
+      converged to a looser tolerance, and the new limits leave room. If the new
       tolerance is met, it has converged, for whatever reason it had ended. If the
       objective is another one, the state says so and does not run.
     """

@@ -236,10 +236,12 @@ def _update(
         pair.s_y / jnp.where(pair.taken, pair.y_y, 1),
         state.diagnostics.initial_scaling,
     )
-
+    # Lists: JAX treats two dataclasses with equal fields as the same tree (jax 0.10.2),
+    # and `_product` would return the one that it was traced with.
+    leaves, treedef = jax.tree.flatten(updates)
     memory = _Memory(
-        steps,
-        grad_changes,
+        jax.tree.leaves(steps),
+        jax.tree.leaves(grad_changes),
         curvatures,
         scaling,
         state.slopes,
@@ -249,12 +251,6 @@ def _update(
         num_pairs,
         num_new,
         pair.inverse_curvature,
-    )
-    # Lists: JAX treats two dataclasses with equal fields as the same tree (jax 0.10.2),
-    # and `_product` would return the one that it was traced with.
-    leaves, treedef = jax.tree.flatten(updates)
-    memory = memory._replace(
-        steps=jax.tree.leaves(steps), grad_changes=jax.tree.leaves(grad_changes)
     )
     found, slopes, inverse = _product(leaves, memory, axis_name=axis_of_parameters())
     z = stored_like(jax.tree.unflatten(treedef, found), given)

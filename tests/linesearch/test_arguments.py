@@ -1,11 +1,18 @@
-"""Arguments of the Hager-Zhang transformation: searches from one along plus one."""
+"""Arguments of the Hager-Zhang transformation: what they do, and what is refused."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from nlcg_optax import scale_by_hager_zhang_linesearch
+
+
+def parabola(x):
+    return jnp.sum((x - 1.0) ** 2)
 
 
 def bowl(x):
@@ -13,6 +20,7 @@ def bowl(x):
 
 
 def searched(tx, fun, state=None):
+    """The state after a search from one along plus one."""
     x = jnp.ones([])
     value, grad = jax.value_and_grad(fun)(x)
     state = tx.init(x) if state is None else state
@@ -50,3 +58,68 @@ def test_a_later_search_begins_with_the_step_named(initial_step, step):
     )
     found = searched(tx, bowl, searched(first, bowl)).diagnostics
     np.testing.assert_allclose(found.step_size, step, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"sufficient_decrease": 0.6}, "sufficient_decrease=0.6"),
+        ({"max_slope_ratio": 1.0}, "max_slope_ratio=1.0"),
+        ({"max_slope_ratio": 0.01}, "max_slope_ratio=0.01"),
+        ({"initial_step": "two"}, "initial_step='two'"),
+        ({"max_evaluations": 0}, "max_evaluations=0"),
+        ({"quadratic_step": "maybe"}, "quadratic_step='maybe'"),
+        ({"quadratic_step": "adaptive"}, "initial_step='one'; got 'previous'"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        scale_by_hager_zhang_linesearch(**kwargs)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"sufficient_decrease": "0.1"}, {"max_slope_ratio": None}]
+)
+def test_what_is_no_number_is_named(kwargs):
+    ((name, value),) = kwargs.items()
+    with pytest.raises(TypeError, match=f"{name}={value!r} is a .*; allowed is a real"):
+        scale_by_hager_zhang_linesearch(**kwargs)
+
+
+def test_numbers_are_injectable():
+    injected = optax.inject_hyperparams(scale_by_hager_zhang_linesearch)(
+        sufficient_decrease=0.2, max_slope_ratio=0.5
+    )
+    fixed = scale_by_hager_zhang_linesearch(
+        sufficient_decrease=0.2, max_slope_ratio=0.5
+    )
+    fun, x = lambda x: jnp.sum(jnp.cosh(x)), jnp.array([1.0, 2.0])
+    value, grad = jax.value_and_grad(fun)(x)
+    found = []
+    for tx in (injected, fixed):
+        update = jax.jit(functools.partial(tx.update, value_fn=fun))
+        found.append(update(-grad, tx.init(x), x, value=value, grad=grad)[0])
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("missing", ["value", "grad", "value_fn"])
+def test_missing_extra_arguments_are_named(missing):
+    tx, x = scale_by_hager_zhang_linesearch(), jnp.ones(2)
+    extras = {"value": 2.0, "grad": 2 * x, "value_fn": lambda x: jnp.sum(x**2)}
+    del extras[missing]
+    with pytest.raises(ValueError, match=f"`{missing}`"):
+        tx.update(-x, tx.init(x), x, **extras)
+
+
+def test_a_search_needs_a_point_after_the_quadratic_step():
+    for quadratic_step in (True, "adaptive"):
+        with pytest.raises(ValueError, match="max_evaluations=1 .* quadratic step"):
+            scale_by_hager_zhang_linesearch(
+                max_evaluations=1, quadratic_step=quadratic_step, initial_step="one"
+            )
+    tx = scale_by_hager_zhang_linesearch(max_evaluations=1, quadratic_step=False)
+    x, grad = jnp.zeros(2), jnp.full(2, -2.0)
+    updates, _ = tx.update(
+        -grad, tx.init(x), x, value=parabola(x), grad=grad, value_fn=parabola
+    )
+    assert parabola(updates) < parabola(x)

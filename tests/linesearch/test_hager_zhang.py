@@ -284,48 +284,6 @@ def test_extra_arguments_reach_the_objective_or_are_ignored():
     np.testing.assert_allclose(updates, -1.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"sufficient_decrease": 0.6}, "sufficient_decrease=0.6"),
-        ({"max_slope_ratio": 1.0}, "max_slope_ratio=1.0"),
-        ({"max_slope_ratio": 0.01}, "max_slope_ratio=0.01"),
-        ({"initial_step": "two"}, "initial_step='two'"),
-        ({"max_evaluations": 0}, "max_evaluations=0"),
-        ({"quadratic_step": "maybe"}, "quadratic_step='maybe'"),
-        ({"quadratic_step": "adaptive"}, "initial_step='one'; got 'previous'"),
-    ],
-)
-def test_bad_arguments_are_named(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        scale_by_hager_zhang_linesearch(**kwargs)
-
-
-@pytest.mark.parametrize(
-    "kwargs", [{"sufficient_decrease": "0.1"}, {"max_slope_ratio": None}]
-)
-def test_what_is_no_number_is_named(kwargs):
-    ((name, value),) = kwargs.items()
-    with pytest.raises(TypeError, match=f"{name}={value!r} is a .*; allowed is a real"):
-        scale_by_hager_zhang_linesearch(**kwargs)
-
-
-def test_numbers_are_injectable():
-    injected = optax.inject_hyperparams(scale_by_hager_zhang_linesearch)(
-        sufficient_decrease=0.2, max_slope_ratio=0.5
-    )
-    fixed = scale_by_hager_zhang_linesearch(
-        sufficient_decrease=0.2, max_slope_ratio=0.5
-    )
-    fun, x = lambda x: jnp.sum(jnp.cosh(x)), jnp.array([1.0, 2.0])
-    value, grad = jax.value_and_grad(fun)(x)
-    found = []
-    for tx in (injected, fixed):
-        update = jax.jit(functools.partial(tx.update, value_fn=fun))
-        found.append(update(-grad, tx.init(x), x, value=value, grad=grad)[0])
-    np.testing.assert_array_equal(*found)
-
-
 def test_an_update_outside_of_jit_is_that_inside():
     tx, x = _solver(scale_by_nlcg("pr+")), jnp.array([-1.2, 1.0])
     value, grad = jax.value_and_grad(rosenbrock)(x)
@@ -337,15 +295,6 @@ def test_an_update_outside_of_jit_is_that_inside():
     assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, expected)
     found, expected = state[-1].diagnostics, expected[-1].diagnostics
     assert found.num_gradients == expected.num_gradients
-
-
-@pytest.mark.parametrize("missing", ["value", "grad", "value_fn"])
-def test_missing_extra_arguments_are_named(missing):
-    tx, x = scale_by_hager_zhang_linesearch(), jnp.ones(2)
-    extras = {"value": 2.0, "grad": 2 * x, "value_fn": lambda x: jnp.sum(x**2)}
-    del extras[missing]
-    with pytest.raises(ValueError, match=f"`{missing}`"):
-        tx.update(-x, tx.init(x), x, **extras)
 
 
 def test_at_the_minimum_failed_searches_are_short_and_nothing_is_lost():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nlcg_optax import Status, minimize
+from tests.minimization.test_verdicts import START, fit, observations
 
 
 def steep(x):  # overflows in float32 from 4.44 on
@@ -29,3 +30,11 @@ def test_a_nan_of_the_function_is_found():
     # Also of its gradient alone, at zero, where the run ends with a finite value.
     with jax.debug_nans(True), pytest.raises(FloatingPointError):
         minimize(root, jnp.full(2, 1.0), max_evaluations=2)
+
+
+@pytest.mark.parametrize("mode", [jax.debug_nans, jax.debug_infs])
+def test_no_number_of_a_run_alarms_jaxs_debugging_modes(mode):
+    y = observations(0).astype(np.float32)
+    with mode(True):
+        result = minimize(fit, START.astype(np.float32), args=(y,))
+        assert bool(result.success)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nlcg_optax import Status, minimize
-from tests.minimization.test_verdicts import growth
+from tests.minimization.test_second_look import growth
 
 T = np.linspace(77.0, 760.0, 14)
 NOISE = 0.1 * np.random.default_rng(0).normal(size=14)

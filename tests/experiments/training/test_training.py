@@ -14,7 +14,6 @@ from experiments.training import (
     check_finite,
     compile_program,
     evaluation,
-    hyperparameters_of,
     make_program,
     run_epochs,
 )
@@ -67,12 +66,6 @@ def test_vmapped_and_sequential_grids_give_the_same_runs(few_digits):
             together["loss"][row], alone.metrics["loss"], rtol=2e-4
         )
         np.testing.assert_allclose(alone.metrics["learning_rate"], rate, rtol=1e-6)
-
-
-def test_an_option_with_the_name_of_the_l2_factor_is_refused():
-    config = RunConfig(optimizer_options={"l2": 0.5}, l2=0.01)
-    with pytest.raises(ValueError, match="has l2=0.5, the name of .* l2=0.01; the opt"):
-        hyperparameters_of(config)
 
 
 def test_sgd_takes_the_steps_of_a_plain_loop(few_digits):
