@@ -146,6 +146,8 @@ def nlcg(
     is_noisy = linesearch is None and not is_constant
     if beta_max is None:
         beta_max = BETA_MAX if is_noisy else jnp.inf
+    elif is_noisy:
+        validation.check_non_negative("beta_max", beta_max)
     if beta_smoothing is None:
         beta_smoothing = BETA_SMOOTHING if is_noisy else 0.0
     parts = [

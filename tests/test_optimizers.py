@@ -285,3 +285,8 @@ def test_missing_loss_is_named():
     params = jnp.ones(2)
     with pytest.raises(ValueError, match="update needs `value`"):
         tx.update(params, tx.init(params), params)
+
+
+def test_an_upper_bound_of_beta_below_the_lower_one_is_named():
+    with pytest.raises(ValueError, match="beta_max=-1.0 must be"):
+        nlcg(0.1, beta_max=-1.0)

@@ -25,7 +25,7 @@ from nlcg_optax.preconditioners.matrices import (
     vector_mask,
     widened,
 )
-from nlcg_optax.preconditioners.nested import with_sign_checked
+from nlcg_optax.preconditioners.nested import for_leaves, with_sign_checked
 from nlcg_optax.transformation import transformation
 from nlcg_optax.wrappers.not_schedules import not_schedules
 from nlcg_optax.xla.automatic_sharding import with_automatic_sharding
@@ -174,7 +174,7 @@ def scale_by_kronecker(
         mask = are_vectors if graft else None
         transform_diagonal = with_sign_checked("diagonal", diagonal, mask)
     if not graft:
-        transform_diagonal = optax.masked(transform_diagonal, are_vectors)
+        transform_diagonal = for_leaves(transform_diagonal, are_vectors)
     options = _Options(
         decay,
         refresh_period,

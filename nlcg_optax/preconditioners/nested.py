@@ -15,6 +15,7 @@ from nlcg_optax.xla.automatic_sharding import explained_explicit_axes
 
 AXES_REMEDY = "the default runs on both kinds"
 IDENTITY = optax.identity()  # whose sign needs no check
+TREES = ("previous_direction", "grad")  # extra arguments like the parameters
 
 
 class NestedDiagnostics(NamedTuple):
@@ -49,6 +50,47 @@ class _Options(NamedTuple):
     name: str
     inner: optax.GradientTransformationExtraArgs
     mask: Callable[[PyTree], PyTree] | None
+
+
+def for_leaves(
+    tx: optax.GradientTransformation, mask: Callable[[PyTree], PyTree]
+) -> optax.GradientTransformationExtraArgs:
+    """``optax.masked`` that cuts the extra arguments `TREES` to the mask, too.
+
+    Its option ``mask_compatible_extra_args`` also replaces the value and functions
+    where the tree is a single leaf.
+
+    Args:
+      tx: the transformation of some leaves.
+      mask: function from the updates to a tree of booleans, True for these leaves.
+
+    Returns:
+      The transformation, with the state of ``optax.masked``.
+
+    Examples:
+      >>> flip = lambda g, s, p=None, *, grad: (jax.tree.map(jnp.negative, grad), s)
+      >>> tx = optax.GradientTransformationExtraArgs(lambda params: (), flip)
+      >>> tx = for_leaves(tx, lambda tree: {"a": True, "b": False})
+      >>> tree = {"a": 1., "b": 2.}
+      >>> tx.update(tree, tx.init(tree), grad={"a": 3., "b": 4.})[0]["b"]
+      2.0
+    """
+    masked = optax.masked(tx, mask)
+
+    def update_fn(
+        updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, Any]:
+        flags = mask(updates)
+        for name in TREES:
+            if extra_args.get(name) is not None:
+                extra_args[name] = jax.tree.map(
+                    lambda is_kept, leaf: leaf if is_kept else optax.MaskedNode(),
+                    flags,
+                    extra_args[name],
+                )
+        return masked.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(masked.init, update_fn)
 
 
 def with_sign_checked(

@@ -21,7 +21,7 @@ from nlcg_optax.preconditioners.matrices import (
     vector_mask,
     widened,
 )
-from nlcg_optax.preconditioners.nested import with_sign_checked
+from nlcg_optax.preconditioners.nested import for_leaves, with_sign_checked
 from nlcg_optax.transformation import transformation
 from nlcg_optax.wrappers.not_schedules import not_schedules
 from nlcg_optax.xla.automatic_sharding import with_automatic_sharding
@@ -96,7 +96,8 @@ def scale_by_orthogonalization(
 
     Raises:
       ValueError: if an argument is out of its range.
-      TypeError: if ``vectors`` is not a transformation.
+      TypeError: if ``vectors`` is not a transformation or, in ``init``, a leaf is
+        complex and the normalization is ``"schatten"``.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -115,7 +116,7 @@ def scale_by_orthogonalization(
     _check_coefficients(coefficients, steps)
     if vectors is not None:
         validation.check_transformation("vectors", vectors)
-    transform_vectors = optax.masked(
+    transform_vectors = for_leaves(
         second_moment() if vectors is None else with_sign_checked("vectors", vectors),
         vector_mask(weight_dimension_numbers),
     )
@@ -144,7 +145,13 @@ class _Options(NamedTuple):
 
 
 def _init(options: _Options, params: PyTree) -> ScaleByOrthogonalizationState:
-    checked_dtypes(params)
+    dtypes = checked_dtypes(params)
+    is_complex = any(jnp.issubdtype(x, jnp.complexfloating) for x in dtypes)
+    if is_complex and options.normalization == "schatten":
+        others = NORMALIZATIONS[:-1]
+        raise TypeError(
+            f"normalization='schatten' is for real parameters; allowed are {others}"
+        )
     return ScaleByOrthogonalizationState(
         options.vectors.init(jax.tree.map(widened, params))
     )

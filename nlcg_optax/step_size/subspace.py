@@ -112,7 +112,9 @@ def scale_by_subspace_step(
     parallel in its metric, the step is along u alone with
     :math:`a = g^\top u / ((1 + \lambda)\, u^\top B u)`. If :math:`u^\top B u` is not
     positive, the last a is used; at first, the absolute value of this a. If something
-    is not finite, or u is zero, the update is zero.
+    that is measured is not finite, or u is zero then, the update is zero. Between two
+    measurements (``refresh_period``) an entry that is not finite is zero, and the last
+    a and b apply to whatever u is, also to zero.
 
     Args:
       curvature: ``"hessian"``, for which ``update`` needs ``value_fn`` (or ``hvp_fn``

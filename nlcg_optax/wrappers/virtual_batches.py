@@ -72,8 +72,10 @@ def virtual_batch(
 
     Returns:
       A transformation whose ``update`` takes the extra arguments ``value`` and
-      ``grad`` (both optional) and passes their averages on to ``tx``; all others pass
-      unmodified, so a ``value_fn`` should be the loss of the whole virtual batch.
+      ``grad`` (both optional). ``tx`` gets the average of the values and, as ``grad``,
+      that of the updates, which must therefore be gradients: nothing may change them
+      before. All others pass unmodified, so a ``value_fn`` should be the loss of the
+      whole virtual batch.
 
     Raises:
       ValueError: if ``micro_batches`` is not an integer of at least 1.

@@ -12,6 +12,7 @@ import pytest
 from nlcg_optax import (
     diagnostics,
     nlcg,
+    scale_by_diagonal_secant,
     scale_by_kronecker,
     scale_by_orthogonalization,
 )
@@ -278,3 +279,28 @@ def test_a_gradient_whose_square_overflows_leaves_the_state_of_vectors_as_it_was
 def test_a_vectors_argument_that_is_no_transformation():
     with pytest.raises(TypeError, match="vectors=3 is a int"):
         scale_by_orthogonalization(vectors=3)
+
+
+@pytest.mark.parametrize("make", [scale_by_orthogonalization, scale_by_kronecker])
+def test_what_is_nested_for_vectors_gets_the_previous_direction_of_vectors(make):
+    given = {"vectors": scale_by_diagonal_secant(0.1)}
+    if make is scale_by_kronecker:
+        given = {"diagonal": given["vectors"], "graft": False}
+    tx, alone = make(**given), scale_by_diagonal_secant(0.1)
+    params = {"b": jnp.ones(2), "w": jnp.ones([3, 2])}
+    state, state_alone = tx.init(params), alone.init({"b": params["b"]})
+    for g, d in (([1.0, -2.0], [0.0, 0.0]), ([3.0, 1.0], [2.0, 1.0])):
+        grads = {"b": jnp.array(g), "w": jnp.ones([3, 2])}
+        direction = {"b": jnp.array(d), "w": jnp.ones([3, 2])}
+        z, state = tx.update(grads, state, params, previous_direction=direction)
+        expected, state_alone = alone.update(
+            {"b": grads["b"]}, state_alone, previous_direction={"b": direction["b"]}
+        )
+        np.testing.assert_allclose(z["b"], expected["b"], rtol=1e-6)
+    assert np.abs(z["b"] - grads["b"]).max() > 0.1
+
+
+def test_schatten_is_for_real_matrices():
+    tx = scale_by_orthogonalization(normalization="schatten")
+    with pytest.raises(TypeError, match="normalization='schatten' is for real"):
+        tx.init(jnp.ones([2, 2], jnp.complex64))
