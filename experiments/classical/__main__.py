@@ -6,6 +6,7 @@ are not run again; the table and the picture are made from the records.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -158,8 +159,9 @@ class Worker:
         """
         process = self._process or self._start()
         assert process.stdin is not None
-        process.stdin.write(json.dumps(task) + "\n")
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended: there is no answer
+            process.stdin.write(json.dumps(task) + "\n")
+            process.stdin.flush()
         line = _line_of(process, patience)
         if not line:
             status = _status_of(process)
@@ -207,7 +209,8 @@ class Worker:
     def close(self) -> None:
         """Ends the process."""
         if self._process is not None:
-            with self._process as process:  # closes its pipes
+            # Closes its pipes; one may hold a task that was not sent.
+            with contextlib.suppress(BrokenPipeError), self._process as process:
                 process.kill()
             self._process = None
         if self._errors is not None:

@@ -51,6 +51,11 @@ def test_a_crash_counts_as_not_solved_and_records_name_what_made_them(run):
     [
         ("import no_such_package", "did not start; (?s:.*)No module named 'no_such_pa"),
         (READY + "sys.exit('no memory')", "exited with status 1 (?s:.*)no memory"),
+        # No task can be sent to this one.
+        (
+            "import os; os.close(0)\n" + READY + "sys.exit('no memory')",
+            "exited with status 1 (?s:.*)no memory",
+        ),
     ],
 )
 def test_a_worker_that_ends_by_itself_is_an_error_and_no_record(
