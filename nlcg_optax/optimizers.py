@@ -147,7 +147,7 @@ def nlcg(
     if beta_max is None:
         beta_max = BETA_MAX if is_noisy else jnp.inf
     elif is_noisy:
-        validation.check_non_negative("beta_max", beta_max)
+        validation.check_at_least("beta_max", beta_max, 0.0)
     if beta_smoothing is None:
         beta_smoothing = BETA_SMOOTHING if is_noisy else 0.0
     parts = [

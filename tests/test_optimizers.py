@@ -287,6 +287,14 @@ def test_missing_loss_is_named():
         tx.update(params, tx.init(params), params)
 
 
-def test_an_upper_bound_of_beta_below_the_lower_one_is_named():
-    with pytest.raises(ValueError, match="beta_max=-1.0 must be"):
-        nlcg(0.1, beta_max=-1.0)
+@pytest.mark.parametrize("beta_max", [-1.0, float("nan")])
+def test_an_upper_bound_of_beta_below_the_lower_one_is_named(beta_max):
+    with pytest.raises(ValueError, match=f"beta_max={beta_max} must be at least 0"):
+        nlcg(0.1, beta_max=beta_max)
+
+
+def test_without_a_line_search_beta_may_be_unbounded_above():
+    rule = lambda _: jnp.float32(1.5)
+    tx = nlcg(0.05, rule, beta_smoothing=0.0, beta_max=jnp.inf)
+    _, betas = trajectory(tx, steps=2)
+    assert betas == [0.0, 1.5]
