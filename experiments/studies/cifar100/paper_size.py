@@ -11,8 +11,8 @@ place of the paper's ResNet-32; on a GPU in 32x32, after checks of the device.
 3. The best three of these at full length, on all images.
 4. What the batch costs: the best baseline at a sixteenth of the batch, searched in the
    same way, for as many epochs.
-5. The best three at half the rates, since a rate that is found at a tenth of the length
-   may be too large for all of it.
+5. The best three at half and at twice the rates, since a rate that is found at a tenth
+   of the length need not be the best for all of it.
 
 With the ResNet-8 the first stage comes last: this size is meant for the other
 stages, which take a day with the paper's network.
@@ -61,7 +61,13 @@ UNTOUCHED = "tuning_free_nlcg"
 LONGEST = 3  # methods of the search that run at full length
 TENTH, SIXTEENTH = 10, 16
 # Folders of the runs of full length, and what a table calls their recipes.
-RECIPES = {"paper": "the paper's", "long": "tuned", "halved": "tuned, half the rate"}
+RECIPES = {
+    "paper": "the paper's",
+    "long": "tuned",
+    "halved": "tuned, half the rate",
+    "doubled": "tuned, twice the rate",
+}
+FACTORS = {"halved": 0.5, "doubled": 2.0}  # of the rates that the search finds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +170,7 @@ def stages(size: PaperSize, out: Path, runner: Runner) -> list[Stage]:
         sweep_stage(search(size), out / "search"),
         Stage(LONGEST + 1, lambda: iter([[*long_runs(size, out), untouched]])),
         Stage(whole.most_runs + 1, lambda: cost_of_batch(size, out)),
-        Stage(LONGEST, lambda: iter([halved_runs(size, out)])),
+        Stage(len(FACTORS) * LONGEST, lambda: iter([runs_at_other_rates(size, out)])),
     ]
     return [
         *([] if size.checks == "none" else [jobs_stage([checks])]),
@@ -224,13 +230,18 @@ def long_runs(size: PaperSize, out: Path) -> list[PlannedRun]:
     return [_planned(_long(size, record.config), out / "long") for record in best]
 
 
-def halved_runs(size: PaperSize, out: Path) -> list[PlannedRun]:
-    """The runs of full length with half of their learning rates."""
-    configs = [
-        dataclasses.replace(run.config, learning_rate=run.config.learning_rate / 2)
+def runs_at_other_rates(size: PaperSize, out: Path) -> list[PlannedRun]:
+    """The runs of full length at half their learning rates, then at twice them."""
+    return [
+        _planned(
+            dataclasses.replace(
+                run.config, learning_rate=factor * run.config.learning_rate
+            ),
+            out / folder,
+        )
+        for folder, factor in FACTORS.items()
         for run in long_runs(size, out)
     ]
-    return [_planned(config, out / "halved") for config in configs]
 
 
 def cost_of_batch(size: PaperSize, out: Path) -> Iterator[Sequence[Job]]:

@@ -84,18 +84,21 @@ def test_the_untouched_and_the_best_three_run_at_full_length(
         "muon",  # the best baseline, at a sixteenth of the batch
     ]
     assert long[-1].startswith("batch_4-")
-    halved = paper_size.halved_runs(SMALL_SIZES[name], tmp_path)
-    assert [run.path for run in halved] == runner.ran[-3:]
-    for run, full in zip(
-        halved, paper_size.long_runs(SMALL_SIZES[name], tmp_path), strict=True
-    ):
-        assert run.config.learning_rate == full.config.learning_rate / 2
-        assert run.path.name == full.path.name
+    others = paper_size.runs_at_other_rates(SMALL_SIZES[name], tmp_path)
+    assert [run.path for run in others] == runner.ran[-6:]
+    full = paper_size.long_runs(SMALL_SIZES[name], tmp_path)
+    assert [run.path.name for run in others] == 2 * [run.path.name for run in full]
+    factors = [
+        run.config.learning_rate / tuned.config.learning_rate
+        for run, tuned in zip(others, 2 * full, strict=True)
+    ]
+    assert factors == [0.5] * 3 + [2.0] * 3
     text = paper_size.write_table(tmp_path)
     assert (tmp_path / "paper_size.md").read_text(encoding="utf-8") == text
     assert text.count("the paper's") == len(paper_size.PAPER_ROWS)
     assert text.count("| tuned |") == len(long) - 1
     assert text.count("| tuned, half the rate |") == 3
+    assert text.count("| tuned, twice the rate |") == 3
     assert text.count("| untouched |") == 1
 
 
@@ -105,7 +108,7 @@ def test_with_the_small_network_the_tuned_rows_come_first(tmp_path):
     assert run_study(planned, runner, rich.console.Console(file=io.StringIO()))
     folders = [path.relative_to(tmp_path).parts[0] for path in runner.ran]
     assert list(dict.fromkeys(folders)) == [
-        *("search", "long", "small_batch", "halved", "paper")
+        *("search", "long", "small_batch", "halved", "doubled", "paper")
     ]
     assert len(set(runner.ran)) == len(runner.ran)
     long = [path.stem for path in runner.ran if path.parent.name == "long"]
