@@ -18,6 +18,9 @@ step of a few roundings of x is the normal of the wall. Without its component al
 normal, the gradient leads along the valley, in any units.
 """
 
+import functools
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -52,6 +55,22 @@ LOOKS = 2 * SEARCHES_IN_UNITS
 # far less along a plateau than the bound assumes.
 LEFT_BY_SLOPE, LEFT_BY_SIZE = (0.1, 100.0), (100.0, 0.1)
 MOST_FALL = 100.0  # of f, in units of what a slope promises; concave f may exceed one
+
+
+class _Steepest(NamedTuple):
+    """The steepest ascent in units of the parameters.
+
+    Attributes:
+      relative: r, one entry for each parameter.
+      square: its squared norm.
+      largest: its largest absolute entry.
+      may_descend: whether it is large enough to hide a descent.
+    """
+
+    relative: PyTree
+    square: jax.Array
+    largest: jax.Array
+    may_descend: jax.Array
 
 
 def found_descent(state: MinimizeState, taken: Taken) -> jax.Array:
@@ -93,32 +112,20 @@ def second_look(limits: Limits, state: MinimizeState, look: jax.Array) -> Minimi
     point = jax.tree.map(chosen, state.candidate, state.best)
     params = jax.tree.map(chosen, state.current, state.best_params)
     value = point.value
+    change = difference(state.candidate.grad, point.grad)
+    steepest = functools.partial(_steepest, limits, state, value, point.grad, change)
     by_size, units = jnp.ones([], jnp.bool_), params
     if state.start_grad is not None:
         by_slope = _units_by_slope(state, value, params)
         by_size = look > SEARCHES_IN_UNITS
-        by_size |= ~_hides_descent(limits, state, by_slope, point.grad)
+        by_size |= ~steepest(by_slope, look, LEFT_BY_SLOPE).may_descend
         units = jax.tree.map(
             lambda size, slope: jnp.where(by_size, size, slope), params, by_slope
         )
     look = jnp.where(by_size, jnp.maximum(look, SEARCHES_IN_UNITS + 1), look)
-    is_last = look % SEARCHES_IN_UNITS == 0
     is_near = look % SEARCHES_IN_UNITS == NEIGHBOR
-    relative = jax.tree.map(jnp.multiply, units, point.grad)
-    change = difference(state.candidate.grad, point.grad)
-    normal = jax.tree.map(jnp.multiply, units, optax.tree.cast_like(change, params))
-    n_r, n_n = vdots([(normal, relative), (normal, normal)], dtype=scale.dtype)
-    projects = is_last & (n_n > 0)
-    part = jnp.where(projects, n_r / jnp.where(projects, n_n, 1), 0)
-    relative = difference(relative, jax.tree.map(lambda n: times(part, n), normal))
-    relative = optax.tree.cast_like(relative, params)
-    (square,), (largest,) = products_and_maxima(
-        [(relative, relative)], [relative], dtype=scale.dtype
-    )
     left = jnp.where(by_size, *jnp.asarray([LEFT_BY_SIZE, LEFT_BY_SLOPE], scale.dtype))
-    looks = may_hide_descent(limits, state.sizes, value, square, *left)
-    looks &= jnp.isfinite(square) & (square > 0) & jnp.isfinite(part)
-    looks &= ~is_last | projects
+    relative, square, largest, looks = steepest(units, look, left)
     slope = -jnp.where(looks, square, 1)
     # The first trial changes the parameter that moves most by its unit.
     step = trial_step.first_step(value, slope, jnp.ones_like(value), largest)
@@ -163,11 +170,29 @@ def _units_by_slope(state: MinimizeState, value: jax.Array, params: PyTree) -> P
     return jax.tree.map(unit, params, state.start_grad)
 
 
-def _hides_descent(
-    limits: Limits, state: MinimizeState, units: PyTree, grad: PyTree
-) -> jax.Array:
+def _steepest(
+    limits: Limits,
+    state: MinimizeState,
+    value: jax.Array,
+    grad: PyTree,
+    change: PyTree,
+    units: PyTree,
+    look: jax.Array,
+    left: Any,
+) -> _Steepest:
+    """The gradient in units, in the last search of a kind without its part along z."""
     relative = jax.tree.map(jnp.multiply, units, grad)
-    (square,) = vdots([(relative, relative)], dtype=state.scale.dtype)
-    value = state.best.value
-    found = may_hide_descent(limits, state.sizes, value, square, *LEFT_BY_SLOPE)
-    return found & jnp.isfinite(square)
+    change = optax.tree.cast_like(change, units)
+    normal = jax.tree.map(jnp.multiply, units, change)
+    n_r, n_n = vdots([(normal, relative), (normal, normal)], dtype=state.scale.dtype)
+    is_last = look % SEARCHES_IN_UNITS == 0
+    projects = is_last & (n_n > 0)
+    part = jnp.where(projects, n_r / jnp.where(projects, n_n, 1), 0)
+    relative = difference(relative, jax.tree.map(lambda n: times(part, n), normal))
+    relative = optax.tree.cast_like(relative, units)
+    (square,), (largest,) = products_and_maxima(
+        [(relative, relative)], [relative], dtype=state.scale.dtype
+    )
+    may_descend = may_hide_descent(limits, state.sizes, value, square, *left)
+    may_descend &= jnp.isfinite(square) & (square > 0) & jnp.isfinite(part)
+    return _Steepest(relative, square, largest, may_descend & (~is_last | projects))
