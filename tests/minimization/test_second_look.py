@@ -137,6 +137,36 @@ def test_a_plateau_that_still_descends_is_no_minimum():
     np.testing.assert_allclose(result.x, expected, rtol=1e-5)
 
 
+def test_a_valley_of_three_parameters_is_followed_in_units_of_sizes():
+    """The Antoine equation, log10 p = A - B / (C + t), for boiling water.
+
+    The eigenvalues of its Hessian are 30, 6e-4 and 1e-8. Beside the steepest wall
+    nothing is left of the gradient in units of slopes.
+    """
+    t = np.linspace(7.0, 97.0, 15)
+    noise = 1e-3 * np.random.default_rng(0).standard_normal((8, 15))
+    y = 8.07 - 1730.0 / (233.4 + t) + noise
+
+    def misfit(p, t, y):
+        return jnp.sum((p[0] - p[1] / (t + p[2]) - y) ** 2)
+
+    start, t32 = np.array([8.0, 1500.0, 200.0], np.float32), t.astype(np.float32)
+    solve = jax.vmap(lambda y: minimize(misfit, start, args=(t32, y)))
+    result = jax.jit(solve)(y.astype(np.float32))
+    assert np.all(result.success)
+    eps = float(np.finfo(np.float32).eps)
+    for target, found in zip(y, np.asarray(result.x, np.float64), strict=True):
+        p = np.array([8.07, 1730.0, 233.4])
+        for _ in range(30):  # Gauss-Newton
+            jacobian = np.stack([np.ones(15), -1 / (t + p[2]), p[1] / (t + p[2]) ** 2])
+            errors = p[0] - p[1] / (t + p[2]) - target
+            p -= np.linalg.lstsq(jacobian.T, errors, rcond=None)[0]
+        least = misfit(p, t, target)
+        # The two terms of an error are about 8, so it is rounded by up to 16 eps.
+        rounding = 2 * np.sqrt(15 * least) * 16 * eps
+        assert misfit(found, t, target) - least <= 100 * rounding
+
+
 def test_the_last_look_is_orthogonal_to_the_change_of_the_gradient_at_the_neighbor():
     def wall(x):
         return x[0] + 1e6 * (x[0] ** 2 + x[1] ** 2 - 1) ** 2
