@@ -101,8 +101,9 @@ def second_look(limits: Limits, state: MinimizeState, look: jax.Array) -> Minimi
       look: the number of the search, 1 to `LOOKS`.
 
     Returns:
-      The state of that search, in which the final status is put off; the unchanged
-      state if the gradient is too small to hide a descent.
+      The state of that search, in which the final status is put off. If the gradient in
+      units of slopes is too small to hide a descent, the state of the first search in
+      units of sizes; if it is too small there, too, the unchanged state.
     """
     scale, is_first = state.scale, look == 1
 
