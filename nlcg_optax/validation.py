@@ -176,7 +176,8 @@ def check_seed(name: str, value: Any) -> None:
 def check_rate(name: str, value: Any, remedy: str = "") -> None:
     """Raises TypeError unless ``value`` is a number or a schedule.
 
-    ``remedy`` says what was probably meant. A non-finite number raises ValueError.
+    ``remedy`` says what was probably meant. A number that is negative or not finite
+    raises ValueError.
     """
     is_scalar = hasattr(value, "dtype") and np.ndim(value) == 0
     if not (is_scalar or isinstance(value, numbers.Real) or callable(value)):
@@ -184,8 +185,10 @@ def check_rate(name: str, value: Any, remedy: str = "") -> None:
             f"{name}={value!r} is a {type(value).__name__}; allowed are a number and a "
             f"schedule, a function of the step count{remedy}"
         )
-    if not (_is_array(value) or callable(value) or math.isfinite(value)):
-        raise ValueError(f"{name}={value!r} must be finite")
+    if _is_array(value) or callable(value):
+        return
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}={value!r} must be finite and not below 0")
 
 
 def check_float_dtype(name: str, value: Any) -> None:
@@ -303,12 +306,13 @@ def require(
     """
     if value is None:
         call = "" if name == "params" else f", {name}=..."
+        passed_on = call and "; a wrapper must pass it on"
         others = [other for other in given if other != name]
         close = [other for other in others if is_near_miss(other, name)]
         hint = f" (is `{close[0]}` misspelled?)" if close else ""
         raise ValueError(
             f"{transformation}: update needs `{name}` ({why}), but got None{hint}; "
-            f"call update(grads, state, params{call})"
+            f"call update(grads, state, params{call}){passed_on}"
         )
     return value
 

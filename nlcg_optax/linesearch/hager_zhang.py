@@ -214,10 +214,12 @@ def _update(
     )._replace(max_evaluations=given.max_evaluations)  # an integer
     start_value = jnp.asarray(value).astype(acc)
     error = trial_step.observe(state.error, start_value)
-    search, resolution = _start(
+    search, resolution, usable = _start(
         options, updates, state, params, grad, start_value, error
     )
     _warn_of_the_sign(search.start_slope)
+    # Otherwise what is known of the parameters, which do not move, is kept: one NaN
+    # would come back from the state in every later step.
     # Not at once: the first long search in rounding often finds a smaller gradient.
     failed_before = (state.count > 0) & ~state.diagnostics.accepted
     end = while_loop(
@@ -228,9 +230,9 @@ def _update(
         _Trial(
             search=search,
             step=jnp.zeros([], acc),
-            value=start_value,
+            value=jnp.where(usable, start_value, state.value),
             slope=search.start_slope,
-            grad=optax.tree.cast_like(grad, state.grad),
+            grad=select(usable, optax.tree.cast_like(grad, state.grad), state.grad),
             num_values=state.diagnostics.num_values,
             num_gradients=state.diagnostics.num_gradients,
         ),
@@ -251,11 +253,15 @@ def _start(
     grad: PyTree,
     start_value: jax.Array,
     error: ErrorEstimate,
-) -> tuple[SearchState, jax.Array]:
-    """A search, failed if the updates do not descend, and its resolution."""
-    (slope,), (params_max, updates_max, fineness) = products_and_maxima(
+) -> tuple[SearchState, jax.Array, jax.Array]:
+    """A search, failed if the updates do not descend; its resolution.
+
+    And whether the value and the gradient are finite.
+    """
+    parts = map(_real_parts, (params, updates, grad))
+    (slope,), (params_max, updates_max, grad_max, fineness) = products_and_maxima(
         [(updates, _ascent(grad))],
-        [_real_parts(params), _real_parts(updates), _fineness(params, updates)],
+        [*parts, _fineness(params, updates)],
         dtype=start_value.dtype,
     )
     fresh = trial_step.first_step(start_value, slope, params_max, updates_max)
@@ -271,7 +277,8 @@ def _start(
     # ~(slope < 0) is also true if the slope is NaN.
     hopeless = ~(slope < 0) | ~jnp.isfinite(start_value) | ~jnp.isfinite(slope)
     stage = jnp.where(hopeless, wolfe_search.FAILED, search.stage)
-    return search._replace(stage=stage), 1 / fineness
+    usable = jnp.isfinite(start_value) & jnp.isfinite(grad_max)
+    return search._replace(stage=stage), 1 / fineness, usable
 
 
 def _measured(
@@ -368,7 +375,8 @@ def _fineness(params: PyTree, updates: PyTree) -> PyTree:
     def leaf_fineness(x: jax.Array, u: jax.Array) -> jax.Array:
         size = jnp.abs(x)
         unit = size * float(jnp.finfo(size.dtype).eps)
-        return jnp.where(u == 0, 0, jnp.abs(u).astype(unit.dtype) / unit)
+        unit = jnp.where(u == 0, 1, unit)  # zero by zero would alarm `jax.debug_nans`
+        return jnp.abs(u).astype(unit.dtype) / unit
 
     return jax.tree.map(leaf_fineness, _real_parts(params), _real_parts(updates))
 

@@ -158,8 +158,9 @@ def first_step(
     """
 
     def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-        out = numerator / denominator  # of zero by zero: not a number
-        return jnp.where(out > 0, out, jnp.inf)
+        usable = denominator > 0  # zero by zero would alarm `jax.debug_nans`
+        out = numerator / jnp.where(usable, denominator, 1)
+        return jnp.where(usable & (out > 0), out, jnp.inf)
 
     by_params = ratio(
         FRACTION * params_max.astype(value.dtype), direction_max.astype(value.dtype)

@@ -52,7 +52,7 @@ def divide_by_diagonal(
         quotient = wide * reciprocal.astype(wide.dtype)
         return stored(quotient, g.dtype)
 
-    if isinstance(active, jax.Array):
+    if jax.tree_util.all_leaves([active]):  # a NumPy boolean after a restore
         flag = active
         active = jax.tree.map(lambda _: flag, grad)
     return jax.tree.map(divided, grad, diagonal, active)

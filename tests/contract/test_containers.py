@@ -18,6 +18,7 @@ from tests.contract.running import (
     OF_SCALARS,
     WIDE,
     compiled_step,
+    each_row,
     each_row_with_one,
     make_step,
     small_loss,
@@ -56,6 +57,19 @@ def test_a_restored_state_takes_the_same_next_step(row, saved, tmp_path):
     chex.assert_trees_all_equal_structs(restored, carry)
     chex.assert_trees_all_equal_dtypes(restored, carry)
     chex.assert_trees_all_equal(step(*restored), step(*carry))
+
+
+@each_row(
+    without=OF_SCALARS, fast=("hutchinson", "secant_hvp", "curvature", "hager_zhang")
+)
+def test_outside_of_jit_a_state_of_numpy_arrays_takes_the_same_next_step(row):
+    """Some ways to restore a state return them."""
+    tx, step = compiled_step(row.name)
+    carry = step(*step(small_params(), tx.init(small_params())))
+    eager = make_step(row, tx, small_loss)
+    found, expected = eager(*jax.device_get(carry)), eager(*carry)
+    chex.assert_trees_all_equal_structs(found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
 
 
 @struct.dataclass

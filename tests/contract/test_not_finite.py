@@ -5,12 +5,16 @@ import jax
 import jax.numpy as jnp
 
 from tests.contract.running import KEY, each_row, extra_args, small_loss, small_params
-from tests.contract.table import ROWS
 
 # What keeps the last gradient as it is makes nothing of one that is not finite; see
 # tests of these parts.
-KEEPS_IT = {row.name: "a search keeps the last value" for row in ROWS if row.searches}
-KEEPS_IT["limited_memory alone"] = "the next update takes no pair"
+KEEPS_IT = {
+    "limited_memory alone": "the next update takes no pair",
+    "hager_zhang of L-BFGS": "Optax's memory takes every gradient",
+    **dict.fromkeys(
+        ("zoom", "backtracking", "backtracking_rms"), "a search of Optax's keeps it"
+    ),
+}
 
 
 @each_row(without=KEEPS_IT, fast=KEY)
