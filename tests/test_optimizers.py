@@ -253,6 +253,7 @@ def test_tuning_free_solves_least_squares(num_steps):
             "beta_max='1' is a str; allowed is a real number",
         ),
         (lambda: nlcg(float("nan")), ValueError, "learning_rate=nan must be finite"),
+        (lambda: nlcg(-0.1), ValueError, "learning_rate=-0.1 must be .* not below 0"),
         (
             lambda: nlcg(np.array([0.1, 0.2])),
             TypeError,
