@@ -150,6 +150,14 @@ class MinimizeResult(NamedTuple):
         """The names that ``result[name]`` takes."""
         return ("message", *self._fields, "jac", "njev")
 
+    def values(self) -> tuple[Any, ...]:
+        """What ``result[name]`` gives for each of the names."""
+        return tuple(self[name] for name in self.keys())
+
+    def items(self) -> tuple[tuple[str, Any], ...]:
+        """The names with their values."""
+        return tuple(zip(self.keys(), self.values(), strict=True))
+
     def __contains__(self, key: object) -> bool:
         if isinstance(key, str):
             return key in self.keys()

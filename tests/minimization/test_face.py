@@ -188,6 +188,10 @@ def test_the_result_by_scipys_names():
     assert result.get("nit") == result.nit
     assert result.get("hess_inv") is None
     assert {"x", "fun", "message", "success", "nit"} <= set(dict(result))
+    items = dict(result.items())
+    assert tuple(items) == result.keys()
+    assert items["x"] is result.x
+    assert items["message"] == result.values()[0] == result.message
     with pytest.raises(AttributeError, match=r"jax\.hessian"):
         _ = result.hess_inv
     with pytest.raises(KeyError, match=r"jax\.hessian"):
