@@ -176,19 +176,16 @@ def check_seed(name: str, value: Any) -> None:
 def check_rate(name: str, value: Any, remedy: str = "") -> None:
     """Raises TypeError unless ``value`` is a number or a schedule.
 
-    ``remedy`` says what was probably meant. A number that is negative or not finite
-    raises ValueError.
+    A number that is not finite, or below 0, raises ValueError. ``remedy`` says what
+    was probably meant.
     """
-    is_scalar = hasattr(value, "dtype") and np.ndim(value) == 0
-    if not (is_scalar or isinstance(value, numbers.Real) or callable(value)):
+    if not (_is_number(value) or callable(value)):
         raise TypeError(
             f"{name}={value!r} is a {type(value).__name__}; allowed are a number and a "
             f"schedule, a function of the step count{remedy}"
         )
-    if _is_array(value) or callable(value):
-        return
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name}={value!r} must be finite and not below 0")
+    if not callable(value):
+        check_non_negative(name, value)
 
 
 def check_float_dtype(name: str, value: Any) -> None:
@@ -307,8 +304,9 @@ def require(
     if value is None:
         call = "" if name == "params" else f", {name}=..."
         passed_on = call and "; a wrapper must pass it on"
-        others = [other for other in given if other != name]
-        close = [other for other in others if is_near_miss(other, name)]
+        close = [
+            other for other in given if other != name and is_near_miss(other, name)
+        ]
         hint = f" (is `{close[0]}` misspelled?)" if close else ""
         raise ValueError(
             f"{transformation}: update needs `{name}` ({why}), but got None{hint}; "

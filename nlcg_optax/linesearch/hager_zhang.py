@@ -254,9 +254,9 @@ def _start(
     start_value: jax.Array,
     error: ErrorEstimate,
 ) -> tuple[SearchState, jax.Array, jax.Array]:
-    """A search, failed if the updates do not descend; its resolution.
+    """The search and its resolution, and whether value and gradient are finite.
 
-    And whether the value and the gradient are finite.
+    A search along updates that do not descend has failed.
     """
     parts = map(_real_parts, (params, updates, grad))
     (slope,), (params_max, updates_max, grad_max, fineness) = products_and_maxima(
